@@ -1,0 +1,19 @@
+FROM python:3.11-slim-bookworm AS packages
+COPY requirements.lock .
+RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements.lock
+
+FROM python:3.11-slim-bookworm
+RUN useradd --system --uid 10001 --no-create-home strongroom \
+    && install -d -o strongroom -m 0700 /var/lib/strongroom
+COPY --from=packages /venv /venv
+WORKDIR /app
+COPY manage.py .
+COPY config config
+COPY files files
+COPY tenants tenants
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 STRONGROOM_HOME=/var/lib/strongroom STATIC_ROOT=/app/static
+# Collecting static files reads the settings, which want secrets; these open nothing and are not kept.
+RUN SECRET_KEY=none JWT_SIGNING_KEY=none KEYRING=none python manage.py collectstatic --no-input && python -m compileall -q .
+USER strongroom
+EXPOSE 8000
+CMD ["gunicorn", "--config", "config/gunicorn.conf.py", "config.wsgi"]

@@ -1,0 +1,43 @@
+"""Celery carries ticks and schedules, never state: every tick looks for work in the database and does a bounded piece of it."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.schedules import crontab
+from celery.signals import beat_init, setup_logging, task_failure, worker_init
+
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+
+app = Celery("strongroom")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+# A tick expires before the next one, so that a worker that comes back after a day catches up once, not 17,280 times.
+app.conf.beat_schedule = {
+    "files": {"task": "files.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},
+    "tenants": {"task": "tenants.tasks.tick", "schedule": crontab(hour="3", minute="30"), "options": {"expires": 3600}},
+}
+
+
+@worker_init.connect
+@beat_init.connect
+def make_broker_folders(**_: Any) -> None:
+    from django.conf import settings
+
+    if settings.BROKER_URL.startswith("filesystem:"):
+        for folder in ("data_folder_in", "control_folder"):
+            Path(settings.CELERY_BROKER_TRANSPORT_OPTIONS[folder]).mkdir(parents=True, exist_ok=True)
+
+
+@setup_logging.connect
+def keep_our_logging(**_: Any) -> None:
+    """A receiver is all it takes: Celery leaves logging as Django configured it."""
+
+
+@task_failure.connect
+def tell_failure(sender: Any, exception: BaseException, **_: Any) -> None:
+    """In place of Celery's own line (see LOGGING), which has the exception's arguments."""
+    logging.getLogger("strongroom.tasks").error("task failed", exc_info=exception, extra={"task": sender.name})

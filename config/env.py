@@ -1,0 +1,54 @@
+"""Reads settings from the environment; a missing or bad value stops the process and says how to mend it."""
+
+import os
+import stat
+from pathlib import Path
+
+
+class BadSetting(SystemExit):
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"strongroom: {name} {problem}")
+
+
+def text(name: str, default: str = "") -> str:
+    return os.environ.get(name, default).strip()
+
+
+def flag(name: str, *, default: bool) -> bool:
+    value = text(name).lower()
+    if value in {"", "1", "true", "yes", "on"}:
+        return default if value == "" else True
+    if value in {"0", "false", "no", "off"}:
+        return False
+    raise BadSetting(name, f"is {value!r}; use 1 or 0")
+
+
+def integer(name: str, default: int, *, least: int = 0) -> int:
+    value = text(name, str(default))
+    try:
+        number = int(value)
+    except ValueError:
+        raise BadSetting(name, f"is {value!r}; use a whole number") from None
+    if number < least:
+        raise BadSetting(name, f"is {number}; use at least {least}")
+    return number
+
+
+def words(name: str, default: str = "") -> list[str]:
+    """A list from a comma-separated value."""
+    return [word.strip() for word in text(name, default).split(",") if word.strip()]
+
+
+def secret(name: str, *, file: Path | None = None) -> str:
+    """The value of NAME, or the content of the file that NAME_FILE names, or of `file`; it never has a default."""
+    if value := text(name):
+        return value
+    path = Path(text(f"{name}_FILE")) if text(f"{name}_FILE") else file
+    if path is None or not path.is_file():
+        hint = f" (looked in {path})" if path else ""
+        raise BadSetting(name, f"is not set{hint}: set {name} or {name}_FILE, or let bin/run create it")
+    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
+        raise BadSetting(f"{name}_FILE", f"{path} is open to other users: chmod 600 {path}")
+    if not (value := path.read_text().strip()):
+        raise BadSetting(f"{name}_FILE", f"{path} is empty")
+    return value

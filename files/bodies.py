@@ -1,0 +1,139 @@
+"""Request bodies, read as they arrive and never kept: raw ones, and the parts of a form (RFC 7578).
+
+Nothing here lets Django touch the body: its parsers write what is larger than 2.5 MB to a temporary file, in plaintext (A-5).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from multipart import (
+    MultipartError,
+    MultipartSegment,
+    ParserLimitReached,
+    PushMultipartParser,
+    StrictParserError,
+    content_disposition_unquote,
+    parse_options_header,
+)
+
+from files.errors import BadBody, BodyTimeout, FormTooLarge, TooLarge, UnsupportedBody
+
+
+CHUNK = 256 * 1024
+MAX_FORM_PARTS = 1000
+MAX_AROUND_FILES = 1024**2  # bytes of a form that are not its files'
+MAX_FIELD = 64 * 1024  # bytes of one plain form field
+
+
+def announced_length(environ: dict[str, Any]) -> int | None:
+    """Content-Length, or None for a chunked body."""
+    value = environ.get("CONTENT_LENGTH") or ""
+    return int(value) if value.isascii() and value.isdigit() else None
+
+
+def read_body(environ: dict[str, Any]) -> Iterator[bytes]:
+    """The body in pieces. Raises unless it arrives to its end, so that a cut upload is never taken for a whole one (T-14)."""
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() not in {"", "identity"}:
+        raise UnsupportedBody("Send the body without Content-Encoding.", code="content_encoding")
+    stream, left = environ["wsgi.input"], announced_length(environ)
+    if left is None and not environ.get("wsgi.input_terminated"):
+        return  # neither a length nor chunks: there is no body
+    try:
+        while left is None or left > 0:
+            piece = stream.read(CHUNK if left is None else min(CHUNK, left))
+            if not piece:
+                break
+            if left is not None:
+                left -= len(piece)
+            yield piece
+    except TimeoutError:
+        raise BodyTimeout from None
+    except OSError:  # gunicorn's errors for a broken chunk and for a client that went away
+        raise BadBody from None
+    if left:
+        raise BadBody
+
+
+@dataclass
+class Part:
+    """One part of a form. A file part has a filename; its data has to be read before the next part."""
+
+    name: str
+    filename: str | None
+    content_type: str
+    data: Iterator[bytes | bytearray]
+
+
+def read_form(environ: dict[str, Any]) -> Iterator[Part]:
+    """The parts of a multipart/form-data body, in their order."""
+    if (announced_length(environ) or 0) > settings.FILES_MAX_UPLOAD_BYTES + MAX_AROUND_FILES:
+        raise FormTooLarge
+    kind, options = parse_options_header(environ.get("CONTENT_TYPE", ""))
+    if kind != "multipart/form-data":
+        raise UnsupportedBody("Send multipart/form-data with a part named `file`.", code="not_a_form")
+    boundary = options.get("boundary", "")
+    if not 0 < len(boundary) <= 70 or not boundary.isascii():
+        raise BadBody("The Content-Type has no usable boundary (RFC 2046, 5.1.1).", code="bad_form")
+    events = _events(environ, boundary)
+    for event in events:
+        if isinstance(event, MultipartSegment):
+            if any(
+                header == "Content-Transfer-Encoding" and value.lower() not in {"7bit", "8bit", "binary"}
+                for header, value in event.headerlist
+            ):
+                raise UnsupportedBody(
+                    "Send the parts without Content-Transfer-Encoding (RFC 7578, 4.7).", code="transfer_encoding"
+                )
+            data = _data(events)
+            yield Part(event.name, _filename(event), event.content_type or "", data)
+            for _ in data:  # what nobody wanted to read
+                pass
+
+
+def read_field(part: Part) -> str:
+    """The text of a plain form field."""
+    value = bytearray()
+    for piece in part.data:
+        value += piece
+        if len(value) > MAX_FIELD:
+            raise TooLarge(f"The form field is longer than {MAX_FIELD} bytes.", code="field_too_large")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise BadBody("The form field is not UTF-8.", code="bad_form") from None
+
+
+def _filename(segment: MultipartSegment) -> str | None:
+    """As it was sent: the library cuts what looks like a path of an old browser, and nothing is renamed here."""
+    _, options = parse_options_header(segment["Content-Disposition"], unquote=lambda value, _: content_disposition_unquote(value))
+    filename: str | None = options.get("filename")
+    return filename
+
+
+def _events(environ: dict[str, Any], boundary: str) -> Iterator[MultipartSegment | bytearray | None]:
+    parser = PushMultipartParser(boundary, max_segment_count=MAX_FORM_PARTS, strict=True)
+    received = 0
+    try:
+        for piece in read_body(environ):
+            received += len(piece)
+            if received > settings.FILES_MAX_UPLOAD_BYTES + MAX_AROUND_FILES:  # chunked: nobody announced it
+                raise FormTooLarge
+            try:
+                if not parser.closed:
+                    yield from parser.parse(piece)
+            except StrictParserError:
+                parser.close()  # raises unless the form was complete: what follows it is to be ignored (RFC 2046, 5.1.1)
+        parser.close()
+    except ParserLimitReached:
+        raise FormTooLarge("The form has too many parts or a part with too large headers.") from None
+    except (MultipartError, IndexError):  # IndexError: the library on an empty quoted option
+        raise BadBody("The form is malformed.", code="bad_form") from None
+
+
+def _data(events: Iterator[MultipartSegment | bytearray | None]) -> Iterator[bytearray]:
+    for event in events:
+        if not isinstance(event, bytearray):
+            return  # None: the end of the part
+        yield event

@@ -1,0 +1,302 @@
+"""Bytes going out: one file or part of one, or a zip of several, decrypted on the way (RFC 9110 for ranges and conditions).
+
+The first segment needed is fetched and verified before there is a response, so that a missing or altered object is an error
+document and not a broken download. What fails later ends the response visibly short of its Content-Length (INV-02).
+"""
+
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from http import HTTPStatus
+from typing import Final
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from zipstream import ZipStream
+
+from files import access, crypto, errors
+from files.headers import Unsatisfiable, content_disposition, if_match, if_none_match, if_range, parse_range, repr_digest
+from files.models import Cipher, Collection, StoredFile
+from files.names import unique_key
+from files.reading import content_of
+from files.stores import ObjectChanged, StoreError
+from files.transfers import SLOTS, Meter, Transfer, TransferEnded, return_connection
+from tenants import audit
+from tenants.errors import Invalid, NotFound
+from tenants.models import User
+from tenants.retries import retried
+
+
+log = logging.getLogger(__name__)
+
+AUDIT_RANGES_EVERY: Final = timedelta(minutes=15)
+MAX_ARCHIVE_FILES: Final = 100_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request asks of a file: its method and its conditional and range headers."""
+
+    head: bool = False
+    range: str | None = None
+    if_range: str | None = None
+    if_match: str | None = None
+    if_none_match: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response without HTTP's framework: `body` is None for HEAD and 304."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: Transfer | None = None
+
+
+def open_file(
+    file: StoredFile,
+    *,
+    by: User,
+    wanted: Wanted,
+    disposition: str,
+    now: datetime,
+    start: Callable[[], None] | None = None,
+    meter: Meter | None = None,
+) -> Answer:
+    """The answer to a GET or HEAD for `file`, which came from `access`.
+
+    `start` runs in a transaction of its own once the first segment is verified and before a byte leaves; by default it writes the
+    audit row.
+    """
+    if not if_match(wanted.if_match, file.etag):
+        raise errors.PreconditionFailed
+    headers = _headers(disposition, file.filename, file.content_type) | {
+        "ETag": file.etag,
+        "Accept-Ranges": "bytes",
+        "Repr-Digest": repr_digest(file.sha256),
+    }
+    if not if_none_match(wanted.if_none_match, file.etag):
+        # The length that 200 would have, or none at all (RFC 9110, 8.6); Django would write 0.
+        kept = {name: headers[name] for name in ("ETag", "Cache-Control")}
+        return Answer(HTTPStatus.NOT_MODIFIED, kept | {"Content-Length": str(file.length)})
+    first, stop, status = 0, file.length, HTTPStatus.OK
+    if not wanted.head and if_range(wanted.if_range, file.etag):
+        try:
+            part = parse_range(wanted.range, file.length)
+        except Unsatisfiable:
+            raise errors.RangeNotSatisfiable(length=file.length) from None
+        if part:
+            first, stop, status = part.start, part.stop, HTTPStatus.PARTIAL_CONTENT
+            headers["Content-Range"] = part.content_range(file.length)
+    headers["Content-Length"] = str(stop - first)
+    if wanted.head:
+        return Answer(status, headers)
+    body = Transfer(
+        _read(file, first, stop, by=by, now=now),
+        length=stop - first,
+        still_allowed=partial(may_read, by.pk, file.collection_id, file.pk),
+        slots=SLOTS,
+        meter=meter,
+    )
+    _start(body, start or partial(_record_download, file, by, now, first, stop - first))
+    return Answer(status, headers, body)
+
+
+def open_archive(
+    collection: Collection,
+    *,
+    by: User,
+    filenames: Iterable[str],
+    head: bool,
+    now: datetime,
+    start: Callable[[], None] | None = None,
+) -> Answer:
+    """A zip of what `by` can read in a collection, or of the named files: stored, streamed, its exact length known beforehand."""
+    files = access.visible_files(by, collection).order_by("filename", "id")
+    if names := {unique_key(name) for name in filenames}:
+        files = files.filter(name_key__in=names)
+    members = list(files.values_list("pk", "filename", "length", "object_id")[: MAX_ARCHIVE_FILES + 1])
+    if names and len(members) != len(names):
+        raise NotFound
+    if lost := files.filter(status=StoredFile.Status.MISSING).first():
+        raise errors.ObjectMissing(f"The storage has lost the object of {lost.filename}. Name the files that you need.")
+    if len(members) > MAX_ARCHIVE_FILES:
+        raise Invalid("file", f"An archive holds at most {MAX_ARCHIVE_FILES} files; name those you need.")
+    opened = [_Member(pk, object_id, by=by, now=now) for pk, _, _, object_id in members]
+    archive = ZipStream(sized=True)
+    for pieces, (_, filename, length, _) in zip(opened, members, strict=True):
+        archive.add(pieces, filename, size=length)
+    headers = _headers("attachment", f"{collection.slug}.zip", "application/zip") | {"Content-Length": str(len(archive))}
+    if head:
+        return Answer(HTTPStatus.OK, headers)
+    still_allowed = partial(may_read, by.pk, collection.pk, None)
+    body = Transfer(_zip(archive, opened), length=len(archive), still_allowed=still_allowed, slots=SLOTS)
+    _start(body, start or partial(_record_archive, collection, by, now, len(members)))
+    return Answer(HTTPStatus.OK, headers, body)
+
+
+def _start(body: Transfer, record: Callable[[], None]) -> None:
+    """What has to be on record before the first byte leaves."""
+    try:
+        retried(transaction.atomic(record))()
+    except BaseException:
+        body.close()
+        raise
+    return_connection()  # the stream takes no database connection with it (T-15)
+
+
+def may_read(user_id: int, collection_id: int, file_id: int | None) -> bool:
+    """Whether a stream that was allowed to begin may go on: read from the database, because everything may have changed."""
+    user = User.objects.filter(pk=user_id, is_active=True).first()
+    collections = access.visible_collections(user).filter(pk=collection_id) if user else Collection.objects.none()
+    return (collections.filter(files=file_id) if file_id else collections).exists()
+
+
+def _read(file: StoredFile, start: int, stop: int, *, by: User, now: datetime) -> Generator[bytes, None, None]:
+    """Plaintext [start, stop) of a file. What the store and the cipher say of it becomes a problem, and known to the operator."""
+    try:
+        is_whole_plain = file.cipher == Cipher.NONE and (start, stop) == (0, file.length)
+        with closing(_first_segment_verified(file, start, stop, by=by, now=now)) as read:
+            pieces = _matching(read, file.sha256) if is_whole_plain else read
+            first = next(pieces)
+            if file.status == StoredFile.Status.MISSING:
+                _found_again(file, by, now)
+            yield first
+            yield from pieces
+    except FileNotFoundError as error:
+        with transaction.atomic():
+            row = StoredFile.objects.filter(pk=file.pk, object_id=file.object_id)
+            if not row.update(status=StoredFile.Status.MISSING):
+                raise NotFound from error  # deleted or replaced since the row was read
+            _alarm("file.missing", file, by, now, error)
+        raise errors.ObjectMissing from error
+    except (crypto.CorruptObject, crypto.WrongKey, ObjectChanged) as error:
+        with transaction.atomic():
+            _alarm("file.corrupt", file, by, now, error)
+        raise errors.ObjectCorrupt from error
+    except StoreError as error:
+        raise errors.StoreUnavailable from error
+
+
+def _first_segment_verified(file: StoredFile, start: int, stop: int, *, by: User, now: datetime) -> Generator[bytes, None, None]:
+    """As `content_of(file).read`, and also of an object that was restored by copying, which gave it another ETag."""
+    content = content_of(file)
+    pieces = content.read(start, stop)
+    try:
+        first = next(pieces)
+    except ObjectChanged:
+        if file.cipher == Cipher.NONE:
+            raise  # nothing else proves a part of it
+        # Its size and its tags prove every byte of it. The ETag only has to stay the same from here on.
+        content = replace(content, etag=content.store.stat(content.key).etag)
+        pieces = content.read(start, stop)
+        first = next(pieces)
+        _note_etag(file, content.etag, by, now)
+    with closing(pieces):
+        yield first
+        yield from pieces
+
+
+def _note_etag(file: StoredFile, etag: str, by: User, now: datetime) -> None:
+    with transaction.atomic():
+        if StoredFile.objects.filter(pk=file.pk, object_id=file.object_id).exclude(object_etag=etag).update(object_etag=etag):
+            audit.record("file.etag", by=by, tenant=file.collection.tenant, target=file, now=now, object=str(file.object_id))
+
+
+def _matching(pieces: Iterator[bytes], sha256_hex: str) -> Iterator[bytes]:
+    """A `NONE` content has no tags: its digest is compared before the last piece leaves (INV-02)."""
+    digest, held = sha256(), next(pieces)
+    digest.update(held)
+    for piece in pieces:
+        yield held
+        digest.update(piece)
+        held = piece
+    if digest.hexdigest() != sha256_hex:
+        raise crypto.CorruptObject("the content has another SHA-256 than the row")
+    yield held
+
+
+def _found_again(file: StoredFile, by: User, now: datetime) -> None:
+    with transaction.atomic():
+        if StoredFile.objects.filter(pk=file.pk, status=StoredFile.Status.MISSING).update(status=StoredFile.Status.READY):
+            audit.record("file.found", by=by, tenant=file.collection.tenant, target=file, now=now, object=str(file.object_id))
+
+
+def _alarm(action: str, file: StoredFile, by: User, now: datetime, error: Exception) -> None:
+    log.error(action, extra={"file": str(file.uuid), "object": str(file.object_id), "error": str(error)})
+    audit.record(
+        action, by=by, tenant=file.collection.tenant, target=file, now=now, object=str(file.object_id), error=type(error).__name__
+    )
+
+
+def _record_download(file: StoredFile, by: User, now: datetime, first: int, count: int) -> None:
+    """One row per download; one per person, file and quarter of an hour for the ranges of a client that fetches in pieces."""
+    tenant = file.collection.tenant
+    if count == file.length:
+        audit.record("file.download", by=by, tenant=tenant, target=file, now=now, object=str(file.object_id))
+    elif not audit.seen("file.download_range", by=by, target=file, since=now - AUDIT_RANGES_EVERY):
+        facts: dict[str, str | int] = {"object": str(file.object_id), "first": first, "count": count}
+        audit.record("file.download_range", by=by, tenant=tenant, target=file, now=now, **facts)
+
+
+def _record_archive(collection: Collection, by: User, now: datetime, count: int) -> None:
+    audit.record("collection.archive", by=by, tenant=collection.tenant, target=collection, now=now, files=count)
+
+
+def _headers(disposition: str, filename: str, content_type: str) -> dict[str, str]:
+    return {
+        "Content-Type": content_type,
+        "Content-Disposition": content_disposition(disposition, filename),  # type: ignore[arg-type]
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Cache-Control": "private, no-store",
+        "Cross-Origin-Resource-Policy": settings.FILES_RESOURCE_POLICY,
+        "Referrer-Policy": "no-referrer",
+        "X-Accel-Buffering": "no",  # nginx would spool plaintext (T-9)
+    }
+
+
+class _Member:
+    """One file of an archive, opened when its turn comes. It has to be the content whose length the archive announced."""
+
+    def __init__(self, pk: int, object_id: UUID, *, by: User, now: datetime) -> None:
+        self._pk, self._object_id, self._by, self._now = pk, object_id, by, now
+        self._pieces: Generator[bytes, None, None] | None = None
+        self._first = b""
+
+    def open(self) -> None:
+        """Fetches and verifies the first segment."""
+        files = StoredFile.objects.select_related("collection__tenant", "collection__key")
+        file = files.filter(pk=self._pk, object_id=self._object_id).first()
+        if file is None:
+            raise TransferEnded("a file of the archive was replaced or deleted")
+        self._pieces = _read(file, 0, file.length, by=self._by, now=self._now)
+        self._first = next(self._pieces)
+        return_connection()
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._pieces is None:
+            self.open()
+        assert self._pieces is not None  # noqa: S101  for the type checker
+        yield self._first
+        yield from self._pieces
+        self.close()
+
+    def close(self) -> None:
+        if self._pieces is not None:
+            self._pieces.close()
+
+
+def _zip(archive: ZipStream, members: list[_Member]) -> Generator[bytes, None, None]:
+    try:
+        if members:
+            members[0].open()
+        yield from archive
+    finally:
+        for member in members:
+            member.close()

@@ -1,0 +1,77 @@
+"""The escape hatch: a file's row as JSON, and its plaintext from that row, its object and the keyring. No server, no database."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final
+
+from files import crypto, keys
+from files.models import Key, StoredFile
+
+
+FORMAT: Final = "strongroom/row/v1"
+
+
+def export_row(file: StoredFile) -> dict[str, Any]:
+    """All that opens the object of `file`, but for the master key. Bytes are hex. As secret as the database it comes from."""
+    key = file.collection.key
+    return {
+        "format": FORMAT,
+        "tenant": str(file.collection.tenant_id),
+        "collection": str(file.collection.uuid),
+        "file": str(file.uuid),
+        "object_id": str(file.object_id),
+        "object_key": file.object_key,
+        "filename": file.filename,
+        "length": file.length,
+        "sha256": file.sha256,
+        "cipher": file.cipher,
+        "segment_size": file.segment_size,
+        "header": bytes(file.header).hex(),
+        "key_salt": bytes(file.key_salt).hex(),
+        "key_commitment": bytes(file.key_commitment).hex(),
+        "key": {
+            "id": str(key.id),
+            "purpose": key.purpose,
+            "owner": key.owner,
+            "kek_id": key.kek_id,
+            "wrapped": bytes(key.wrapped or b"").hex(),
+        },
+    }
+
+
+def decrypt(row: dict[str, Any], source: BinaryIO) -> Iterator[bytes]:
+    """Plaintext of the object that `source` reads, in pieces. Raises WrongKey or CorruptObject, ValueError for another format."""
+    if not isinstance(row, dict) or row.get("format") != FORMAT:
+        raise ValueError(f"the row is not of the format {FORMAT}")
+    layout = crypto.layout_of(row["cipher"], length=row["length"], segment_size=row["segment_size"])
+    opener = _opener(row, layout)
+    digest = hashlib.sha256()
+    for index in range(layout.segments):
+        start, end = layout.object_range(index, index + 1)
+        piece = opener.open(index, memoryview(source.read(end - start)))
+        digest.update(piece)
+        yield piece
+    if source.read(1):
+        raise crypto.CorruptObject("the object goes on behind its last segment")
+    if digest.hexdigest() != row["sha256"]:
+        raise crypto.CorruptObject("the plaintext has another SHA-256 than the row")
+
+
+def _opener(row: dict[str, Any], layout: crypto.Layout) -> crypto.Opener:
+    wrapping = row["key"]
+    key = Key(id=wrapping["id"], purpose=wrapping["purpose"], owner=wrapping["owner"], kek_id=wrapping["kek_id"])
+    key.wrapped = bytes.fromhex(wrapping["wrapped"])
+    aad = crypto.associated_data(
+        tenant=row["tenant"],
+        collection=row["collection"],
+        file=row["file"],
+        object_id=row["object_id"],
+        cipher=row["cipher"],
+        segment_size=row["segment_size"],
+    )
+    file_key = crypto.open_file_key(
+        keys.open_key(key), key_salt=bytes.fromhex(row["key_salt"]), aad=aad, commitment=bytes.fromhex(row["key_commitment"])
+    )
+    if row["cipher"] == crypto.NONE:  # and it always was: the commitment binds it
+        return crypto.PlainReader(layout)
+    return crypto.Decryptor(file_key.material, aad=aad, header=bytes.fromhex(row["header"]), layout=layout)

@@ -1,0 +1,59 @@
+"""What lists can be narrowed and ordered by. A value that means nothing is an error, never ignored."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django_filters import rest_framework as filters
+from django_filters.fields import IsoDateTimeField
+from rest_framework.filters import OrderingFilter
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from files.models import Collection, StoredFile
+from tenants.errors import Invalid
+
+
+class MomentField(IsoDateTimeField):
+    def to_python(self, value: Any) -> datetime | None:
+        moment: datetime | None = super().to_python(value)
+        try:
+            return moment and moment.astimezone(UTC)
+        except OverflowError:  # it lies in the calendar of its own time zone only
+            raise ValidationError(self.error_messages["invalid"], code="invalid") from None
+
+
+class MomentFilter(filters.IsoDateTimeFilter):
+    field_class = MomentField
+
+
+class CollectionFilter(filters.FilterSet):
+    tenant = filters.CharFilter(field_name="tenant__slug", max_length=50)
+    search = filters.CharFilter(field_name="display_name", lookup_expr="icontains", max_length=200)
+    purge_before = MomentFilter(field_name="purge_at", lookup_expr="lt")
+
+    class Meta:
+        model = Collection
+        fields: list[str] = []
+
+
+class FileFilter(filters.FilterSet):
+    search = filters.CharFilter(field_name="filename", lookup_expr="icontains", max_length=200)
+    content_type = filters.CharFilter(max_length=127)
+    status = filters.ChoiceFilter(choices=StoredFile.Status.choices)
+
+    class Meta:
+        model = StoredFile
+        fields: list[str] = []
+
+
+class StrictOrdering(OrderingFilter):
+    def remove_invalid_fields(self, queryset: QuerySet[Any], fields: Iterable[str], view: APIView, request: Request) -> list[str]:
+        wanted = list(fields)
+        valid = super().remove_invalid_fields(queryset, wanted, view, request)
+        if valid != wanted:
+            names = ", ".join(name for name, _ in self.get_valid_fields(queryset, view))
+            raise Invalid("ordering", f"Order by {names}, with a hyphen in front for the reverse.")
+        return valid

@@ -1,0 +1,107 @@
+"""Files sent as a form: each part becomes a file of its own or a problem of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rest_framework.exceptions import APIException
+
+from files import errors, uploads
+from files.bodies import Part, read_field, read_form
+from files.models import Collection, StoredFile
+from tenants.errors import Invalid
+from tenants.models import User
+
+
+MAX_NOTES = 10_000
+
+
+@dataclass
+class Outcome:
+    filename: str
+    file: StoredFile | None = None
+    problem: APIException | None = None
+
+
+def receive(environ: dict[str, Any], *, by: User, choose: Callable[[dict[str, str]], Collection], now: datetime) -> list[Outcome]:
+    """Files from the parts named `file`, in their order; `choose` tells the collection from the fields before the first of them.
+
+    A file is committed when the next part begins, so that `notes` may stand behind the last one. What is wrong with the request
+    as a whole is raised; files that were committed before stay.
+    """
+    fields: dict[str, str] = {}
+    collection: Collection | None = None
+    outcomes: list[Outcome] = []
+    pending: _Pending | None = None
+    try:
+        for part in read_form(environ):
+            if part.filename is None:
+                _take_field(fields, part, is_late=collection is not None)
+                continue
+            if part.name != "file":
+                raise Invalid(part.name or "file", "Send files in parts named `file`.", code="unknown_field")
+            if collection is None:
+                collection = choose(fields)
+            if pending:
+                outcomes.append(pending.commit(fields))
+                pending = None
+            pending = _Pending(part, by=by, collection=collection, notes=fields.get("notes", ""), now=now)
+        if pending is None:
+            raise Invalid("file", "Send at least one part named `file` with a filename.", code="required")
+        last, pending = pending, None
+        return [*outcomes, last.commit(fields)]
+    finally:
+        if pending:
+            pending.abandon()
+
+
+class _Pending:
+    """One file whose part has begun and which is not committed."""
+
+    def __init__(self, part: Part, *, by: User, collection: Collection, notes: str, now: datetime) -> None:
+        self._outcome = Outcome(part.filename or "")
+        self._by, self._now = by, now
+        self._incoming: uploads.Incoming | None = None
+        try:
+            self._incoming = uploads.begin(
+                by=by,
+                collection=collection,
+                filename=part.filename or "",
+                content_type=part.content_type,
+                notes=notes,
+                size=None,
+                conditions=None,
+                now=now,
+            )
+            for piece in part.data:
+                self._incoming.write(piece)
+        except BaseException as error:
+            self.abandon()
+            if not isinstance(error, APIException) or isinstance(
+                error, (errors.BadBody, errors.BodyTimeout, errors.FormTooLarge)
+            ):
+                raise  # there is no more of this request
+            self._outcome.problem = error
+
+    def commit(self, fields: dict[str, str]) -> Outcome:
+        if self._incoming and self._outcome.problem is None:
+            try:
+                with self._incoming:
+                    self._outcome.file = self._incoming.commit(by=self._by, now=self._now, notes=fields.get("notes"))
+            except APIException as problem:
+                self._outcome.problem = problem
+        return self._outcome
+
+    def abandon(self) -> None:
+        if self._incoming:
+            self._incoming.abandon()
+
+
+def _take_field(fields: dict[str, str], part: Part, *, is_late: bool) -> None:
+    if part.name in {"collection", "tenant"} and is_late:
+        raise Invalid(part.name, "Send this field before the first file.", code="late_field")
+    value = read_field(part)
+    if "\x00" in value or len(value) > MAX_NOTES:
+        raise Invalid(part.name, f"At most {MAX_NOTES} characters, and no NUL.")
+    fields[part.name] = value

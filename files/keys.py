@@ -1,0 +1,109 @@
+"""Data keys: made, opened and rewrapped here. The keyring wraps them, the table `Key` keeps them."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from django.db import transaction
+
+from files import crypto
+from files.errors import KeyUnavailable
+from files.keyring import keyring
+from files.models import Cipher, Collection, Key, StoredFile
+from tenants import audit
+from tenants.models import User
+
+
+def context(key: Key, *, kek_id: str) -> bytes:
+    """What a wrapping is bound to: it opens in no other row, for no other owner or purpose (INV-05)."""
+    return crypto.encode("strongroom/key", str(key.id), key.purpose, key.owner, kek_id)
+
+
+def create_collection_key(collection: Collection, *, now: datetime) -> Key:
+    """A new random key for a collection that has its uuid and tenant. To be called inside the transaction that saves it."""
+    kek_id, kek = keyring().active
+    key = Key(purpose=Key.Purpose.COLLECTION, owner=collection.key_owner, kek_id=kek_id, created_at=now)
+    key.wrapped = crypto.wrap_key(kek, crypto.new_key(), context=context(key, kek_id=kek_id))
+    key.save(force_insert=True)
+    return key
+
+
+def open_key(key: Key) -> bytes:
+    """The key itself. Raises WrongKey if it was destroyed or the keyring does not open it."""
+    if key.wrapped is None:
+        raise crypto.WrongKey("the key was destroyed")
+    return crypto.unwrap_key(keyring().key(key.kek_id), bytes(key.wrapped), context=context(key, kek_id=key.kek_id))
+
+
+def associated_data(file: StoredFile, collection: Collection) -> bytes:
+    return crypto.associated_data(
+        tenant=str(collection.tenant_id),
+        collection=str(collection.uuid),
+        file=str(file.uuid),
+        object_id=str(file.object_id),
+        cipher=file.cipher,
+        segment_size=file.segment_size,
+    )
+
+
+def sealer_of(file: StoredFile, collection: Collection) -> crypto.Sealer:
+    """What a new content is written with; leaves salt, commitment and header on the row to be."""
+    file.key_salt = crypto.new_salt()
+    aad = associated_data(file, collection)
+    key = crypto.derive_file_key(_collection_key(collection), key_salt=file.key_salt, aad=aad)
+    file.key_commitment = key.commitment
+    sealer: crypto.Sealer = crypto.PlainWriter()
+    if file.cipher != Cipher.NONE:
+        sealer = crypto.Encryptor(key.material, aad=aad, segment_size=file.segment_size)
+    file.header = sealer.header
+    return sealer
+
+
+def opener_of(file: StoredFile, collection: Collection) -> crypto.Opener:
+    """What a content is read with. Raises KeyUnavailable; WrongKey if the row commits to another key, or to another cipher."""
+    aad = associated_data(file, collection)
+    key = crypto.open_file_key(
+        _collection_key(collection), key_salt=bytes(file.key_salt), aad=aad, commitment=bytes(file.key_commitment)
+    )
+    if file.cipher == Cipher.NONE:  # and it always was: the commitment binds it
+        return crypto.PlainReader(file.layout)
+    return crypto.Decryptor(key.material, aad=aad, header=bytes(file.header), layout=file.layout)
+
+
+def _collection_key(collection: Collection) -> bytes:
+    try:
+        return open_key(collection.key)
+    except crypto.WrongKey as error:
+        raise KeyUnavailable from error
+
+
+def rewrap(key: Key) -> bool:
+    """Wraps `key` with the active key-encryption key; False if somebody else changed the row meanwhile."""
+    kek_id, kek = keyring().active
+    wrapped = crypto.wrap_key(kek, open_key(key), context=context(key, kek_id=kek_id))
+    # The other contenders are a second rotation and a purge: neither's write may be undone, least of all a destruction.
+    unchanged = Key.objects.filter(pk=key.pk, kek_id=key.kek_id, wrapped=key.wrapped, destroyed_at=None)
+    return unchanged.update(kek_id=kek_id, wrapped=wrapped) == 1
+
+
+def rotate(*, by: User | None, now: datetime, batch: int = 200) -> Iterator[tuple[int, int]]:
+    """Rewraps every key that is not wrapped by the active one; yields (rewrapped, left) after each batch.
+
+    Reads and writes go on; killed anywhere, the next run goes on where this one stopped. A key that the keyring does not
+    open is passed over and stays among those left.
+    """
+    active, _ = keyring().active
+    due = Key.objects.filter(destroyed_at=None).exclude(kek_id=active).order_by("id")
+    keys = list(due[:batch])
+    while keys:
+        with transaction.atomic():
+            rewrapped = sum(_rewrapped(key) for key in keys)
+            audit.record("keys.rewrap", by=by, tenant=None, target=None, now=now, kek_id=active, count=rewrapped)
+        yield rewrapped, due.count()
+        keys = list(due.filter(id__gt=keys[-1].id)[:batch])
+
+
+def _rewrapped(key: Key) -> bool:
+    try:
+        return rewrap(key)
+    except crypto.WrongKey:
+        return False

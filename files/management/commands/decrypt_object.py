@@ -1,0 +1,66 @@
+import json
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from django.core.management.base import BaseCommand, CommandError
+
+from files import exports
+from files.crypto import CorruptObject, WrongKey
+from files.models import StoredFile
+
+
+class Command(BaseCommand):
+    help = (
+        "The escape hatch, in two steps. `decrypt_object export COLLECTION FILENAME > row.json` prints what the database knows "
+        "of a file: keep it as secret as the database. `decrypt_object open row.json OBJECT [OUTPUT]` needs only that, a copy of "
+        "the object and the keyring (KEYRING or KEYRING_FILE), no database and no server. An altered object is refused."
+    )
+    requires_system_checks = ()
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        steps = parser.add_subparsers(dest="step", required=True)
+        export = steps.add_parser("export", help="print a file's row as JSON")
+        export.add_argument("collection", help="the collection's id, as in the API")
+        export.add_argument("filename")
+        opening = steps.add_parser("open", help="decrypt a copy of the object")
+        opening.add_argument("row", type=Path)
+        opening.add_argument("object", type=Path)
+        opening.add_argument("output", type=Path, nargs="?", help="a file that does not exist yet; standard output if left out")
+
+    def handle(self, *args: Any, step: str, **options: Any) -> None:
+        if step == "export":
+            self._export(options["collection"], options["filename"])
+        else:
+            self._open(options["row"], options["object"], options["output"])
+
+    def _export(self, collection: str, filename: str) -> None:
+        files = StoredFile.objects.select_related("collection__key").filter(collection__slug=collection, filename=filename)
+        if (file := files.first()) is None:
+            raise CommandError("There is no such file.")
+        self.stdout.write(json.dumps(exports.export_row(file), indent=2))
+
+    def _open(self, row: Path, source: Path, output: Path | None) -> None:
+        try:
+            with source.open("rb") as ciphertext, _new_file(output) if output else nullcontext(sys.stdout.buffer) as sink:
+                for piece in exports.decrypt(json.loads(row.read_text()), ciphertext):
+                    sink.write(piece)
+                sink.flush()
+        except (WrongKey, CorruptObject, ValueError, KeyError, TypeError, OSError) as error:
+            raise CommandError(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """For its owner alone, and gone again unless all of it was written."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        try:
+            yield file
+        except BaseException:
+            path.unlink()
+            raise

@@ -1,0 +1,228 @@
+"""Encrypted collections: who owns them, what lies in them, and the objects that hold the bytes."""
+
+import hashlib
+from typing import ClassVar
+from uuid import UUID, uuid4
+
+from django.conf import settings
+from django.core.files import File
+from django.db import models
+from django.db.models import Q
+
+from files import crypto
+from tenants.leases import Leased
+from tenants.models import Tenant
+
+
+class Cipher(models.TextChoices):
+    AES_GCM = crypto.AES_GCM, "AES-GCM"
+    NONE = crypto.NONE, "None"
+
+
+class Key(models.Model):
+    """A random 32-byte key, wrapped by a named key of the keyring. Destroyed means that the wrapping is gone from this row."""
+
+    class Purpose(models.TextChoices):
+        COLLECTION = "collection"
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    purpose = models.CharField(max_length=20, choices=Purpose)
+    owner = models.CharField(max_length=80, help_text="tenant uuid/collection uuid: part of what the wrapping is bound to")
+    kek_id = models.CharField(max_length=64, db_index=True, help_text="name of the key-encryption key in the keyring")
+    wrapped = models.BinaryField(null=True)
+    created_at = models.DateTimeField()
+    destroyed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint("purpose", "owner", name="key_one_per_owner"),
+            models.CheckConstraint(
+                condition=Q(wrapped__isnull=False, destroyed_at__isnull=True)
+                | Q(wrapped__isnull=True, destroyed_at__isnull=False),
+                name="key_destroyed_has_no_wrapping",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.purpose} key {self.id}"
+
+
+class Collection(models.Model):
+    class Kind(models.TextChoices):
+        FILES = "files"
+        RELEASE = "release"
+
+    class Status(models.TextChoices):
+        OPEN = "open"
+        DELETED = "deleted"  # unreadable; may be restored until the grace is over
+        PURGING = "purging"
+        BLOCKED = "blocked"
+
+    class EgressStatus(models.TextChoices):
+        NONE = "none"
+        PROCESSING = "processing"
+        PROCESSED = "processed"
+        PENDING = "pending"
+
+    uuid = models.UUIDField(unique=True, default=uuid4, editable=False)
+    slug = models.CharField(max_length=80, unique=True, editable=False, help_text="the API's id; never changes")
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="collections")
+    display_name = models.CharField(max_length=200)
+    kind = models.CharField(max_length=10, choices=Kind, default=Kind.FILES, editable=False)
+    status = models.CharField(max_length=10, choices=Status, default=Status.OPEN, editable=False)
+    egress_status = models.CharField(max_length=10, choices=EgressStatus, default=EgressStatus.NONE, editable=False)
+    cipher = models.CharField(max_length=10, choices=Cipher, help_text="for files that are added from now on")
+    key = models.OneToOneField(Key, models.PROTECT, related_name="+", editable=False)
+    purge_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(editable=False)
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
+    deleted_at = models.DateTimeField(null=True, editable=False)
+    # Kept by every service that adds or removes a file, under the collection's row lock.
+    file_count = models.BigIntegerField(default=0, editable=False)
+    total_length = models.BigIntegerField(default=0, editable=False)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint("tenant", "display_name", name="collection_name_unique_in_tenant"),
+            models.CheckConstraint(condition=Q(file_count__gte=0, total_length__gte=0), name="collection_counts_not_negative"),
+            models.CheckConstraint(
+                condition=Q(status="open", deleted_at__isnull=True)
+                | Q(status="deleted", deleted_at__isnull=False)
+                | Q(status__in=["purging", "blocked"]),
+                name="collection_deleted_has_a_time",
+            ),
+        ]
+        indexes: ClassVar = [models.Index("tenant", "created_at", "id", name="collection_in_tenant_by_age")]
+
+    def __str__(self) -> str:
+        return self.slug
+
+    @property
+    def key_owner(self) -> str:
+        return f"{self.tenant_id}/{self.uuid}"
+
+    def object_key(self, object_id: UUID) -> str:
+        """Spread evenly by its first part, one prefix per collection, no user text."""
+        spread = hashlib.sha256(str(self.uuid).encode()).hexdigest()[:4]
+        return f"{spread}/{self.tenant_id}/{self.uuid}/{object_id}"
+
+
+class StoredFile(models.Model):
+    class Status(models.TextChoices):
+        READY = "ready"
+        MISSING = "missing"  # the row stands, its object is gone: somebody has to know
+        DELETING = "deleting"
+
+    uuid = models.UUIDField(unique=True, default=uuid4, editable=False)
+    collection = models.ForeignKey(Collection, models.PROTECT, related_name="files")
+    filename = models.CharField(max_length=255, help_text="exactly as given")
+    name_key = models.CharField(max_length=1024, editable=False, help_text="NFC(casefold(NFC(filename)))")
+    content_type = models.CharField(max_length=127)
+    notes = models.TextField(blank=True)
+    status = models.CharField(max_length=10, choices=Status, default=Status.READY, editable=False)
+    length = models.BigIntegerField(help_text="plaintext bytes", editable=False)
+    sha256 = models.CharField(max_length=64, help_text="of the plaintext, hex", editable=False)
+    created_at = models.DateTimeField(editable=False)
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
+    updated_at = models.DateTimeField(editable=False, help_text="of the content")
+    updated_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
+    keep_until = models.DateTimeField(null=True, blank=True)
+    # The content, new as a whole whenever it is replaced. The cipher of a row is final.
+    cipher = models.CharField(max_length=10, choices=Cipher, editable=False)
+    segment_size = models.PositiveIntegerField(editable=False, help_text="ciphertext bytes of a full segment")
+    store = models.CharField(max_length=50, editable=False, help_text="STORAGES alias that the object went to")
+    object_id = models.UUIDField(unique=True, editable=False)
+    object_key = models.CharField(max_length=200, unique=True, editable=False)
+    object_size = models.BigIntegerField(editable=False)
+    object_etag = models.CharField(max_length=200, editable=False, help_text="the store's, for If-Match")
+    header = models.BinaryField(editable=False)
+    key_salt = models.BinaryField(editable=False, help_text="exists only here: without this row the object is noise")
+    key_commitment = models.BinaryField(editable=False)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint("collection", "name_key", name="file_name_unique_in_collection"),
+            models.CheckConstraint(condition=Q(length__gte=0, object_size__gte=0), name="file_sizes_not_negative"),
+        ]
+        indexes: ClassVar = [
+            models.Index("collection", "created_at", "id", name="file_in_collection_by_age"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.uuid)
+
+    @property
+    def etag(self) -> str:
+        """Strong, new with every content, and not derived from plaintext (RFC 9110, 8.8.3)."""
+        return f'"{self.object_id.hex}"'
+
+    def open(self) -> "File[bytes]":
+        """The plaintext as a read-only, seekable Django File, decrypted as it is read. Whoever calls it has checked access.
+
+        Reading raises FileNotFoundError or StoreError of the store, or CorruptObject.
+        """
+        from files.reading import PlaintextFile, content_of  # reading needs keys, and keys need models
+
+        return PlaintextFile(content_of(self), name=self.filename)
+
+    @property
+    def layout(self) -> crypto.Layout:
+        return crypto.layout_of(self.cipher, length=self.length, segment_size=self.segment_size)
+
+
+class Upload(models.Model):
+    """Bytes are arriving. The row stands from before the first byte reaches the store until a file, or nobody, owns the object.
+
+    Deleting it is the right to say what becomes of the object: the commit, a failed upload and the clean-up compete for it.
+    """
+
+    DEAD_AFTER_SECONDS: ClassVar = 15 * 60
+
+    store = models.CharField(max_length=50, help_text="STORAGES alias")
+    object_id = models.UUIDField(unique=True)
+    object_key = models.CharField(max_length=200, unique=True)
+    collection = models.ForeignKey(Collection, models.PROTECT, related_name="uploads")
+    started_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    started_at = models.DateTimeField()
+    heartbeat_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return str(self.object_id)
+
+
+class Erasure(Leased):
+    """An object that no file needs any more. The tick erases it with every version and then this row."""
+
+    store = models.CharField(max_length=50, help_text="STORAGES alias")
+    object_key = models.CharField(max_length=200, unique=True)
+    due_at = models.DateTimeField(db_index=True, help_text="replaced contents wait for the downloads that still read them")
+    requested_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.object_key
+
+
+class DownloadLink(models.Model):
+    """The right to fetch one file, or one archive, once, without any other credential."""
+
+    class Disposition(models.TextChoices):
+        ATTACHMENT = "attachment"
+        INLINE = "inline"
+
+    token_hash = models.CharField(max_length=64, unique=True, help_text="SHA-256 of the token, which nobody keeps")
+    collection = models.ForeignKey(Collection, models.CASCADE, related_name="+")
+    file = models.ForeignKey(StoredFile, models.CASCADE, null=True, related_name="+", help_text="none: an archive")
+    selection = models.JSONField(default=list, help_text="file uuids of an archive; empty: all that the minter can read")
+    disposition = models.CharField(max_length=10, choices=Disposition, default=Disposition.ATTACHMENT)
+    minted_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    minted_at = models.DateTimeField()
+    expires_at = models.DateTimeField(db_index=True)
+    claimed_at = models.DateTimeField(null=True)
+    object_id = models.UUIDField(null=True, help_text="the content that was claimed: a resumed transfer gets no other")
+    bytes_left = models.BigIntegerField(default=0, help_text="what a broken transfer may still fetch")
+
+    class Meta:
+        constraints: ClassVar = [models.CheckConstraint(condition=Q(bytes_left__gte=0), name="link_budget_not_negative")]
+
+    def __str__(self) -> str:
+        return f"link {self.pk}"

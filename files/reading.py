@@ -1,0 +1,263 @@
+"""Ciphertext out of the store, plaintext out of here: demand-driven, segment by segment, each one verified before it leaves.
+
+The store is read no further ahead than the client has shown that it takes (T-5). A stream starts *buffered*: a window of a few
+segments is fetched whole and the store's connection given back before the first byte of it is yielded, because a blocked `yield`
+could not do so. A client that has proved fast gets one of a few *open* bodies, which are read while they are sent.
+"""
+
+import io
+import random
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from django.core.files import File
+
+from files import keys
+from files.crypto import CorruptObject, Opener
+from files.models import StoredFile
+from files.stores import Body, ObjectStore, StoreUnavailable, get_store
+
+
+MIB: Final = 1024 * 1024
+BUFFERED_BYTES: Final = MIB  # at most so much ciphertext of one stream lies in memory
+FAST_AFTER: Final = 2 * MIB  # the kernel's buffers take the first bytes of any client, however slow
+FAST_RATE: Final = 4 * MIB  # bytes per second
+OPEN_WINDOWS: Final = (4 * MIB, 64 * MIB)  # the first range read from an open body, and the largest; they double
+OPEN_BODIES: Final = threading.BoundedSemaphore(32)
+STALL_SECONDS: Final = 0.25  # a yield that takes longer gives the open body back
+ATTEMPTS: Final = 4
+PATIENCE: Final = 20  # seconds, after which nothing is tried again: the store's client has been patient already (F-04)
+
+
+@dataclass(frozen=True)
+class Content:
+    """One object and how to open it. Holds no row, so that a stream may outlive the transaction it was authorised in."""
+
+    store: ObjectStore
+    key: str
+    etag: str
+    opener: Opener
+
+    def read(self, start: int, stop: int) -> Generator[bytes, None, None]:
+        """Plaintext bytes [start, stop), in pieces of at most one segment; at least one piece, if only an empty one.
+
+        Raises FileNotFoundError, ObjectChanged or StoreUnavailable of the store, or CorruptObject, in place of a piece.
+        """
+        return _read(self, start, stop)
+
+
+def content_of(file: StoredFile) -> Content:
+    """The bytes of a file's object and the key to them. Raises KeyUnavailable; WrongKey if the row commits to another key."""
+    return Content(get_store(file.store), file.object_key, file.object_etag, keys.opener_of(file, file.collection))
+
+
+class PlaintextFile(File):  # type: ignore[type-arg]  # outside the stubs, File takes no type argument
+    """For code in this process: see `StoredFile.open`."""
+
+    def __init__(self, content: Content, *, name: str) -> None:
+        super().__init__(io.BufferedReader(_Raw(content)), name)
+        self.size = content.opener.layout.length
+
+
+class _Raw(io.RawIOBase):
+    """Goes on from where the last read ended on one stream; a seek begins another."""
+
+    def __init__(self, content: Content) -> None:
+        self._content, self._length = content, content.opener.layout.length
+        self._position = 0
+        self._pieces: Generator[bytes, None, None] | None = None
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        if position < 0:
+            raise ValueError("a position is not negative")
+        if position != self._position:
+            self._drop()
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position >= self._length:
+            return 0
+        if self._pieces is None:
+            self._pieces = self._content.read(self._position, self._length)
+        while not self._left:
+            self._left = memoryview(next(self._pieces))
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _drop(self) -> None:
+        if self._pieces is not None:
+            self._pieces.close()
+        self._pieces, self._left = None, memoryview(b"")
+
+
+def _read(content: Content, start: int, stop: int) -> Generator[bytes, None, None]:
+    layout = content.opener.layout
+    index, end = layout.index_of(start), layout.index_of(max(start, stop - 1)) + 1
+    pace = _Pace(layout.segment_size)
+    while index < end:
+        if pace.is_fast and end - index > pace.window and OPEN_BODIES.acquire(blocking=False):
+            try:
+                with closing(_open(content, index, end)) as pieces:
+                    for piece in pieces:
+                        yield from pace.timed(_cut(piece, layout.offset_of(index), start, stop))
+                        index += 1
+                        if pace.stalled:
+                            break
+            finally:
+                OPEN_BODIES.release()
+        else:
+            until = min(end, index + pace.window)
+            data = _fetch(content, index, until)
+            first = layout.object_range(index, index)[0]
+            for _ in range(index, until):
+                low, high = layout.object_range(index, index + 1)
+                piece = content.opener.open(index, data[low - first : high - first])
+                if index == until - 1:
+                    del data  # a slow client's yield may last for minutes
+                yield from pace.timed(_cut(piece, layout.offset_of(index), start, stop))
+                index += 1
+            pace.grow()
+
+
+def _cut(piece: bytes, offset: int, start: int, stop: int) -> bytes:
+    """The part of a segment's plaintext that lies in [start, stop); most lie in it whole and are not copied."""
+    if offset >= start and offset + len(piece) <= stop:
+        return piece
+    return piece[max(0, start - offset) : max(0, stop - offset)]
+
+
+class _Pace:
+    """How fast the client takes what it is given, and what that allows."""
+
+    def __init__(self, segment_size: int) -> None:
+        self.window = 1  # segments of the next buffered read
+        self.stalled = False
+        self._most = max(1, BUFFERED_BYTES // segment_size)
+        self._segment_size = segment_size
+        self._sent = 0
+        self._since, self._sent_since = time.monotonic(), 0
+
+    def timed(self, piece: bytes) -> Iterator[bytes]:
+        began = time.monotonic()
+        yield piece
+        self.stalled = time.monotonic() - began > STALL_SECONDS
+        self._sent += len(piece)
+        self._sent_since += len(piece)
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second that the client has taken in the last window or the last second, store and all."""
+        return self._sent_since / max(1e-6, time.monotonic() - self._since)
+
+    @property
+    def is_fast(self) -> bool:
+        return self._sent >= FAST_AFTER and not self.stalled and self.rate > FAST_RATE
+
+    def grow(self) -> None:
+        """Next window: what the client takes in a second, and at most twice the last one."""
+        self.window = min(self.window * 2, self._most, max(1, int(self.rate) // self._segment_size))
+        if time.monotonic() - self._since > 1:
+            self._since, self._sent_since = time.monotonic(), 0
+
+
+def _fetch(content: Content, index: int, until: int) -> memoryview:
+    """Segments [index, until) of the object, read whole; the connection is back in the pool when this returns."""
+    low, high = content.opener.layout.object_range(index, until)
+    if low == high:  # an empty NONE content: there is nothing to range over
+        _check_size(content, content.store.stat(content.key).size)
+        return memoryview(b"")
+    began = time.monotonic()
+    for attempt in range(ATTEMPTS):
+        try:
+            body = _body(content, low, high)
+            try:
+                return memoryview(_read_exactly(body, high - low))
+            finally:
+                body.close()
+        except StoreUnavailable as error:
+            _pause_or_raise(attempt, began, error)
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+def _open(content: Content, index: int, end: int) -> Generator[bytes, None, None]:
+    """Plaintext of segments [index, end) in turn from open bodies of growing ranges; goes on behind a storage error."""
+    layout, window = content.opener.layout, OPEN_WINDOWS[0]
+    attempt, began = 0, time.monotonic()
+    while index < end:
+        until = min(end, index + max(1, window // layout.segment_size))
+        body: Body | None = None
+        try:
+            body = _body(content, *layout.object_range(index, until))
+            while index < until:
+                low, high = layout.object_range(index, index + 1)
+                piece = content.opener.open(index, memoryview(_read_exactly(body, high - low)))
+                index += 1
+                yield piece
+                attempt, began = 0, time.monotonic()
+        except StoreUnavailable as error:
+            _pause_or_raise(attempt, began, error)
+            attempt += 1
+        finally:
+            if body is not None:
+                body.close()
+        window = min(2 * window, OPEN_WINDOWS[1])
+
+
+def _body(content: Content, low: int, high: int) -> Body:
+    stat, body = content.store.open(content.key, start=low, length=high - low, etag=content.etag or None)
+    try:
+        _check_size(content, stat.size)
+    except BaseException:
+        body.close()
+        raise
+    return body
+
+
+def _check_size(content: Content, size: int) -> None:
+    """A range that misses the last segment cannot see a cut or longer object by its tags (C-3)."""
+    if size != content.opener.layout.object_size:
+        raise CorruptObject(f"the object has {size} bytes instead of {content.opener.layout.object_size}")
+
+
+def _read_exactly(body: Body, size: int) -> bytes:
+    piece = body.read(size)
+    if len(piece) == size:  # nearly always: no second copy
+        return piece
+    pieces, left = [piece], size - len(piece)
+    while left > 0:
+        if not piece:
+            raise StoreUnavailable("the storage ended its answer early")
+        piece = body.read(left)
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def _pause_or_raise(attempt: int, began: float, error: StoreUnavailable) -> None:
+    """Waits a little longer each time; the last attempt's error stands."""
+    if attempt >= ATTEMPTS - 1 or time.monotonic() - began > PATIENCE:
+        raise error
+    time.sleep(random.uniform(0.5, 1) * 0.1 * 3**attempt)  # noqa: S311  jitter is no secret

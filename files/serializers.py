@@ -1,0 +1,170 @@
+"""Shapes that come in and go out. Rules are in the services; nothing here is ever saved."""
+
+from typing import Any
+
+from django.conf import settings
+from django.urls import reverse
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.request import Request
+
+from files.access import can_manage
+from files.models import Cipher, Collection, DownloadLink, StoredFile
+
+
+def absolute_url(request: Request, name: str, **kwargs: str) -> str:
+    path = reverse(name, kwargs=kwargs)
+    return f"{settings.PUBLIC_URL}{path}" if settings.PUBLIC_URL else request.build_absolute_uri(path)
+
+
+class PlainText(serializers.CharField):
+    """One line of text that a person reads."""
+
+    default_error_messages = {"control": "Control characters are not allowed."}
+
+    def to_internal_value(self, data: Any) -> str:
+        value = super().to_internal_value(data)
+        if not value.isprintable():
+            self.fail("control")
+        return str(value)
+
+
+class CreateCollectionInput(serializers.Serializer[Any]):
+    tenant = serializers.CharField(
+        required=False, max_length=50, help_text="slug; may be left out by who belongs to one tenant only"
+    )
+    display_name = PlainText(max_length=200)
+    purge_at = serializers.DateTimeField(required=False, allow_null=True)
+    cipher = serializers.ChoiceField(choices=Cipher.choices, required=False)
+
+
+class UpdateCollectionInput(serializers.Serializer[Any]):
+    display_name = PlainText(max_length=200, required=False)
+    purge_at = serializers.DateTimeField(required=False, allow_null=True, help_text="null takes the date away")
+
+
+class CollectionLinks(serializers.Serializer[Any]):
+    self = serializers.URLField()
+    files = serializers.URLField()
+    archive = serializers.URLField()
+
+
+class CollectionOutput(serializers.Serializer[Collection]):
+    id = serializers.CharField(source="slug")
+    tenant = serializers.CharField(source="tenant.slug")
+    display_name = serializers.CharField()
+    status = serializers.ChoiceField(choices=Collection.Status.choices)
+    egress_status = serializers.ChoiceField(choices=Collection.EgressStatus.choices)
+    cipher = serializers.ChoiceField(choices=Cipher.choices)
+    purge_at = serializers.DateTimeField(allow_null=True)
+    created_at = serializers.DateTimeField()
+    created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
+    deleted_at = serializers.DateTimeField(allow_null=True)
+    file_count = serializers.IntegerField()
+    total_length = serializers.IntegerField(help_text="plaintext bytes")
+    my_level = serializers.ChoiceField(choices=["editor", "manager"])
+    allowed_actions = serializers.SerializerMethodField()
+    links = serializers.SerializerMethodField()
+
+    @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=["upload", "update", "delete", "restore"])))
+    def get_allowed_actions(self, collection: Collection) -> list[str]:
+        if collection.status == Collection.Status.DELETED:
+            return ["restore"] if can_manage(collection) else []
+        return ["upload", *(["update", "delete"] if can_manage(collection) else [])]
+
+    @extend_schema_field(CollectionLinks)
+    def get_links(self, collection: Collection) -> dict[str, str]:
+        request = self.context["request"]
+        return {
+            "self": absolute_url(request, "collection", slug=collection.slug),
+            "files": absolute_url(request, "collection-files", slug=collection.slug),
+            "archive": absolute_url(request, "archive", slug=collection.slug),
+        }
+
+
+class FileLinks(serializers.Serializer[Any]):
+    self = serializers.URLField()
+    preview = serializers.URLField()
+    enclosure = serializers.URLField()
+    content = serializers.URLField()
+
+
+class FileOutput(serializers.Serializer[StoredFile]):
+    id = serializers.UUIDField(source="uuid")
+    collection = serializers.CharField(source="collection.slug")
+    filename = serializers.CharField()
+    content_type = serializers.CharField()
+    length = serializers.IntegerField(help_text="plaintext bytes")
+    sha256 = serializers.CharField(help_text="of the plaintext, hex")
+    etag = serializers.CharField(help_text="of the content, for If-Match")
+    notes = serializers.CharField()
+    cipher = serializers.ChoiceField(choices=Cipher.choices)
+    status = serializers.ChoiceField(choices=StoredFile.Status.choices)
+    keep_until = serializers.DateTimeField(allow_null=True)
+    created_at = serializers.DateTimeField()
+    created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
+    updated_at = serializers.DateTimeField(help_text="of the content")
+    updated_by = serializers.CharField(source="updated_by.username", default=None, allow_null=True)
+    links = serializers.SerializerMethodField()
+
+    @extend_schema_field(FileLinks)
+    def get_links(self, file: StoredFile) -> dict[str, str]:
+        request, where = self.context["request"], {"slug": file.collection.slug, "filename": file.filename}
+        return {
+            "self": absolute_url(request, "file", **where),
+            "preview": absolute_url(request, "preview", **where),
+            "enclosure": absolute_url(request, "file-download", **where),
+            "content": absolute_url(request, "content", **where),
+        }
+
+
+class UpdateFileInput(serializers.Serializer[Any]):
+    """Absent and null leave a value as it is; other members are ignored."""
+
+    filename = serializers.CharField(required=False, allow_null=True, trim_whitespace=False, max_length=255)
+    content_type = serializers.CharField(required=False, allow_null=True, max_length=127)
+    notes = serializers.CharField(required=False, allow_null=True, allow_blank=True, trim_whitespace=False, max_length=10_000)
+
+
+class FileUploadResult(serializers.Serializer[Any]):
+    filename = serializers.CharField()
+    status = serializers.IntegerField(help_text="the status that this file alone would have been answered with")
+    file = FileOutput(required=False)
+    problem = serializers.DictField(required=False)
+
+
+class FileUploadResults(serializers.Serializer[Any]):
+    results = FileUploadResult(many=True)
+
+
+class FileForm(serializers.Serializer[Any]):
+    """multipart/form-data; `notes` counts for the file part before it and for those that follow it."""
+
+    file = serializers.FileField(help_text="one or more parts of this name")
+    notes = serializers.CharField(required=False)
+
+
+class NamedFileForm(FileForm):
+    collection = serializers.CharField(help_text="id or display name; has to come before the first file part")
+    tenant = serializers.CharField(required=False, help_text="slug, if you belong to several; before the first file part")
+
+
+class MintInput(serializers.Serializer[Any]):
+    disposition = serializers.ChoiceField(
+        choices=DownloadLink.Disposition.choices, required=False, default=DownloadLink.Disposition.ATTACHMENT
+    )
+
+
+class ArchiveInput(serializers.Serializer[Any]):
+    file = serializers.ListField(
+        child=serializers.CharField(max_length=255, trim_whitespace=False),
+        required=False,
+        allow_empty=False,
+        max_length=10_000,
+        help_text="filenames; all if left out",
+    )
+
+
+class LinkOutput(serializers.Serializer[Any]):
+    url = serializers.URLField(help_text="works once, without any other credential")
+    expires_in = serializers.IntegerField(help_text="seconds")

@@ -1,0 +1,235 @@
+"""What may be done to collections and files, bytes aside. Lock first, then check, write, audit: one transaction each."""
+
+import secrets
+from datetime import datetime, timedelta
+
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.utils.text import slugify
+
+from files import errors, keys
+from files.access import check_can_manage, check_can_write
+from files.headers import if_match as etag_matches
+from files.models import Collection, StoredFile
+from files.names import check_filename, unique_key
+from files.uploads import erase_later, is_media_type
+from tenants import access as people
+from tenants import audit
+from tenants.errors import Invalid, NotFound, Refused, Unavailable
+from tenants.models import Role, Tenant, User
+from tenants.retries import retried
+
+
+SUFFIX_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else when read aloud
+SLUG_ATTEMPTS = 5
+
+
+def tenant_for(user: User, slug: str | None) -> Tenant:
+    """The tenant that a request names, or the only one its user belongs to."""
+    if slug is None:
+        return people.sole_tenant(user)
+    try:
+        return people.get_tenant(user, slug)
+    except NotFound:
+        raise Invalid("tenant", "You belong to no tenant of this name.", code="unknown_tenant") from None
+
+
+@retried
+def create_collection(
+    *, tenant: Tenant, display_name: str, by: User, now: datetime, cipher: str, purge_at: datetime | None
+) -> Collection:
+    if not people.roles_of(by).get(tenant.pk, frozenset()) & {Role.ADMIN, Role.MEMBER}:
+        raise Refused
+    if cipher not in tenant.allowed_ciphers:
+        raise Invalid("cipher", f"The tenant allows {', '.join(tenant.allowed_ciphers)}.", code="cipher_not_allowed")
+    if purge_at is None and tenant.default_retention_days is not None:
+        purge_at = now + timedelta(days=tenant.default_retention_days)
+    _check_purge_at(purge_at, now)
+    collection = Collection(
+        tenant=tenant,
+        display_name=display_name,
+        cipher=cipher,
+        purge_at=purge_at,
+        created_at=now,
+        created_by=by,
+    )
+    with transaction.atomic():
+        collection.key = keys.create_collection_key(collection, now=now)
+        _insert(collection)
+        audit.record(
+            "collection.create",
+            by=by,
+            tenant=tenant,
+            target=collection,
+            now=now,
+            slug=collection.slug,
+            display_name=display_name,
+            cipher=cipher,
+            purge_at=_text(purge_at),
+        )
+    return collection
+
+
+def _insert(collection: Collection) -> None:
+    """Under an id that nobody has: the collections of one name in all tenants draw from the same suffixes."""
+    stem = slugify(collection.display_name)[:60].strip("-") or "collection"
+    for _ in range(SLUG_ATTEMPTS):
+        collection.slug = f"{stem}-{''.join(secrets.choice(SUFFIX_ALPHABET) for _ in range(4))}"
+        try:
+            with transaction.atomic():
+                collection.save(force_insert=True)
+                return
+        except IntegrityError:
+            if Collection.objects.filter(tenant=collection.tenant, display_name=collection.display_name).exists():
+                raise errors.CollectionNameTaken from None
+    raise Unavailable
+
+
+@retried
+def update_collection(
+    collection: Collection,
+    *,
+    by: User,
+    now: datetime,
+    display_name: str | None = None,
+    purge_at: datetime | None = None,
+    keep: bool = False,
+) -> None:
+    """None leaves a value as it is; `keep` takes the purge date away."""
+    with transaction.atomic():
+        locked = _lock(collection)
+        check_can_manage(by, locked)
+        _check_open(locked)
+        changes: dict[str, str | None] = {}
+        if display_name is not None and display_name != locked.display_name:
+            changes["display_name"] = locked.display_name = display_name
+        if keep or (purge_at is not None and purge_at != locked.purge_at):
+            _check_purge_at(purge_at, now)
+            locked.purge_at = None if keep else purge_at
+            changes["purge_at"] = _text(locked.purge_at)
+        if not changes:
+            return
+        try:
+            with transaction.atomic():
+                locked.save(update_fields=list(changes))
+        except IntegrityError:
+            raise errors.CollectionNameTaken from None
+        audit.record("collection.update", by=by, tenant=locked.tenant, target=locked, now=now, **changes)
+
+
+@retried
+def delete_collection(collection: Collection, *, by: User, now: datetime) -> None:
+    """Unreadable at once; destroyed when the grace is over, until then `restore_collection` undoes it."""
+    with transaction.atomic():
+        locked = _lock(collection)
+        check_can_manage(by, locked)
+        _check_open(locked)
+        locked.status, locked.deleted_at = Collection.Status.DELETED, now
+        locked.save(update_fields=["status", "deleted_at"])
+        audit.record("collection.delete", by=by, tenant=locked.tenant, target=locked, now=now)
+
+
+@retried
+def restore_collection(collection: Collection, *, by: User, now: datetime) -> None:
+    with transaction.atomic():
+        locked = _lock(collection)
+        check_can_manage(by, locked)
+        if locked.status != Collection.Status.DELETED:
+            raise errors.NotDeleted
+        locked.status, locked.deleted_at = Collection.Status.OPEN, None
+        locked.save(update_fields=["status", "deleted_at"])
+        audit.record("collection.restore", by=by, tenant=locked.tenant, target=locked, now=now)
+
+
+@retried
+def update_file(
+    file: StoredFile,
+    *,
+    by: User,
+    now: datetime,
+    filename: str | None = None,
+    content_type: str | None = None,
+    notes: str | None = None,
+) -> StoredFile:
+    """The file as it is afterwards. None leaves a value as it is."""
+    if filename is not None:
+        try:
+            check_filename(filename)
+        except ValueError as error:
+            raise Invalid("filename", str(error), code="bad_filename") from None
+    if content_type is not None and not is_media_type(content_type):
+        raise Invalid("content_type", "Use a media type such as text/csv, without parameters.")
+    with transaction.atomic():
+        collection, locked = _lock_file(file, by)
+        wanted = {"filename": filename, "content_type": content_type, "notes": notes}
+        changes = {name: value for name, value in wanted.items() if value is not None and value != getattr(locked, name)}
+        if not changes:
+            return locked
+        for name, value in changes.items():
+            setattr(locked, name, value)
+        locked.name_key = unique_key(locked.filename)
+        try:
+            with transaction.atomic():
+                locked.save(update_fields=[*changes, "name_key"])
+        except IntegrityError:
+            raise errors.NameTaken from None
+        audit.record("file.update", by=by, tenant=collection.tenant, target=locked, now=now, **changes)
+        return locked
+
+
+@retried
+def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | None = None) -> None:
+    """Its row is the only place of its key salt: with the row gone, the object is noise. The object goes within a tick or two."""
+    with transaction.atomic():
+        collection, locked = _lock_file(file, by)
+        if not etag_matches(if_match, locked.etag):
+            raise errors.PreconditionFailed
+        erase_later(locked, due_after=0, now=now)
+        locked.delete()
+        Collection.objects.filter(pk=collection.pk).update(
+            file_count=F("file_count") - 1, total_length=F("total_length") - locked.length
+        )
+        audit.record(
+            "file.delete",
+            by=by,
+            tenant=collection.tenant,
+            target=file,
+            now=now,
+            collection=str(collection.uuid),
+            filename=locked.filename,
+            length=locked.length,
+            sha256=locked.sha256,
+        )
+
+
+def _lock(collection: Collection) -> Collection:
+    locked = Collection.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=collection.pk).first()
+    if locked is None:
+        raise NotFound
+    return locked
+
+
+def _lock_file(file: StoredFile, by: User) -> tuple[Collection, StoredFile]:
+    """The collection first, then the file: the order in which an upload's commit takes them."""
+    collection = _lock(file.collection)
+    check_can_write(by, collection)
+    _check_open(collection)
+    locked = StoredFile.objects.select_for_update().filter(pk=file.pk).first()
+    if locked is None:
+        raise NotFound
+    locked.collection = collection
+    return collection, locked
+
+
+def _check_open(collection: Collection) -> None:
+    if collection.status != Collection.Status.OPEN:
+        raise errors.NotOpen
+
+
+def _check_purge_at(purge_at: datetime | None, now: datetime) -> None:
+    if purge_at is not None and purge_at <= now:
+        raise Invalid("purge_at", "The time has to lie ahead.")
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None

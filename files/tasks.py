@@ -1,0 +1,12 @@
+from celery import shared_task
+from django.utils import timezone
+
+from files import erasing
+
+
+@shared_task(ignore_result=True)
+def tick() -> None:
+    now = timezone.now()
+    erasing.give_up_stalled_uploads(now=now)
+    erasing.erase_due(now=now)
+    erasing.forget_dead_links(now=now)

@@ -1,0 +1,376 @@
+"""Bytes coming in: encrypted segment by segment on their way to the store, and a file only once everything is there.
+
+`begin` checks and leaves an `Upload` row, the bytes go through `Incoming.write` without a database connection, `commit` makes
+the file in one transaction. Whatever goes wrong before that, `abandon` leaves nothing behind; what a kill leaves is cleared by
+the tick.
+"""
+
+import hashlib
+import mimetypes
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, Self
+
+from django.conf import settings
+from django.core.files.uploadhandler import FileUploadHandler
+from django.db import IntegrityError, InterfaceError, OperationalError, transaction
+from django.db.models import F, Sum
+from django.utils import timezone
+
+from files import crypto, errors, keys
+from files.access import check_can_write
+from files.erasing import erase_object
+from files.headers import if_match, if_none_match
+from files.models import Collection, Erasure, StoredFile, Upload
+from files.names import check_filename, unique_key
+from files.stores import ObjectStore, StoreError, Writer, get_store
+from files.transfers import SLOTS, Slots, return_connection
+from tenants import audit
+from tenants.errors import Invalid
+from tenants.models import Tenant, User
+from tenants.retries import retried
+
+
+HEARTBEAT_SECONDS: Final = 30
+REPLACED_GRACE_SECONDS: Final = 3600  # downloads that began before a replacement may read the old object for so long
+_MEDIA_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
+_UNSAID: Final = {"", "application/octet-stream", "application/x-www-form-urlencoded"}  # what clients send when not asked
+
+
+class RefuseUpload(FileUploadHandler):
+    """Stands in FILE_UPLOAD_HANDLERS: whoever touches request.FILES would have Django write plaintext to disk (A-5)."""
+
+    def new_file(self, *args: Any, **kwargs: Any) -> None:
+        raise errors.UnsupportedBody("Files are not accepted here.")
+
+    def receive_data_chunk(self, raw_data: bytes, start: int) -> bytes | None:
+        raise errors.UnsupportedBody("Files are not accepted here.")
+
+    def file_complete(self, file_size: int) -> None:
+        raise errors.UnsupportedBody("Files are not accepted here.")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditional headers of a PUT (RFC 9110, 13)."""
+
+    if_match: str | None
+    if_none_match: str | None
+
+    def check(self, existing: StoredFile | None) -> None:
+        if existing is None:
+            if self.if_match is not None:
+                raise errors.PreconditionFailed
+            return
+        if not if_none_match(self.if_none_match, existing.etag):
+            raise errors.PreconditionFailed
+        if self.if_match is None:
+            raise errors.PreconditionRequired
+        if not if_match(self.if_match, existing.etag):
+            raise errors.PreconditionFailed
+
+
+class Incoming:
+    """One content on its way in: `write` as often as needed, then `commit`. Leaving its `with` block without that abandons it."""
+
+    def __init__(
+        self,
+        *,
+        upload: Upload,
+        writer: Writer,
+        sealer: crypto.Sealer,
+        draft: StoredFile,
+        replaces: StoredFile | None,
+        store: ObjectStore,
+    ) -> None:
+        self.upload = upload
+        self.draft = draft  # the row to be, without what only the bytes tell
+        self._writer, self._sealer, self._store, self._replaces = writer, sealer, store, replaces
+        self._sha256 = hashlib.sha256()
+        self._length = 0
+        self._beat = time.monotonic()
+        self._slots: Slots | None = SLOTS  # taken by `begin`
+        self._unsent = sealer.header  # goes with the first segment
+        self._is_committing = False
+
+    @property
+    def is_replacement(self) -> bool:
+        return self._replaces is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._length += len(data)
+        if self._length > settings.FILES_MAX_UPLOAD_BYTES:
+            raise errors.TooLarge
+        self._sha256.update(data)
+        if sealed := self._sealer.update(data):
+            self._to_store(sealed)
+        if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
+            self._heartbeat()
+
+    def commit(self, *, by: User, now: datetime, notes: str | None = None, digest: bytes | None = None) -> StoredFile:
+        """The file, new or replaced. Keeps nothing if the digest, access, quota, name or collection do not allow it."""
+        if digest is not None and digest != self._sha256.digest():
+            raise errors.DigestMismatch
+        self._to_store(self._sealer.finish())
+        file = self.draft
+        file.length, file.sha256 = self._length, self._sha256.hexdigest()
+        if notes is not None:
+            file.notes = notes
+        try:
+            stat = self._writer.commit()
+        except StoreError as error:
+            raise errors.StoreUnavailable from error
+        if stat.size != file.layout.object_size:
+            raise errors.StoreUnavailable("The storage keeps another number of bytes than it was sent.")
+        file.object_size, file.object_etag = stat.size, stat.etag
+        try:
+            file = self._make_file(by=by, now=now)
+        except (OperationalError, InterfaceError) as error:
+            if not self._is_committing:
+                raise  # rolled back, and known to be
+            self._settle()  # the file may exist: only the clean-up, which reads the row, may take its object
+            file = self._read_back(error)
+        self._settle()
+        return file
+
+    def abandon(self) -> None:
+        """Leaves nothing behind, neither parts nor an object nor the row; nothing happens once there is a file, or may be one."""
+        if self._slots is None:
+            return
+        self._settle()
+        return_connection()
+        try:
+            self._writer.abort()
+            if StoredFile.objects.filter(object_id=self.upload.object_id).exists():
+                return  # a bug must not become a loss
+            if self._writer.has_begun:
+                # Even when the clean-up has taken the row: it may have erased before the last of this object was written.
+                erase_object(self._store, self.upload.object_key)
+            Upload.objects.filter(pk=self.upload.pk).delete()
+        except (StoreError, OperationalError, InterfaceError):
+            return  # the row stands, so the tick will do it
+
+    def _settle(self) -> None:
+        """From here on there is nothing to abandon."""
+        if self._slots is not None:
+            self._slots.give_back()
+            self._slots = None
+
+    def _to_store(self, data: bytes) -> None:
+        try:
+            self._writer.write(self._unsent + data if self._unsent else data)
+            self._unsent = b""
+        except StoreError as error:
+            raise errors.StoreUnavailable from error
+
+    def _heartbeat(self) -> None:
+        self._beat = time.monotonic()
+        try:
+            # The other contender is the clean-up, which takes uploads without a heartbeat for dead.
+            beating = Upload.objects.filter(pk=self.upload.pk).update(heartbeat_at=timezone.now())
+        except (OperationalError, InterfaceError):
+            return  # there are many heartbeats to a life, and the commit needs the row anyway
+        finally:
+            return_connection()
+        if not beating:
+            raise errors.UploadLost
+
+    @retried
+    def _make_file(self, *, by: User, now: datetime) -> StoredFile:
+        file = self.draft
+        self._is_committing = False
+        with transaction.atomic():
+            collection = _lock_collection(file.collection_id)
+            by = User.objects.filter(pk=by.pk).first() or by  # as it is now, not as it was when the first byte came
+            check_can_write(by, collection)
+            if collection.status != Collection.Status.OPEN:
+                raise errors.NotOpen
+            # The other contenders are the clean-up and a second commit: who deletes the row decides over the object.
+            if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
+                raise errors.UploadLost
+            replaced = self._lock_replaced()
+            _check_quota(
+                collection, more_files=0 if replaced else 1, more_bytes=file.length - (replaced.length if replaced else 0)
+            )
+            file.updated_at, file.updated_by = now, by
+            if replaced:
+                file.pk, file.created_at, file.created_by = replaced.pk, replaced.created_at, replaced.created_by
+                file.filename, file.name_key, file.keep_until = replaced.filename, replaced.name_key, replaced.keep_until
+                file.notes = replaced.notes
+                erase_later(replaced, due_after=REPLACED_GRACE_SECONDS, now=now)
+                file.save(force_update=True)
+            else:
+                file.created_at, file.created_by = now, by
+                try:
+                    with transaction.atomic():
+                        file.save(force_insert=True)
+                except IntegrityError:  # another upload of this name committed first
+                    raise errors.NameTaken from None
+            Collection.objects.filter(pk=collection.pk).update(
+                file_count=F("file_count") + (0 if replaced else 1),
+                total_length=F("total_length") + file.length - (replaced.length if replaced else 0),
+            )
+            audit.record(
+                "file.replace" if replaced else "file.create",
+                by=by,
+                tenant=collection.tenant,
+                target=file,
+                now=now,
+                collection=str(collection.uuid),
+                filename=file.filename,
+                length=file.length,
+                sha256=file.sha256,
+                cipher=file.cipher,
+            )
+            self._is_committing = True  # what goes wrong before this line has changed nothing
+            return file
+
+    def _lock_replaced(self) -> StoredFile | None:
+        if self._replaces is None:
+            return None
+        replaced = StoredFile.objects.select_for_update().filter(pk=self._replaces.pk).first()
+        if replaced is None or replaced.object_id != self._replaces.object_id:
+            raise errors.PreconditionFailed
+        return replaced
+
+    def _read_back(self, error: Exception) -> StoredFile:
+        """The commit's outcome is unknown: the row tells. If it is not there it may still come, so nothing is deleted here."""
+        for pause in (0, 0.5, 2):
+            time.sleep(pause)
+            return_connection()
+            try:
+                if file := StoredFile.objects.filter(object_id=self.upload.object_id).first():
+                    return file
+            except (OperationalError, InterfaceError):
+                continue
+        raise OutcomeUnknown from error
+
+
+class OutcomeUnknown(errors.StoreUnavailable):
+    default_detail = "The database went away while the file was being committed. Look for the file before you send it again."
+    default_code = "outcome_unknown"
+
+
+def begin(
+    *,
+    by: User,
+    collection: Collection,
+    filename: str,
+    content_type: str,
+    notes: str,
+    size: int | None,
+    conditions: Conditions | None,
+    now: datetime,
+) -> Incoming:
+    """Checks what can be checked before the bytes, and leaves an `Upload` row. `size` is the announced number of plaintext bytes.
+
+    Without `conditions` (a form) an existing name is a conflict; with them (PUT) it needs an If-Match that fits.
+    """
+    check_can_write(by, collection)
+    try:
+        check_filename(filename)
+    except ValueError as error:
+        raise Invalid("filename", str(error), code="bad_filename") from None
+    existing = collection.files.filter(name_key=unique_key(filename)).first()
+    if conditions is None:
+        if existing:
+            raise errors.NameTaken
+    else:
+        conditions.check(existing)
+    if size is not None and size > settings.FILES_MAX_UPLOAD_BYTES:
+        raise errors.TooLarge
+    _check_quota(collection, more_files=0 if existing else 1, more_bytes=(size or 0) - (existing.length if existing else 0))
+    draft = StoredFile(
+        collection=collection,
+        uuid=existing.uuid if existing else uuid.uuid4(),
+        filename=filename,
+        name_key=unique_key(filename),
+        content_type=media_type(content_type, filename),
+        notes=notes,
+        cipher=collection.cipher,
+        segment_size=settings.FILES_SEGMENT_SIZE,
+        object_id=uuid.uuid4(),
+        store=collection.tenant.vault_alias,
+    )
+    draft.object_key = collection.object_key(draft.object_id)
+    sealer = keys.sealer_of(draft, collection)
+    expected = StoredFile(length=size or 0, cipher=draft.cipher, segment_size=draft.segment_size).layout.object_size
+    SLOTS.take()
+    try:
+        upload = Upload.objects.create(
+            store=draft.store,
+            object_id=draft.object_id,
+            object_key=draft.object_key,
+            collection=collection,
+            started_by=by,
+            started_at=now,
+            heartbeat_at=now,
+        )
+        try:
+            store = get_store(draft.store)
+            writer = store.create(draft.object_key, size=None if size is None else expected)
+        except BaseException:
+            upload.delete()  # nothing has reached the store
+            raise
+    except BaseException:
+        SLOTS.give_back()
+        raise
+    return_connection()  # bytes may take hours; they take no database connection with them
+    return Incoming(upload=upload, writer=writer, sealer=sealer, draft=draft, replaces=existing, store=store)
+
+
+def media_type(given: str, filename: str) -> str:
+    """What the client said, else what the name suggests. Never more than a media type without parameters."""
+    kind = given.partition(";")[0].strip().lower()
+    if kind in _UNSAID or not is_media_type(kind):
+        kind = mimetypes.guess_type(filename)[0] or "application/octet-stream"
+    return kind
+
+
+def is_media_type(value: str) -> bool:
+    return bool(_MEDIA_TYPE.fullmatch(value))
+
+
+def erase_later(file: StoredFile, *, due_after: int, now: datetime) -> None:
+    """Queues the object of a content that no row will name any more. To be called in the transaction that unnames it."""
+    Erasure.objects.create(
+        store=file.store,
+        object_key=file.object_key,
+        due_at=now + timedelta(seconds=due_after),
+        requested_at=now,
+    )
+
+
+def _lock_collection(pk: int) -> Collection:
+    collection = Collection.objects.select_for_update(of=("self",)).select_related("tenant").get(pk=pk)
+    if _has_quota(collection.tenant):
+        # The other contenders are commits into the tenant's other collections: what one counts, the next has to see.
+        Tenant.objects.select_for_update(no_key=True).get(pk=collection.tenant_id)
+    return collection
+
+
+def _has_quota(tenant: Tenant) -> bool:
+    return tenant.quota_files is not None or tenant.quota_bytes is not None
+
+
+def _check_quota(collection: Collection, *, more_files: int, more_bytes: int) -> None:
+    tenant = collection.tenant
+    if not _has_quota(tenant):
+        return
+    used = Collection.objects.filter(tenant=tenant).aggregate(
+        files=Sum("file_count", default=0), length=Sum("total_length", default=0)
+    )
+    # What adds nothing is let through: a tenant whose quota was lowered must be able to get below it again.
+    if more_files > 0 and tenant.quota_files is not None and used["files"] + more_files > tenant.quota_files:
+        raise errors.OverQuota(f"The tenant may keep {tenant.quota_files} files.")
+    if more_bytes > 0 and tenant.quota_bytes is not None and used["length"] + more_bytes > tenant.quota_bytes:
+        raise errors.OverQuota(f"The tenant may keep {tenant.quota_bytes} bytes.")

@@ -1,0 +1,22 @@
+from django.urls import path
+
+from files import views
+
+
+# Resources end in a slash. Byte URLs do not, so that `curl -T`, `curl -O` and `wget -c` name files rightly (T-11).
+urlpatterns = [
+    path("collections/", views.CollectionsView.as_view(), name="collections"),
+    path("collections/<str:slug>/", views.CollectionView.as_view(), name="collection"),
+    path("collections/<str:slug>/restore/", views.RestoreView.as_view(), name="collection-restore"),
+    path("collections/<str:slug>/files/", views.CollectionFilesView.as_view(), name="collection-files"),
+    path("collections/<str:slug>/files/<str:filename>/", views.FileView.as_view(), name="file"),
+    path("collections/<str:slug>/files/<str:filename>/preview/", views.PreviewView.as_view(), name="preview"),
+    path("collections/<str:slug>/files/<str:filename>/download/", views.FileDownloadView.as_view(), name="file-download"),
+    path("collections/<str:slug>/content/<str:filename>", views.ContentView.as_view(), name="content"),
+    path("collections/<str:slug>/archive.zip", views.ArchiveStreamView.as_view(), name="archive"),
+    path("collections/<str:slug>/archive/", views.ArchiveView.as_view(), name="archive-link"),
+    path("files/", views.FilesView.as_view(), name="files"),
+]
+
+# Outside /api and outside authentication.
+download_urlpatterns = [path("downloads/<str:token>", views.DownloadView.as_view(), name="download")]

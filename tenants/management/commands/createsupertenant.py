@@ -1,0 +1,43 @@
+import os
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+from django.utils import timezone
+
+from tenants import services
+from tenants.management.operator import OperatorCommand, ask_password
+from tenants.models import User
+
+
+class Command(OperatorCommand):
+    help = (
+        "Creates the first tenant and its superuser, who is also its admin. Asks for what is missing, "
+        "unless --no-input is given. "
+        "What exists stays as it is, so that it is safe to run again; a person who exists and is no superuser is refused."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--slug", help="the tenant's short name in URLs")
+        parser.add_argument("--name", help="the tenant's name (default: the slug)")
+        parser.add_argument("--username")
+        parser.add_argument("--email")
+        parser.add_argument("--password", help="shows in the process list; the environment's DJANGO_SUPERUSER_PASSWORD does not")
+        parser.add_argument("--no-input", action="store_false", dest="interactive", help="fail instead of asking")
+
+    def handle(self, *, interactive: bool, password: str | None, name: str | None, **options: Any) -> None:
+        slug = self._value("slug", options["slug"], interactive=interactive)
+        username = self._value("username", options["username"], interactive=interactive)
+        email, password = options["email"] or "", password or os.environ.get("DJANGO_SUPERUSER_PASSWORD")
+        if not User.objects.filter(username=username).exists():
+            email = self._value("email", email, interactive=interactive)
+            if password is None and interactive:
+                password = ask_password()
+        services.found(slug=slug, name=name or slug, username=username, email=email, password=password, now=timezone.now())
+        self.stdout.write(f"Tenant {slug} and its superuser {username} are there.")
+
+    def _value(self, option: str, value: str | None, *, interactive: bool) -> str:
+        if not value and interactive:
+            value = input(f"{option.capitalize()}: ").strip()
+        if not value:
+            raise CommandError(f"--{option} is missing.")
+        return value

@@ -1,0 +1,19 @@
+from typing import Any
+
+from django.core.management.base import CommandParser
+from django.utils import timezone
+
+from tenants import services
+from tenants.management.operator import OperatorCommand
+
+
+class Command(OperatorCommand):
+    help = "Creates a tenant. It has no members yet: see addmember. A slug that is taken is refused."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("slug", help="its short name in URLs, for ever")
+        parser.add_argument("--name", help="its name (default: the slug)")
+
+    def handle(self, *, slug: str, name: str | None, **options: Any) -> None:
+        tenant = services.create_tenant(slug=slug, name=name or slug, by=None, now=timezone.now())
+        self.stdout.write(f"Created tenant {tenant.slug} ({tenant.pk}).")

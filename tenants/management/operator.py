@@ -1,0 +1,28 @@
+import getpass
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from rest_framework.exceptions import APIException
+
+
+class OperatorCommand(BaseCommand):
+    """A command that calls a service: what the service refuses is one line on stderr and exit status 1, not a traceback."""
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        try:
+            return super().execute(*args, **options)
+        except APIException as error:
+            raise CommandError(_sentences(error.detail)) from error
+
+
+def ask_password() -> str:
+    password = getpass.getpass()
+    if getpass.getpass("Password (again): ") != password:
+        raise CommandError("The passwords differ.")
+    return password
+
+
+def _sentences(detail: Any) -> str:
+    if isinstance(detail, dict):
+        return " ".join(f"{field}: {_sentences(problems)}" for field, problems in detail.items())
+    return " ".join(map(str, detail)) if isinstance(detail, list) else str(detail)

@@ -1,0 +1,152 @@
+"""Who exists, who may act, and what was done."""
+
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from django.contrib.auth.models import AbstractUser
+from django.core.exceptions import ValidationError
+from django.core.validators import RegexValidator
+from django.db import models, transaction
+from django.db.models.functions import Lower
+
+
+class Role(models.TextChoices):
+    """The roles that the code knows. An egress policy may name others for its stages: see `check_roles`."""
+
+    ADMIN = "admin"
+    MEMBER = "member"
+    INFORMATION_GOVERNANCE = "information_governance"
+    RESEARCH_IT = "research_it"
+    AUDITOR = "auditor"
+
+
+check_role = RegexValidator(r"\A[a-z_]{1,40}\Z", "A role is 1 to 40 lower-case letters and underscores.")
+check_slug = RegexValidator(
+    r"\A[a-z0-9]+(-[a-z0-9]+)*\Z", "Use lower-case letters and digits, in words joined by single hyphens."
+)
+
+
+def check_roles(roles: object) -> None:
+    if not isinstance(roles, list) or not roles:
+        raise ValidationError("A member has at least one role, in a list.")
+    for role in roles:
+        check_role(role)
+    if len(set(roles)) != len(roles):
+        raise ValidationError("A role is named once.")
+
+
+def default_ciphers() -> list[str]:
+    return ["AES-GCM"]
+
+
+class User(AbstractUser):
+    email = models.EmailField("e-mail address", unique=True, help_text="Stored in lower case, so that it is unique in any case.")
+    token_version = models.PositiveIntegerField(default=0, editable=False, help_text="Counts up to end every token at once.")
+
+    class Meta(AbstractUser.Meta):
+        constraints = [models.CheckConstraint(condition=models.Q(email=Lower("email")), name="user_email_lower_case")]
+
+    def clean(self) -> None:
+        super().clean()
+        self.email = self.email.lower()
+
+    def save(
+        self,
+        *,
+        force_insert: Any = False,
+        force_update: bool = False,
+        using: str | None = None,
+        update_fields: Iterable[str] | None = None,
+    ) -> None:
+        """A new password ends every token, whoever sets it: the API, the admin, `manage.py changepassword`, a shell."""
+        fields = None if update_fields is None else set(update_fields)
+        if fields is None or "email" in fields:
+            self.email = self.email.lower()
+        if self._state.adding or (fields is not None and not fields & {"password", "token_version"}):
+            super().save(force_insert=force_insert, force_update=force_update, using=using, update_fields=fields)
+            return
+        with transaction.atomic(using):
+            # Under the lock, from the row: a stale instance must not set the count back, which would revive revoked tokens.
+            stored = User.objects.using(using).select_for_update().filter(pk=self.pk).values("password", "token_version").first()
+            if stored is not None:
+                self.token_version = stored["token_version"] + (stored["password"] != self.password)
+            if fields is not None:
+                fields.add("token_version")
+            super().save(force_insert=force_insert, force_update=force_update, using=using, update_fields=fields)
+
+
+class Tenant(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    slug = models.CharField(max_length=50, unique=True, validators=[check_slug])
+    name = models.CharField(max_length=200)
+    is_active = models.BooleanField(default=True, help_text="A suspended tenant is not there for anybody, whatever their role.")
+    created_at = models.DateTimeField(editable=False)
+    quota_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text="Plaintext bytes; empty for no limit.")
+    quota_files = models.PositiveBigIntegerField(null=True, blank=True, help_text="Empty for no limit.")
+    default_retention_days = models.PositiveIntegerField(null=True, blank=True, help_text="Empty for no expiry.")
+    allowed_ciphers = models.JSONField(default=default_ciphers)
+    vault_alias = models.CharField(max_length=50, default="vault", help_text="The STORAGES alias that new objects go to.")
+
+    def __str__(self) -> str:
+        return self.slug
+
+
+class Membership(models.Model):
+    user = models.ForeignKey(User, models.CASCADE, related_name="memberships")
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="memberships")
+    roles = models.JSONField(validators=[check_roles])
+    created_at = models.DateTimeField(editable=False)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["user", "tenant"], name="membership_unique"),
+            models.CheckConstraint(condition=~models.Q(roles=[]), name="membership_has_a_role"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} in {self.tenant}"
+
+
+class AuditEvent(models.Model):
+    """One thing that was done. Ids are text without foreign keys, so that the event outlives what it describes.
+
+    Written by `tenants.audit.record` only; the database refuses UPDATE, DELETE and TRUNCATE (`tenants.triggers`). `body` is the
+    truth: canonical JSON of every other column and the facts. The columns beside it are there to be searched.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    chain = models.CharField(max_length=36)  # the tenant's uuid, or "platform"
+    seq = models.PositiveBigIntegerField()  # 1, 2, 3, ... in its chain
+    at = models.DateTimeField(db_index=True)
+    action = models.CharField(max_length=100, db_index=True)
+    actor_id = models.CharField(max_length=36, blank=True)
+    actor = models.CharField(max_length=150)
+    tenant_id = models.CharField(max_length=36, blank=True)
+    target_kind = models.CharField(max_length=50, blank=True)
+    target_id = models.CharField(max_length=100, blank=True)
+    request_id = models.CharField(max_length=100, blank=True)
+    body = models.TextField()
+    prev_hash = models.CharField(max_length=64)
+    hash = models.CharField(max_length=64)  # hex of sha256(prev_hash || body)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["chain", "seq"], name="audit_event_chain_seq")]
+        indexes = [
+            models.Index(fields=["target_id"], name="audit_event_target"),
+            models.Index(fields=["actor"], name="audit_event_actor"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} ({self.chain} {self.seq})"
+
+
+class AuditHead(models.Model):
+    """The last event of a chain: the row that writers queue on, and the yardstick that shows a tail cut off."""
+
+    chain = models.CharField(primary_key=True, max_length=36)
+    seq = models.PositiveBigIntegerField()
+    hash = models.CharField(max_length=64)
+
+    def __str__(self) -> str:
+        return f"{self.chain} at {self.seq}"

@@ -1,0 +1,222 @@
+"""Verbs on people and tenants. Each writes its audit event in the transaction of its change; `by=None` is the system."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from math import ceil
+
+from axes.models import AccessAttempt
+from django.conf import settings
+from django.contrib.auth import authenticate
+from django.contrib.auth.password_validation import validate_password
+from django.contrib.auth.signals import user_logged_in
+from django.contrib.sessions.models import Session
+from django.core.exceptions import ValidationError as ModelValidationError
+from django.db import transaction
+from django.db.models import Max
+from django.http import HttpRequest
+from rest_framework.exceptions import AuthenticationFailed, ValidationError
+from rest_framework.fields import get_error_detail
+
+from tenants import audit, tokens
+from tenants.errors import Conflict, Invalid, NotFound, Refused, TooManyAttempts
+from tenants.models import Membership, Role, Tenant, User
+from tenants.retries import retried
+
+
+# --- Tenants and people ---
+
+
+def create_tenant(*, slug: str, name: str, by: User | None, now: datetime) -> Tenant:
+    tenant = Tenant(slug=slug, name=name, created_at=now)
+    create(tenant, by=by, now=now)
+    return tenant
+
+
+def create_user(
+    *, username: str, email: str, password: str | None, by: User | None, now: datetime, is_superuser: bool = False
+) -> User:
+    """Without a password they cannot sign in until they are given one; a token from `createusertoken` works."""
+    user = User(username=username, email=email, is_superuser=is_superuser, is_staff=is_superuser)
+    _set_password(user, password)
+    create(user, by=by, now=now)
+    return user
+
+
+def create(thing: Tenant | User, *, by: User | None, now: datetime) -> None:
+    """Saves a new tenant or person, whole as it is."""
+    _check(thing)
+    with transaction.atomic():
+        thing.save(force_insert=True)
+        name = thing.slug if isinstance(thing, Tenant) else thing.username
+        audit.record(f"{_kind(thing)}.create", by=by, tenant=_tenant(thing), target=thing, now=now, name=name)
+
+
+def update(thing: Tenant | User, *, changed: Collection[str], by: User | None, now: datetime) -> None:
+    """Saves what is different in these fields of a tenant or person. Who is deactivated loses their tokens for good."""
+    _check(thing)
+    with transaction.atomic():
+        stored = type(thing)._default_manager.select_for_update().get(pk=str(thing.pk))
+        values = {name: getattr(thing, name) for name in sorted(changed) if getattr(thing, name) != getattr(stored, name)}
+        if not values:
+            return
+        thing.save(update_fields=values)
+        if isinstance(thing, User) and values.get("is_active") is False:
+            tokens.revoke_all(thing)
+        audit.record(f"{_kind(thing)}.update", by=by, tenant=_tenant(thing), target=thing, now=now, **values)
+
+
+def set_password(*, user: User, password: str, by: User | None, now: datetime) -> None:
+    _set_password(user, password)
+    with transaction.atomic():
+        user.save(update_fields=["password"])
+        audit.record("user.password", by=by, tenant=None, target=user, now=now)
+
+
+def add_member(*, tenant: Tenant, user: User, roles: Sequence[str], by: User | None, now: datetime) -> Membership:
+    """Makes the person a member with these roles, besides those that they have already."""
+    with transaction.atomic():
+        # The other contender adds the same person: without a row of theirs yet, the lock on the person makes them take turns.
+        User.objects.select_for_update().get(pk=user.pk)
+        membership = Membership.objects.select_for_update().filter(tenant=tenant, user=user).first()
+        if membership is not None:
+            _set_roles(membership, [*membership.roles, *roles], by=by, now=now)
+            return membership
+        membership = Membership(tenant=tenant, user=user, roles=sorted(set(roles)), created_at=now)
+        _check(membership)
+        membership.save(force_insert=True)
+        audit.record("member.add", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
+    return membership
+
+
+def enrol(*, slug: str, username: str, email: str, roles: Sequence[str], by: User | None, now: datetime) -> Membership:
+    """Adds a member by name, and creates the person if there is none of that name."""
+    with transaction.atomic():
+        tenant = Tenant.objects.filter(slug=slug).first()
+        if tenant is None:
+            raise NotFound(f"There is no tenant {slug}.")
+        user = User.objects.filter(username=username).first()
+        if user is None:
+            user = create_user(username=username, email=email, password=None, by=by, now=now)
+        elif email and user.email != email.lower():
+            raise Invalid("email", f"{username} has another e-mail address.")
+        return add_member(tenant=tenant, user=user, roles=roles, by=by, now=now)
+
+
+def set_roles(*, membership: Membership, roles: Sequence[str], by: User | None, now: datetime) -> None:
+    with transaction.atomic():
+        _set_roles(Membership.objects.select_for_update().get(pk=membership.pk), roles, by=by, now=now)
+
+
+def remove_member(*, membership: Membership, by: User | None, now: datetime) -> None:
+    with transaction.atomic():
+        deleted, _ = Membership.objects.filter(pk=membership.pk).delete()
+        if not deleted:
+            raise Conflict("They are no member any more.")
+        user, tenant = membership.user, membership.tenant
+        audit.record("member.remove", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
+
+
+def found(*, slug: str, name: str, username: str, email: str, password: str | None, now: datetime) -> tuple[Tenant, User]:
+    """The first tenant and its superuser, who is its admin too. Whatever of it exists already stays as it is."""
+    with transaction.atomic():
+        tenant = Tenant.objects.filter(slug=slug).first() or create_tenant(slug=slug, name=name, by=None, now=now)
+        user = User.objects.filter(username=username).first()
+        if user is None:
+            if password is None:
+                raise Invalid("password", "A new superuser needs a password.", code="required")
+            user = create_user(username=username, email=email, password=password, by=None, now=now, is_superuser=True)
+        elif not user.is_superuser:
+            raise Conflict(f"{username} exists and is no superuser.")
+        add_member(tenant=tenant, user=user, roles=[Role.ADMIN], by=None, now=now)
+    return tenant, user
+
+
+# --- Sessions ---
+
+
+def sign_in(*, request: HttpRequest, username: str, password: str, now: datetime) -> tokens.Pair:
+    user = authenticate(request, username=username, password=password)
+    if getattr(request, "axes_locked_out", False):
+        request.axes_locked_out = False  # type: ignore[attr-defined]  # or its middleware puts a page of its own in place of ours
+        attempts = AccessAttempt.objects.filter(username=username, ip_address=request.axes_ip_address)  # type: ignore[attr-defined]
+        last = min(now, attempts.aggregate(last=Max("attempt_time"))["last"] or now)  # axes takes its own time, later than `now`
+        raise TooManyAttempts(retry_after=max(1, ceil((last + settings.AXES_COOLOFF_TIME - now).total_seconds())))
+    if not isinstance(user, User):
+        raise AuthenticationFailed("No active account has this name and password.", code="invalid_credentials")
+    user_logged_in.send(sender=User, request=request, user=user)  # resets the count of failures, notes the last login
+    return _open_session(user, now)
+
+
+@retried
+def _open_session(user: User, now: datetime) -> tokens.Pair:
+    with transaction.atomic():
+        pair = tokens.mint(user)
+        audit.record("session.open", by=user, tenant=None, target=user, now=now)
+    return pair
+
+
+def create_token(*, user: User, lifetime: timedelta, by: User | None, now: datetime) -> tokens.Pair:
+    """A session for scripts, without a password."""
+    if not user.is_active:
+        raise Refused(f"{user.username} is not active.")
+    with transaction.atomic():
+        pair = tokens.mint(user, lifetime)
+        audit.record("token.create", by=by, tenant=None, target=user, now=now, seconds=int(lifetime.total_seconds()))
+    return pair
+
+
+def end_sessions(*, user: User, by: User | None, now: datetime) -> None:
+    """Every token of the person is dead from here on."""
+    with transaction.atomic():
+        tokens.revoke_all(user)
+        audit.record("session.end_all", by=by, tenant=None, target=user, now=now)
+
+
+def forget_expired(*, now: datetime) -> dict[str, int]:
+    """Deletes sign-in data that no longer opens or closes anything. Returns how many rows of each kind."""
+    sessions, _ = Session.objects.filter(expire_date__lt=now).delete()
+    attempts, _ = AccessAttempt.objects.filter(attempt_time__lt=now - settings.AXES_COOLOFF_TIME).delete()
+    return {"tokens": tokens.flush_expired(now=now), "sessions": sessions, "failed logins": attempts}
+
+
+def _check(thing: Tenant | User | Membership) -> None:
+    try:
+        thing.full_clean()
+    except ModelValidationError as error:
+        raise ValidationError(get_error_detail(error)) from error
+
+
+def _set_password(user: User, password: str | None) -> None:
+    if password is not None:
+        try:
+            validate_password(password, user)
+        except ModelValidationError as error:
+            raise ValidationError({"password": error.messages}) from error
+    user.set_password(password)
+
+
+def _set_roles(membership: Membership, roles: Sequence[str], *, by: User | None, now: datetime) -> None:
+    """In the caller's transaction, on the locked row."""
+    before, membership.roles = membership.roles, sorted(set(roles))
+    if membership.roles == before:
+        return
+    _check(membership)
+    membership.save(update_fields=["roles"])
+    audit.record(
+        "member.update",
+        by=by,
+        tenant=membership.tenant,
+        target=membership.user,
+        now=now,
+        name=membership.user.username,
+        roles=membership.roles,
+        before=before,
+    )
+
+
+def _kind(thing: Tenant | User) -> str:
+    return "tenant" if isinstance(thing, Tenant) else "user"
+
+
+def _tenant(thing: Tenant | User) -> Tenant | None:
+    return thing if isinstance(thing, Tenant) else None

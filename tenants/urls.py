@@ -1,0 +1,13 @@
+"""Under /api/v1/."""
+
+from django.urls import path
+
+from tenants import views
+
+
+urlpatterns = [
+    path("auth/token/", views.SignIn.as_view(), name="token"),
+    path("auth/token/refresh/", views.Refresh.as_view(), name="token-refresh"),
+    path("auth/token/revoke/", views.Revoke.as_view(), name="token-revoke"),
+    path("me/", views.Me.as_view(), name="me"),
+]

@@ -1,0 +1,65 @@
+from typing import cast
+
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from tenants import access, services, tokens
+from tenants.models import User
+from tenants.serializers import MeOutput, RefreshInput, TokenInput, TokenOutput
+
+
+class TokenView(APIView):
+    """What all three do without a token, and what their answers have in common."""
+
+    authentication_classes = ()
+    permission_classes = (AllowAny,)
+
+    def get_authenticate_header(self, request: Request) -> str:
+        return tokens.CHALLENGE  # without it DRF turns 401 into 403
+
+
+class SignIn(TokenView):
+    @extend_schema(operation_id="token_create", request=TokenInput, responses=TokenOutput, tags=["auth"])
+    def post(self, request: Request) -> Response:
+        """Exchanges a username and a password for an access token of 5 minutes and a refresh token.
+
+        After some failures in a row the answer is 429 with `Retry-After`, for a right password too.
+        """
+        form = TokenInput(data=request.data)
+        form.is_valid(raise_exception=True)
+        pair = services.sign_in(request=request._request, **form.validated_data, now=timezone.now())
+        return Response(pair, headers={"Cache-Control": "no-store"})
+
+
+class Refresh(TokenView):
+    @extend_schema(operation_id="token_refresh", request=RefreshInput, responses=TokenOutput, tags=["auth"])
+    def post(self, request: Request) -> Response:
+        """Exchanges a refresh token for a new pair. It works once: used again, it ends every session of the person."""
+        form = RefreshInput(data=request.data)
+        form.is_valid(raise_exception=True)
+        pair = tokens.refresh(form.validated_data["refresh"], now=timezone.now())
+        return Response(pair, headers={"Cache-Control": "no-store"})
+
+
+class Revoke(TokenView):
+    @extend_schema(operation_id="token_revoke", request=RefreshInput, responses={204: None}, tags=["auth"])
+    def post(self, request: Request) -> Response:
+        """Logs out: the refresh token opens nothing any more. The access token beside it ends by itself within 5 minutes."""
+        form = RefreshInput(data=request.data)
+        form.is_valid(raise_exception=True)
+        tokens.revoke(form.validated_data["refresh"], now=timezone.now())
+        return Response(status=204)
+
+
+class Me(APIView):
+    @extend_schema(operation_id="me", responses=MeOutput, tags=["auth"])
+    def get(self, request: Request) -> Response:
+        """Who I am, and what I am in which tenants."""
+        user = cast(User, request.user)  # IsAuthenticated let nobody else in
+        tenants = access.memberships_of(user).order_by("tenant__slug")
+        me = {"username": user.username, "email": user.email, "is_superuser": user.is_superuser, "tenants": tenants}
+        return Response(MeOutput(me).data)

@@ -1,0 +1,102 @@
+"""What the tests of collections and files start from.
+
+alice made the collection `november` in acme, bob edits it, erin audits acme and rita decides a stage there, mallory is of globex.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
+from django.test import RequestFactory
+from pytest_django import Settings
+from rest_framework.test import APIClient
+
+from config.wsgi import application
+from files.models import Erasure, StoredFile, Upload
+from files.stores import get_store
+from tenants import audit, tokens
+from tenants.models import Tenant, User
+from tests import invariants
+from tests.api import paths
+from tests.api.vault import WatchedStore
+from tests.factories import make_member
+
+
+@pytest.fixture
+def erin(acme: Tenant) -> User:
+    return make_member(acme, "erin", "auditor")
+
+
+@pytest.fixture
+def rita(acme: Tenant) -> User:
+    return make_member(acme, "rita", "research_it")
+
+
+@pytest.fixture
+def vault(db: None, settings: Settings, tmp_path: Path) -> Iterator[WatchedStore]:
+    """The store, with segments so small that short contents have many. After the test everything has to add up."""
+    settings.FILES_SEGMENT_SIZE = 128
+    settings.STORAGES = settings.STORAGES | {
+        "vault": {"BACKEND": "tests.api.vault.WatchedStore", "OPTIONS": {"location": str(tmp_path / "vault")}}
+    }
+    store = get_store("vault")
+    assert isinstance(store, WatchedStore)
+    store.prepare(create=True)
+    yield store
+    assert_everything_adds_up(store)
+
+
+def assert_everything_adds_up(store: WatchedStore) -> None:
+    ready = StoredFile.objects.filter(status=StoredFile.Status.READY).values_list("object_key", flat=True)
+    assert store.keys() == {*ready, *Erasure.objects.values_list("object_key", flat=True)}  # INV-06
+    assert not Upload.objects.exists()
+    assert not store.bodies
+    invariants.check_counts()
+    invariants.check_slots()
+    assert not list(audit.verify())
+
+
+@pytest.fixture
+def november(vault: WatchedStore, alice: User, api: Callable[[User], APIClient]) -> str:
+    """The id of a collection of acme."""
+    return str(api(alice).post(paths.COLLECTIONS, {"display_name": "November 2012"}).json()["id"])
+
+
+@pytest.fixture
+def put(vault: WatchedStore) -> Callable[..., Any]:
+    """Uploads a file: `put(client, slug, filename, content, **headers)`."""
+
+    def put_content(client: APIClient, slug: str, filename: str, content: bytes = b"", **headers: str) -> Any:
+        kind = headers.pop("content_type", "application/octet-stream")
+        return client.put(
+            paths.content(slug, filename),
+            content,
+            content_type=kind,
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
+
+    return put_content
+
+
+@pytest.fixture
+def serve(db: None) -> Iterator[Callable[..., Any]]:
+    """An answer of the application as a server calls it: `serve(user, method, path as bytes, body, **headers)`. To be closed."""
+
+    def answer(user: User | None, method: str, path: bytes, body: bytes = b"", **headers: str) -> Any:
+        if user is not None:
+            headers["Authorization"] = f"Bearer {tokens.mint(user)['access']}"
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        environ = RequestFactory().generic(method, "/", body, headers=given).environ
+        environ["PATH_INFO"] = path.decode("latin-1")
+        for signal in signals:  # Django's client connects them again
+            signal.disconnect(close_old_connections)
+        return application(environ, lambda *_: lambda _: None)
+
+    # Django closes connections before and after a request of a server; the test's own transaction needs its one.
+    signals = (request_started, request_finished)
+    yield answer
+    for signal in signals:
+        signal.connect(close_old_connections)

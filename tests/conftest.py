@@ -1,0 +1,124 @@
+"""The people of every test, and what the whole suite needs.
+
+alice is admin and bob and carol are members of acme; mallory is a member of globex; root is the superuser and member of nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import hypothesis
+import pytest
+from django.db import connection, transaction
+from django.db.backends.base.operations import BaseDatabaseOperations
+from rest_framework.test import APIClient
+
+from files import crypto
+from files.stores import ensure_buckets
+from tenants import tokens, triggers
+from tenants.models import Tenant, User
+from tests import invariants, nonces
+from tests.factories import make_member, make_tenant, make_user
+
+
+pytest_plugins = ["tests.live.fixtures"]
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("strongroom", deadline=None)
+hypothesis.settings.load_profile("strongroom")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flush_past_triggers() -> Iterator[None]:
+    """A test with transaction=True ends with a flush, which the audit triggers refuse: they are lifted for that alone."""
+    operations = type(connection.ops)
+    refused = operations.execute_sql_flush
+
+    def execute_sql_flush(self: BaseDatabaseOperations, sql_list: list[str]) -> None:
+        with transaction.atomic():
+            triggers.remove(connection)
+            refused(self, sql_list)
+            triggers.install(connection)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operations, "execute_sql_flush", execute_sql_flush)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorded_nonces() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crypto, "AESGCM", nonces.Recorded)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_nonce_twice(recorded_nonces: None) -> Iterator[None]:
+    """INV-04 over the whole run: the test that used a pair again is the one that fails."""
+    yield
+    repeated, nonces.repeated[:] = list(nonces.repeated), []
+    assert not repeated
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stores_prepared() -> None:
+    ensure_buckets()
+
+
+@pytest.fixture(autouse=True)
+def slots_are_given_back() -> Iterator[None]:
+    """INV-19, after every test: one that leaks transfer slots fails itself, not the tests that run after it."""
+    yield
+    invariants.check_slots()
+
+
+@pytest.fixture
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.fixture
+def acme(db: None) -> Tenant:
+    return make_tenant("acme")
+
+
+@pytest.fixture
+def globex(db: None) -> Tenant:
+    return make_tenant("globex")
+
+
+@pytest.fixture
+def alice(acme: Tenant) -> User:
+    return make_member(acme, "alice", "admin")
+
+
+@pytest.fixture
+def bob(acme: Tenant) -> User:
+    return make_member(acme, "bob", "member")
+
+
+@pytest.fixture
+def carol(acme: Tenant) -> User:
+    return make_member(acme, "carol", "member")
+
+
+@pytest.fixture
+def mallory(globex: Tenant) -> User:
+    return make_member(globex, "mallory", "member")
+
+
+@pytest.fixture
+def root(db: None) -> User:
+    return make_user("root", is_superuser=True)
+
+
+@pytest.fixture
+def api() -> Callable[[User | None], APIClient]:
+    """A client with a real token of the person; `api(None)` is anonymous."""
+
+    def client_of(user: User | None) -> APIClient:
+        client = APIClient()
+        if user is not None:
+            client.credentials(HTTP_AUTHORIZATION=f"Bearer {tokens.mint(user)['access']}")
+        return client
+
+    return client_of

@@ -1,0 +1,62 @@
+"""Every store that the contract runs on: a local directory, moto, and a real S3 server."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from files.stores import ObjectStore
+from files.stores.local import LocalStore
+from files.stores.s3 import S3Store
+from tests import stores
+
+
+SERVERS = {"moto": stores.moto}
+if stores.is_ceph_wanted():  # else the tests that need it say so, and the others do not repeat it a hundred times
+    SERVERS["ceph"] = stores.ceph
+
+
+@pytest.fixture(scope="session", params=["local", *SERVERS])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ObjectStore]]:
+    """Two stores of one kind, which copy into each other."""
+    if request.param == "local":
+        yield [LocalStore(location=tmp_path_factory.mktemp(alias)) for alias in ("vault", "staging")]
+    else:
+        endpoint = SERVERS[request.param]()
+        with stores.buckets(endpoint, 2) as names:
+            yield [endpoint.store(name) for name in names]
+
+
+@pytest.fixture
+def vault(pair: list[ObjectStore]) -> ObjectStore:
+    return pair[0]
+
+
+@pytest.fixture
+def staging(pair: list[ObjectStore]) -> ObjectStore:
+    return pair[1]
+
+
+@pytest.fixture
+def prefix(pair: list[ObjectStore]) -> Iterator[str]:
+    """Where this test is alone. It ends in a slash."""
+    name = f"{uuid.uuid4().hex}/"
+    yield name
+    for store in pair:
+        store.erase(store.entries(name))  # moto copies everything that a bucket holds for each listing
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def endpoint(request: pytest.FixtureRequest) -> stores.Endpoint:
+    return SERVERS[request.param]()
+
+
+@pytest.fixture
+def bucket(endpoint: stores.Endpoint) -> Iterator[str]:
+    with stores.buckets(endpoint, 1) as (name,):
+        yield name
+
+
+@pytest.fixture
+def s3(endpoint: stores.Endpoint, bucket: str) -> S3Store:
+    return endpoint.store(bucket)

@@ -1,0 +1,334 @@
+"""What only a bucket has: versions, retention, policies, multipart copies, an identity. On moto and on a real server."""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import pytest
+from pytest_django import Settings
+
+from files import stores as port
+from files.stores import StoreRefused
+from files.stores.s3 import MAX_PARTS, S3Store, part_size
+from tests import stores
+
+
+MIB = 1024**2
+CONTENT = Random(2).randbytes(12 * MIB + 345)
+
+
+def put(store: S3Store, key: str, content: bytes) -> None:
+    writer = store.create(key, size=None)
+    writer.write(content)
+    writer.commit()
+
+
+def read(store: S3Store, key: str) -> bytes:
+    _, body = store.open(key, start=0, length=len(CONTENT), etag=None)
+    try:
+        return b"".join(iter(lambda: body.read(MIB), b""))
+    finally:
+        body.close()
+
+
+def kinds(store: S3Store, prefix: str) -> list[str]:
+    return sorted(entry.kind for entry in store.entries(prefix))
+
+
+# --- Everything that occupies a prefix ---
+
+
+@pytest.fixture
+def versioned(endpoint: stores.Endpoint, s3: S3Store) -> S3Store:
+    endpoint.client.put_bucket_versioning(Bucket=s3.bucket_name, VersioningConfiguration={"Status": "Enabled"})
+    return s3
+
+
+def fill(endpoint: stores.Endpoint, store: S3Store) -> None:
+    """An object with an old version below a delete marker, and an unfinished upload, under a/; one object under b/."""
+    client, bucket = endpoint.client, store.bucket_name
+    client.put_object(Bucket=bucket, Key="a/1", Body=b"old")
+    client.delete_object(Bucket=bucket, Key="a/1")
+    client.put_object(Bucket=bucket, Key="a/1", Body=b"newer")
+    client.put_object(Bucket=bucket, Key="a/2", Body=b"2")
+    client.delete_object(Bucket=bucket, Key="a/2")
+    client.put_object(Bucket=bucket, Key="b/1", Body=b"1")
+    upload = client.create_multipart_upload(Bucket=bucket, Key="a/3")["UploadId"]
+    client.upload_part(Bucket=bucket, Key="a/3", UploadId=upload, PartNumber=1, Body=b"1")
+
+
+def test_entries_name_versions_markers_and_uploads(endpoint: stores.Endpoint, versioned: S3Store) -> None:
+    fill(endpoint, versioned)
+    assert sorted((entry.kind, entry.key, entry.size) for entry in versioned.entries("a/")) == [
+        ("marker", "a/1", 0), ("marker", "a/2", 0), ("object", "a/1", 5), ("upload", "a/3", 0), ("version", "a/1", 3),
+        ("version", "a/2", 1),
+    ]  # fmt: skip
+
+
+def test_erase_leaves_no_version_behind(endpoint: stores.Endpoint, versioned: S3Store) -> None:
+    fill(endpoint, versioned)
+    assert versioned.erase(versioned.entries("a/")) == []
+    assert kinds(versioned, "a/") == []
+    assert kinds(versioned, "b/") == ["object"]
+
+
+def test_erase_destroys_in_a_bucket_whose_versioning_is_suspended() -> None:
+    endpoint = stores.ceph()  # moto fails at such a delete
+    with stores.buckets(endpoint, 1) as (name,):
+        store = endpoint.store(name)
+        for status in ("Enabled", "Suspended"):
+            endpoint.client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": status})
+            fill(endpoint, store)
+        assert store.erase(store.entries("a/")) == []
+        assert kinds(store, "a/") == []
+
+
+def test_entries_and_erase_go_past_a_thousand_of_each_kind(endpoint: stores.Endpoint, versioned: S3Store) -> None:
+    client, bucket, count = endpoint.client, versioned.bucket_name, 350
+    uploads = 20 if endpoint == stores.moto() else 1001  # moto lists all of them on one page
+
+    def occupy(number: int) -> None:
+        client.put_object(Bucket=bucket, Key=f"a/{number}", Body=b"1")
+        client.put_object(Bucket=bucket, Key=f"a/{number}", Body=b"22")
+        client.delete_object(Bucket=bucket, Key=f"a/{number}")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(occupy, range(count)))
+        list(threads.map(lambda number: client.create_multipart_upload(Bucket=bucket, Key=f"a/{number}"), range(uploads)))
+    found = kinds(versioned, "a/")
+    assert {kind: found.count(kind) for kind in set(found)} == {"version": 2 * count, "marker": count, "upload": uploads}
+    assert versioned.erase(versioned.entries("a/")) == []
+    assert kinds(versioned, "") == []
+
+
+# --- What S3 refuses ---
+
+
+@pytest.fixture
+def locked(endpoint: stores.Endpoint) -> Iterator[S3Store]:
+    with stores.buckets(endpoint, 1, ObjectLockEnabledForBucket=True) as (name,):
+        yield endpoint.store(name)
+
+
+def test_erase_names_what_a_retention_keeps(endpoint: stores.Endpoint, locked: S3Store) -> None:
+    for number in range(3):
+        endpoint.client.put_object(Bucket=locked.bucket_name, Key=f"a/{number}", Body=b"1")
+    endpoint.client.put_object(
+        Bucket=locked.bucket_name,
+        Key="a/locked",
+        Body=b"1",
+        ObjectLockMode="GOVERNANCE",
+        ObjectLockRetainUntilDate=datetime.now(UTC) + timedelta(hours=1),
+    )
+    (failure,) = locked.erase(locked.entries("a/"))
+    assert (failure.entry.kind, failure.entry.key) == ("object", "a/locked")
+    assert "AccessDenied" in failure.reason
+    assert [entry.key for entry in locked.entries("a/")] == ["a/locked"]
+
+
+def deny(endpoint: stores.Endpoint, bucket: str, key: str, *actions: str) -> None:
+    statement = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": [f"s3:{action}" for action in actions],
+        "Resource": [f"arn:aws:s3:::{bucket}/{key}"],
+    }
+    policy = {"Version": "2012-10-17", "Statement": [statement]}
+    endpoint.client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+
+
+def test_erase_names_what_a_policy_keeps(endpoint: stores.Endpoint, s3: S3Store) -> None:
+    for number in range(3):
+        put(s3, f"a/{number}", b"1")
+    deny(endpoint, s3.bucket_name, "a/1", "DeleteObject", "DeleteObjectVersion")
+    (failure,) = s3.erase(s3.entries("a/"))
+    assert failure.entry.key == "a/1"
+    assert "AccessDenied" in failure.reason
+    assert [entry.key for entry in s3.entries("a/")] == ["a/1"]
+
+
+def test_reading_and_writing_without_permission_is_refused() -> None:
+    endpoint = stores.ceph()  # moto asks its policies about GET and DELETE only
+    with stores.buckets(endpoint, 1) as (name,):
+        store = endpoint.store(name)
+        put(store, "a/1", b"1")
+        deny(endpoint, name, "*", "GetObject", "PutObject")
+        with pytest.raises(StoreRefused):
+            store.open("a/1", start=0, length=1, etag=None)
+        with pytest.raises(StoreRefused):
+            store.stat("a/1")
+        with pytest.raises(StoreRefused):
+            put(store, "a/2", b"1")
+        with pytest.raises(StoreRefused):
+            put(store, "a/2", CONTENT)
+
+
+@pytest.mark.parametrize(("access_key", "secret_key"), [("nobody", "wrong"), (None, "wrong")], ids=["unknown", "wrong"])
+def test_wrong_credentials_are_refused(access_key: str | None, secret_key: str) -> None:
+    endpoint = stores.ceph()  # moto takes any
+    with stores.buckets(endpoint, 1) as (name,):
+        store = S3Store(**endpoint.options(name) | {"access_key": access_key or endpoint.access_key, "secret_key": secret_key})
+        with pytest.raises(StoreRefused):
+            store.check()
+        with pytest.raises(StoreRefused):
+            store.open("a", start=0, length=1, etag=None)
+        with pytest.raises(StoreRefused):
+            list(store.entries(""))
+        with pytest.raises(StoreRefused):
+            put(store, "a", b"1")
+        with pytest.raises(StoreRefused):
+            put(store, "a", CONTENT)
+
+
+def test_no_credentials_at_all_are_refused(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "none")
+    anonymous = S3Store(
+        bucket_name=s3.bucket_name, endpoint_url=s3.endpoint_url, region_name="eu-west-1"
+    )  # nobody else's service
+    with pytest.raises(StoreRefused, match="NoCredentialsError"):
+        anonymous.check()
+
+
+# --- Writing and copying ---
+
+
+def test_copy_in_parts_is_the_same_object(endpoint: stores.Endpoint, s3: S3Store) -> None:
+    put(s3, "a", CONTENT)
+    s3.copy_bytes = 5 * MIB  # the smallest part that S3 takes
+    stat = s3.copy("a", "b", source=s3)
+    assert stat == s3.stat("b")
+    assert stat.etag.endswith("-3")
+    assert read(s3, "b") == CONTENT
+
+
+def test_object_tells_nothing_about_its_content(endpoint: stores.Endpoint, s3: S3Store) -> None:
+    put(s3, "small", b"<html>")
+    put(s3, "big", CONTENT)
+    s3.copy_bytes = 5 * MIB
+    s3.copy("big", "copy", source=s3)
+    for key in ("small", "big", "copy"):
+        found = endpoint.client.head_object(Bucket=s3.bucket_name, Key=key)
+        assert found["ContentType"] == "application/octet-stream"
+        assert found["Metadata"] == {}
+        assert "ContentEncoding" not in found
+
+
+@pytest.mark.parametrize("checksums", ["when_required", "when_supported"])
+def test_both_settings_of_checksums_work(s3: S3Store, settings: Settings, checksums: str) -> None:
+    """F-21: servers differ in what they take, so that everything runs under both."""
+    settings.S3_CHECKSUMS = checksums
+    s3.copy_bytes = 5 * MIB
+    put(s3, "a/small", b"1")
+    put(s3, "a/big", CONTENT)
+    assert s3.copy("a/big", "a/copy", source=s3).size == len(CONTENT)
+    assert read(s3, "a/small") == b"1"
+    assert read(s3, "a/copy") == CONTENT
+    assert s3.erase(s3.entries("a/")) == []
+    assert kinds(s3, "") == []
+
+
+def test_part_sizes_reach_every_size_within_ten_thousand_parts() -> None:
+    """F-15."""
+    eight = 8 * MIB
+    sizes = [part_size(number, smallest=eight, expected=0) for number in range(1, MAX_PARTS + 1)]
+    assert sizes[0] == sizes[2499] == eight
+    assert (sizes[2500], sizes[5000], sizes[7500], sizes[-1]) == (2 * eight, 4 * eight, 8 * eight, 8 * eight)
+    assert sum(sizes) > 290 * 1024**3
+    five_tib = 5 * 1024**4
+    assert sum(part_size(number, smallest=eight, expected=five_tib) for number in range(1, MAX_PARTS + 1)) >= five_tib
+    assert part_size(1, smallest=eight, expected=2 * 1024**3) == eight
+    with pytest.raises(StoreRefused):
+        part_size(MAX_PARTS + 2, smallest=eight, expected=0)
+
+
+# --- One client ---
+
+
+def test_stores_of_an_endpoint_share_one_client_in_all_threads(endpoint: stores.Endpoint, bucket: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        services = set(threads.map(lambda _: id(endpoint.store(bucket).service), range(16)))
+    assert len(services) == 1
+    other = S3Store(**endpoint.options(bucket) | {"secret_key": "other"})
+    assert id(other.service) not in services
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_process_has_its_own_client(endpoint: stores.Endpoint, s3: S3Store) -> None:
+    """Two processes that talk on one connection read each other's answers."""
+    put(s3, "a", CONTENT)  # its parts had threads, which a child does not inherit
+    parent = s3.service
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            put(s3, "b", CONTENT)
+            os._exit(0 if s3.service is not parent and read(s3, "b") == CONTENT else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert s3.service is parent
+    assert read(s3, "b") == CONTENT
+
+
+def test_a_secret_shows_in_no_repr(endpoint: stores.Endpoint, bucket: str) -> None:
+    secret = "do-not-show-this"
+    store = S3Store(**endpoint.options(bucket) | {"secret_key": secret})
+    assert secret not in repr(store.service) + repr(store)
+
+
+def test_django_storages_reaches_no_bucket(s3: S3Store) -> None:
+    """Its connections are one per thread, and its reads are whole objects (T-3, T-13)."""
+    put(s3, "a", b"1")
+    for reach in (s3.exists, s3.listdir, s3.size, s3.get_modified_time, s3._open):
+        with pytest.raises(NotImplementedError):
+            reach("a")
+
+
+# --- Through Django's settings ---
+
+
+def test_aliases_of_the_settings_are_these_stores(endpoint: stores.Endpoint, settings: Settings) -> None:
+    with stores.stored_in(endpoint, settings) as buckets:
+        port.check()
+        port.ensure_buckets()
+        for alias, name in buckets.items():
+            store = port.get_store(alias)
+            assert isinstance(store, S3Store)
+            assert store.bucket_name == name
+        vault, staging = port.get_store("vault"), port.get_store("staging")
+        writer = vault.create("a", size=1)
+        writer.write(b"1")
+        writer.commit()
+        assert staging.copy("a", "a", source=vault).size == 1
+
+
+def test_ensure_buckets_creates_them_only_where_it_may(endpoint: stores.Endpoint, bucket: str, settings: Settings) -> None:
+    with ExitStack() as stack:
+        endpoint.client.delete_bucket(Bucket=bucket)
+        settings.STORAGES = settings.STORAGES | {
+            alias: {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)} for alias in stores.ALIASES
+        }
+        stack.callback(endpoint.client.create_bucket, Bucket=bucket)  # for the fixture, which removes it
+        settings.S3_CREATE_BUCKETS = False
+        with pytest.raises(StoreRefused, match="no such bucket"):
+            port.ensure_buckets()
+        with pytest.raises(StoreRefused, match="no such bucket"):
+            port.check()
+        settings.S3_CREATE_BUCKETS = True
+        port.ensure_buckets()
+        port.ensure_buckets()
+        port.check()
+
+
+def test_storage_without_objects_is_no_store(settings: Settings) -> None:
+    backends: Any = {"BACKEND": "django.core.files.storage.InMemoryStorage"}
+    settings.STORAGES = settings.STORAGES | {"other": backends}
+    with pytest.raises(TypeError):
+        port.get_store("other")

@@ -1,0 +1,105 @@
+"""A server on PostgreSQL and the real S3 server, and doors to both that can be made to fail."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests import servers, stores
+from tests.live.people import Person
+from tests.live.proxy import Proxy, proxy_to
+from tests.live.server import Server
+from tests.live.waiting import wait_for
+
+
+@dataclass
+class Site:
+    server: Server
+    s3: Proxy  # between the server and its S3
+    database: Proxy  # between the server and its PostgreSQL
+    vault: str  # bucket
+    kept: int = 4  # connections that the store's client may keep when a test is over: as many as the test used at once
+
+    def keys(self) -> set[str]:
+        """Objects in the vault, seen past the proxy."""
+        pages = stores.ceph().client.get_paginator("list_objects_v2").paginate(Bucket=self.vault)
+        return {item["Key"] for page in pages for item in page.get("Contents", ())}
+
+    def descriptors(self) -> int:
+        """What the web server has open but for its pool of connections to the database, which stays as large as it once was."""
+        self.server.request("GET", "/readyz")  # the pool drops what broke when it is next used
+        return self.server.descriptors() - self.database.connections
+
+    def unfinished(self) -> set[str]:
+        """Keys of multipart uploads that nobody completed or aborted."""
+        return {item["Key"] for item in stores.ceph().client.list_multipart_uploads(Bucket=self.vault).get("Uploads", ())}
+
+
+@contextmanager
+def started_site(home: Path, *, is_timed: bool = False, **settings: str) -> Iterator[Site]:
+    """With `is_timed` nothing stands between the server and its database: the proxy would be part of what is measured."""
+    endpoint = stores.ceph()
+    with (
+        postgresql_database() as url,
+        proxy_to(url) as database,
+        proxy_to(endpoint.url) as s3,
+        stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release, public),
+    ):
+        environment = endpoint.environment(vault) | {
+            "S3_ENDPOINT_URL": s3.url,
+            "S3_STAGING_BUCKET": staging,
+            "S3_RELEASE_BUCKET": release,
+            "S3_PUBLIC_BUCKET": public,
+            "DATABASE_URL": url if is_timed else database.url,
+        }
+        server = Server(home, **environment | settings)
+        server.database = url
+        try:
+            yield Site(server.start(), s3, database, vault)
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with started_site(tmp_path_factory.mktemp("site") / "home", DATABASE_TIMEOUT="4") as site:
+        yield site
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    """Tidy before and after each test: objects and counts agree with the rows, no unfinished upload, no descriptor left open."""
+    server = shared_site.server
+    server.forget_heartbeats()  # of what a test that failed may have left
+    wait_for(server.is_tidy)
+    descriptors = shared_site.descriptors()
+    yield shared_site
+    wait_for(server.is_tidy, seconds=30)
+    server.check()
+    assert shared_site.unfinished() == set()
+    wait_for(lambda: shared_site.descriptors() <= descriptors + shared_site.kept)
+    shared_site.kept = Site.kept
+
+
+@pytest.fixture
+def member(site: Site, tmp_path: Path) -> Person:
+    return Person(site.server, "member", tmp_path)
+
+
+@contextmanager
+def postgresql_database() -> Iterator[str]:
+    """The address of a new database beside the one that the suite uses."""
+    address = urlsplit(servers.postgresql_url())
+    name = f"strongroom_live_{uuid.uuid4().hex}"
+    with psycopg.connect(address._replace(path="/postgres").geturl(), autocommit=True) as postgresql:
+        postgresql.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield address._replace(path=f"/{name}").geturl()
+        finally:
+            postgresql.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -1,0 +1,210 @@
+"""Collections and files: made, changed, replaced and deleted, by whoever tries."""
+
+import io
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, multiple, rule
+from rest_framework.test import APIClient
+
+from tests.api import paths
+from tests.faults.breaking import FUSE
+from tests.faults.world import (
+    ADMINS,
+    CASES,
+    CONTENT,
+    ETAG,
+    FAULT,
+    NAME,
+    PEOPLE,
+    PERSON,
+    SAME,
+    TITLES,
+    TWINS,
+    Case,
+    Fault,
+    File,
+    State,
+    World,
+)
+
+
+class GoingIn(World):
+    @initialize(target=CASES)
+    def furnish(self) -> Any:
+        """There is something to find from the start."""
+        made = []
+        for tenant, who in ADMINS.items():
+            made.append(self.create(who, tenant, TITLES[0], "AES-GCM", None))
+            for twins in TWINS[:2]:
+                self.put(who, made[-1], twins[0], b"canary of the first day", "none", None, is_chunked=False)
+        return multiple(*made)
+
+    # --- Collections ---
+
+    @rule(target=CASES, who=PERSON, tenant=st.sampled_from(["acme", "acme", "globex", None]), title=st.sampled_from(TITLES),
+          cipher=st.sampled_from(["AES-GCM", "AES-GCM", "NONE"]), fault=FAULT)  # fmt: skip
+    def create(self, who: str | None, tenant: str | None, title: str, cipher: str, fault: Fault) -> Any:
+        home = PEOPLE.get(who or "")
+        if who is None:
+            expect = 401
+        elif tenant not in {home, None}:
+            expect = 400
+        elif self.roles[who] == "auditor":
+            expect = 403
+        elif cipher == "NONE" and home != "acme":
+            expect = 400
+        else:
+            taken = any((case.tenant, case.title) == (home, title) for case in self.state.values())
+            expect = 409 if taken else 201
+        number = next(self.counter)
+        after = [{**self.state, number: Case(str(home), title, {})}] if expect == 201 else []
+        wish = {"display_name": title, "cipher": cipher} | ({"tenant": tenant} if tenant else {})
+        self.attempt(lambda: self.clients[who].post(paths.COLLECTIONS, wish), expect, *after, fault=fault)
+        self.agrees()
+        return number if number in self.state else multiple()
+
+    def manage(
+        self, who: str | None, number: int, expect: int, call: Callable[[APIClient, str], Any], fault: Fault, **changes: Any
+    ) -> None:
+        """Something that a manager alone may do, answered with `expect` if the moment is right."""
+        case = self.state[number]
+        refusal = self.refusal(who, case, deleted=True)
+        expect = refusal or (403 if who and self.roles[who] != "admin" else expect)
+        after = [{**self.state, number: replace(case, **changes)}] if expect < 400 else []
+        self.attempt(lambda: call(self.clients[who], self.slug(number)), expect, *after, fault=fault)
+
+    @rule(who=PERSON, case=CASES, title=st.sampled_from(TITLES), fault=FAULT)
+    def retitle(self, who: str | None, case: int, title: str, fault: Fault) -> None:
+        mine = self.state[case]
+        others = [other for number, other in self.state.items() if number != case]
+        is_taken = any((other.tenant, other.title) == (mine.tenant, title) for other in others)
+        expect = 409 if mine.is_deleted or is_taken else 200
+        self.manage(who, case, expect, lambda client, slug: client.patch(paths.collection(slug), {"display_name": title}), fault,
+                    title=title)  # fmt: skip
+
+    @rule(who=PERSON, case=CASES, fault=FAULT)
+    def delete_collection(self, who: str | None, case: int, fault: Fault) -> None:
+        expect = 409 if self.state[case].is_deleted else 202
+        self.manage(who, case, expect, lambda client, slug: client.delete(paths.collection(slug)), fault, is_deleted=True)
+
+    @rule(who=PERSON, case=CASES, fault=FAULT)
+    def restore_collection(self, who: str | None, case: int, fault: Fault) -> None:
+        expect = 200 if self.state[case].is_deleted else 409
+        self.manage(who, case, expect, lambda client, slug: client.post(paths.restore(slug)), fault, is_deleted=False)
+
+    # --- Files coming in ---
+
+    def condition(self, header: str, etag: str, file: File | None) -> dict[str, str]:
+        if etag == "none" or (etag == "fresh" and file is None):
+            return {}
+        known = {"fresh": file and self.seen["etag", file.version], "stale": '"0"', "*": "*"}
+        return {header: str(known[etag])}
+
+    @rule(who=PERSON, case=CASES, name=NAME, content=CONTENT, etag=ETAG, is_chunked=st.booleans(), fault=FAULT)
+    def put(self, who: str | None, case: int, name: str, content: bytes, etag: str, fault: Fault, *, is_chunked: bool) -> None:
+        mine, old = self.state[case], self.state[case].files.get(SAME[name])
+        headers = self.condition("If-Match", etag, old)
+        more = {"more_files": 0 if old else 1, "more_bytes": len(content) - (len(old.content) if old else 0)}
+        expect = self.refusal(who, mine)
+        if not expect and old:
+            expect = 428 if not headers else 412 if etag == "stale" else 200
+        elif not expect:
+            expect = 412 if headers else 201
+        if expect < 400 and self.over_quota(self.state, mine.tenant, **more):
+            expect = 409
+        version = next(self.counter)
+        new = replace(old, version=version, content=content) if old else File(next(self.counter), version, name, content)
+        after = [self.with_file(case, new)] if expect < 400 else []
+        environ: dict[str, Any] = {"CONTENT_LENGTH": str(len(content)), "CONTENT_TYPE": "text/csv"}
+        if is_chunked:
+            environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_TYPE": "text/csv"}
+
+        def send() -> Any:
+            body: dict[str, Any] = {**environ, "wsgi.input": io.BytesIO(content)}
+            return self.clients[who].put(paths.content(self.slug(case), name), headers=headers, **body)
+
+        self.attempt(send, expect, *after, fault=fault)
+        if expect < 400 and not FUSE.is_blown and etag != "*":  # INV-20: the same once more finds its conditions gone
+            self.attempt(send, 412 if headers else 428)
+
+    @rule(
+        who=PERSON,
+        case=CASES,
+        parts=st.lists(st.tuples(NAME, CONTENT), min_size=1, max_size=3),
+        is_named=st.booleans(),
+        fault=FAULT,
+    )
+    def post_form(self, who: str | None, case: int, parts: list[tuple[str, bytes]], fault: Fault, *, is_named: bool) -> None:
+        mine = self.state[case]
+        refusal = self.refusal(who, mine)
+        if refusal == 404 and is_named:
+            refusal = 400
+        files = [File(next(self.counter), next(self.counter), name, content, "canary notes") for name, content in parts]
+
+        def outcome(failing: frozenset[int]) -> tuple[State, list[int]]:
+            """The state after a form whose parts of these indices were broken off, and the status of each of the others."""
+            state, statuses = dict(self.state), []
+            for index, file in enumerate(files):
+                is_taken = SAME[file.filename] in state[case].files
+                is_over = self.over_quota(state, mine.tenant, more_files=1, more_bytes=len(file.content))
+                statuses.append(409 if is_taken or is_over else 201)
+                if statuses[-1] == 201 and index not in failing:
+                    state[case] = replace(state[case], files=state[case].files | {SAME[file.filename]: file})  # type: ignore[operator]
+            return state, statuses
+
+        whole, statuses = outcome(frozenset())
+        expect = refusal or (statuses[0] if len(files) == 1 else 200)
+        indices = range(len(files))
+        partial = [outcome(frozenset(failing))[0] for count in indices for failing in itertools.combinations(indices, count + 1)]
+        after = [*partial, whole] if expect < 400 else []
+        lines = ["--cut", 'Content-Disposition: form-data; name="notes"', "", "canary notes"]
+        if is_named:
+            lines += ["--cut", 'Content-Disposition: form-data; name="collection"', "", self.slug(case)]
+        for file in files:
+            quoted = file.filename.replace('"', '\\"')
+            lines += ["--cut", f'Content-Disposition: form-data; name="file"; filename="{quoted}"', "", file.content.decode()]
+        body: Any = "\r\n".join([*lines, "--cut--", ""]).encode()
+        path = paths.FILES if is_named else paths.files(self.slug(case))
+        kind = "multipart/form-data; boundary=cut"
+        response = self.attempt(
+            lambda: self.clients[who].generic("POST", path, body, content_type=kind), expect, *after, fault=fault
+        )
+        if expect == 200 and not FUSE.is_blown:
+            assert [result["status"] for result in response.json()["results"]] == statuses
+
+    # --- Files ---
+
+    def change(self, who: str | None, case: int, name: str, method: str, expect: int, data: Any, after: Callable[[File], State],
+               fault: Fault, headers: Mapping[str, str] = {}) -> None:  # fmt: skip
+        """A request on the metadata of one file, answered with `expect` if it is there."""
+        file = self.state[case].files.get(SAME[name])
+        expect = self.refusal(who, self.state[case]) or (expect if file else 404)
+        states = [after(file)] if file and expect < 400 else []
+        call = getattr(self.clients[who], method)
+        path = paths.file(self.slug(case), name)
+        self.attempt(lambda: call(path, data, headers=headers), expect, *states, fault=fault)
+        if expect < 400 and not FUSE.is_blown and method == "delete":
+            self.attempt(lambda: call(path, data, headers=headers), 404)  # INV-20
+
+    @rule(who=PERSON, case=CASES, name=NAME, new=NAME, fault=FAULT)
+    def rename(self, who: str | None, case: int, name: str, new: str, fault: Fault) -> None:
+        is_taken = SAME[new] != SAME[name] and SAME[new] in self.state[case].files
+        self.change(who, case, name, "patch", 409 if is_taken else 200, {"filename": new},
+                    lambda file: self.with_file(case, replace(file, filename=new), was=SAME[name]), fault)  # fmt: skip
+
+    @rule(who=PERSON, case=CASES, name=NAME, notes=st.sampled_from(["", "canary of notes", "Ünï ☃"]), fault=FAULT)
+    def annotate(self, who: str | None, case: int, name: str, notes: str, fault: Fault) -> None:
+        self.change(who, case, name, "put", 200, {"notes": notes, "filename": None},
+                    lambda file: self.with_file(case, replace(file, notes=notes)), fault)  # fmt: skip
+
+    @rule(who=PERSON, case=CASES, name=NAME, etag=ETAG, fault=FAULT)
+    def delete_file(self, who: str | None, case: int, name: str, etag: str, fault: Fault) -> None:
+        mine = self.state[case]
+        files = {same: file for same, file in mine.files.items() if same != SAME[name]}
+        headers = self.condition("If-Match", etag, mine.files.get(SAME[name]))
+        self.change(who, case, name, "delete", 412 if etag == "stale" else 204, None,
+                    lambda _: {**self.state, case: replace(mine, files=files)}, fault, headers)  # fmt: skip

@@ -1,0 +1,380 @@
+"""The database is away, stands still or refuses: 503 in time and never 500, nothing lost or doubled, and all is well afterwards.
+
+F-22 to F-25. What happens to a server that is killed meanwhile is in test_kills.py.
+"""
+
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from tests.faults.answers import Answer, ask, at_once, get, path_of, post, post_form, put
+from tests.faults.conftest import Site
+from tests.live.people import Person
+from tests.live.proxy import Fault
+from tests.live.server import ROOT, Server
+from tests.live.waiting import wait_for
+
+
+MIB = 1024 * 1024
+CONTENT = random.Random(1).randbytes(12 * MIB)
+SMALL = CONTENT[:300_000]
+IN_TIME = 25  # seconds: several times DATABASE_TIMEOUT, because one request may ask in several places
+
+HANGS = Fault(then="hang")
+
+REQUESTS: dict[str, Callable[[Person], Answer]] = {
+    "sign-in": lambda member: post(member, "/api/v1/auth/token/", member.server.demo["users"]["member"]),
+    "list": lambda member: ask(member, "GET", member.files),
+    "collection": lambda member: post(member, "/api/v1/collections/", {"tenant": "demo", "display_name": f"{time.time_ns()}"}),
+    "put": lambda member: put(member, f"{time.time_ns()}.bin", SMALL),
+    "form": lambda member: post_form(member, f"{time.time_ns()}.bin", SMALL),
+    "replace": lambda member: put(member, "replaced.bin", SMALL, If_Match="*"),
+    "rename": lambda member: ask(
+        member, "PATCH", f"{member.files}kept.bin/", b'{"notes": "%d"}' % time.time_ns(), Content_Type="application/json"
+    ),
+    "delete": lambda member: ask(member, "DELETE", f"{member.files}replaced.bin/"),
+    "download": lambda member: get(member, "kept.bin"),
+    "mint": lambda member: post(member, f"{member.files}kept.bin/download/", {}),
+    "link": lambda member: ask(member, "GET", "/downloads/unknown"),
+    "archive": lambda member: ask(member, "GET", f"/api/v1/collections/{member.collection}/archive.zip?file=kept.bin"),
+    "probe": lambda member: ask(member, "GET", "/readyz"),
+    "admin": lambda member: ask(member, "GET", "/admin/", Cookie="sessionid=abcdefghijklmnopqrstuvwxyz012345"),
+}
+
+
+@pytest.fixture
+def stocked(member: Person) -> Person:
+    """With something to replace, and to read."""
+    for filename in ("kept.bin", "replaced.bin"):
+        member.upload(filename, SMALL)
+    return member
+
+
+@contextmanager
+def down(site: Site) -> Iterator[None]:
+    with site.database.down():
+        yield
+
+
+@contextmanager
+def hanging(site: Site) -> Iterator[None]:
+    with site.database.during(HANGS):
+        yield
+
+
+@pytest.mark.parametrize("fail", [pytest.param(down, marks=pytest.mark.slow), hanging])
+def test_every_request_without_a_database_is_503_in_time_and_works_afterwards(
+    site: Site, stocked: Person, fail: Callable[[Site], AbstractContextManager[None]]
+) -> None:
+    before = site.server.log
+    with fail(site):
+        started = time.monotonic()
+        answers = dict(zip(REQUESTS, at_once(partial(request, stocked) for request in REQUESTS.values()), strict=True))
+        assert time.monotonic() - started < IN_TIME
+        assert site.server.request("GET", "/healthz")[0] == 200
+        time.sleep(max(0, started + 9 - time.monotonic()))  # for so long that attempts to connect have become rare
+    assert answers.pop("probe").status == 503
+    assert {name: (answer.status, answer.says_try_again) for name, answer in answers.items()} == dict.fromkeys(
+        answers, (503, True)
+    )
+    assert {answer.code for answer in answers.values()} == {"database_unavailable"}
+    assert "request failed" not in site.server.log[len(before) :]
+
+    assert get(stocked, "kept.bin").content == SMALL
+    for name, request in REQUESTS.items():
+        assert request(stocked).status < 500, name
+    assert site.server.request("GET", "/readyz")[0] == 200
+    site.server.forget_heartbeats()  # of uploads that could not clear away behind themselves
+
+
+def test_connections_that_broke_while_nobody_used_them_are_not_noticed(site: Site, stocked: Person) -> None:
+    """As after a restart of PostgreSQL: by many requests, and by one that finds nothing but broken ones in the pool."""
+    crowd = [partial(REQUESTS["collection"], stocked)] * 16
+    for _ in range(2):
+        wait_for(lambda: at_once(crowd) and site.database.connections >= 8, seconds=60)
+        site.database.reset()
+        assert get(stocked, "kept.bin").content == SMALL
+    site.database.reset()
+    assert {answer.status < 500 for answer in at_once(partial(request, stocked) for request in REQUESTS.values())} == {True}
+
+
+def waiting(site: Site) -> int:
+    """Transactions of the site that wait for a lock."""
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = ? AND wait_event_type = 'Lock'"
+    return int(site.server.sql(statement, site.server.database.rpartition("/")[2])[0][0])
+
+
+# --- Uploads ---
+
+
+class SlowUpload:
+    """A PUT that has sent all but its last byte."""
+
+    def __init__(self, member: Person, filename: str, content: bytes) -> None:
+        head = f"PUT {path_of(member, filename)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
+        self.client = socket.create_connection(("127.0.0.1", member.server.port), timeout=60)
+        self.last = content[-1:]
+        self.client.sendall(f"{head}Connection: close\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content[:-1])
+        wait_for(lambda: member.server.sql("SELECT count(*) FROM files_upload")[0][0])
+
+    def finish(self) -> int:
+        """The answer's status."""
+        with self.client:
+            self.client.sendall(self.last)
+            received = b""
+            while data := self.client.recv(65536):
+                received += data
+        return int(received.split()[1])
+
+
+@pytest.mark.parametrize(
+    "content", [pytest.param(SMALL, marks=pytest.mark.slow, id="small"), pytest.param(CONTENT, id="multipart")]
+)
+def test_upload_whose_database_is_away_between_its_bytes_and_its_commit(site: Site, member: Person, content: bytes) -> None:
+    """F-22: away and back is not noticed. Away and not back is 503 and no file, and the object goes."""
+    upload = SlowUpload(member, "a.bin", content)
+    with site.database.down():
+        pass
+    assert upload.finish() == 201
+
+    upload = SlowUpload(member, "b.bin", content)
+    with site.database.down():
+        assert upload.finish() == 503
+    assert member.filenames() == {"a.bin"}
+    site.server.forget_heartbeats()
+    wait_for(site.server.is_tidy)
+    assert put(member, "b.bin", content).status == 201
+    assert get(member, "b.bin").content == content
+
+
+@pytest.mark.parametrize(
+    ("way", "then", "status", "is_kept"),
+    [
+        pytest.param("request", "reset", 503, False, id="never-arrives"),
+        pytest.param("answer", "reset", 201, True, id="answer-is-lost"),
+        pytest.param("answer", "hang", 201, True, id="answer-never-comes", marks=pytest.mark.slow),
+    ],
+)
+def test_upload_whose_commit_is_cut_is_told_by_what_became_of_it(
+    site: Site, member: Person, way: str, then: str, status: int, *, is_kept: bool
+) -> None:
+    """F-24."""
+    with site.database.during(Fault(request=rb"COMMIT", way=way, then=then, times=1)):  # type: ignore[arg-type]
+        answer = put(member, "a.bin", SMALL)
+        assert site.database.befallen == 1
+    assert answer.status == status
+    assert is_kept or (answer.code, answer.says_try_again) == ("outcome_unknown", True)
+    assert member.filenames() == ({"a.bin"} if is_kept else set())
+    site.server.forget_heartbeats()
+    wait_for(site.server.is_tidy)
+    assert put(member, "a.bin", SMALL).status == (428 if is_kept else 201)
+    assert get(member, "a.bin").content == SMALL
+
+
+@pytest.mark.slow
+def test_upload_that_was_committed_unheard_and_cannot_be_read_back_says_so(site: Site, member: Person) -> None:
+    """F-24: the file is there once the database is; it is neither lost nor doubled."""
+    with ThreadPoolExecutor() as pool, site.database.during(Fault(request=rb"COMMIT", then="hang", times=1)):
+        answering = pool.submit(put, member, "unheard.bin", CONTENT)
+        committed = "SELECT 1 FROM files_storedfile WHERE filename = 'unheard.bin'"
+        wait_for(lambda: site.server.sql(committed))
+        with site.database.down():
+            answer = answering.result()
+    assert (answer.code, answer.says_try_again) == ("outcome_unknown", True)
+    assert member.filenames() == {"unheard.bin"}
+    assert put(member, "unheard.bin", CONTENT).status == 428
+    assert get(member, "unheard.bin").content == CONTENT
+
+
+# --- Downloads ---
+
+
+def begin_download(member: Person, filename: str) -> socket.socket:
+    """A client that takes what it reads and hardly more."""
+    head = f"GET {path_of(member, filename)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)  # loopback crawls below its segments of 64 KiB
+    client.settimeout(60)
+    client.connect(("127.0.0.1", member.server.port))
+    client.sendall(f"{head}Connection: close\r\n\r\n".encode())
+    return client
+
+
+@pytest.mark.parametrize(
+    ("fail", "seconds", "is_whole"),
+    [
+        pytest.param(down, 4, True, id="down"),
+        pytest.param(hanging, 4, True, id="hanging", marks=pytest.mark.slow),
+        pytest.param(down, 65, False, id="for-too-long", marks=pytest.mark.slow),
+    ],
+)
+def test_download_goes_on_while_the_database_is_away_for_a_while(
+    site: Site, member: Person, fail: Callable[[Site], AbstractContextManager[None]], seconds: int, *, is_whole: bool
+) -> None:
+    """F-23: it asks every three seconds whether it may go on, and takes no answer for a yes, for a minute."""
+    content = CONTENT[: 3 * MIB] if is_whole else CONTENT  # the kernel may take megabytes ahead of the client
+    member.upload("a.bin", content)
+    with begin_download(member, "a.bin") as client:
+        received = client.recv(1000)
+        with fail(site):
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:  # at a pace that the web server does not take for a stall
+                received += client.recv(1000)
+                time.sleep(0.05)
+            while data := client.recv(MIB):
+                received += data
+    body = received.partition(b"\r\n\r\n")[2]
+    assert content.startswith(body)
+    assert (len(body) == len(content)) == is_whole
+
+
+def test_downloads_hold_no_connection(site: Site, stocked: Person) -> None:
+    """More of them than the pool has connections, and the API answers beside them."""
+    stocked.upload("a.bin", CONTENT)
+    with ExitStack() as running:
+        clients = [running.enter_context(begin_download(stocked, "a.bin")) for _ in range(24)]
+        for client in clients:
+            assert client.recv(20).startswith(b"HTTP/1.1 200")
+        name = site.server.database.rpartition("/")[2]
+        busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = ? AND state <> 'idle' AND pid <> pg_backend_pid()"
+        wait_for(lambda: site.server.sql(busy, name) == [(0,)])
+        assert get(stocked, "kept.bin").content == SMALL
+
+
+# --- Starting ---
+
+
+def test_start_without_a_database_ends_and_says_why(new_server: Callable[..., Server]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = new_server(DATABASE_URL=f"postgresql://nobody@127.0.0.1:{port}/nothing", DATABASE_TIMEOUT="2")
+    assert server.launch().wait(40) == 1
+    assert "couldn't get a connection" in server.log
+
+
+@pytest.mark.slow
+def test_web_process_that_starts_before_its_database_is_ready_once_it_is_there(site: Site) -> None:
+    server = Server(site.server.home)
+    server.environment = site.server.environment | {"PORT": str(server.port)}
+    command = [sys.executable, "-m", "gunicorn", "--config", "config/gunicorn.conf.py", "config.wsgi"]
+
+    def status(path: str) -> int:
+        try:
+            return server.request("GET", path)[0]
+        except OSError:
+            return 0
+
+    with site.database.down(), subprocess.Popen(command, cwd=ROOT, env=server.environment, stderr=subprocess.DEVNULL) as web:
+        try:
+            wait_for(lambda: status("/healthz") == 200)
+            assert status("/readyz") == 503
+            site.database.up()
+            wait_for(lambda: status("/readyz") == 200)
+        finally:
+            web.kill()
+
+
+# --- Refusals ---
+
+
+@contextmanager
+def refusals(site: Site, sqlstate: str, count: int) -> Iterator[Callable[[], int]]:
+    """The next `count` transactions fail where they write their audit event. Yields how many came so far."""
+    site.server.sql("CREATE SEQUENCE refusals")
+    site.server.sql(f"""
+        CREATE FUNCTION refuse() RETURNS trigger AS $$ BEGIN
+            IF nextval('refusals') <= {count} THEN RAISE EXCEPTION 'refused' USING ERRCODE = '{sqlstate}'; END IF;
+            RETURN NEW;
+        END $$ LANGUAGE plpgsql
+    """)
+    site.server.sql("CREATE TRIGGER refuse BEFORE INSERT ON tenants_auditevent FOR EACH ROW EXECUTE FUNCTION refuse()")
+    try:
+        yield lambda: int(site.server.sql("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM refusals")[0][0])
+    finally:
+        site.server.sql("DROP TRIGGER refuse ON tenants_auditevent")
+        site.server.sql("DROP FUNCTION refuse")
+        site.server.sql("DROP SEQUENCE refusals")
+
+
+AUDITED = ["sign-in", "collection", "put", "form", "replace", "rename", "download", "mint", "archive", "delete"]
+
+
+@pytest.mark.parametrize("sqlstate", [pytest.param("40001", marks=pytest.mark.slow), "40P01"])
+def test_transaction_that_the_database_sacrificed_is_done_again(site: Site, stocked: Person, sqlstate: str) -> None:
+    """F-25."""
+    for name in AUDITED:
+        with refusals(site, sqlstate, 1) as tried:
+            assert REQUESTS[name](stocked).status < 300, name
+            assert tried() == 2
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "tries"),
+    [
+        pytest.param("40001", 4, id="serialization-failure", marks=pytest.mark.slow),
+        pytest.param("40P01", 4, id="deadlock"),
+        pytest.param("57014", 1, id="statement-cancelled"),
+        pytest.param("55P03", 1, id="lock-not-available"),
+        pytest.param("53100", 1, id="disk-full"),
+        pytest.param("25006", 1, id="read-only"),
+    ],
+)
+def test_transaction_that_the_database_keeps_refusing_is_503(site: Site, stocked: Person, sqlstate: str, tries: int) -> None:
+    for name in ("put", "rename", "download"):
+        with refusals(site, sqlstate, 1000) as tried:
+            answer = REQUESTS[name](stocked)
+            assert (answer.status, answer.says_try_again, answer.code) == (503, True, "database_unavailable"), name
+            assert tried() == tries
+    assert site.server.is_tidy()
+    assert stocked.filenames() == {"kept.bin", "replaced.bin"}
+
+
+@contextmanager
+def other_client(site: Site) -> Iterator["psycopg.Connection[tuple[int]]"]:
+    with closing(psycopg.connect(site.server.database)) as connection:
+        yield connection
+
+
+def test_deadlock_with_another_client_is_not_noticed(site: Site, stocked: Person) -> None:
+    """F-25: the server holds the collection and waits for the chain's head, the other client does it the other way round."""
+    for _ in range(5):
+        with other_client(site) as other, ThreadPoolExecutor() as pool:
+            other.execute("SELECT * FROM tenants_audithead FOR UPDATE")
+            answer = pool.submit(REQUESTS["replace"], stocked)
+            wait_for(lambda: waiting(site) == 1)
+            try:
+                other.execute("SELECT * FROM files_collection WHERE slug = %s FOR UPDATE", [stocked.collection])
+                is_ours = True  # the other one lives, so it was the server's
+            except errors.DeadlockDetected:  # PostgreSQL ends whoever finds out: who has waited for a second first
+                is_ours = False
+            other.rollback()
+            assert answer.result().status == 200
+        if is_ours:
+            return
+    pytest.fail("PostgreSQL never chose the server's transaction")
+
+
+@pytest.mark.slow
+def test_requests_that_wait_for_a_lock_are_503_in_time(site: Site, stocked: Person) -> None:
+    """More of them than the pool has connections: those who only read wait for one, and are answered too (F-36)."""
+    with other_client(site) as other:
+        other.execute("SELECT * FROM tenants_audithead FOR UPDATE")
+        started = time.monotonic()
+        writers = [partial(REQUESTS["rename"], stocked)] * 24
+        answers = at_once([*writers, *[partial(REQUESTS["list"], stocked)] * 8])
+        assert time.monotonic() - started < IN_TIME
+        assert waiting(site) == 0  # nor does what they left in PostgreSQL
+    assert all(answer.says_try_again for answer in answers[:24])
+    assert {answer.status for answer in answers[24:]} <= {200, 503}
+    assert all(answer.status == 200 or answer.says_try_again for answer in answers[24:])
+    assert REQUESTS["rename"](stocked).status == 200

@@ -1,0 +1,214 @@
+"""Processes are killed at the worst moment, and started again: files are whole or not there, and nothing else stays.
+
+The moment is held by a proxy that lets nothing through any more. Kills in the middle of a body are in tests/journeys, too.
+"""
+
+import random
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.answers import Answer, get, path_of, post_form, put
+from tests.faults.conftest import Site
+from tests.live.people import Person
+from tests.live.proxy import Fault
+from tests.live.server import Server
+from tests.live.waiting import has_ended, wait_for
+
+
+MIB = 1024 * 1024
+CONTENT = random.Random(1).randbytes(20 * MIB + 12345)
+SMALL = CONTENT[:300_000]
+PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
+
+
+def kill_worker(server: Server) -> None:
+    killed = server.gunicorn()
+    killed.kill()
+    wait_for(lambda: has_ended(killed))
+
+
+def kill_all(server: Server) -> None:
+    """As when the machine loses power."""
+    server.kill()
+
+
+def revive(server: Server) -> None:
+    """gunicorn starts another worker by itself."""
+    if not server.processes():
+        server.start()
+    wait_for(lambda: is_serving(server), seconds=60)
+
+
+def is_serving(server: Server) -> bool:
+    try:
+        return server.request("GET", "/readyz")[0] == 200
+    except (OSError, ValueError):
+        return False
+
+
+def outcome(answering: "Future[Answer]") -> int | None:
+    """The status; None where the connection ended without an answer."""
+    try:
+        return answering.result().status
+    except (OSError, EOFError, ValueError):
+        return None
+    except Exception as error:  # http.client has many
+        assert type(error).__module__ == "http.client", error  # noqa: PT017
+        return None
+
+
+S3, DATABASE = "s3", "database"
+MOMENTS = [
+    # where, the exchange that is held, on which way, what is uploaded, whether there is a file afterwards
+    pytest.param(S3, rb"^POST \S+\?uploads", "answer", CONTENT, False, id="multipart-begun", marks=pytest.mark.slow),
+    pytest.param(S3, rb"partNumber=2", "request", CONTENT, False, id="second-part", marks=pytest.mark.slow),
+    pytest.param(S3, rb"^POST \S+\?uploadId", "request", CONTENT, False, id="before-complete", marks=pytest.mark.slow),
+    pytest.param(S3, rb"^POST \S+\?uploadId", "answer", CONTENT, False, id="completed-unheard", marks=pytest.mark.slow),
+    pytest.param(S3, rb"^PUT ", "request", SMALL, False, id="before-put", marks=pytest.mark.slow),
+    pytest.param(S3, rb"^PUT ", "answer", SMALL, False, id="put-unheard"),
+    pytest.param(DATABASE, rb"COMMIT", "request", CONTENT, False, id="before-commit"),
+    pytest.param(DATABASE, rb"COMMIT", "answer", SMALL, True, id="committed-unheard"),
+]
+
+
+@pytest.mark.parametrize("send", [put, pytest.param(post_form, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("where", "request_held", "way", "content", "is_kept"), MOMENTS)
+def test_upload_whose_server_is_killed_is_a_whole_file_or_nothing(
+    site: Site,
+    member: Person,
+    send: Callable[[Person, str, bytes], Answer],
+    kill: Callable[[Server], None],
+    where: str,
+    request_held: bytes,
+    way: str,
+    content: bytes,
+    *,
+    is_kept: bool,
+) -> None:
+    """F-14, F-22."""
+    proxy = site.s3 if where == S3 else site.database
+    held = Fault(request=request_held, way=way, then="hang")  # type: ignore[arg-type]
+    with ThreadPoolExecutor() as pool, proxy.during(held):
+        answering = pool.submit(send, member, "a.bin", content)
+        wait_for(lambda: proxy.happened)
+        kill(site.server)
+        assert outcome(answering) is None
+    revive(site.server)
+    assert member.filenames() == ({"a.bin"} if is_kept else set())
+    site.server.forget_heartbeats()
+    wait_for(site.server.is_tidy)
+    site.server.check()
+    assert site.unfinished() == set()
+    if not is_kept:
+        assert put(member, "a.bin", content).status == 201
+    assert get(member, "a.bin").content == content
+
+
+@contextmanager
+def download(member: Person, filename: str, target: Path, rate: str) -> Iterator["subprocess.Popen[bytes]"]:
+    command = member.command("--limit-rate", rate, "-o", target, member.content(filename))
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as stream:
+        wait_for(lambda: target.exists() and target.stat().st_size)
+        yield stream
+        stream.kill()
+
+
+@pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.slow)])
+def test_download_whose_server_is_killed_ends_visibly_and_can_be_resumed(
+    site: Site, member: Person, tmp_path: Path, kill: Callable[[Server], None]
+) -> None:
+    member.upload("a.bin", CONTENT)
+    part = tmp_path / "part"
+    with download(member, "a.bin", part, "2M") as stream:
+        kill(site.server)
+        assert stream.wait(60) not in {0, None}
+    revive(site.server)
+    received = part.read_bytes()
+    assert 0 < len(received) < len(CONTENT)
+    assert CONTENT.startswith(received)
+    assert member.curl("-C", "-", "-o", part, member.content("a.bin")).returncode == 0
+    assert part.read_bytes() == CONTENT
+
+
+def begin_upload(member: Person, filename: str, sent: int) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", member.server.port), timeout=60)
+    head = f"PUT {path_of(member, filename)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
+    client.sendall(f"{head}Content-Length: {len(CONTENT)}\r\n\r\n".encode() + CONTENT[:sent])
+    return client
+
+
+@pytest.mark.slow
+def test_server_that_is_told_to_stop_drains_what_ends_soon_and_cuts_the_rest(site: Site, member: Person, tmp_path: Path) -> None:
+    """F-28: `bin/run` waits for five seconds; WEB_DRAIN_SECONDS says how long in production."""
+    server = site.server
+    member.upload("a.bin", CONTENT)
+    soon, late = tmp_path / "soon", tmp_path / "late"
+    with (
+        download(member, "a.bin", soon, "10M") as soon_over,
+        download(member, "a.bin", late, "1M") as too_long,
+        begin_upload(member, "soon.bin", MIB) as last_bytes,
+        begin_upload(member, "late.bin", MIB) as stalled,
+        ThreadPoolExecutor() as pool,
+    ):
+        wait_for(lambda: server.sql("SELECT count(*) FROM files_upload") == [(2,)])
+        before = len(server.log)
+        stopping = pool.submit(server.stop)
+        wait_for(lambda: "Handling signal: term" in server.log[before:])
+        last_bytes.sendall(CONTENT[MIB:])
+        assert last_bytes.recv(20).startswith(b"HTTP/1.1 201")
+        assert soon_over.wait(30) == 0
+        assert too_long.wait(30) == PARTIAL_FILE
+        with suppress(ConnectionResetError):
+            assert stalled.recv(20) in {b"", b"HTTP/1.1 400 Bad Req"}
+        assert stopping.result() == 0
+    server.start()
+    assert soon.read_bytes() == CONTENT
+    assert CONTENT.startswith(late.read_bytes())
+    assert member.filenames() == {"a.bin", "soon.bin"}
+    assert get(member, "soon.bin").content == CONTENT
+    server.forget_heartbeats()
+    wait_for(server.is_tidy)
+
+
+ERASING = [
+    pytest.param(S3, rb"^GET \S+versions", "request", id="before-it-looks"),
+    pytest.param(S3, rb"^POST \S+\?delete", "request", id="before-it-deletes"),
+    pytest.param(S3, rb"^POST \S+\?delete", "answer", id="deleted-unheard"),
+    pytest.param(DATABASE, rb'DELETE FROM "files_erasure"', "request", id="before-the-row-goes"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "request_held", "way"), ERASING)
+def test_erasure_whose_worker_is_killed_is_done_by_the_next(
+    site: Site, member: Person, where: str, request_held: bytes, way: str
+) -> None:
+    """F-26: between the claim and the end of it. The Celery worker goes, and with it all that `bin/run` started."""
+    server, proxy = site.server, site.s3 if where == S3 else site.database
+    member.upload("kept.bin", SMALL)
+    member.upload("a.bin", SMALL)
+    (key,) = server.sql("SELECT object_key FROM files_storedfile WHERE filename = 'a.bin' ORDER BY id DESC LIMIT 1")[0]
+    with proxy.during(Fault(request=request_held, way=way, then="hang")):  # type: ignore[arg-type]
+        assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
+        wait_for(lambda: proxy.happened, seconds=30)
+        assert server.sql("SELECT attempts FROM files_erasure WHERE object_key = ?", key) == [(1,)]
+        assert server.process
+        (worker,) = [child for child in psutil.Process(server.process.pid).children() if "worker" in child.cmdline()]
+        worker.kill()
+        assert server.process.wait(30) == 1
+    assert server.processes() == []
+    server.check()
+    server.start()
+    assert server.sql("SELECT count(*) FROM files_erasure WHERE object_key = ?", key) == [(1,)]  # until its lease runs out
+    server.forget_heartbeats()
+    wait_for(server.is_tidy, seconds=30)
+    assert key not in server.stored()
+    assert get(member, "kept.bin").content == SMALL

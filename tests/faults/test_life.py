@@ -1,0 +1,306 @@
+"""Life goes on while keys are rotated, names are fought for and files are replaced: nobody sees an error or a wrong byte."""
+
+import base64
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from operator import lt
+from pathlib import Path
+
+import pytest
+
+from tests.faults.answers import ask, get, path_of, post, put
+from tests.faults.conftest import Site, started_site
+from tests.live.people import Person
+from tests.live.server import ROOT, Server
+from tests.live.waiting import wait_for
+
+
+MIB = 1024 * 1024
+OLD, NEW = (random.Random(seed).randbytes(6 * MIB) for seed in (1, 2))
+CLIENTS = 10
+PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """On both kinds of infrastructure, of this test alone: its keyring changes, and it is started again."""
+    if request.param == "real":
+        with started_site(tmp_path / "home") as site:
+            yield site.server
+        return
+    server = Server(tmp_path / "home")
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+
+
+# --- Keys ---
+
+
+def add_master_key(server: Server, name: str) -> None:
+    """The last line is the active one."""
+    with keyring_of(server).open("a") as keyring:
+        keyring.write(f"{name} {base64.b64encode(secrets.token_bytes(32)).decode()}\n")
+
+
+def keyring_of(server: Server) -> Path:
+    return server.home / "secrets" / "keyring"
+
+
+def restart(server: Server) -> None:
+    assert server.stop() == 0
+    server.start()
+
+
+def rotation(server: Server) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "manage.py", "rotate_keys"],
+        cwd=ROOT,
+        env=server.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def under(server: Server, name: str) -> int:
+    """Data keys that this master key wraps."""
+    return int(server.sql("SELECT count(*) FROM files_key WHERE kek_id = ?", name)[0][0])
+
+
+class Client:
+    """Makes collections, uploads, replaces, reads and reads parts, one after the other, until it is told to stop."""
+
+    def __init__(self, server: Server, number: int, folder: Path) -> None:
+        folder.mkdir()
+        self.member = Person(server, "member", folder)
+        self.random = random.Random(number)
+        self.number, self.rounds, self.contents = number, 0, dict[tuple[str, str], bytes]()
+
+    def live(self, is_over: threading.Event) -> None:
+        while not is_over.is_set():
+            self.round()
+            self.rounds += 1
+
+    def round(self) -> None:
+        if self.rounds % 5 == 4:  # a collection whose key is made while others are rewrapped
+            name = f"client {self.number} round {self.rounds}"
+            made = post(self.member, "/api/v1/collections/", {"tenant": "demo", "display_name": name})
+            assert made.status == 201, made
+            self.member.collection = made.json["id"]
+        filename, content = f"{self.rounds % 3}.bin", self.random.randbytes(self.random.choice([0, 1, 200_000, 600_000]))
+        key = (self.member.collection, filename)
+        if key in self.contents:
+            etag = ask(self.member, "GET", f"{self.member.files}{filename}/").headers["ETag"]
+            assert put(self.member, filename, content, If_Match=etag).status == 200
+        else:
+            assert put(self.member, filename, content).status == 201
+        self.contents[key] = content
+        self.read(*self.random.choice(list(self.contents)))
+
+    def read(self, collection: str, filename: str) -> None:
+        content, path = self.contents[collection, filename], f"/api/v1/collections/{collection}/content/{filename}"
+        whole = ask(self.member, "GET", path)
+        assert (whole.status, whole.content == content) == (200, True)
+        if content:
+            first, last = sorted(self.random.randrange(len(content)) for _ in range(2))
+            part = ask(self.member, "GET", path, Range=f"bytes={first}-{last}")
+            assert (part.status, part.content == content[first : last + 1]) == (206, True)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("server", "count", "keys", "seconds"),
+    [
+        pytest.param("simple", 4, 0, 0, id="sqlite-local", marks=pytest.mark.slow),
+        pytest.param("simple", 10, 500, 20, id="sqlite-local-long", marks=pytest.mark.slow),
+        pytest.param("real", 10, 500, 20, id="postgresql-ceph", marks=pytest.mark.slow),
+    ],
+    indirect=["server"],
+)
+def test_master_key_is_rotated_under_its_clients(server: Server, tmp_path: Path, count: int, keys: int, seconds: int) -> None:
+    """F-59: begun and killed half-way, then twice at once; afterwards the old master key may go, and everything opens."""
+    make_collections(server, keys)
+    before = keyring_of(server).read_text().split()[0]
+    clients = [Client(server, number, tmp_path / f"{number}") for number in range(count)]
+    for client in clients:
+        client.round()
+    add_master_key(server, "next")
+    restart(server)
+    assert under(server, before) == keys + count
+    is_over = threading.Event()
+    with ThreadPoolExecutor(count) as pool:
+        lives = [pool.submit(client.live, is_over) for client in clients]
+        try:
+            wait_for(lambda: is_ended(lives) or all(client.rounds for client in clients), seconds=60)
+            if keys:
+                with rotation(server) as killed:
+                    wait_for(lambda: under(server, "next") >= 200, seconds=60)
+                    killed.kill()
+                assert under(server, before)
+            rotations = [rotation(server), rotation(server)]
+            for process in rotations:
+                _, complaint = process.communicate(timeout=120)
+                assert process.returncode == 0, complaint.decode()
+            time.sleep(seconds)
+            rounds = [client.rounds for client in clients]
+            wait_for(lambda: is_ended(lives) or all(map(lt, rounds, (client.rounds for client in clients))), seconds=60)
+        finally:
+            is_over.set()
+        for life in lives:
+            life.result()
+    assert under(server, before) == 0
+
+    lines = keyring_of(server).read_text().splitlines()
+    keyring_of(server).write_text("\n".join(line for line in lines if not line.startswith(f"{before} ")) + "\n")
+    restart(server)
+    for client in clients:
+        client.member.token = server.token()
+        for collection, filename in client.contents:
+            client.read(collection, filename)
+    server.check()
+    assert "500" not in {line.split('"status": ')[1][:3] for line in server.log.splitlines() if '"status": ' in line}
+    server.manage("verify_audit")
+
+
+def is_ended(lives: "list[Future[None]]") -> bool:
+    """Somebody saw what nobody may see."""
+    return any(life.done() for life in lives)
+
+
+def make_collections(server: Server, count: int) -> None:
+    """So many that a rotation takes them in several transactions."""
+    server.manage(
+        "shell",
+        "--verbosity",
+        "0",
+        "-c",
+        f"""
+from django.utils import timezone
+from files.services import create_collection
+from tenants.models import Tenant, User
+by, tenant = User.objects.get(username="member"), Tenant.objects.get()
+for number in range({count}):
+    create_collection(
+        tenant=tenant, display_name=f"full {{number}}", by=by, now=timezone.now(), cipher="AES-GCM", purge_at=None
+    )
+""",
+    )
+
+
+# --- One name ---
+
+
+def finish(client: socket.socket, last: bytes) -> int:
+    """The status of an upload that has sent all but its last byte."""
+    client.sendall(last)
+    received = b""
+    while data := client.recv(65536):
+        received += data
+    return int(received.split()[1])
+
+
+def twenty(member: Person, contents: list[bytes], condition: str = "") -> list[int]:
+    """Statuses of uploads of one name, all of which have begun before one ends."""
+    head = f"PUT {path_of(member, 'one.bin')} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n{condition}"
+    head += f"Connection: close\r\nContent-Length: {len(contents[0])}\r\n\r\n"
+    with ExitStack() as uploads, ThreadPoolExecutor(len(contents)) as pool:
+        clients = []
+        for content in contents:
+            clients.append(socket.create_connection(("127.0.0.1", member.server.port), timeout=60))
+            uploads.enter_context(clients[-1])
+            clients[-1].sendall(head.encode() + content[:-1])
+        wait_for(lambda: member.server.sql("SELECT count(*) FROM files_upload") == [(len(contents),)], seconds=30)
+        return list(pool.map(finish, clients, [content[-1:] for content in contents]))
+
+
+@pytest.mark.parametrize("size", [100_000, pytest.param(9 * MIB, marks=pytest.mark.slow)])
+def test_uploads_of_one_name_at_once_are_one_file(member: Person, site: Site, size: int) -> None:
+    """F-58: one 201 and else 409, and of replacements one 200 and else 412. Who comes when the file is there gets 428."""
+    contents = [random.Random(number).randbytes(size) for number in range(20)]
+    site.kept = 2 * len(contents)
+    statuses = twenty(member, contents)
+    assert Counter(statuses) == {201: 1, 409: 19}
+    kept = get(member, "one.bin")
+    assert kept.content == contents[statuses.index(201)]
+    assert site.server.is_tidy()
+    (key,) = objects_of(member)
+    assert [stored for stored in site.server.stored() if stored.startswith(key.rpartition("/")[0])] == [key]
+
+    statuses = twenty(member, contents[::-1], f"If-Match: {kept.headers['ETag']}\r\n")
+    assert Counter(statuses) == {200: 1, 412: 19}
+    assert get(member, "one.bin").content == contents[::-1][statuses.index(200)]
+    assert put(member, "one.bin", b"late").status == 428
+    site.server.check()
+
+
+def objects_of(member: Person) -> list[str]:
+    """Keys that rows of the member's collection name."""
+    named = """
+        SELECT object_key FROM files_storedfile
+        WHERE collection_id = (SELECT id FROM files_collection WHERE slug = ?)
+    """
+    found = member.server.sql(named, member.collection)
+    return [key for (key,) in found]
+
+
+# --- One file ---
+
+
+@pytest.mark.parametrize(
+    ("mib", "rate", "is_erased_meanwhile"),
+    [
+        (6, "2M", False),
+        pytest.param(48, "16M", False, marks=pytest.mark.slow),
+        # Slow readers hold no open answer of S3, which would outlive the object.
+        pytest.param(24, "2M", True, marks=pytest.mark.slow),
+    ],
+)
+def test_file_is_replaced_under_its_readers(
+    site: Site, member: Person, tmp_path: Path, mib: int, rate: str, *, is_erased_meanwhile: bool
+) -> None:
+    """INV-02: they get the old content whole. If its object goes meanwhile, after an hour, they get less of it and see that."""
+    old, new = OLD * (mib // 6), NEW * (mib // 6)
+    site.kept = 2 * CLIENTS
+    member.upload("a.bin", old)
+    (before,) = objects_of(member)
+    targets = [tmp_path / f"{number}" for number in range(CLIENTS)]
+    commands = [member.command("--limit-rate", rate, "-o", target, member.content("a.bin")) for target in targets]
+    with ExitStack() as running:
+        readers = [running.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL)) for command in commands]
+        for reader in readers:
+            running.callback(reader.kill)
+        wait_for(lambda: all(target.exists() and target.stat().st_size for target in targets))
+        etag = get(member, "a.bin", Range="bytes=0-0").headers["ETag"]
+        assert put(member, "a.bin", new, If_Match=etag).status == 200
+        if is_erased_meanwhile:
+            forget_grace(site, before)
+        assert get(member, "a.bin").content == new
+        ended = [reader.wait(60) for reader in readers]
+    for target, code in zip(targets, ended, strict=True):
+        received = target.read_bytes()
+        assert (code, received == old) == (0, True) or (code == PARTIAL_FILE and len(received) < len(old))
+        assert old.startswith(received)
+    assert (PARTIAL_FILE in ended) == is_erased_meanwhile
+    if not is_erased_meanwhile:
+        member.upload("other.bin", b"")
+        assert member.api("DELETE", f"{member.files}other.bin/")[0] == 204
+        wait_for(site.server.is_tidy)  # so a tick has come since
+        assert before in site.server.stored()
+    forget_grace(site, before)
+    assert get(member, "a.bin").content == new
+
+
+def forget_grace(site: Site, key: str) -> None:
+    site.server.sql("UPDATE files_erasure SET due_at = ? WHERE object_key = ?", datetime(2020, 1, 1, tzinfo=UTC), key)
+    wait_for(lambda: key not in site.server.stored(), seconds=30)

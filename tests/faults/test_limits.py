@@ -1,0 +1,212 @@
+"""Nothing is left of something: disk, descriptors, connections, SQLite's lock. 503 in the meantime, nothing kept, and all is well
+once there is some again (F-35, F-36, F-25)."""
+
+import random
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from tests.faults.answers import Answer, at_once, get, post_form, put
+from tests.faults.conftest import Site
+from tests.faults.test_database import REQUESTS
+from tests.live.people import Person
+from tests.live.server import Server
+from tests.live.waiting import wait_for
+
+
+MIB = 1024 * 1024
+CONTENT = random.Random(1).randbytes(12 * MIB)
+SMALL = CONTENT[:300_000]
+
+
+@pytest.fixture
+def plain(server: Server, tmp_path: Path) -> Person:
+    """A member of the server on SQLite and a local directory, with something to replace and to read."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    member = Person(server, "member", folder)
+    for filename in ("kept.bin", "replaced.bin"):
+        member.upload(filename, SMALL)
+    return member
+
+
+# --- Disk ---
+
+
+@contextmanager
+def full_disk(process: psutil.Process, limit: int = 0) -> Iterator[None]:
+    """No file grows beyond `limit` bytes for this process, wherever it lies: a disk without room, of which we need no other."""
+    _, most = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (limit, most))
+    try:
+        yield
+    finally:
+        process.rlimit(psutil.RLIMIT_FSIZE, (most, most))
+
+
+def test_uploads_and_downloads_on_s3_need_no_disk(site: Site, member: Person) -> None:
+    """F-35: not for a temporary file, not even for the log."""
+    with full_disk(site.server.gunicorn()):
+        for send in (put, post_form):
+            for size in (0, 300_000, len(CONTENT)):
+                assert send(member, f"{send.__name__}-{size}.bin", CONTENT[:size]).status == 201
+                assert get(member, f"{send.__name__}-{size}.bin").content == CONTENT[:size]
+        assert at_once([partial(REQUESTS["collection"], member)] * 3)[0].status == 201
+
+
+@pytest.mark.parametrize("limit", [0, 4 * MIB], ids=["for-anything", "for-objects"])
+@pytest.mark.parametrize("send", [put, post_form])
+def test_upload_to_a_full_disk_is_503_and_leaves_nothing(
+    server: Server, plain: Person, send: Callable[[Person, str, bytes], Answer], limit: int
+) -> None:
+    """F-35: without room for a row, and with room for a row but not for the object."""
+    before = server.stored()
+    with full_disk(server.gunicorn(), limit):
+        answer = send(plain, "a.bin", CONTENT)
+        assert answer.says_try_again
+        assert answer.code == ("storage_unavailable" if limit else "database_unavailable")
+        assert server.request("GET", "/healthz")[0] == 200
+        assert plain.filenames() == {"kept.bin", "replaced.bin"}
+    wait_for(server.is_tidy)
+    assert server.stored() == before
+    server.check()
+    assert send(plain, "a.bin", CONTENT).status == 201
+    assert get(plain, "a.bin").content == CONTENT
+
+
+def test_full_disk_under_sqlite_is_503_and_passes(server: Server, plain: Person) -> None:
+    """F-35: whatever writes a row; a download writes its audit event."""
+    with full_disk(server.gunicorn()):
+        answers = {name: request(plain) for name, request in REQUESTS.items()}
+    is_write = answers.keys() - {"list", "link", "admin", "probe"}
+    assert {name for name, answer in answers.items() if answer.says_try_again} == is_write
+    assert {answer.code for name, answer in answers.items() if name in is_write} == {"database_unavailable"}
+    for name, request in REQUESTS.items():
+        assert request(plain).status < 500, name
+    server.check()
+    server.manage("verify_audit")
+
+
+# --- SQLite's lock ---
+
+
+@contextmanager
+def locked(server: Server) -> Iterator[None]:
+    with closing(sqlite3.connect(server.home / "strongroom.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def test_sqlite_that_is_locked_for_a_while_is_not_noticed(server: Server, plain: Person) -> None:
+    names = REQUESTS.keys() - {"delete", "admin"}
+    with ThreadPoolExecutor(len(names)) as pool:
+        with locked(server):
+            answers = {name: pool.submit(REQUESTS[name], plain) for name in names}
+            wait_for(answers["list"].done)
+            time.sleep(2)
+            assert not answers["put"].done()
+        assert {name for name, answer in answers.items() if answer.result().status >= 300} == {"link"}
+    server.check()
+
+
+@pytest.mark.slow
+def test_sqlite_that_stays_locked_is_503_in_time(server: Server, plain: Person) -> None:
+    """F-25: `timeout` of settings.DATABASES is the patience; who only reads needs none."""
+    with locked(server):
+        started = time.monotonic()
+        answers = dict(zip(REQUESTS, at_once(partial(request, plain) for request in REQUESTS.values()), strict=True))
+        assert 20 < time.monotonic() - started < 55
+    assert {name for name, answer in answers.items() if not answer.says_try_again} == {"list", "link", "admin", "probe"}
+    for name, request in REQUESTS.items():
+        assert request(plain).status < 500, name
+    server.forget_heartbeats()
+    wait_for(server.is_tidy)
+    server.check()
+
+
+# --- Descriptors ---
+
+
+@contextmanager
+def few_descriptors(process: psutil.Process, count: int) -> Iterator[None]:
+    before = process.rlimit(psutil.RLIMIT_NOFILE)
+    process.rlimit(psutil.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        process.rlimit(psutil.RLIMIT_NOFILE, before)
+
+
+def test_server_without_descriptors_recovers_by_itself(site: Site, member: Person) -> None:
+    """F-36: a hundred clients take all of 64. A download goes on, others wait or get 503, and all is well when some have gone."""
+    member.upload("a.bin", CONTENT)
+    request = f"GET {member.content('a.bin').removeprefix(member.server.url)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    request += f"Authorization: Bearer {member.token}\r\nConnection: close\r\n\r\n"
+    with (
+        few_descriptors(site.server.gunicorn(), 64),
+        ThreadPoolExecutor() as pool,
+        socket.create_connection(("127.0.0.1", site.server.port), timeout=60) as reader,
+        ExitStack() as crowd,
+    ):
+        reader.sendall(request.encode())
+        received = reader.recv(1000)
+        for _ in range(100):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", site.server.port), timeout=60))
+        wait_for(lambda: site.server.descriptors() >= 60)
+        answers = [pool.submit(REQUESTS[name], member) for name in ("list", "put", "form")]
+        while data := reader.recv(MIB):
+            received += data
+        assert received.endswith(CONTENT[-100_000:])
+        crowd.close()
+        assert all(answer.result().status < 300 or answer.result().says_try_again for answer in answers)
+        assert put(member, "b.bin", CONTENT).status == 201
+    assert get(member, "b.bin").content == CONTENT
+
+
+@pytest.mark.parametrize("spare", [1, 2, 3])
+def test_request_that_gets_no_more_descriptors_is_503(site: Site, member: Person, spare: int) -> None:
+    """F-36: one for the client, and then none, or none behind the database's, for the connection to S3."""
+    member.upload("a.bin", SMALL)
+    site.s3.reset()
+    site.database.reset()
+    gunicorn = site.server.gunicorn()
+    with few_descriptors(gunicorn, highest_descriptor(gunicorn) + 1 + spare):
+        for request in (partial(get, member, "a.bin"), partial(put, member, "b.bin", SMALL), partial(REQUESTS["list"], member)):
+            answer = request()
+            assert answer.status < 300 or answer.says_try_again
+    assert get(member, "a.bin").content == SMALL
+    site.server.forget_heartbeats()
+
+
+def highest_descriptor(process: psutil.Process) -> int:
+    return max(int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir())
+
+
+# --- Connections of the database ---
+
+
+def test_database_that_takes_no_more_connections_is_503_and_recovers(site: Site, member: Person) -> None:
+    """F-36: those that are open carry everybody as long as they last."""
+    member.upload("kept.bin", SMALL)
+    address, _, name = site.server.database.rpartition("/")
+    with psycopg.connect(f"{address}/postgres", autocommit=True) as other:
+        other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            answers = at_once([partial(get, member, "kept.bin")] * 20)
+            assert {answer.status for answer in answers} == {200}
+            other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            answers = at_once([partial(get, member, "kept.bin")] * 20)
+            assert all(answer.says_try_again and answer.code == "database_unavailable" for answer in answers)
+        finally:
+            other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    assert get(member, "kept.bin").content == SMALL

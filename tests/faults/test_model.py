@@ -1,0 +1,142 @@
+"""The API against a model of it: any order of operations, some of them broken off at any point, and the invariants after each
+(INV-01..INV-06, INV-15..INV-20).
+
+The model is a dict. An operation that was broken off has either happened or not, which only a GET tells; from there on it counts.
+People of both tenants try everything, so that each operation is also tried by strangers, by members without the right and by
+nobody at all.
+"""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck
+from hypothesis.stateful import run_state_machine_as_test
+from pytest_django import Settings
+
+from files import uploads
+from files.stores import ensure_buckets
+from tests import stores
+from tests.api import paths
+from tests.faults.breaking import FUSE, KINDS
+from tests.faults.strongroom import Strongroom
+from tests.faults.world import COUNTED, TITLES, TWINS, Fault
+
+
+log = logging.getLogger(__name__)
+
+
+@pytest.fixture(params=["local", "s3"])
+def broken_store(
+    request: pytest.FixtureRequest, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """Every bucket behind the fuse. Nobody waits between two attempts, and uploads show a sign of life with every piece."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(uploads, "HEARTBEAT_SECONDS", -1)
+    with ExitStack() as stack:
+        if request.param == "s3":
+            stack.enter_context(stores.stored_in(stores.moto(), settings))
+        backend = {"local": "BreakingLocal", "s3": "BreakingS3"}[request.param]
+        settings.STORAGES = settings.STORAGES | {
+            alias: {
+                "BACKEND": f"tests.faults.breaking.{backend}",
+                "OPTIONS": settings.STORAGES[alias]["OPTIONS"] if request.param == "s3" else {"location": str(tmp_path / alias)},
+            }
+            for alias in settings.BUCKETS
+        }
+        ensure_buckets()
+        yield
+
+
+OLD, NEW, LAST = TWINS[0][0], TWINS[1][0], TWINS[3][0]
+OPERATIONS: dict[str, Callable[[Strongroom, int, Fault], object]] = {
+    "put": lambda room, case, fault: room.put("bob", case, NEW, b"canary" * 20, "none", fault, is_chunked=False),
+    "replace": lambda room, case, fault: room.put("bob", case, OLD, b"canary" * 20, "fresh", fault, is_chunked=True),
+    "form": lambda room, case, fault: room.post_form("bob", case, [(NEW, b"canary" * 20)], fault, is_named=False),
+    "forms": lambda room, case, fault: room.post_form("bob", case, [(NEW, b"canary" * 20), (LAST, b"")], fault, is_named=True),
+    "delete": lambda room, case, fault: room.delete_file("bob", case, OLD, "none", fault),
+    "rename": lambda room, case, fault: room.rename("bob", case, OLD, NEW, fault),
+    "read": lambda room, case, fault: room.read("bob", case, OLD, paths.content, fault),
+    "archive": lambda room, case, fault: room.archive("bob", case, [], fault),
+    "link": lambda room, case, fault: room.use_link(room.mint("bob", case, OLD, None), "get", fault),
+    "clean-up": lambda room, case, fault: (room.delete_file("bob", case, OLD, "none", None), room.tick(0, fault)),
+    "rotate": lambda room, case, fault: room.rotate(2, fault),
+}  # fmt: skip
+
+
+def break_off(operation: str, kind: str, *, step: int) -> int:
+    """At the first thing asked of store or database, then `step` further on, until it comes to its end; returns where."""
+    for point in itertools.count(1, step):
+        room = Strongroom()
+        try:
+            case: Any = room.create("alice", "acme", TITLES[0], "AES-GCM", None)
+            room.put("alice", case, OLD, b"canary" * 30, "none", None, is_chunked=False)
+            room.agrees()
+            OPERATIONS[operation](room, case, (point, kind))
+            is_over = not FUSE.is_blown
+            room.agrees()
+            room.invariants_hold()
+            room.logs_tell_nothing()
+            if is_over:
+                return point
+        finally:
+            room.teardown()
+    raise AssertionError("unreachable: it comes to its end")
+
+
+@pytest.mark.parametrize("broken_store", ["local"], indirect=True)
+@pytest.mark.parametrize(
+    ("operation", "kind", "step"), [("put", "killed", 4), ("replace", "killed-behind", 5), ("form", "killed", 3)]
+)
+def test_upload_broken_off_is_done_or_not(
+    transactional_db: None, broken_store: None, operation: str, kind: str, step: int
+) -> None:
+    """F-14, F-22, F-24."""
+    assert break_off(operation, kind, step=step) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("broken_store", ["local", "s3"], indirect=True)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operation_broken_off_at_each_point_is_done_or_not(
+    transactional_db: None, broken_store: None, operation: str, kind: str
+) -> None:
+    assert break_off(operation, kind, step=1) > 5
+
+
+@pytest.mark.parametrize("broken_store", ["local"], indirect=True)
+def test_any_order_of_operations_agrees_with_the_model(transactional_db: None, broken_store: None) -> None:
+    run(examples=4, steps=12, derandomize=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("broken_store", ["local", "s3"], indirect=True)
+def test_any_order_of_many_operations_agrees_with_the_model(transactional_db: None, broken_store: None) -> None:
+    run(examples=30, steps=40, derandomize=False)
+
+
+def run(*, examples: int, steps: int, derandomize: bool) -> None:
+    COUNTED.clear()
+    run_state_machine_as_test(
+        Strongroom,
+        settings=hypothesis.settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            derandomize=derandomize,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    log.info(
+        "%d requests: %s", COUNTED.total(), {" ".join(map(str, key)): count for key, count in sorted(COUNTED.items(), key=repr)}
+    )

@@ -1,0 +1,219 @@
+"""Clients that are slow, that stall and that hang up: nobody else notices, nothing stays (F-46, F-47)."""
+
+import http.client
+import json
+import logging
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Site, started_site
+from tests.live.people import Person
+from tests.live.server import ROOT
+from tests.live.waiting import wait_for
+
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+KIB = 1024
+CONTENT = random.Random(1).randbytes(16 * MIB)
+CUT_OFF = 125  # seconds: twice the 60 over which the server judges a client's pace, and a few
+PATIENCE = 0.1  # seconds that `me/` may take at p99
+
+
+class Asked:
+    """Seconds that `me/` took, asked again and again by somebody who behaves."""
+
+    def __init__(self, member: Person) -> None:
+        self.seconds: list[float] = []
+        self._member = member
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        while not self._is_over.wait(0.1):
+            began = time.monotonic()
+            status, _ = self._member.api("GET", "/api/v1/me/")
+            self.seconds.append(time.monotonic() - began if status == http.HTTPStatus.OK else float("inf"))
+
+    def end(self) -> None:
+        self._is_over.set()
+
+    def quantile(self, part: float) -> float:
+        return sorted(self.seconds)[int(part * len(self.seconds))]
+
+    def check(self, *, is_long: bool) -> None:
+        """A short form runs beside other tests, which delay it, too: it sees who is starved, the long one who is slowed down."""
+        assert self.quantile(0.99 if is_long else 0.5) < PATIENCE
+
+
+@contextmanager
+def asked(member: Person) -> Iterator[Asked]:
+    asked = Asked(member)
+    thread = threading.Thread(target=asked.run)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        asked.end()
+        thread.join()
+    figures = [1000 * asked.quantile(part) for part in (0.5, 0.9, 0.99)]
+    log.info("me/: p50 %.1f ms, p90 %.1f ms, p99 %.1f ms; asked %d times", *figures, len(asked.seconds))
+
+
+@pytest.fixture(scope="module")
+def busy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """With threads for a thousand transfers."""
+    with started_site(tmp_path_factory.mktemp("busy") / "home", is_timed=True, WEB_THREADS="1200") as site:
+        yield site
+
+
+@pytest.fixture
+def member(busy_site: Site, tmp_path: Path) -> Person:
+    """With a file, and a token that lasts."""
+    person = Person(busy_site.server, "member", tmp_path)
+    person.token = json.loads(busy_site.server.manage("createusertoken", "member", "--lifetime", "1h"))["access"]
+    person.upload("a.bin", CONTENT)
+    return person
+
+
+@contextmanager
+def clients(count: int, request: bytes, member: Person, *, arriving: int = 50) -> Iterator[list[socket.socket]]:
+    """So many that arrive, some a second, send this and stay."""
+    with ExitStack() as stack:
+        made = []
+        for _ in range(count):
+            time.sleep(1 / arriving)
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", member.server.port), timeout=20))
+            client.sendall(request)
+            made.append(client)
+        yield made
+
+
+def head(method: str, member: Person, filename: str, *lines: str) -> bytes:
+    path = member.content(filename).removeprefix(member.server.url)
+    return "\r\n".join(
+        [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {member.token}", *lines, "", ""]
+    ).encode()
+
+
+def descriptors(site: Site) -> int:
+    """Clients included, but for the connections that the pools to database and store may keep."""
+    outbound = [
+        connection
+        for connection in site.server.gunicorn().net_connections("tcp")
+        if connection.raddr and connection.laddr.port != site.server.port
+    ]
+    return site.server.descriptors() - len(outbound)
+
+
+def inbound(site: Site) -> int:
+    """Connections of clients."""
+    connections = site.server.gunicorn().net_connections("tcp")
+    return sum(1 for connection in connections if connection.raddr and connection.laddr.port == site.server.port)
+
+
+def is_settled(site: Site, before: int) -> bool:
+    """INV-19."""
+    return site.server.is_tidy() and descriptors(site) <= before and not site.unfinished()
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds"),
+    [
+        pytest.param(100, 5, id="short"),
+        pytest.param(1000, 180, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+    ],
+)
+def test_slow_readers_delay_nobody(busy_site: Site, member: Person, count: int, seconds: int) -> None:
+    """T-5: 16 KiB/s each. The figures: `--log-cli-level=info`."""
+    server, s3 = busy_site.server, busy_site.s3
+    before, memory = descriptors(busy_site), server.memory()
+    command = [sys.executable, "-m", "tests.live.crowd", member.content("a.bin"), str(member.folder / "upload")]
+    command += ["--count", str(count), "--seconds", str(seconds)]
+    most_s3 = most_memory = 0
+    process = server.gunicorn()
+    cpu = sum(process.cpu_times()[:2])
+    began = time.monotonic()
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd,
+        asked(member) as others,
+    ):
+        assert crowd.stdin
+        assert crowd.stdout
+        crowd.stdin.write(f"Bearer {member.token}\n".encode())
+        crowd.stdin.close()
+        while crowd.poll() is None:
+            most_s3, most_memory = max(most_s3, s3.connections), max(most_memory, server.memory())
+            time.sleep(0.5)
+        answer = json.loads(crowd.stdout.read())
+    busy = (sum(process.cpu_times()[:2]) - cpu) / (time.monotonic() - began)
+    log.info("%s; %d S3 connections, %d MiB more memory, %.2f cores", answer, most_s3, (most_memory - memory) / MIB, busy)
+    assert answer["outcomes"] == {"reading": count}
+    assert answer["slowest"] > 0.5 * seconds * 16 * KIB
+    others.check(is_long=seconds == 180)
+    assert most_s3 <= 64
+    wait_for(lambda: is_settled(busy_site, before), seconds=30)
+
+
+def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member: Person) -> None:
+    """T-12."""
+    before = descriptors(busy_site)
+    request = f"GET /api/v1/me/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {member.token}\r\nConnection: close\r\n\r\n".encode()
+    with asked(member) as others, clients(5, request, member) as stayed:
+        time.sleep(4)
+        assert all(client.recv(65536) for client in stayed)
+    others.check(is_long=False)
+    wait_for(lambda: is_settled(busy_site, before))
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(5, id="short"), pytest.param(CUT_OFF, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(400)])]
+)
+@pytest.mark.parametrize("kind", ["stalled readers", "trickling uploads"])
+def test_clients_without_pace_are_cut_off_and_delay_nobody(busy_site: Site, member: Person, kind: str, seconds: int) -> None:
+    """In the short form they lose patience first."""
+    before = descriptors(busy_site)
+    request = (
+        head("GET", member, "a.bin") if kind == "stalled readers" else head("PUT", member, "b.bin", "Content-Length: 999999")
+    )
+    with asked(member) as others, clients(200, request, member) as slow:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(1)
+            if kind == "trickling uploads":
+                for client in slow:
+                    with suppress(OSError):  # cut off
+                        client.send(b"x")
+        if seconds == CUT_OFF:
+            assert inbound(busy_site) <= 2  # who asks for `me/`
+            assert busy_site.server.is_tidy()
+    others.check(is_long=seconds == CUT_OFF)
+    wait_for(lambda: is_settled(busy_site, before), seconds=30)
+    assert member.filenames() == {"a.bin"}
+
+
+@pytest.mark.parametrize("kind", ["downloads", pytest.param("uploads", marks=pytest.mark.slow)])
+def test_200_clients_that_hang_up_in_mid_stream_leave_nothing(busy_site: Site, member: Person, kind: str) -> None:
+    """Round after round."""
+    before, memory = descriptors(busy_site), []
+    request = head("GET", member, "a.bin")
+    if kind == "uploads":
+        request = head("PUT", member, "b.bin", f"Content-Length: {len(CONTENT)}") + CONTENT[: 300 * KIB]
+    for _ in range(3):
+        with clients(200, request, member, arriving=1000) as leaving:
+            if kind == "downloads":
+                assert all(client.recv(65536) for client in leaving)
+        wait_for(lambda: is_settled(busy_site, before), seconds=60)
+        memory.append(busy_site.server.memory())
+    log.info("MiB after each round: %s", [size // MIB for size in memory])
+    assert memory[2] - memory[1] < 24 * MIB
+    assert member.filenames() == {"a.bin"}

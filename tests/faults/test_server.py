@@ -1,0 +1,407 @@
+"""A real gunicorn with our worker: F-39, F-44, F-46, F-47 and what TRAPS T-7 and T-12 measured."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import pytest
+
+from tests.faults.tiny import MIB, HastyWorker
+from tests.live.waiting import has_ended, wait_for
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = HastyWorker.patience
+GIB = 1024 * MIB
+
+
+class Server:
+    def __init__(self, log: Path, threads: int) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.address = listener.getsockname()
+        self.url = f"http://127.0.0.1:{self.address[1]}"
+        self.log = log
+        command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "-k", "tests.faults.tiny.HastyWorker"]
+        command += ["--bind", f"fd://{listener.fileno()}", "--threads", str(threads), "tests.faults.tiny:application"]
+        with log.open("wb") as stderr, listener:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings"},
+                stderr=stderr,
+                pass_fds=[listener.fileno()],
+            )
+        self.get("/hello")
+
+    def connect(self, data: bytes = b"", *, buffer: int | None = None) -> socket.socket:
+        client = socket.socket()
+        if buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        client.settimeout(20)
+        client.connect(self.address)
+        client.sendall(data)
+        return client
+
+    @contextlib.contextmanager
+    def crowd(self, data: bytes) -> Iterator[list[socket.socket]]:
+        """200 clients that sent this and stay."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(self.connect(data)) for _ in range(200)]
+
+    def exchange(self, data: bytes) -> bytes:
+        """Everything that the server says until it closes the connection."""
+        with self.connect(data) as client:
+            return read_all(client)
+
+    def get(self, path: str) -> bytes:
+        head, _, body = self.exchange(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()).partition(
+            b"\r\n\r\n"
+        )
+        assert head.startswith(b"HTTP/1.1 200 ")
+        return body
+
+    def stats(self) -> dict[str, int]:
+        stats: dict[str, int] = json.loads(self.get("/stats"))
+        return stats
+
+    def settled(self, **expected: int) -> None:
+        """Waits until the application's figures are these."""
+        deadline = time.monotonic() + 10
+        while not expected.items() <= (stats := self.stats()).items():
+            assert time.monotonic() < deadline, stats
+            time.sleep(0.05)
+
+    def slowest_of(self, count: int) -> float:
+        """Seconds that the slowest of `count` healthy requests took."""
+        slowest = 0.0
+        for _ in range(count):
+            started = time.monotonic()
+            assert self.get("/hello") == b"hello"
+            slowest = max(slowest, time.monotonic() - started)
+        return slowest
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+
+
+def read_all(client: socket.socket) -> bytes:
+    received = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while data := client.recv(65536):
+            received += data
+    return bytes(received)
+
+
+def curl(*arguments: str, stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["curl", "-sS", "--max-time", "20", *arguments], capture_output=True, check=False, stdin=stdin)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server") / "log", threads=8)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(shared: Server) -> Server:
+    shared.settled(connections=1)
+    return shared
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "log", threads=8)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def huge_file(tmp_path: Path) -> Path:
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(2 * GIB)
+    return path
+
+
+# --- Nobody waits for somebody else's connection ---
+
+
+def test_closed_connections_that_clients_keep_open_delay_nobody(server: Server) -> None:
+    request = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with server.crowd(request):
+        assert server.slowest_of(20) < 0.5
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"GET /hello HTTP/1.1\r\nX-Slow: ", id="half-a-head"),
+        pytest.param(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf", id="half-a-body"),
+        pytest.param(b"POST /read HTTP/1.1\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n", id="invited"),
+        pytest.param(b"POST /refuse HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", id="refused"),
+        pytest.param(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\nGET /hello HT", id="half-a-second-head"),
+    ],
+)
+def test_200_clients_that_begin_and_stall_delay_nobody(server: Server, begun: bytes) -> None:
+    with server.crowd(begun):
+        assert server.slowest_of(20) < 0.5
+        server.settled(connections=1)  # and they are closed in the end
+
+
+def test_200_clients_that_stall_at_their_second_request_delay_nobody(server: Server) -> None:
+    with server.crowd(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n") as clients:
+        for client in clients:
+            while not client.recv(1000).endswith(b"hello"):
+                pass
+            client.sendall(b"GET /hello HT")
+        assert server.slowest_of(20) < 0.5
+
+
+def test_stalled_head_is_closed_without_an_answer(server: Server) -> None:
+    started = time.monotonic()
+    assert server.exchange(b"GET /hello HTTP/1.1\r\nX-Slow: ") == b""
+    assert time.monotonic() - started < 3 * HastyWorker.head_patience
+
+
+def test_failed_streams_are_counted_out_once(server: Server) -> None:
+    for _ in range(10):
+        assert curl(f"{server.url}/raises").returncode == 18
+    server.settled(connections=1)
+
+
+# --- Clients have to keep moving ---
+
+
+def test_reader_that_stalls_is_cut_off(server: Server) -> None:
+    closed = server.stats()["closed"]
+    with server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n", buffer=4096) as client:
+        client.recv(1000)
+        server.settled(closed=closed + 1)
+        assert len(read_all(client)) < 8 * MIB
+
+
+def test_slow_reader_that_keeps_moving_is_served(server: Server) -> None:
+    with server.connect(b"GET /large-pieces HTTP/1.1\r\nHost: x\r\n\r\n", buffer=4096) as client:
+        deadline = time.monotonic() + 4 * PATIENCE
+        while time.monotonic() < deadline:
+            assert client.recv(4096)
+            time.sleep(0.02)
+        client.settimeout(0.5)
+        assert client.recv(4096)
+
+
+def test_kernel_takes_little_ahead_of_a_slow_reader(server: Server) -> None:
+    produced = server.stats()["produced"]
+    with server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n", buffer=4096) as client:
+        client.recv(1000)
+        time.sleep(PATIENCE / 2)
+        assert server.stats()["produced"] - produced <= MIB
+
+
+def test_body_that_stalls_is_answered_408(server: Server) -> None:
+    started = time.monotonic()
+    answer = server.exchange(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nsome")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert PATIENCE * 0.9 < time.monotonic() - started < 4 * PATIENCE
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nfffff\r\n"])
+def test_body_that_trickles_is_answered_408(server: Server, framing: bytes) -> None:
+    with server.connect(b"POST /read HTTP/1.1\r\nHost: x\r\n" + framing) as client:
+        client.settimeout(0.05)
+        deadline = time.monotonic() + 6 * PATIENCE
+        while time.monotonic() < deadline:
+            client.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+                return
+    pytest.fail("a body at 20 bytes a second was read for ever")
+
+
+# --- Bodies are asked for when they are wanted ---
+
+
+def test_refused_upload_is_answered_with_nothing_uploaded(server: Server, huge_file: Path) -> None:
+    for _ in range(10):
+        result = curl("-T", str(huge_file), "-w", "%{http_code} %{size_upload}", f"{server.url}/refuse")
+        assert result.stdout == b"no403 0"
+
+
+def test_refused_upload_of_a_client_that_does_not_ask_is_answered(server: Server, huge_file: Path) -> None:
+    for _ in range(10):
+        result = curl("-T", str(huge_file), "-H", "Expect:", "-w", "%{http_code}", f"{server.url}/refuse")
+        assert result.stdout == b"no403"
+
+
+def test_refusal_of_an_unread_body_closes_the_connection(server: Server) -> None:
+    answer = server.exchange(b"PUT /refuse HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+def test_wanted_body_is_invited_once(server: Server) -> None:
+    head = b"POST /read HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    for body in (b"x" * 5, b"x" * 300_000):
+        with server.connect(head % len(body)) as client:
+            assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.sendall(body)
+            answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(f"{len(body)} {hashlib.sha256(body).hexdigest()}".encode())
+
+
+def test_body_of_a_client_that_went_ahead_is_not_invited(server: Server) -> None:
+    head = b"POST /read HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    assert b"100 Continue" not in server.exchange(head + b"12345")
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 3_000_000])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_body_arrives_whole(server: Server, tmp_path: Path, size: int, framing: str) -> None:
+    body = os.urandom(size)
+    file = tmp_path / "body"
+    file.write_bytes(body)
+    with file.open("rb") as stdin:
+        result = curl("-X", "POST", "-T", "-" if framing == "chunked" else str(file), f"{server.url}/read", stdin=stdin)
+    assert result.stdout == f"{size} {hashlib.sha256(body).hexdigest()}".encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"5\r\nhello\r\n", id="no-last-chunk"),
+        pytest.param(b"5\r\nhel", id="cut-chunk"),
+        pytest.param(b"5\r\nhelloXX0\r\n\r\n", id="no-chunk-end"),
+        pytest.param(b"-5\r\nhello\r\n0\r\n\r\n", id="bad-size"),
+    ],
+)
+def test_broken_chunks_are_errors_to_the_application(server: Server, body: bytes) -> None:
+    with server.connect(b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body) as client:
+        client.shutdown(socket.SHUT_WR)
+        assert read_all(client).startswith(b"HTTP/1.1 400 ")
+
+
+# --- A response is whole, or visibly not ---
+
+
+@pytest.mark.parametrize("path", ["/raises", "/ends-early"])
+def test_response_that_fails_ends_short_at_once(server: Server, path: str) -> None:
+    started = time.monotonic()
+    result = curl("-o", os.devnull, f"{server.url}{path}")
+    assert result.returncode == 18  # "transfer closed with outstanding read data remaining"
+    assert time.monotonic() - started < 0.9
+
+
+@pytest.mark.parametrize("version", ["--http1.0", "--http1.1"])
+def test_response_without_length_that_fails_is_no_success(server: Server, version: str) -> None:
+    assert curl(version, f"{server.url}/raises-without-length").returncode in {18, 56}
+
+
+def test_head_runs_no_body(server: Server) -> None:
+    before = server.stats()
+    answer = server.exchange(b"HEAD /small-pieces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert f"\r\nContent-Length: {64 * MIB}\r\n".encode() in answer
+    after = server.stats()
+    assert (after["produced"], after["closed"]) == (before["produced"], before["closed"] + 1)
+
+
+def test_reader_that_leaves_closes_the_body(server: Server) -> None:
+    closed = server.stats()["closed"]
+    with server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n") as client:
+        client.recv(100_000)
+    server.settled(closed=closed + 1, connections=1)
+
+
+# --- One connection, several requests ---
+
+
+def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    requests = b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    requests += b"GET /refuse HTTP/1.1\r\nHost: x\r\n\r\n"
+    requests += b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert re.findall(rb"HTTP/1.1 (\d+)", server.exchange(requests)) == [b"200", b"403", b"200"]
+
+
+def test_refused_small_body_leaves_the_connection_usable(server: Server) -> None:
+    body = b"GET /fail HTTP/1.1\r\nHost: x\r\n\r\n"
+    requests = b"POST /refuse HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    requests += b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert re.findall(rb"HTTP/1.1 (\d+)", server.exchange(requests)) == [b"403", b"200"]
+
+
+# --- What never reaches the application is answered like everything else ---
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        pytest.param(b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414, id="long-target"),
+        pytest.param(b"GET / HTTP/1.1\r\nX: " + b"a" * 9000 + b"\r\n\r\n", 431, id="long-header"),
+        pytest.param(b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000, 431, id="endless-header"),
+        pytest.param(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1000 + b"\r\n", 431, id="1000-headers"),
+        pytest.param(b"GET / HTTP/1.1\r\nX : a\r\n\r\n", 400, id="space-in-name"),
+        pytest.param(b"GET / HTTP/1.1\n\n", 400, id="bare-newlines"),
+        pytest.param(b"rubbish\r\n\r\n", 400, id="rubbish"),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, id="two-framings"
+        ),
+        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400, id="two-lengths"),
+        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, id="negative-length"),
+        pytest.param(b"GET / HTTP/1.1\r\nTransfer-Encoding: brotli\r\n\r\n", 501, id="unknown-coding"),
+        pytest.param(b"GET / HTTP/1.1\r\nExpect: miracles\r\n\r\n", 417, id="unknown-expectation"),
+        pytest.param(b"GET /fail HTTP/1.1\r\n\r\n", 500, id="exception"),
+    ],
+)
+def test_request_that_the_server_refuses_gets_a_problem(server: Server, request_: bytes, status: int) -> None:
+    head, _, body = server.exchange(request_).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"Content-Type: application/problem+json" in head
+    problem: dict[str, Any] = json.loads(body)
+    assert problem.keys() == {"type", "title", "status", "detail", "code"}
+    assert problem["status"] == status
+
+
+def test_server_log_is_json_and_tells_nothing_of_the_request(server: Server) -> None:
+    server.exchange(b"GET /secret-plan.txt\x1b HTTP/1.1\r\n\r\n")
+    server.exchange(b"GET /fail?token=hunter2 HTTP/1.1\r\n\r\n")
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert any(line.get("exception") == "builtins.RuntimeError" for line in lines)
+    assert not re.search("secret-plan|hunter2|/fail", server.log.read_text())
+
+
+# --- Stopping ---
+
+
+def test_stopping_server_lets_a_stream_end(own_server: Server) -> None:
+    silent, idle = own_server.connect(), own_server.connect(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+    with own_server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as client, silent, idle:
+        received = len(client.recv(1000))
+        own_server.process.terminate()
+        time.sleep(0.5)
+        received += len(read_all(client))
+        assert received > 64 * MIB
+        assert own_server.process.wait(4) == 0
+
+
+def test_worker_ends_with_its_killed_master(own_server: Server) -> None:
+    (child,) = psutil.Process(own_server.process.pid).children()
+    with own_server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n"):
+        own_server.process.send_signal(signal.SIGKILL)
+        own_server.process.wait()
+        wait_for(lambda: has_ended(child), seconds=1)

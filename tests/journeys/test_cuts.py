@@ -1,0 +1,310 @@
+"""Transfers that are cut, on either side and in the middle: seen by who waits for them, and nothing left behind (F-05, F-47)."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.people import Person
+from tests.live.server import Server
+from tests.live.waiting import has_ended, wait_for
+
+
+MIB = 1024 * 1024
+CONTENT = random.Random(1).randbytes(12 * MIB)
+PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
+
+
+@pytest.fixture
+def clean(server: Server) -> Iterator[None]:
+    """After the test the server has no more objects, rows and descriptors than before (INV-19)."""
+    wait_for(server.is_tidy)
+    before = (len(server.objects()), server.descriptors())
+    yield
+
+    def after() -> tuple[int, int]:
+        return len(server.objects()), server.descriptors()
+
+    wait_for(server.is_tidy)
+    wait_for(lambda: after()[0] == before[0] and after()[1] <= before[1])
+    assert server.sql("SELECT count(*) FROM files_storedfile WHERE filename = 'cut.bin'") == [(0,)]
+
+
+# --- Uploads that the client cuts ---
+
+
+def put_head(member: Person, framing: str) -> bytes:
+    path = member.content("cut.bin").removeprefix(member.server.url)
+    return f"PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n{framing}\r\n\r\n".encode()
+
+
+def with_length(member: Person) -> bytes:
+    return put_head(member, f"Content-Length: {len(CONTENT)}") + CONTENT
+
+
+def chunked(member: Person) -> bytes:
+    chunks = [CONTENT[start : start + 500_000] for start in range(0, len(CONTENT), 500_000)]
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return put_head(member, "Transfer-Encoding: chunked") + body + b"0\r\n\r\n"
+
+
+def as_form(member: Person) -> bytes:
+    body = b'--cut\r\nContent-Disposition: form-data; name="file"; filename="cut.bin"\r\n\r\n' + CONTENT + b"\r\n--cut--\r\n"
+    head = f"POST {member.files} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
+    head += f"Content-Type: multipart/form-data; boundary=cut\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize("request_of", [with_length, chunked, as_form])
+@pytest.mark.parametrize(
+    "sent_of",
+    [
+        pytest.param(lambda whole: whole.index(b"\r\n\r\n") + 4, id="0%"),
+        pytest.param(lambda whole: len(whole) // 2, id="half"),
+        pytest.param(lambda whole: len(whole) - 1, id="last-byte"),
+    ],
+)
+def test_upload_that_its_client_cuts_leaves_nothing(
+    clean: None, member: Person, request_of: Callable[[Person], bytes], sent_of: Callable[[bytes], int]
+) -> None:
+    whole = request_of(member)
+    clients = []
+    for _ in range(5):
+        clients.append(socket.create_connection(("127.0.0.1", member.server.port), timeout=20))
+        clients[-1].sendall(whole[: sent_of(whole)])
+    if sent_of(whole) > MIB:
+        wait_for(lambda: member.server.sql("SELECT count(*) FROM files_upload")[0][0] == 5)
+    for client in clients:
+        client.close()
+    wait_for(lambda: not member.server.sql("SELECT * FROM files_upload"))
+    assert member.filenames() == set()
+
+
+def test_upload_that_is_not_cut_is_a_file(member: Person) -> None:
+    """What the tests above would otherwise not tell from a server that keeps nothing."""
+    for request_of in (with_length, chunked, as_form):
+        with socket.create_connection(("127.0.0.1", member.server.port), timeout=20) as client:
+            client.sendall(request_of(member))
+            assert client.recv(20).startswith(b"HTTP/1.1 201")
+        assert member.filenames() == {"cut.bin"}
+        assert member.api("DELETE", f"{member.files}cut.bin/")[0] == 204
+
+
+def test_upload_with_another_digest_leaves_nothing(clean: None, member: Person, tmp_path: Path) -> None:
+    source = tmp_path / "cut.bin"
+    source.write_bytes(CONTENT)
+    digest = "Content-Digest: sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:"
+    refused = member.curl("-T", source, "-H", digest, "-w", "%{stderr}%{http_code}", member.content())
+    assert (refused.stderr, json.loads(refused.stdout)["code"]) == (b"400", "digest_mismatch")
+    assert member.filenames() == set()
+
+
+# --- Downloads that the client cuts ---
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5 * MIB, len(CONTENT) - 1])
+def test_download_that_its_client_cuts_gives_everything_back(member: Person, taken: int) -> None:
+    member.upload("a.bin", CONTENT)
+    before = member.server.descriptors()
+    path = member.content("a.bin").removeprefix(member.server.url)
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", member.server.port), timeout=20) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n\r\n".encode())
+            if taken:
+                head, _, body = read_until(client, b"\r\n\r\n").partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                while len(body) < taken:
+                    body += client.recv(taken - len(body))
+    wait_for(lambda: member.server.descriptors() <= before)
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    received = b""
+    while end not in received:
+        received += client.recv(1)
+    return received
+
+
+# --- Objects that are damaged under their readers ---
+
+
+def object_of(server: Server, member: Person, filename: str) -> Path:
+    ((key,),) = server.sql(
+        "SELECT object_key FROM files_storedfile WHERE filename = ? AND "
+        "collection_id = (SELECT id FROM files_collection WHERE slug = ?)",
+        filename,
+        member.collection,
+    )
+    return server.home / "objects" / "vault" / str(key)
+
+
+def alter(path: Path, change: Callable[[bytearray], None]) -> None:
+    """As a disk does it that nobody told: the object's time stays."""
+    status, ciphertext = path.stat(), bytearray(path.read_bytes())
+    change(ciphertext)
+    path.write_bytes(ciphertext)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def flip_at(position: int) -> Callable[[bytearray], None]:
+    def flip(ciphertext: bytearray) -> None:
+        ciphertext[position] ^= 1
+
+    return flip
+
+
+def swap_segments(ciphertext: bytearray) -> None:
+    size = 128 * 1024
+    ciphertext[5 * size : 6 * size], ciphertext[6 * size : 7 * size] = (
+        ciphertext[6 * size : 7 * size],
+        ciphertext[5 * size : 6 * size],
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(flip_at(200_000), id="second-segment"),
+        pytest.param(flip_at(6 * MIB), id="middle"),
+        pytest.param(flip_at(-1), id="last-byte"),
+        pytest.param(swap_segments, id="segments-swapped"),
+    ],
+)
+def test_object_that_is_damaged_in_the_middle_ends_visibly_short(
+    member: Person, tmp_path: Path, change: Callable[[bytearray], None]
+) -> None:
+    """INV-02, INV-03: no wrong byte, and no client that takes it for the whole file."""
+    member.upload("a.bin", CONTENT)
+    alter(object_of(member.server, member, "a.bin"), change)
+    for url in (member.content("a.bin"), member.link("a.bin")):
+        got = member.curl("-o", tmp_path / "a.bin", url)
+        assert got.returncode == PARTIAL_FILE
+        received = (tmp_path / "a.bin").read_bytes()
+        assert 0 < len(received) < len(CONTENT)
+        assert CONTENT.startswith(received)
+    archive = f"{member.server.url}/api/v1/collections/{member.collection}/archive.zip"
+    assert member.curl("-o", "/dev/null", archive).returncode == PARTIAL_FILE
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        pytest.param(flip_at(0), "object_corrupt", id="header"),
+        pytest.param(flip_at(100_000), "object_corrupt", id="first-segment"),
+        pytest.param(lambda ciphertext: ciphertext.pop(), "object_corrupt", id="shorter"),
+        pytest.param(lambda ciphertext: ciphertext.append(0), "object_corrupt", id="longer"),
+        pytest.param(bytearray.clear, "object_corrupt", id="empty"),
+    ],
+)
+def test_object_that_is_damaged_from_the_start_is_502(member: Person, change: Callable[[bytearray], Any], code: str) -> None:
+    member.upload("a.bin", CONTENT)
+    alter(object_of(member.server, member, "a.bin"), change)
+    got = member.curl(member.content("a.bin"), "-w", "%{stderr}%{http_code}")
+    assert (got.stderr, json.loads(got.stdout)["code"]) == (b"502", code)
+
+
+def test_object_that_is_gone_is_502_and_the_row_says_so(member: Person) -> None:
+    member.upload("a.bin", CONTENT)
+    object_of(member.server, member, "a.bin").unlink()
+    got = member.curl(member.content("a.bin"), "-w", "%{stderr}%{http_code}")
+    assert (got.stderr, json.loads(got.stdout)["code"]) == (b"502", "object_missing")
+    assert member.api("GET", f"{member.files}a.bin/")[1]["status"] == "missing"
+
+
+# --- Streams that may not go on ---
+
+
+MEMBER = "(SELECT id FROM tenants_user WHERE username = 'member')"
+
+
+def deactivated(server: Server) -> None:
+    server.sql("UPDATE tenants_user SET is_active = 0 WHERE username = 'member'")
+
+
+def expelled(server: Server) -> None:
+    server.sql(f"UPDATE tenants_membership SET user_id = -user_id WHERE user_id = {MEMBER}")  # noqa: S608
+
+
+@pytest.fixture
+def restored(server: Server) -> Iterator[None]:
+    users = server.sql("SELECT id, is_active FROM tenants_user")
+    memberships = server.sql("SELECT id, user_id FROM tenants_membership")
+    yield
+    for pk, is_active in users:
+        server.sql("UPDATE tenants_user SET is_active = ? WHERE id = ?", is_active, pk)
+    for pk, user in memberships:
+        server.sql("UPDATE tenants_membership SET user_id = ? WHERE id = ?", user, pk)
+
+
+@pytest.mark.parametrize("revoke", [deactivated, expelled])
+def test_running_streams_end_within_seconds_of_the_right_to_them(
+    restored: None, member: Person, revoke: Callable[[Server], None]
+) -> None:
+    """INV-16: by token and by link, one file and an archive. tests/services/test_streams.py has the other ways to lose it."""
+    member.upload("a.bin", 4 * CONTENT)
+    archive = f"{member.server.url}/api/v1/collections/{member.collection}/archive.zip"
+    urls = [member.content("a.bin"), member.link("a.bin"), archive]
+    with ExitStack() as running:
+        streams = []
+        for url in urls:  # each would take 24 seconds, and a few of those lie ready in the client's own buffers
+            slow = member.command("--limit-rate", "2M", "-o", "/dev/null", url)
+            streams.append(running.enter_context(subprocess.Popen(slow, stderr=subprocess.DEVNULL)))
+            running.callback(streams[-1].kill)
+        time.sleep(1)
+        assert [stream.poll() for stream in streams] == [None] * len(streams)
+
+        revoke(member.server)
+
+        deadline = time.monotonic() + 15
+        for stream in streams:
+            assert stream.wait(max(0.1, deadline - time.monotonic())) == PARTIAL_FILE
+
+
+def test_running_stream_outlives_its_access_token(member: Person) -> None:
+    """Only the right to the file counts, and that is asked for every few seconds."""
+    member.upload("a.bin", CONTENT)
+    pair = json.loads(member.server.manage("createusertoken", "member", "--lifetime", "3s"))
+    headers = ["-H", f"Authorization: Bearer {pair['access']}"]
+    slow = ["curl", "-sS", "--limit-rate", "2M", *headers, member.content("a.bin")]
+    with subprocess.Popen(slow, stdout=subprocess.PIPE) as stream:
+        assert stream.stdout
+        received = stream.stdout.read(1)
+        wait_for(lambda: member.server.request("GET", "/api/v1/me/", token=pair["access"])[0] == 401)
+        assert stream.poll() is None
+        received += stream.stdout.read()
+        assert stream.wait() == 0
+    assert received == CONTENT
+
+
+# --- A server that is killed ---
+
+
+def test_uploads_that_a_killed_server_process_cut_are_cleared_away(clean: None, member: Person) -> None:
+    """F-14: gunicorn starts another; what the dead one had begun has no heartbeat any more."""
+    server = member.server
+    whole = with_length(member)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(whole[: 6 * MIB])
+        wait_for(lambda: server.sql("SELECT * FROM files_upload"))
+        killed = server.gunicorn()
+        killed.kill()
+        with suppress(ConnectionResetError):
+            assert client.recv(100) == b""
+    wait_for(lambda: has_ended(killed))
+    assert len(server.sql("SELECT * FROM files_upload")) == 1
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC).strftime("%Y-%m-%d %H:%M:%S")
+    server.sql("UPDATE files_upload SET heartbeat_at = ?", long_ago)
+    wait_for(server.is_tidy)
+    assert member.filenames() == set()
+    member.upload("a.bin", b"again")
+    assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
+    wait_for(server.is_tidy)

@@ -1,0 +1,115 @@
+"""The shell lines of README.md and docs/, word for word on a real server."""
+
+import json
+import os
+import re
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+from tests.live.server import ROOT, Server
+
+
+def shell_blocks(page: str, heading: str) -> list[str]:
+    """The shell blocks under a heading."""
+    (section,) = re.findall(rf"^{heading}\n(.*?)(?=^##|\Z)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [dedent(block) for block in re.findall(r"^ *```sh\n(.*?)^ *```", section, re.MULTILINE | re.DOTALL)]
+
+
+def run(*blocks: str, server: Server, folder: Path = ROOT, **environment: str) -> str:
+    """What the lines print in one shell, which stops at the first that fails."""
+    shell = subprocess.run(
+        ["sh", "-eu"],
+        input="\n".join(blocks).encode(),
+        cwd=folder,
+        env=server.environment | environment,
+        capture_output=True,
+        check=False,
+    )
+    assert shell.returncode == 0, shell.stderr.decode()
+    return shell.stdout.decode()
+
+
+def upload(server: Server, filename: str, content: str) -> str:
+    """A new collection with one file; its id."""
+    token = server.token()
+    _, collection = server.request("POST", "/api/v1/collections/", token=token, body={"display_name": "Kept"})
+    path = f"/api/v1/collections/{collection['id']}"
+    assert server.request("PUT", f"{path}/content/{filename}", token=token, body=content)[0] == 201
+    return str(collection["id"])
+
+
+def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> None:
+    output = run(*shell_blocks("README.md", "## One worked example"), server=server, folder=tmp_path)
+    answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    me, uploaded, listed, unconditional, replaced, used_up, today = answers
+    assert me["username"] == "member"
+    assert listed["results"] == [uploaded]
+    assert unconditional["status"] == 428
+    assert (replaced["id"], replaced["length"]) == (uploaded["id"], (tmp_path / "numbers.txt").stat().st_size)
+    assert used_up["status"] == 404
+    assert "the same bytes\n1\n2\n3\n4\n5\nresumed\n" in output
+    assert "the same bytes, once" in output
+    assert "Done testing" in output
+    assert output.endswith("204\n")
+    with zipfile.ZipFile(tmp_path / "some.zip") as archive:
+        assert archive.namelist() == [today["filename"]]
+
+
+def test_escape_hatch_works_word_for_word(server: Server) -> None:
+    collection = upload(server, "numbers.txt", "1 2 3")
+    export, fetch, decrypt = shell_blocks("docs/keys.md", "## The escape hatch")
+    shown = run(export, fetch, decrypt.replace("ls -l", "cat"), server=server, ID=collection)
+    assert json.loads(shown) == "1 2 3"
+
+
+def test_rotation_works_word_for_word_while_files_stay_readable(new_server: Callable[..., Server]) -> None:
+    server = new_server().start()
+    path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
+    make_known, make_active, rewrap = shell_blocks("docs/keys.md", "## Rotation")
+    first = (server.home / "secrets" / "keyring").read_text().split()[0]
+
+    run(make_known, server=server)
+    server.stop()
+    server.start()
+    assert run(rewrap, server=server) == f"0 data keys rewrapped; all but 0 are under {first}\n"
+
+    run(make_active, server=server)
+    # The running server does not have the new order yet, and opens what the new key wraps all the same.
+    assert run(rewrap, server=server) == "1 rewrapped, 0 left\n1 data keys rewrapped; all but 0 are under 2027\n"
+    assert server.request("GET", path, token=server.token()) == (200, "1 2 3")
+    server.stop()
+    server.start()
+    assert server.request("GET", path, token=server.token()) == (200, "1 2 3")
+
+
+def test_backup_and_restore_work_word_for_word(new_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = new_server().start()
+    path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
+    backup, restore, check = shell_blocks("docs/operations.md", "## Backup and restore")
+    (heads,) = shell_blocks("docs/operations.md", "## The audit trail")
+    kept = tmp_path / "kept"
+    run(backup, server=server, BACKUP=str(kept))
+    chains = run(heads, server=server)
+    server.kill()
+
+    restored = new_server()
+    run(restore, server=restored, BACKUP=str(kept), SECRETS_BACKUP=str(server.home / "secrets"))
+    restored.start()
+    assert run(check, server=restored) == ""
+    assert run(heads, server=restored) == chains
+    assert "is whole" in restored.manage("verify_audit")
+    token = json.loads(restored.manage("createusertoken", "member"))["access"]
+    assert restored.request("GET", path, token=token) == (200, "1 2 3")
+
+    (stored,) = [file for file in (restored.home / "objects" / "vault").rglob("*") if file.is_file()]
+    os.utime(stored, (0, 0))  # a copy that did not keep its time has another ETag
+    assert run(check, server=restored).endswith(" object is a copy: its ETag is noted\n")
+    assert restored.request("GET", path, token=token) == (200, "1 2 3")
+    os.utime(stored, (1, 1))
+    assert restored.request("GET", path, token=token) == (200, "1 2 3")  # an encrypted file notes it by itself
+    assert run(check, server=restored) == ""
+    stored.unlink()
+    assert run(check, server=restored).endswith(" object is missing\n")

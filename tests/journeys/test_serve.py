@@ -1,0 +1,196 @@
+"""What `bin/run` promises: set up once, kept for ever, stopped as a whole (DESIGN 1)."""
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from tests import servers
+from tests.live.server import ROOT, Server
+from tests.live.waiting import has_ended, wait_for
+
+
+NewServer = Callable[..., Server]
+ROLES = {"superuser", "admin", "member", "member2", "information_governance", "research_it", "auditor"}
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_first_start_creates_keys_people_and_demo_json(server: Server) -> None:
+    assert server.demo.keys() == {"url", "tenant", "users"}
+    assert server.demo["url"] == server.url
+    assert server.demo["users"].keys() == ROLES
+    assert len({user["password"] for user in server.demo["users"].values()}) == len(ROLES)
+    assert mode(server.home) == 0o700
+    private = [server.home / "demo.json", *(server.home / "secrets").iterdir()]
+    assert [mode(path) for path in private] == [0o600] * 4
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_people_of_demo_json_have_their_roles(server: Server, role: str) -> None:
+    status, me = server.request("GET", "/api/v1/me/", token=server.token(role))
+    assert status == 200
+    assert me["is_superuser"] == (role == "superuser")
+    tenants = {tenant["slug"]: tenant["roles"] for tenant in me["tenants"]}
+    assert tenants == ({} if role == "superuser" else {server.demo["tenant"]: [role.rstrip("2")]})
+
+
+def test_printed_lines_work_word_for_word(server: Server, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"^API=.*?\n\n", server.output, re.DOTALL | re.MULTILINE)
+    shell = subprocess.run(["sh", "-eu"], input=lines.encode(), cwd=tmp_path, capture_output=True, check=False)
+    assert shell.returncode == 0, shell.stderr.decode()
+    assert shell.stderr == b""
+    content = (tmp_path / "hello.txt").read_text()
+    uploaded, listed, same, *once = shell.stdout.decode().splitlines()
+    assert json.loads(uploaded)["filename"] == "hello.txt"
+    assert json.loads(listed)["results"][0]["filename"] == "hello.txt"
+    assert same == "the same bytes"
+    assert once[0] == content.strip()
+    assert json.loads(once[1])["status"] == 404
+
+
+def test_everything_is_there_after_a_second_start(new_server: NewServer) -> None:
+    server = new_server().start()
+    status, collection = server.request(
+        "POST", "/api/v1/collections/", token=server.token(), body={"tenant": "demo", "display_name": "Kept"}
+    )
+    assert status == 201
+    before = server.demo
+    assert server.stop() == 0
+    started = time.monotonic()
+    server.start()
+    assert time.monotonic() - started < 20
+    assert server.demo == before
+    assert server.request("GET", f"/api/v1/collections/{collection['id']}/", token=server.token())[0] == 200
+
+
+def test_commands_work_beside_the_running_server(server: Server) -> None:
+    pair = json.loads(server.manage("createusertoken", "member"))
+    assert server.request("GET", "/api/v1/me/", token=pair["access"])[1]["username"] == "member"
+
+
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [pytest.param(os.killpg, signal.SIGINT, id="ctrl-c"), pytest.param(os.kill, signal.SIGTERM, id="terminate")],
+)
+def test_signal_stops_everything_cleanly(new_server: NewServer, send: Callable[[int, int], None], number: int) -> None:
+    server = new_server().start()
+    processes = server.processes()
+    assert len(processes) >= 5  # supervisor, gunicorn and its worker, Celery worker, beat
+    assert server.process
+    send(server.process.pid, number)
+    assert server.process.wait(20) == 0
+    assert all(map(has_ended, processes))
+    assert not any("exception" in json.loads(line) for line in server.log.splitlines() if line.startswith("{"))
+
+
+def test_kill_of_the_supervisor_leaves_nothing_behind(new_server: NewServer) -> None:
+    server = new_server().start()
+    processes = server.processes()
+    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    wait_for(lambda: all(map(has_ended, processes)), seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("gunicorn", "the web server"),
+        ("worker", "the Celery worker"),
+        pytest.param("beat", "Celery beat", marks=pytest.mark.slow),
+    ],
+)
+def test_child_that_dies_brings_all_down(new_server: NewServer, program: str, name: str) -> None:
+    server = new_server().start()
+    assert server.process
+    (child,) = [child for child in psutil.Process(server.process.pid).children() if program in child.cmdline()]
+    child.kill()
+    assert server.process.wait(20) == 1
+    assert f"strongroom: {name} ended with -9" in server.log
+    assert server.processes() == []
+
+
+def test_taken_port_is_said_clearly(new_server: NewServer) -> None:
+    server = new_server()
+    with socket.create_server(("127.0.0.1", server.port)):
+        assert server.launch().wait(20) == 1
+    assert f"port {server.port}" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_second_server_on_one_home_is_refused(server: Server, new_server: NewServer) -> None:
+    second = new_server(server.home)
+    result = subprocess.run(
+        [sys.executable, "manage.py", "serve"], cwd=ROOT, env=second.environment, capture_output=True, check=False, timeout=20
+    )
+    assert result.returncode == 1
+    assert b"another bin/run" in result.stderr
+
+
+def test_lost_secrets_are_not_replaced(new_server: NewServer) -> None:
+    server = new_server()
+    server.manage("-m", "config.install")
+    server.manage("migrate", "--verbosity", "0")
+    (server.home / "secrets").rename(server.home / "elsewhere")
+    with pytest.raises(AssertionError, match="put back the backup"):
+        server.manage("-m", "config.install")
+
+
+@pytest.mark.parametrize(
+    "seconds", [0.4, pytest.param(1.1, marks=pytest.mark.slow), 1.8, pytest.param(2.5, marks=pytest.mark.slow)]
+)
+def test_first_start_that_was_killed_is_made_up_for(new_server: NewServer, seconds: float) -> None:
+    server = new_server()
+    server.launch()
+    time.sleep(seconds)
+    server.kill()
+    server.start()
+    for role in ROLES:
+        server.token(role)
+
+
+@pytest.fixture(params=[pytest.param("filesystem", marks=pytest.mark.slow), "redis"])
+def broker(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Settings of a broker, which is left as it was found."""
+    if request.param == "filesystem":
+        yield {}
+        return
+    url = servers.redis_url()
+    with closing(redis.Redis.from_url(url)) as client:
+        before = set(client.scan_iter())
+        yield {"BROKER_URL": url}
+        if left := set(client.scan_iter()) - before:
+            client.delete(*left)
+
+
+def test_upload_that_a_kill_cut_off_is_cleaned_up(new_server: NewServer, broker: dict[str, str]) -> None:
+    server = new_server(**broker).start()
+    token = server.token()
+    _, collection = server.request("POST", "/api/v1/collections/", token=token, body={"tenant": "demo", "display_name": "Cut"})
+    head = f"PUT /api/v1/collections/{collection['id']}/content/cut.bin HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    head += f"Authorization: Bearer {token}\r\nContent-Length: 99999999\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head.encode() + bytes(20 * 1024 * 1024))
+        wait_for(server.objects, seconds=30)
+        server.kill()
+    with closing(sqlite3.connect(server.home / "strongroom.sqlite3")) as database, database:
+        assert database.execute("UPDATE files_upload SET heartbeat_at = '2020-01-01 00:00:00'").rowcount == 1
+    assert server.objects()
+    server.start()
+    wait_for(lambda: not server.objects(), seconds=30)
+    assert server.request("GET", f"/api/v1/collections/{collection['id']}/files/", token=server.token())[1]["results"] == []
+    server.stop()

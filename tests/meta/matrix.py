@@ -1,0 +1,146 @@
+"""Who may do what: the one table that `test_access_matrix.py` holds the server to, and that docs/access.md shows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "access.md"
+EMPTY: Final = "empty"  # 200, and nothing in it
+
+COLUMNS: Final = {
+    "admin": "admin of the tenant",
+    "member": "member of the tenant",
+    "auditor": "whose only role in the tenant is `auditor`",
+    "stage": "whose only role in the tenant is that of an egress stage, such as `information_governance`",
+    "other": "admin of another tenant",
+    "root": "superuser who is in no tenant",
+    "inactive": "deactivated member, with a token from before",
+    "suspended": "member of the tenant while the tenant is suspended",
+    "nobody": "without a token",
+}
+
+# Each row is a request that would succeed if its sender had every right. `collection` is the state of the one it is about.
+TABLE: Final = """
+collection method path                                                     admin member auditor stage other root  inactive suspended nobody
+-          POST   /api/v1/auth/token/                                      200   200    200     200   200   200   401      200       401
+-          POST   /api/v1/auth/token/refresh/                              200   200    200     200   200   200   401      200       401
+-          POST   /api/v1/auth/token/revoke/                               204   204    204     204   204   204   204      204       204
+-          GET    /api/v1/me/                                              200   200    200     200   200   200   401      200       401
+-          POST   /api/v1/collections/                                     201   201    403     403   400   403   401      400       401
+
+open       GET    /api/v1/collections/                                     200   200    empty   empty empty empty 401      empty     401
+open       GET    /api/v1/collections/{slug}/                              200   200    404     404   404   404   401      404       401
+open       PATCH  /api/v1/collections/{slug}/                              200   403    404     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/                              202   403    404     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/restore/                      409   403    404     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/archive.zip                   200   200    404     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/archive/                      201   201    404     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/                        200   200    404     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/                        201   201    404     404   404   404   401      404       401
+open       POST   /api/v1/files/                                           201   201    400     400   400   400   401      400       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/             200   200    404     404   404   404   401      404       401
+open       PUT    /api/v1/collections/{slug}/files/{filename}/             200   200    404     404   404   404   401      404       401
+open       PATCH  /api/v1/collections/{slug}/files/{filename}/             200   200    404     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/files/{filename}/             204   204    404     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/preview/     200   200    404     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/download/    303   303    404     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/{filename}/download/    201   201    404     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/content/{filename}            200   200    404     404   404   404   401      404       401
+open       PUT    /api/v1/collections/{slug}/content/{filename}            200   200    404     404   404   404   401      404       401
+open       GET    /downloads/{token}                                       200   200    200     200   200   200   200      404       200
+
+deleted    GET    /api/v1/collections/                                     empty empty  empty   empty empty empty 401      empty     401
+deleted    GET    /api/v1/collections/{slug}/                              200   404    404     404   404   404   401      404       401
+deleted    PATCH  /api/v1/collections/{slug}/                              409   404    404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/                              409   404    404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/restore/                      200   404    404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/archive.zip                   404   404    404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/archive/                      404   404    404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/                        404   404    404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/                        404   404    404     404   404   404   401      404       401
+deleted    POST   /api/v1/files/                                           400   400    400     400   400   400   401      400       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/             404   404    404     404   404   404   401      404       401
+deleted    PUT    /api/v1/collections/{slug}/files/{filename}/             404   404    404     404   404   404   401      404       401
+deleted    PATCH  /api/v1/collections/{slug}/files/{filename}/             404   404    404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/files/{filename}/             404   404    404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/preview/     404   404    404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/download/    404   404    404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/{filename}/download/    404   404    404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/content/{filename}            404   404    404     404   404   404   401      404       401
+deleted    PUT    /api/v1/collections/{slug}/content/{filename}            404   404    404     404   404   404   401      404       401
+deleted    GET    /downloads/{token}                                       404   404    404     404   404   404   404      404       404
+
+-          GET    /api/schema/                                             200   200    200     200   200   200   200      200       200
+-          GET    /api/docs/                                               200   200    200     200   200   200   200      200       200
+"""  # noqa: E501  a table is read by its columns
+
+
+@dataclass(frozen=True)
+class Row:
+    state: str
+    method: str
+    path: str
+    answers: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {self.state}"
+
+
+def _rows() -> list[Row]:
+    (_, _, _, *names), *lines = [line.split() for line in TABLE.splitlines() if line]
+    assert names == list(COLUMNS)
+    return [Row(state, method, path, dict(zip(names, answers, strict=True))) for state, method, path, *answers in lines]
+
+
+ROWS: Final = _rows()
+
+
+def page() -> str:
+    """docs/access.md."""
+    sections = {
+        "-": "Whatever state a collection is in",
+        "open": "An open collection",
+        "deleted": "A deleted collection, which waits for its destruction",
+    }
+    tables = []
+    for state, title in sections.items():
+        head = f"| request | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}"
+        body = [f"| {row.method} `{row.path}` | {' | '.join(row.answers.values())} |" for row in ROWS if row.state == state]
+        tables.append(f"## {title}\n\n{head}\n" + "\n".join(body))
+    people = "\n".join(f"* **{name}**: {meaning}" for name, meaning in COLUMNS.items())
+    return INTRODUCTION.format(people=people, tables="\n\n".join(tables))
+
+
+INTRODUCTION: Final = """\
+<!-- Generated; to make it anew: .venv/bin/python -m tests.meta.matrix > docs/access.md -->
+
+# Who may do what
+
+Every address of the API, asked by everybody, with a request that would succeed for somebody with every right. The test suite
+sends each of these requests and fails when an answer differs, when the server has an address or a method that is not here, and
+when one of these no longer exists. The table itself is in `tests/meta/matrix.py`.
+
+{people}
+
+What the answers mean:
+
+* **2xx, 303**: done. **empty**: a list with nothing in it.
+* **401**: no valid token. **403**: you may know of it, and may not do this. **404**: not yours or not there; the two are the same
+  answer, byte for byte. So is **400** where the body names a tenant or a collection. **409**: not in this state.
+
+What holds besides:
+
+* HEAD is answered as GET. Every other method is refused with 405, or with 401 to whoever has no valid token, whether the
+  collection in the address exists or not.
+* `/downloads/{{token}}` is a one-off link: the token in the address is the credential, and it dies with the access of the member
+  who made it. The table shows a link that was made while the collection was open.
+* A session of the admin site opens nothing here, and a token opens nothing of the admin site, whose pages send everybody who is
+  not staff to its login.
+
+{tables}
+"""
+
+
+if __name__ == "__main__":
+    print(page(), end="")  # noqa: T201

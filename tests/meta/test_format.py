@@ -1,0 +1,60 @@
+"""docs/format.md is enough to write another reader: the one that it prints opens every stored vector, and no damaged one."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+VECTORS = ROOT / "tests" / "unit" / "vectors"
+
+
+def stored(name: str) -> Any:
+    return json.loads((VECTORS / name).read_text())
+
+
+OBJECTS = [vector for name in ("strongroom.json", "tink.json") for vector in stored(name)["vectors"]]
+DAMAGED = stored("damaged.json")
+
+
+@pytest.fixture(scope="module")
+def read() -> Callable[..., bytes]:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "format.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/format.md", "exec"), names)  # noqa: S102  that is the test
+    reader: Callable[..., bytes] = names["read"]
+    return reader
+
+
+def row_of(vector: dict[str, Any]) -> dict[str, Any]:
+    """As `decrypt_object export` would have printed it."""
+    _, key_id, purpose, owner, kek_id = vector["context_fields"]
+    return {
+        "format": "strongroom/row/v1",
+        **vector["associated_data_fields"],
+        "length": vector["length"],
+        "sha256": vector["plaintext_sha256"],
+        "header": vector["header"],
+        "key_salt": vector["key_salt"],
+        "key_commitment": vector["key_commitment"],
+        "key": {"id": key_id, "purpose": purpose, "owner": owner, "kek_id": kek_id, "wrapped": vector["wrapped_key"]},
+    }
+
+
+@pytest.mark.parametrize("vector", OBJECTS, ids=lambda vector: vector["name"])
+def test_read_stored_object(read: Callable[..., bytes], vector: dict[str, Any]) -> None:
+    plaintext = read(row_of(vector), bytes.fromhex(vector["kek"]), base64.b64decode(vector["object"]))
+    assert hashlib.sha256(plaintext).hexdigest() == vector["plaintext_sha256"]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED["vectors"], ids=lambda vector: vector["name"])
+def test_read_damaged_object(read: Callable[..., bytes], damaged: dict[str, Any]) -> None:
+    (base,) = [vector for vector in OBJECTS if vector["name"] == DAMAGED["base"]]
+    with pytest.raises(Exception, match=r"another object|^$"):  # InvalidTag says nothing
+        read(row_of(base), bytes.fromhex(base["kek"]), base64.b64decode(damaged["object"]))

@@ -1,0 +1,196 @@
+"""The OpenAPI schema is valid, and the server keeps to it, whatever the requests that are made up from it hold (INV-17)."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, TypeAlias
+
+import hypothesis
+import jsonschema_rs
+import pytest
+import schemathesis
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections, transaction
+from drf_spectacular.validation import validate_schema
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
+from rest_framework.test import APIClient
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi import checks
+
+from config.wsgi import application
+from files.models import Collection, DownloadLink
+from tenants import tokens
+from tenants.models import User
+from tests.factories import PASSWORD
+from tests.meta.leaks import insides
+
+
+SLUG, FILENAME, TOKEN = "november-2012-7kq3", "readings.csv", "t" * 43
+CONTENT = b"a,b\r\n1,2\r\n"
+Case: TypeAlias = schemathesis.Case[Any]
+Operation: TypeAlias = schemathesis.APIOperation[Any, Any, Any, Any]
+NEVER_RIGHT = {"POST /api/v1/auth/token/refresh/", "POST /api/v1/collections/{slug}/restore/"}  # nobody guesses, or nothing to do
+PUBLIC = {"/api/v1/auth/token/", "/api/v1/auth/token/revoke/", "/downloads/{token}"}
+PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
+
+
+def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
+    """The schema, naming what exists: made-up names would see little but 404. Requests that break it still have others."""
+    known = {"slug": SLUG, "filename": FILENAME, "token": TOKEN}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "path":
+                    parameter["schema"] |= {"enum": [known[parameter["name"]]]}
+    inputs = document["components"]["schemas"]
+    inputs["NamedFileFormRequest"]["properties"]["collection"]["enum"] = [SLUG, "November 2012"]
+    inputs["TokenInputRequest"]["properties"]["username"]["enum"] = ["alice"]
+    inputs["TokenInputRequest"]["properties"]["password"]["enum"] = [PASSWORD]
+    return document
+
+
+def served(environ: Any, start_response: Any) -> list[bytes]:
+    """The application as a server runs it: to the end of the body, and closed. The fuzzer's client closes nothing."""
+    body: Any = application(environ, start_response)
+    try:
+        return [b"".join(body)]
+    finally:
+        body.close()
+
+
+PUBLISHED = schemathesis.openapi.from_wsgi("/api/schema/", served)
+SCHEMA = schemathesis.openapi.from_dict(with_what_exists(json.loads(json.dumps(PUBLISHED.raw_schema))))
+SCHEMA.app = served
+OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations() if isinstance(found, Ok)]
+
+
+@schemathesis.check
+def nothing_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
+    assert insides((response.content or b"") + repr(response.headers).encode()) == []
+
+
+@schemathesis.check
+def success_is_documented_and_failure_is_a_problem(
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case
+) -> None:
+    """`default` documents problems alone, so that it must not excuse a status that the operation does not name."""
+    if response.status_code < 400:
+        assert str(response.status_code) in case.operation.definition.raw["responses"]
+        return
+    assert response.headers["content-type"] == ["application/problem+json"]
+    problem = response.json()
+    assert problem.keys() >= PROBLEM_MEMBERS
+    assert problem["status"] == response.status_code
+
+
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.response_headers_conformance,
+    checks.unsupported_method,
+    checks.allow_header_conformance,
+    nothing_shows,
+    success_is_documented_and_failure_is_a_problem,
+]
+
+
+@contextmanager
+def one_transaction() -> Iterator[None]:
+    """Nothing of what happens in its block is there afterwards.
+
+    The end of a request would close the connection under it: as Django's own test client does it, requests leave it alone.
+    """
+    signals = (request_started, request_finished)
+    for signal in signals:
+        signal.disconnect(close_old_connections)
+    try:
+        with transaction.atomic():
+            yield
+            transaction.set_rollback(True)
+    finally:
+        for signal in signals:
+            signal.connect(close_old_connections)
+
+
+@schemathesis.check
+def nothing_foreign_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
+    """INV-01: of what acme keeps, whatever was asked."""
+    for known in (SLUG, FILENAME, CONTENT, sha256(CONTENT).hexdigest(), "acme"):
+        assert (known if isinstance(known, bytes) else known.encode()) not in (response.content or b"")
+
+
+EXAMPLES = pytest.mark.parametrize("times", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+EACH = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
+
+
+def fuzz(operation: Operation, *, examples: int, token: str | None = None, checks: list[Any] = CHECKS) -> set[int]:
+    """Sends requests that keep to the schema and such that break it, and returns the statuses of their answers.
+
+    They are the same in every run and in everybody's checkout.
+    """
+    statuses = set()
+
+    @hypothesis.settings(
+        derandomize=True, max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @hypothesis.given(st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode]))
+    def send(case: Case) -> None:
+        if token:
+            case.headers["Authorization"] = f"Bearer {token}"  # over the one that was made up
+        with one_transaction():
+            statuses.add(case.call_and_validate(checks=checks).status_code)
+
+    send()
+    return statuses
+
+
+@pytest.fixture
+def november(alice: User, now: datetime, api: Callable[[User | None], APIClient]) -> None:
+    alices = api(alice)
+    alices.post("/api/v1/collections/", {"display_name": "November 2012"})
+    Collection.objects.update(slug=SLUG)
+    alices.put(f"/api/v1/collections/{SLUG}/content/{FILENAME}", CONTENT, content_type="text/csv")
+    alices.post(f"/api/v1/collections/{SLUG}/files/{FILENAME}/download/")
+    DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest(), expires_at=now + timedelta(hours=1))
+
+
+@EXAMPLES
+@EACH
+def test_fuzzed_with_a_token(operation: Operation, november: None, alice: User, times: int) -> None:
+    statuses = fuzz(operation, examples=60 * times, token=tokens.mint(alice)["access"])
+
+    # A fuzzer that is refused at the door finds nothing behind it.
+    assert operation.label in NEVER_RIGHT or min(statuses) < 300 or statuses >= {303}
+
+
+@EXAMPLES
+@EACH
+def test_fuzzed_without_a_token(operation: Operation, november: None, times: int) -> None:
+    statuses = fuzz(operation, examples=5 * times)
+
+    assert min(statuses) >= 400 or operation.path in PUBLIC
+
+
+@EXAMPLES
+@EACH
+def test_fuzzed_by_a_stranger(operation: Operation, november: None, mallory: User, times: int) -> None:
+    is_link = operation.path == "/downloads/{token}"  # its own credential, whoever comes with it
+    checks = CHECKS if is_link else [*CHECKS, nothing_foreign_shows]
+    statuses = fuzz(operation, examples=10 * times, token=tokens.mint(mallory)["access"], checks=checks)
+
+    assert min(statuses) >= 400 or "{slug}" not in operation.path
+
+
+def test_schema_is_valid() -> None:
+    """As OpenAPI 3.1, and each of its shapes as JSON Schema 2020-12, which that does not look into."""
+    assert PUBLISHED.raw_schema["openapi"].startswith("3.1")
+    validate_schema(PUBLISHED.raw_schema)  # type: ignore[no-untyped-call]
+    for component in PUBLISHED.raw_schema["components"]["schemas"].values():
+        jsonschema_rs.meta.validate(component)

@@ -1,0 +1,92 @@
+"""bin/venv.sh: what the first command of the README stands on. The lock files here are empty, so that no index is asked."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "bin").mkdir()
+    shutil.copy(ROOT / "bin" / "venv.sh", tmp_path / "bin")
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        (tmp_path / name).write_text(f"# {name}\n")
+    return tmp_path
+
+
+def start(checkout: Path, lock: str, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["sh", "-euc", f". bin/venv.sh; need_venv {lock}"],
+        cwd=checkout,
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable} | environment,
+        stderr=subprocess.PIPE,
+    )
+
+
+def need_venv(checkout: Path, lock: str = "requirements.lock", **environment: str) -> tuple[int, str]:
+    process = start(checkout, lock, **environment)
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr.decode()
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_venv_is_made_once_and_made_anew_for_another_lock(checkout: Path) -> None:
+    assert "making .venv" in need_venv(checkout)[1]
+    assert need_venv(checkout) == (0, "")
+    (checkout / ".venv" / "leftover").touch()
+    (checkout / "requirements.lock").write_text("# another\n")
+    assert "making .venv" in need_venv(checkout)[1]
+    assert not (checkout / ".venv" / "leftover").exists()
+    assert need_venv(checkout) == (0, "")
+
+
+def test_development_lock_is_added_to_what_may_be_serving(checkout: Path) -> None:
+    need_venv(checkout)
+    (checkout / ".venv" / "in-use").touch()
+    assert "requirements-dev.lock" in need_venv(checkout, "requirements-dev.lock")[1]
+    assert (checkout / ".venv" / "in-use").exists()
+    assert need_venv(checkout) == need_venv(checkout, "requirements-dev.lock") == (0, "")
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(0.5, marks=pytest.mark.slow), 1.5])
+def test_interrupted_installation_is_done_again(checkout: Path, seconds: float) -> None:
+    process = start(checkout, "requirements.lock")
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    assert need_venv(checkout)[0] == 0
+    assert need_venv(checkout) == (0, "")
+    assert subprocess.run([checkout / ".venv/bin/python", "-c", "import pip"], check=False).returncode == 0
+
+
+def test_two_commands_at_once_make_it_once(checkout: Path) -> None:
+    both = [start(checkout, "requirements.lock") for _ in range(2)]
+    said = sorted(process.communicate(timeout=60)[1].count(b"making .venv") for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert said == [0, 1]
+
+
+def test_python_without_venv_is_said_with_its_remedy(checkout: Path, tmp_path: Path) -> None:
+    python = program(tmp_path / "python", f'case "$*" in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"')
+    code, stderr = need_venv(checkout, PYTHON=python)
+    assert code == 1
+    assert "apt-get install python3-venv" in stderr
+
+
+def test_old_python_is_said(checkout: Path, tmp_path: Path) -> None:
+    code, stderr = need_venv(checkout, PYTHON=program(tmp_path / "python", "exit 1"))
+    assert code == 1
+    assert "Python 3.11 or newer" in stderr

@@ -1,0 +1,34 @@
+"""Buckets that nobody else uses, and files in them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pytest_django import Settings
+from rest_framework.test import APIClient
+
+from files.models import Collection
+from files.stores import ensure_buckets
+from tenants.models import User
+
+
+@pytest.fixture
+def own_buckets(settings: Settings, tmp_path: Path) -> Path:
+    """Empty local buckets; the folder that has one for each alias."""
+    local = {
+        alias: {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": str(tmp_path / alias)}}
+        for alias in settings.BUCKETS
+    }
+    settings.STORAGES = settings.STORAGES | local
+    ensure_buckets()
+    return tmp_path
+
+
+@pytest.fixture
+def make_collection(api: Callable[[User | None], APIClient]) -> Callable[[User, str], Collection]:
+    def make(user: User, display_name: str = "November") -> Collection:
+        made = api(user).post("/api/v1/collections/", {"display_name": display_name})
+        assert made.status_code == 201, made.json()
+        return Collection.objects.get(slug=made.json()["id"])
+
+    return make

@@ -1,0 +1,76 @@
+"""`StoredFile.open()`: the plaintext as a Django File, for code in the process."""
+
+import hashlib
+import io
+import os
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rest_framework.test import APIClient
+
+from files.crypto import CorruptObject
+from files.models import StoredFile
+from files.stores import get_store
+from files.stores.local import LocalStore
+from tenants.models import User
+
+
+CONTENT = random.Random(1).randbytes(700_000)
+
+
+@pytest.fixture
+def file(api: Callable[[User], APIClient], alice: User) -> StoredFile:
+    alices = api(alice)
+    slug = alices.post("/api/v1/collections/", {"display_name": "November"}).json()["id"]
+    uploaded = alices.put(f"/api/v1/collections/{slug}/content/a.bin", CONTENT, content_type="application/octet-stream").json()
+    return StoredFile.objects.get(uuid=uploaded["id"])
+
+
+def test_open_reads_what_was_uploaded(file: StoredFile) -> None:
+    with file.open() as plaintext:
+        assert hashlib.sha256(plaintext.read()).hexdigest() == file.sha256
+        assert plaintext.size == len(CONTENT)
+        assert plaintext.name == "a.bin"
+
+
+def test_open_seeks_anywhere_like_a_file_in_memory(file: StoredFile) -> None:
+    steps, oracle = random.Random(2), io.BytesIO(CONTENT)
+    with file.open() as plaintext:
+        for _ in range(200):
+            position, count = steps.randrange(len(CONTENT) + 10), steps.choice([0, 1, 100, 5000, 200_000])
+            assert plaintext.seek(position) == oracle.seek(position)
+            assert plaintext.read(count) == oracle.read(count)
+            assert plaintext.tell() == oracle.tell()
+        assert plaintext.seek(-7, os.SEEK_END) == len(CONTENT) - 7
+        assert plaintext.read() == CONTENT[-7:]
+
+
+def test_open_is_what_other_libraries_take_for_a_file(api: Callable[[User], APIClient], alice: User, file: StoredFile) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr("inner.txt", "hello")
+    slug = file.collection.slug
+    api(alice).put(f"/api/v1/collections/{slug}/content/b.zip", archive.getvalue(), content_type="application/zip")
+
+    with StoredFile.objects.get(filename="b.zip").open() as plaintext, zipfile.ZipFile(plaintext) as read:
+        assert read.read("inner.txt") == b"hello"
+
+
+def test_open_of_an_altered_object_yields_no_byte_of_it(file: StoredFile) -> None:
+    store = get_store(file.store)
+    assert isinstance(store, LocalStore)
+    path = Path(store.path(file.object_key))
+    path.chmod(0o600)
+    with path.open("r+b") as ciphertext:
+        ciphertext.seek(300_000)
+        ciphertext.write(b"\0\0\0\0")
+    StoredFile.objects.update(object_etag=store.stat(file.object_key).etag)
+    file.refresh_from_db()
+
+    with file.open() as plaintext:
+        assert plaintext.read(131_000) == CONTENT[:131_000]
+        with pytest.raises(CorruptObject):
+            plaintext.read()

@@ -1,0 +1,182 @@
+"""S3 servers and buckets for tests: moto in this process, and the real one that S3_TEST_ENDPOINT_URL names (`.ci/ceph up`)."""
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+
+from files.stores.s3 import S3Store
+
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from mypy_boto3_s3 import S3Client
+    from pytest_django import Settings
+
+ALIASES = ("vault", "staging", "release", "public")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An S3 server and an identity on it."""
+
+    url: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+
+    @property
+    def client(self) -> "S3Client":
+        """Not our store's client: for what surrounds a test."""
+        return _client(self)
+
+    def options(self, bucket: str) -> dict[str, Any]:
+        """OPTIONS of a STORAGES alias for one of its buckets."""
+        return {
+            "bucket_name": bucket,
+            "endpoint_url": self.url,
+            "access_key": self.access_key,
+            "secret_key": self.secret_key,
+            "region_name": "us-east-1",
+            "addressing_style": "path",
+        }
+
+    def store(self, bucket: str) -> S3Store:
+        return S3Store(**self.options(bucket))
+
+    def environment(self, bucket: str) -> dict[str, str]:
+        """What a server process needs in its environment to keep its objects here; it creates its buckets itself."""
+        return {
+            "S3_ENDPOINT_URL": self.url,
+            "S3_BUCKET": bucket,
+            "S3_CREATE_BUCKETS": "1",
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@cache
+def _client(endpoint: Endpoint) -> "S3Client":
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint.url,
+        aws_access_key_id=endpoint.access_key,
+        aws_secret_access_key=endpoint.secret_key,
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}),
+    )
+
+
+class Faults:
+    """WSGI in front of moto: records requests, and answers some of them itself.
+
+    A fault is called with the environ and the application; it answers with a WSGI body, or with None to pass.
+    """
+
+    def __init__(self, application: "WSGIApplication") -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.fault: Callable[[WSGIEnvironment, StartResponse, WSGIApplication], Iterable[bytes] | None] | None = None
+        self._application = application
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        self.requests.append(dict(environ))
+        if self.fault is not None:
+            answer = self.fault(environ, start_response, self._application)
+            if answer is not None:
+                return answer
+        return self._application(environ, start_response)
+
+    @contextmanager
+    def during(self, fault: Callable[..., Iterable[bytes] | None]) -> Iterator[list[dict[str, Any]]]:
+        """The requests that arrive while a fault lasts."""
+        before, self.fault = len(self.requests), fault
+        seen: list[dict[str, Any]] = []
+        try:
+            yield seen
+        finally:
+            self.fault = None
+            seen += self.requests[before:]
+
+
+class QuietHandler(MotoRequestHandler):
+    def log_request(self, *_: object, **__: object) -> None:
+        """A line on stderr for each request is nobody's news."""
+
+
+@cache
+def moto_server() -> tuple[Endpoint, Faults]:
+    """moto on loopback, once in a test process."""
+    faults = Faults(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, faults, threaded=True, request_handler=QuietHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return Endpoint(f"http://127.0.0.1:{server.port}", "moto", "moto"), faults
+
+
+def moto() -> Endpoint:
+    return moto_server()[0]
+
+
+def is_ceph_wanted() -> bool:
+    """Whether tests that run on several servers run on the real one: if there is one, and in CI, where it would be missed."""
+    return "S3_TEST_ENDPOINT_URL" in os.environ or os.environ.get("CI") == "true"
+
+
+def ceph() -> Endpoint:
+    """The real server; skips the test without one, and fails it in CI, where there must be one."""
+    if url := os.environ.get("S3_TEST_ENDPOINT_URL"):
+        return Endpoint(url, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    reason = 'no S3_TEST_ENDPOINT_URL: eval "$(.ci/ceph up)" starts a real S3 server'
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@contextmanager
+def buckets(endpoint: Endpoint, count: int, **options: Any) -> Iterator[list[str]]:
+    """New buckets, emptied and removed afterwards: a user of Ceph has at most 1,000 of them."""
+    names = [f"test-{uuid.uuid4().hex}" for _ in range(count)]
+    client = endpoint.client
+    for name in names:
+        client.create_bucket(Bucket=name, **options)
+    try:
+        yield names
+    finally:
+        for name in names:
+            client.delete_bucket_policy(Bucket=name)
+            _empty(client, name)
+            client.delete_bucket(Bucket=name)
+
+
+@contextmanager
+def stored_in(endpoint: Endpoint, settings: "Settings") -> Iterator[dict[str, str]]:
+    """Points `settings.STORAGES` at new buckets of a server; yields alias -> bucket."""
+    with buckets(endpoint, len(ALIASES)) as names:
+        by_alias = dict(zip(ALIASES, names, strict=True))
+        settings.STORAGES = settings.STORAGES | {
+            alias: {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)}
+            for alias, bucket in {**by_alias, "default": by_alias["vault"]}.items()
+        }
+        yield by_alias
+
+
+def _empty(client: "S3Client", bucket: str) -> None:
+    """Not through our own store: that is what is being tested, and it bypasses no retention."""
+    for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", ()):
+        client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    while True:
+        page = client.list_object_versions(Bucket=bucket)
+        found: list[Any] = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+        if not found:
+            return
+        objects: Any = [{"Key": item["Key"], "VersionId": item["VersionId"]} for item in found]
+        client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True}, BypassGovernanceRetention=True)
