@@ -63,6 +63,7 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, WrongKey):
         return KeyUnavailable()
     if _is_of_the_database(error):
+        log.warning("the database does not answer", extra={"error": type(error).__name__})
         return Unavailable("The database does not answer.", code="database_unavailable")
     return error
 
@@ -70,10 +71,7 @@ def _translated(error: Exception) -> Exception:
 def _is_of_the_database(error: BaseException | None) -> bool:
     """Whether it is the database that did not do what it was asked. Other errors that it reports are bugs of ours."""
     is_read_only = getattr(error and error.__cause__, "sqlstate", "") == READ_ONLY
-    if isinstance(error, OperationalError | InterfaceError) or is_read_only:
-        log.warning("the database does not answer", extra={"error": type(error).__name__})
-        return True
-    return False
+    return isinstance(error, OperationalError | InterfaceError) or is_read_only
 
 
 def _body(error: Exception, response: Response) -> dict[str, Any]:
@@ -138,7 +136,8 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     # Django calls this while it handles the exception. Its own line, which we switch off, would have the path in it.
-    if _is_of_the_database(sys.exception()):
+    if _is_of_the_database(error := sys.exception()):
+        log.warning("the database does not answer", extra={"error": type(error).__name__})
         response = respond(503, name="database_unavailable", detail="The database does not answer.")
         response["Retry-After"] = "5"
         return response

@@ -6,7 +6,6 @@ could not do so. A client that has proved fast gets one of a few *open* bodies, 
 """
 
 import io
-import random
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -20,6 +19,7 @@ from files import keys
 from files.crypto import CorruptObject, Opener
 from files.models import StoredFile
 from files.stores import Body, ObjectStore, StoreUnavailable, get_store
+from tenants.retries import pause
 
 
 MIB: Final = 1024 * 1024
@@ -260,4 +260,4 @@ def _pause_or_raise(attempt: int, began: float, error: StoreUnavailable) -> None
     """Waits a little longer each time; the last attempt's error stands."""
     if attempt >= ATTEMPTS - 1 or time.monotonic() - began > PATIENCE:
         raise error
-    time.sleep(random.uniform(0.5, 1) * 0.1 * 3**attempt)  # noqa: S311  jitter is no secret
+    pause(attempt)

@@ -17,6 +17,11 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
+def pause(attempt: int) -> None:
+    """Up to 0.1 s behind the first attempt (0), thrice as long each time. Random, so that two who met do not meet again."""
+    time.sleep(random.uniform(0.5, 1) * 0.1 * 3**attempt)  # noqa: S311  jitter is no secret
+
+
 def retried(work: Callable[Given, Result]) -> Callable[Given, Result]:
     """For a function that does all its work in one transaction of its own. The caller's transaction is the caller's to repeat.
 
@@ -32,7 +37,7 @@ def retried(work: Callable[Given, Result]) -> Callable[Given, Result]:
                 is_sacrificed = getattr(error.__cause__, "sqlstate", None) in SACRIFICED
                 if not is_sacrificed or attempt == RETRIES or connection.in_atomic_block:
                     raise
-            time.sleep(random.uniform(0.5, 1) * 0.1 * 3**attempt)  # noqa: S311  jitter is no secret
+            pause(attempt)
         raise AssertionError("unreachable")
 
     return call

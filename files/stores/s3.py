@@ -1,9 +1,6 @@
 """Objects in a bucket of any S3. django-storages brings the options of an alias; its ways to read and write stay unused (T-3)."""
 
 import logging
-import os
-import random
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -24,7 +21,8 @@ from files.stores import (
     ThroughPort,
     check_key,
 )
-from files.stores.service import PART_PATIENCE, Endpoint, Service, UploadGone, service_of, translated
+from files.stores.service import PART_PATIENCE, BufferFile, Endpoint, Service, UploadGone, service_of, translated
+from tenants.retries import pause
 
 
 if TYPE_CHECKING:
@@ -248,7 +246,7 @@ class S3Store(ThroughPort, S3Storage):  # type: ignore[misc]  # django-storages 
             passing = {failure.entry for failure in failures if failure.reason.partition(":")[0] in PASSING}
             if not passing:
                 break
-            time.sleep(random.uniform(0, 2**attempt))  # noqa: S311  # jitter
+            pause(attempt)
             failures = [failure for failure in failures if failure.entry not in passing] + self._delete(list(passing))
         return failures
 
@@ -455,27 +453,6 @@ class S3Body:
 
     def __del__(self) -> None:
         self.close()  # a generator that nobody finished leaves its connection to us
-
-
-class BufferFile:
-    """A bytearray as the file that botocore wants to read, more than once if it retries; io.BytesIO would copy it."""
-
-    def __init__(self, data: bytearray) -> None:
-        self._view = memoryview(data)
-        self._at = 0
-
-    def read(self, size: int = -1) -> memoryview:
-        stop = len(self._view) if size is None or size < 0 else self._at + size
-        piece = self._view[self._at : stop]
-        self._at += len(piece)
-        return piece
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._view)}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
 
 
 def part_size(number: int, *, smallest: int, expected: int) -> int:

@@ -179,3 +179,24 @@ def meaning(operation: str, response: Any) -> StoreError | FileNotFoundError | F
     if status in {408, 409, 429} or status >= 500 or code == "RequestTimeout":
         return StoreUnavailable(text)
     return StoreRefused(text)
+
+
+class BufferFile:
+    """A bytearray as the file that botocore wants to read, more than once if it retries; io.BytesIO would copy it."""
+
+    def __init__(self, data: bytearray) -> None:
+        self._view = memoryview(data)
+        self._at = 0
+
+    def read(self, size: int = -1) -> memoryview:
+        stop = len(self._view) if size is None or size < 0 else self._at + size
+        piece = self._view[self._at : stop]
+        self._at += len(piece)
+        return piece
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._view)}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
