@@ -11,7 +11,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others: list[pytest.Item] = []
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        is_user = item.get_closest_marker("django_db") or {"db", "transactional_db"} & set(fixtures)
+        is_user = item.get_closest_marker("django_db") or {"db", "transactional_db", "django_db_setup"} & set(fixtures)
         (uses if is_user and not item.get_closest_marker("any_database") else others).append(item)
     config.hook.pytest_deselected(items=others)
     items[:] = uses

@@ -18,13 +18,15 @@ from tests.live.server import Server
 from tests.live.waiting import wait_for
 
 
+KEPT = 40  # connections that the store's client may have made in a test: as many as requests came at once, and parts of uploads
+
+
 @dataclass
 class Site:
     server: Server
     s3: Proxy  # between the server and its S3
     database: Proxy  # between the server and its PostgreSQL
     vault: str  # bucket
-    kept: int = 4  # connections that the store's client may keep when a test is over: as many as the test used at once
 
     def keys(self) -> set[str]:
         """Objects in the vault, seen past the proxy."""
@@ -83,8 +85,7 @@ def site(shared_site: Site) -> Iterator[Site]:
     wait_for(server.is_tidy, seconds=30)
     server.check()
     assert shared_site.unfinished() == set()
-    wait_for(lambda: shared_site.descriptors() <= descriptors + shared_site.kept)
-    shared_site.kept = Site.kept
+    wait_for(lambda: shared_site.descriptors() <= descriptors + KEPT)
 
 
 @pytest.fixture

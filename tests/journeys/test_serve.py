@@ -31,16 +31,6 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_first_start_creates_keys_people_and_demo_json(server: Server) -> None:
-    assert server.demo.keys() == {"url", "tenant", "users"}
-    assert server.demo["url"] == server.url
-    assert server.demo["users"].keys() == ROLES
-    assert len({user["password"] for user in server.demo["users"].values()}) == len(ROLES)
-    assert mode(server.home) == 0o700
-    private = [server.home / "demo.json", *(server.home / "secrets").iterdir()]
-    assert [mode(path) for path in private] == [0o600] * 4
-
-
 @pytest.mark.parametrize("role", sorted(ROLES))
 def test_people_of_demo_json_have_their_roles(server: Server, role: str) -> None:
     status, me = server.request("GET", "/api/v1/me/", token=server.token(role))
@@ -64,18 +54,26 @@ def test_printed_lines_work_word_for_word(server: Server, tmp_path: Path) -> Non
     assert json.loads(once[1])["status"] == 404
 
 
-def test_everything_is_there_after_a_second_start(new_server: NewServer) -> None:
+def test_first_start_creates_keys_and_people_and_a_second_finds_them(new_server: NewServer) -> None:
     server = new_server().start()
+    demo = server.demo
+    assert demo.keys() == {"url", "tenant", "users"}
+    assert demo["url"] == server.url
+    assert demo["users"].keys() == ROLES
+    assert len({user["password"] for user in demo["users"].values()}) == len(ROLES)
+    assert mode(server.home) == 0o700
+    private = [server.home / "demo.json", *(server.home / "secrets").iterdir()]
+    assert [mode(path) for path in private] == [0o600] * 4
     status, collection = server.request(
         "POST", "/api/v1/collections/", token=server.token(), body={"tenant": "demo", "display_name": "Kept"}
     )
     assert status == 201
-    before = server.demo
+
     assert server.stop() == 0
     started = time.monotonic()
     server.start()
     assert time.monotonic() - started < 20
-    assert server.demo == before
+    assert server.demo == demo
     assert server.request("GET", f"/api/v1/collections/{collection['id']}/", token=server.token())[0] == 200
 
 
@@ -86,10 +84,13 @@ def test_commands_work_beside_the_running_server(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [pytest.param(os.killpg, signal.SIGINT, id="ctrl-c"), pytest.param(os.kill, signal.SIGTERM, id="terminate")],
+    [
+        pytest.param(os.killpg, signal.SIGINT, id="ctrl-c"),
+        pytest.param(os.kill, signal.SIGTERM, id="terminate", marks=pytest.mark.slow),
+    ],
 )
-def test_signal_stops_everything_cleanly(new_server: NewServer, send: Callable[[int, int], None], number: int) -> None:
-    server = new_server().start()
+def test_signal_stops_everything_cleanly(own_server: NewServer, send: Callable[[int, int], None], number: int) -> None:
+    server = own_server().start()
     processes = server.processes()
     assert len(processes) >= 5  # supervisor, gunicorn and its worker, Celery worker, beat
     assert server.process
@@ -99,11 +100,11 @@ def test_signal_stops_everything_cleanly(new_server: NewServer, send: Callable[[
     assert not any("exception" in json.loads(line) for line in server.log.splitlines() if line.startswith("{"))
 
 
-def test_kill_of_the_supervisor_leaves_nothing_behind(new_server: NewServer) -> None:
-    server = new_server().start()
+def test_kill_of_the_supervisor_leaves_nothing_behind(own_server: NewServer) -> None:
+    server = own_server().start()
     processes = server.processes()
     assert server.stop(signal.SIGKILL) == -signal.SIGKILL
-    wait_for(lambda: all(map(has_ended, processes)), seconds=1)
+    wait_for(lambda: all(map(has_ended, processes)))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +115,8 @@ def test_kill_of_the_supervisor_leaves_nothing_behind(new_server: NewServer) -> 
         pytest.param("beat", "Celery beat", marks=pytest.mark.slow),
     ],
 )
-def test_child_that_dies_brings_all_down(new_server: NewServer, program: str, name: str) -> None:
-    server = new_server().start()
+def test_child_that_dies_brings_all_down(own_server: NewServer, program: str, name: str) -> None:
+    server = own_server().start()
     assert server.process
     (child,) = [child for child in psutil.Process(server.process.pid).children() if program in child.cmdline()]
     child.kill()
@@ -151,7 +152,13 @@ def test_lost_secrets_are_not_replaced(new_server: NewServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds", [0.4, pytest.param(1.1, marks=pytest.mark.slow), 1.8, pytest.param(2.5, marks=pytest.mark.slow)]
+    "seconds",
+    [
+        pytest.param(0.4, marks=pytest.mark.slow),
+        pytest.param(1.1, marks=pytest.mark.slow),
+        1.8,
+        pytest.param(2.5, marks=pytest.mark.slow),
+    ],
 )
 def test_first_start_that_was_killed_is_made_up_for(new_server: NewServer, seconds: float) -> None:
     server = new_server()
@@ -177,8 +184,8 @@ def broker(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
             client.delete(*left)
 
 
-def test_upload_that_a_kill_cut_off_is_cleaned_up(new_server: NewServer, broker: dict[str, str]) -> None:
-    server = new_server(**broker).start()
+def test_upload_that_a_kill_cut_off_is_cleaned_up(own_server: NewServer, broker: dict[str, str]) -> None:
+    server = own_server(**broker).start()
     token = server.token()
     _, collection = server.request("POST", "/api/v1/collections/", token=token, body={"tenant": "demo", "display_name": "Cut"})
     head = f"PUT /api/v1/collections/{collection['id']}/content/cut.bin HTTP/1.1\r\nHost: 127.0.0.1\r\n"

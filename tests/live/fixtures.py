@@ -1,5 +1,6 @@
 """Servers for the tests that want the real thing."""
 
+import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +12,29 @@ from tests.live.server import Server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def first_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """What a first start leaves behind, which takes longer than all that comes after it: made once for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    home = shared / "first-home"
+    with (shared / "first-home.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            server = Server(shared / "first-home.new")
+            try:
+                server.start()
+                assert server.stop() == 0
+            finally:
+                server.kill()
+            server.home.rename(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """SQLite and a local directory; one for all tests that leave it running."""
     server = Server(tmp_path_factory.mktemp("server") / "home")
+    server.set_up_as(first_home)
     try:
         yield server.start()
     finally:
@@ -21,12 +42,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """SQLite and the real S3 server, with buckets of its own."""
     endpoint = stores.ceph()
     with stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release, public):
         others = {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release, "S3_PUBLIC_BUCKET": public}
         server = Server(tmp_path_factory.mktemp("server") / "home", **endpoint.environment(vault), **others)
+        server.set_up_as(first_home)
         try:
             yield server.start()
         finally:
@@ -41,7 +63,7 @@ def member(server: Server, tmp_path: Path) -> Person:
 
 @pytest.fixture
 def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Makes servers that are not started yet, with further settings: `new_server(S3_BUCKET="vault").start()`."""
+    """Makes servers that were never started, with further settings: `new_server(S3_BUCKET="vault").start()`."""
     made: list[Server] = []
 
     def make(home: Path | None = None, **environment: str) -> Server:
@@ -51,3 +73,15 @@ def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield make
     for server in made:
         server.kill()
+
+
+@pytest.fixture
+def own_server(new_server: Callable[..., Server], first_home: Path) -> Callable[..., Server]:
+    """As `new_server`, with its first start behind it."""
+
+    def make(**environment: str) -> Server:
+        server = new_server(**environment)
+        server.set_up_as(first_home)
+        return server
+
+    return make

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -53,6 +54,10 @@ class Server:
     def demo(self) -> dict[str, Any]:
         demo: dict[str, Any] = json.loads((self.home / "demo.json").read_text())
         return demo
+
+    def set_up_as(self, other: Path) -> None:
+        """Takes another installation's first start as its own: its secrets, people and database."""
+        shutil.copytree(other, self.home, ignore=shutil.ignore_patterns("stdout", "stderr"))
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts it without waiting for it."""

@@ -15,19 +15,19 @@ from django.db import transaction
 from django.test import Client
 from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from django.urls import URLPattern, URLResolver, get_resolver
+from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
 from files import links
 from files.models import Collection, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
-from tests.factories import PASSWORD, make_member
+from tests.factories import PASSWORD, make_member, make_tenant, make_user
 from tests.meta.leaks import insides
 from tests.meta.matrix import COLUMNS, EMPTY, PAGE, ROWS, Row, page
 
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
-Api = Callable[[User | None], APIClient]
 
 
 # --- What the server has ---
@@ -103,24 +103,38 @@ class World:
     tenant_secrets: list[bytes]  # what nobody outside the tenant ever sees
 
 
+@contextmanager
+def undone() -> Iterator[None]:
+    """Whatever happens in its block has not happened afterwards, as far as the database knows."""
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+@pytest.fixture(scope="module")
+def made_world(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[World]:
+    with django_db_blocker.unblock(), undone():
+        yield make_world()
+
+
 @pytest.fixture
-def world(acme: Tenant, globex: Tenant, alice: User, bob: User, mallory: User, root: User, api: Api) -> World:
+def world(made_world: World) -> Iterator[World]:
+    """Made once for the whole table: what a test does to it is undone."""
+    with undone():
+        yield made_world
+
+
+def make_world() -> World:
+    acme, globex = make_tenant("acme"), make_tenant("globex")
     acme.slug, acme.name = "acme-research", "Acme Research Ltd"  # long enough to be in no answer by chance
     acme.save()
-    mallory.memberships.update(roles=["admin", "member"])
-    alices = api(alice)
-    slug = alices.post("/api/v1/collections/", {"display_name": "November Cohort"}).json()["id"]
-    put = alices.put(f"/api/v1/collections/{slug}/content/patient-4711.csv", b"confidential readings", content_type="text/csv")
-    alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
-    collection, file = Collection.objects.get(slug=slug), StoredFile.objects.get()
-    token = links.mint(collection=collection, file=file, by=alice, now=datetime.now(UTC))
     people: dict[str, User | None] = {
-        "admin": alice,
-        "member": bob,
+        "admin": make_member(acme, "alice", "admin"),
+        "member": make_member(acme, "bob", "member"),
         "auditor": make_member(acme, "erin", "auditor"),
         "stage": make_member(acme, "gina", "information_governance"),
-        "other": mallory,
-        "root": root,
+        "other": make_member(globex, "mallory", "admin", "member"),
+        "root": make_user("root", is_superuser=True),
         "inactive": make_member(acme, "ivan", "member"),
         "suspended": make_member(acme, "sven", "member"),
         "nobody": None,
@@ -129,6 +143,13 @@ def world(acme: Tenant, globex: Tenant, alice: User, bob: User, mallory: User, r
     clients = {name: APIClient() for name in people}
     for name, pair in pairs.items():
         clients[name].credentials(HTTP_AUTHORIZATION=f"Bearer {pair['access']}")
+    alice, alices = people["admin"], clients["admin"]
+    assert alice
+    slug = alices.post("/api/v1/collections/", {"display_name": "November Cohort"}).json()["id"]
+    put = alices.put(f"/api/v1/collections/{slug}/content/patient-4711.csv", b"confidential readings", content_type="text/csv")
+    alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
+    collection, file = Collection.objects.get(slug=slug), StoredFile.objects.get()
+    token = links.mint(collection=collection, file=file, by=alice, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
@@ -144,14 +165,6 @@ def world(acme: Tenant, globex: Tenant, alice: User, bob: User, mallory: User, r
         secrets=[secret.encode() for secret in secrets],
         tenant_secrets=[secret.encode() for secret in tenant_secrets],
     )
-
-
-@contextmanager
-def undone() -> Iterator[None]:
-    """Whatever happens in its block has not happened afterwards, as far as the database knows."""
-    with transaction.atomic():
-        yield
-        transaction.set_rollback(True)
 
 
 def form(**fields: str) -> dict[str, Any]:
