@@ -148,4 +148,5 @@ def main(files: list[str]) -> int:
 
 if __name__ == "__main__":
     os.environ.pop("TEST_DATABASE_URL", None)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each run would compile all tests anew
     sys.exit(main(sys.argv[1:] or list(TESTS)))

@@ -136,7 +136,7 @@ def test_write_against_a_failing_store_ends_in_time_and_leaves_nothing(
     began = time.monotonic()
     with faults.during(failing(*request_kind)) as seen, pytest.raises(StoreUnavailable, match="SlowDown"):
         put(vault, "a", b"1" if request_kind == PUT else BIG)
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 30
     assert sum(is_request(environ, *request_kind) for environ in seen) == 4  # bounded: one and three retries
     assert kinds(vault) == []
 
@@ -176,6 +176,23 @@ def test_complete_that_answers_200_with_an_error_is_an_error(vault: S3Store, fau
 def test_complete_that_answers_200_without_an_object_is_an_error(vault: S3Store, faults: stores.Faults) -> None:
     body = b"<CompleteMultipartUploadResult><ETag>&quot;1-2&quot;</ETag></CompleteMultipartUploadResult>"
     with faults.during(answering(*COMPLETE, "200 OK", body)), pytest.raises(StoreUnavailable):
+        put(vault, "a", BIG)
+    assert kinds(vault) == []
+
+
+def test_part_that_the_store_knows_by_another_etag_fails_the_upload(vault: S3Store, faults: stores.Faults) -> None:
+    """F-12."""
+
+    def fault(environ: "WSGIEnvironment", start: "StartResponse", application: "WSGIApplication") -> Iterable[bytes] | None:
+        if not is_request(environ, *PART):
+            return None
+
+        def misname(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
+            return start(status, [(name, '"0"' if name.lower() == "etag" else value) for name, value in headers])
+
+        return application(environ, misname)
+
+    with faults.during(fault), pytest.raises(StoreRefused, match="InvalidPart"):
         put(vault, "a", BIG)
     assert kinds(vault) == []
 
@@ -465,7 +482,7 @@ def test_refused_connection_is_unavailable_in_time() -> None:
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="EndpointConnectionError"):
         dead(closed_port()).open("a", start=0, length=1, etag=None)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 def test_endpoint_that_swallows_connections_is_unavailable_in_time() -> None:
@@ -480,7 +497,7 @@ def test_endpoint_that_swallows_connections_is_unavailable_in_time() -> None:
         began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="ConnectTimeoutError"):
             dead(f"http://127.0.0.1:{deaf.getsockname()[1]}").check()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
 
 
 def test_server_that_never_answers_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,7 +553,7 @@ def test_certificate_that_nobody_vouches_for_is_unavailable_in_time(vault: S3Sto
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="SSLError"):
         store.check()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("checksums", ["when_required", "when_supported"])

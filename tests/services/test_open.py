@@ -18,7 +18,7 @@ from files.stores.local import LocalStore
 from tenants.models import User
 
 
-CONTENT = random.Random(1).randbytes(700_000)
+CONTENT = random.Random(1).randbytes(5_000_000)
 
 
 @pytest.fixture
@@ -45,7 +45,25 @@ def test_open_seeks_anywhere_like_a_file_in_memory(file: StoredFile) -> None:
             assert plaintext.read(count) == oracle.read(count)
             assert plaintext.tell() == oracle.tell()
         assert plaintext.seek(-7, os.SEEK_END) == len(CONTENT) - 7
-        assert plaintext.read() == CONTENT[-7:]
+        assert plaintext.seek(2, os.SEEK_CUR) == len(CONTENT) - 5
+        assert plaintext.read() == CONTENT[-5:]
+        with pytest.raises(ValueError, match="negative"):
+            plaintext.seek(-len(CONTENT) - 1, os.SEEK_END)
+        assert plaintext.seek(-len(CONTENT), os.SEEK_END) == 0
+
+
+def test_open_that_is_closed_holds_nothing_and_reads_nothing(file: StoredFile) -> None:
+    def descriptors() -> set[str]:
+        return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+
+    plaintext = file.open()
+    assert plaintext.size == len(CONTENT)
+    plaintext.read(len(CONTENT) * 3 // 4)  # fast, so that it is read from an open object by now
+    assert any(file.object_key in name for name in descriptors())
+    plaintext.close()
+    assert not any(file.object_key in name for name in descriptors())
+    with pytest.raises(ValueError, match="closed"):
+        plaintext.read(1)
 
 
 def test_open_is_what_other_libraries_take_for_a_file(api: Callable[[User], APIClient], alice: User, file: StoredFile) -> None:
