@@ -17,7 +17,7 @@ import pytest
 
 from tests.faults.conftest import Site, started_site
 from tests.live.people import Person
-from tests.live.server import ROOT
+from tests.live.server import ROOT, Server
 from tests.live.waiting import wait_for
 
 
@@ -71,8 +71,8 @@ def asked(member: Person) -> Iterator[Asked]:
 
 @pytest.fixture(scope="module")
 def busy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """With threads for a thousand transfers."""
-    with started_site(tmp_path_factory.mktemp("busy") / "home", is_timed=True, WEB_THREADS="1200") as site:
+    """With a process for each of two cores, and threads for a thousand transfers."""
+    with started_site(tmp_path_factory.mktemp("busy") / "home", is_timed=True, WEB_WORKERS="2", WEB_THREADS="1200") as site:
         yield site
 
 
@@ -105,25 +105,26 @@ def head(method: str, member: Person, filename: str, *lines: str) -> bytes:
     ).encode()
 
 
+def sockets(site: Site) -> tuple[int, int]:
+    """Connections that clients made, and those to store and database."""
+    found = [connection for worker in site.server.workers() for connection in worker.net_connections("tcp") if connection.raddr]
+    inbound = sum(1 for connection in found if connection.laddr.port == site.server.port)
+    return inbound, len(found) - inbound
+
+
 def descriptors(site: Site) -> int:
     """Clients included, but for the connections that the pools to database and store may keep."""
-    outbound = [
-        connection
-        for connection in site.server.gunicorn().net_connections("tcp")
-        if connection.raddr and connection.laddr.port != site.server.port
-    ]
-    return site.server.descriptors() - len(outbound)
-
-
-def inbound(site: Site) -> int:
-    """Connections of clients."""
-    connections = site.server.gunicorn().net_connections("tcp")
-    return sum(1 for connection in connections if connection.raddr and connection.laddr.port == site.server.port)
+    return site.server.descriptors() - sockets(site)[1]
 
 
 def is_settled(site: Site, before: int) -> bool:
     """INV-19."""
     return site.server.is_tidy() and descriptors(site) <= before and not site.unfinished()
+
+
+def cpu_of(server: Server) -> float:
+    """Seconds of its web processes so far."""
+    return sum(sum(worker.cpu_times()[:2]) for worker in server.workers())
 
 
 @pytest.mark.parametrize(
@@ -140,8 +141,7 @@ def test_slow_readers_delay_nobody(busy_site: Site, member: Person, count: int, 
     command = [sys.executable, "-m", "tests.live.crowd", member.content("a.bin"), str(member.folder / "upload")]
     command += ["--count", str(count), "--seconds", str(seconds)]
     most_s3 = most_memory = 0
-    process = server.gunicorn()
-    cpu = sum(process.cpu_times()[:2])
+    cpu = cpu_of(server)
     began = time.monotonic()
     with (
         subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd,
@@ -155,7 +155,7 @@ def test_slow_readers_delay_nobody(busy_site: Site, member: Person, count: int, 
             most_s3, most_memory = max(most_s3, s3.connections), max(most_memory, server.memory())
             time.sleep(0.5)
         answer = json.loads(crowd.stdout.read())
-    busy = (sum(process.cpu_times()[:2]) - cpu) / (time.monotonic() - began)
+    busy = (cpu_of(server) - cpu) / (time.monotonic() - began)
     log.info("%s; %d S3 connections, %d MiB more memory, %.2f cores", answer, most_s3, (most_memory - memory) / MIB, busy)
     assert answer["outcomes"] == {"reading": count}
     assert answer["slowest"] > 0.5 * seconds * 16 * KIB
@@ -194,7 +194,7 @@ def test_clients_without_pace_are_cut_off_and_delay_nobody(busy_site: Site, memb
                     with suppress(OSError):  # cut off
                         client.send(b"x")
         if seconds == CUT_OFF:
-            assert inbound(busy_site) <= 2  # who asks for `me/`
+            assert sockets(busy_site)[0] <= 2  # who asks for `me/`
             assert busy_site.server.is_tidy()
     others.check(is_long=seconds == CUT_OFF)
     wait_for(lambda: is_settled(busy_site, before), seconds=30)

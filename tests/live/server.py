@@ -122,19 +122,25 @@ class Server:
         assert result.returncode == 0, result.stderr.decode()
         return result.stdout.decode()
 
-    def gunicorn(self) -> psutil.Process:
-        """The one process that answers."""
+    def workers(self) -> list[psutil.Process]:
+        """Those that answer."""
         assert self.process is not None
         (master,) = [child for child in psutil.Process(self.process.pid).children() if "gunicorn" in child.cmdline()]
-        (worker,) = master.children()
+        workers: list[psutil.Process] = master.children()
+        return workers
+
+    def gunicorn(self) -> psutil.Process:
+        """The one process that answers."""
+        (worker,) = self.workers()
         return worker
 
     def descriptors(self) -> int:
-        """What it has open, clients included, but for SQLite: each thread that ever asked it keeps its connection."""
+        """What they have open, clients included, but for SQLite: each thread that ever asked it keeps its connection."""
         count = 0
-        for descriptor in Path(f"/proc/{self.gunicorn().pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                count += "sqlite3" not in str(descriptor.readlink())
+        for worker in self.workers():
+            for descriptor in Path(f"/proc/{worker.pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    count += "sqlite3" not in str(descriptor.readlink())
         return count
 
     def sql(self, statement: str, *values: object) -> list[Any]:
