@@ -23,6 +23,7 @@ from tests.live.waiting import has_ended, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = HastyWorker.patience
+PROMPT = 2  # seconds; who is starved waits for `head_patience`, which is 5
 GIB = 1024 * MIB
 
 
@@ -145,7 +146,7 @@ def huge_file(tmp_path: Path) -> Path:
 def test_closed_connections_that_clients_keep_open_delay_nobody(server: Server) -> None:
     request = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with server.crowd(request):
-        assert server.slowest_of(20) < 0.5
+        assert server.slowest_of(20) < PROMPT
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_closed_connections_that_clients_keep_open_delay_nobody(server: Server) 
 )
 def test_200_clients_that_begin_and_stall_delay_nobody(server: Server, begun: bytes) -> None:
     with server.crowd(begun):
-        assert server.slowest_of(20) < 0.5
+        assert server.slowest_of(20) < PROMPT
         server.settled(connections=1)  # and they are closed in the end
 
 
@@ -171,7 +172,7 @@ def test_200_clients_that_stall_at_their_second_request_delay_nobody(server: Ser
             while not client.recv(1000).endswith(b"hello"):
                 pass
             client.sendall(b"GET /hello HT")
-        assert server.slowest_of(20) < 0.5
+        assert server.slowest_of(20) < PROMPT
 
 
 def test_stalled_head_is_closed_without_an_answer(server: Server) -> None:
@@ -203,7 +204,7 @@ def test_slow_reader_that_keeps_moving_is_served(server: Server) -> None:
         while time.monotonic() < deadline:
             assert client.recv(4096)
             time.sleep(0.02)
-        client.settimeout(0.5)
+        client.settimeout(5)
         assert client.recv(4096)
 
 
@@ -219,7 +220,7 @@ def test_body_that_stalls_is_answered_408(server: Server) -> None:
     started = time.monotonic()
     answer = server.exchange(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nsome")
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert PATIENCE * 0.9 < time.monotonic() - started < 4 * PATIENCE
+    assert PATIENCE * 0.9 < time.monotonic() - started < 10 * PATIENCE
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nfffff\r\n"])
@@ -399,7 +400,7 @@ def test_stopping_server_lets_a_stream_end(own_server: Server) -> None:
         time.sleep(0.5)
         received += len(read_all(client))
         assert received > 64 * MIB
-        assert own_server.process.wait(4) == 0
+        assert own_server.process.wait(10) == 0
 
 
 def test_worker_ends_with_its_killed_master(own_server: Server) -> None:
@@ -407,4 +408,4 @@ def test_worker_ends_with_its_killed_master(own_server: Server) -> None:
     with own_server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n"):
         own_server.process.send_signal(signal.SIGKILL)
         own_server.process.wait()
-        wait_for(lambda: has_ended(child), seconds=1)
+        wait_for(lambda: has_ended(child))

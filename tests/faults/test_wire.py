@@ -261,7 +261,7 @@ def test_transfers_that_broke_give_everything_back(narrow: Site, tmp_path: Path)
         with narrow.s3.during(fault) as s3:
             member.curl("-o", "/dev/null", *arguments)
             assert s3.happened
-        wait_for(lambda: served(*download), seconds=5)
+        wait_for(lambda: served(*download))
     assert narrow.server.gunicorn().num_threads() <= 8 + 8 + 8  # for requests, for parts, and a few for itself
     assert narrow.s3.connections <= 2 + 2  # of the server and of the worker
     assert member.filenames() == {"a.bin"}
