@@ -78,7 +78,9 @@ def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def site(shared_site: Site) -> Iterator[Site]:
     """Tidy before and after each test: objects and counts agree with the rows, no unfinished upload, no descriptor left open."""
     server = shared_site.server
-    server.forget_heartbeats()  # of what a test that failed may have left
+    if not server.processes():  # as a test that failed may have left it
+        server.start()
+    server.forget_heartbeats()
     wait_for(server.is_tidy)
     descriptors = shared_site.descriptors()
     yield shared_site

@@ -19,6 +19,7 @@ import psutil
 import psycopg
 
 from tests import stores
+from tests.live.waiting import has_ended, wait_for
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,11 +110,13 @@ class Server:
 
     def kill(self) -> None:
         """All of it at once, as when the machine loses power."""
-        for process in self.processes():
+        killed = self.processes()
+        for process in killed:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         if self.process is not None:
             self.process.wait()
+        wait_for(lambda: all(map(has_ended, killed)), seconds=30)
 
     def manage(self, *command: str) -> str:
         """`manage.py COMMAND`, or `-m MODULE`, on this installation; what it printed."""
