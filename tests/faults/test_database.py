@@ -215,7 +215,7 @@ def begin_download(member: Person, filename: str) -> socket.socket:
     [
         pytest.param(down, 4, True, id="down"),
         pytest.param(hanging, 4, True, id="hanging", marks=pytest.mark.slow),
-        pytest.param(down, 65, False, id="for-too-long", marks=pytest.mark.slow),
+        pytest.param(down, 75, False, id="for-too-long", marks=pytest.mark.slow),
     ],
 )
 def test_download_goes_on_while_the_database_is_away_for_a_while(

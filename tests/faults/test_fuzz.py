@@ -31,6 +31,8 @@ from tests.unit.objects import AAD, MATERIAL, sealed
 
 Check = Callable[[Any], object]
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
+# A last backslash stands before the closing quote: RFC 2183 reads that as a quote in the name. It is refused either way.
+FORM_NAMES = NAMES.filter(lambda name: not name.endswith("\\"))
 
 
 # --- Header fields ---
@@ -223,7 +225,7 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Check]] = {
     "json": (st.binary(max_size=50) | st.lists(st.sampled_from(JSON_WORDS)).map(lambda words: b"{" + b"".join(words)),
              json_is_what_python_reads),
     "python's json": (st.dictionaries(JSON_TEXT, JSON_VALUE, max_size=5), json_of_python_is_read),
-    "urllib3's form": (st.tuples(st.lists(st.tuples(NAMES, st.binary(max_size=200)), min_size=1, max_size=4), st.booleans()),
+    "urllib3's form": (st.tuples(st.lists(st.tuples(FORM_NAMES, st.binary(max_size=200)), min_size=1, max_size=4), st.booleans()),
                        form_of_urllib3_is_read),
     "form": (st.tuples(st.lists(st.sampled_from(FORM_WORDS) | st.binary(max_size=9), max_size=30),
                        FORM_KIND | st.text(max_size=40), st.booleans()), form_is_read_or_refused),
