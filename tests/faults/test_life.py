@@ -118,7 +118,7 @@ class Client:
 @pytest.mark.parametrize(
     ("server", "count", "keys", "seconds"),
     [
-        pytest.param("simple", 4, 0, 0, id="sqlite-local", marks=pytest.mark.slow),
+        pytest.param("simple", 4, 0, 0, id="sqlite-local"),
         pytest.param("simple", 10, 500, 20, id="sqlite-local-long", marks=pytest.mark.slow),
         pytest.param("real", 10, 500, 20, id="postgresql-ceph", marks=pytest.mark.slow),
     ],
