@@ -32,13 +32,13 @@ PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest, tmp_path: Path, own_server: Callable[..., Server]) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, tmp_path: Path, ready_server: Callable[..., Server]) -> Iterator[Server]:
     """On both kinds of infrastructure, of this test alone: its keyring changes, and it is started again."""
     if request.param == "real":
         with started_site(tmp_path / "home") as site:
             yield site.server
         return
-    yield own_server().start()
+    yield ready_server().start()
 
 
 # --- Keys ---

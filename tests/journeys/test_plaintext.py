@@ -28,7 +28,7 @@ WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TMPFILE|\b0[0-7]+\b")
 
 
 @pytest.fixture(params=["directory", "bucket"])
-def traced(request: pytest.FixtureRequest, own_server: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[Server, Path]]:
+def traced(request: pytest.FixtureRequest, ready_server: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[Server, Path]]:
     """A server, and the file to which strace writes what it opens."""
     if not shutil.which("strace"):
         pytest.fail("install strace: nothing else sees a file that is gone before anybody looks")
@@ -41,7 +41,7 @@ def traced(request: pytest.FixtureRequest, own_server: Callable[..., Server], tm
             vault, staging, release, public = stack.enter_context(stores.buckets(endpoint, len(stores.ALIASES)))
             place = endpoint.environment(vault)
             place |= {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release, "S3_PUBLIC_BUCKET": public}
-        server = own_server(TMPDIR=str(scratch), PYTHONDONTWRITEBYTECODE="1", **place)
+        server = ready_server(TMPDIR=str(scratch), PYTHONDONTWRITEBYTECODE="1", **place)
         calls = "trace=open,openat,openat2,creat,memfd_create"
         server.tracer = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-e", calls)
         server.start()

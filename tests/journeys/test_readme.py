@@ -65,8 +65,8 @@ def test_escape_hatch_works_word_for_word(server: Server) -> None:
     assert json.loads(shown) == "1 2 3"
 
 
-def test_rotation_works_word_for_word_while_files_stay_readable(own_server: Callable[..., Server]) -> None:
-    server = own_server().start()
+def test_rotation_works_word_for_word_while_files_stay_readable(ready_server: Callable[..., Server]) -> None:
+    server = ready_server().start()
     path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
     make_known, make_active, rewrap = shell_blocks("docs/keys.md", "## Rotation")
     first = (server.home / "secrets" / "keyring").read_text().split()[0]
@@ -86,9 +86,9 @@ def test_rotation_works_word_for_word_while_files_stay_readable(own_server: Call
 
 
 def test_backup_and_restore_work_word_for_word(
-    own_server: Callable[..., Server], new_server: Callable[..., Server], tmp_path: Path
+    ready_server: Callable[..., Server], new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    server = own_server().start()
+    server = ready_server().start()
     path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
     backup, restore, check = shell_blocks("docs/operations.md", "## Backup and restore")
     (heads,) = shell_blocks("docs/operations.md", "## The audit trail")

@@ -89,8 +89,8 @@ def test_commands_work_beside_the_running_server(server: Server) -> None:
         pytest.param(os.kill, signal.SIGTERM, id="terminate", marks=pytest.mark.slow),
     ],
 )
-def test_signal_stops_everything_cleanly(own_server: NewServer, send: Callable[[int, int], None], number: int) -> None:
-    server = own_server().start()
+def test_signal_stops_everything_cleanly(ready_server: NewServer, send: Callable[[int, int], None], number: int) -> None:
+    server = ready_server().start()
     processes = server.processes()
     assert len(processes) >= 5  # supervisor, gunicorn and its worker, Celery worker, beat
     assert server.process
@@ -100,8 +100,8 @@ def test_signal_stops_everything_cleanly(own_server: NewServer, send: Callable[[
     assert not any("exception" in json.loads(line) for line in server.log.splitlines() if line.startswith("{"))
 
 
-def test_kill_of_the_supervisor_leaves_nothing_behind(own_server: NewServer) -> None:
-    server = own_server().start()
+def test_kill_of_the_supervisor_leaves_nothing_behind(ready_server: NewServer) -> None:
+    server = ready_server().start()
     processes = server.processes()
     assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     wait_for(lambda: all(map(has_ended, processes)))
@@ -115,8 +115,8 @@ def test_kill_of_the_supervisor_leaves_nothing_behind(own_server: NewServer) -> 
         pytest.param("beat", "Celery beat", marks=pytest.mark.slow),
     ],
 )
-def test_child_that_dies_brings_all_down(own_server: NewServer, program: str, name: str) -> None:
-    server = own_server().start()
+def test_child_that_dies_brings_all_down(ready_server: NewServer, program: str, name: str) -> None:
+    server = ready_server().start()
     assert server.process
     (child,) = [child for child in psutil.Process(server.process.pid).children() if program in child.cmdline()]
     child.kill()
@@ -184,8 +184,8 @@ def broker(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
             client.delete(*left)
 
 
-def test_upload_that_a_kill_cut_off_is_cleaned_up(own_server: NewServer, broker: dict[str, str]) -> None:
-    server = own_server(**broker).start()
+def test_upload_that_a_kill_cut_off_is_cleaned_up(ready_server: NewServer, broker: dict[str, str]) -> None:
+    server = ready_server(**broker).start()
     token = server.token()
     _, collection = server.request("POST", "/api/v1/collections/", token=token, body={"tenant": "demo", "display_name": "Cut"})
     head = f"PUT /api/v1/collections/{collection['id']}/content/cut.bin HTTP/1.1\r\nHost: 127.0.0.1\r\n"

@@ -76,7 +76,7 @@ def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture
-def own_server(new_server: Callable[..., Server], first_home: Path) -> Callable[..., Server]:
+def ready_server(new_server: Callable[..., Server], first_home: Path) -> Callable[..., Server]:
     """As `new_server`, with its first start behind it."""
 
     def make(**environment: str) -> Server:
