@@ -26,7 +26,7 @@ def levels(user: User) -> dict[UUID, Level]:
     """Tenant -> what the user may do with its collections, read from the database at every call (INV-16)."""
     return {
         tenant: Level.MANAGER if Role.ADMIN in roles else Level.EDITOR
-        for tenant, roles in access.roles_of(user).items()
+        for tenant, roles in access.standing_of(user).roles.items()
         if roles & {Role.ADMIN, Role.MEMBER}
     }
 

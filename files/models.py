@@ -11,7 +11,7 @@ from django.db.models import Q
 
 from files import crypto
 from tenants.leases import Leased
-from tenants.models import Tenant
+from tenants.models import ApiKey, Membership, Tenant
 
 
 class Cipher(models.TextChoices):
@@ -24,10 +24,13 @@ class Key(models.Model):
 
     class Purpose(models.TextChoices):
         COLLECTION = "collection"
+        AUDIT = "audit"  # the seed that signs the heads of the audit chains
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     purpose = models.CharField(max_length=20, choices=Purpose)
-    owner = models.CharField(max_length=80, help_text="tenant uuid/collection uuid: part of what the wrapping is bound to")
+    owner = models.CharField(
+        max_length=80, help_text="tenant uuid/collection uuid, or the deployment: part of what the wrapping is bound to"
+    )
     kek_id = models.CharField(max_length=64, db_index=True, help_text="name of the key-encryption key in the keyring")
     wrapped = models.BinaryField(null=True)
     created_at = models.DateTimeField()
@@ -170,6 +173,65 @@ class StoredFile(models.Model):
         return crypto.layout_of(self.cipher, length=self.length, segment_size=self.segment_size)
 
 
+class Level(models.IntegerChoices):
+    """What somebody may do with a collection or a file; each includes those before it. Only the last three are granted."""
+
+    NAME = 1, "name"  # of a collection: its name, and those of its files that are granted by themselves
+    METADATA = 2, "metadata"  # everything but bytes: what auditors see
+    VIEWER = 3, "viewer"
+    EDITOR = 4, "editor"
+    MANAGER = 5, "manager"
+
+
+class Grant(models.Model):
+    """Access that was given: to a person or to all members of the tenant, on a collection or on one file of it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    collection = models.ForeignKey(Collection, models.CASCADE, related_name="grants")
+    file = models.ForeignKey(
+        StoredFile, models.CASCADE, null=True, blank=True, related_name="grants", help_text="none: all of them"
+    )
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.CASCADE, null=True, blank=True, related_name="grants", help_text="none: all members"
+    )
+    membership = models.ForeignKey(
+        Membership,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="the user's, who loses the grant with it; none: all members, or somebody of another tenant",
+    )
+    level = models.PositiveSmallIntegerField(
+        choices=[(level.value, level.label) for level in (Level.VIEWER, Level.EDITOR, Level.MANAGER)]
+    )
+    created_at = models.DateTimeField(editable=False)
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                "collection", "user", condition=Q(file=None, user__isnull=False), name="grant_one_per_person_and_collection"
+            ),
+            models.UniqueConstraint("collection", condition=Q(file=None, user=None), name="grant_one_for_all_on_a_collection"),
+            models.UniqueConstraint(
+                "file", "user", condition=Q(file__isnull=False, user__isnull=False), name="grant_one_per_person_and_file"
+            ),
+            models.UniqueConstraint("file", condition=Q(file__isnull=False, user=None), name="grant_one_for_all_on_a_file"),
+            models.CheckConstraint(condition=Q(user__isnull=False) | Q(membership=None), name="grant_to_all_has_no_membership"),
+            models.CheckConstraint(
+                condition=Q(level__in=[Level.VIEWER, Level.EDITOR, Level.MANAGER]), name="grant_level_can_be_granted"
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index("user", "collection", "file", "level", name="grant_of_a_person"),
+            models.Index("collection", "created_at", "id", name="grant_in_collection_by_age"),
+        ]
+
+    def __str__(self) -> str:
+        return f"grant {self.pk}"
+
+
 class Upload(models.Model):
     """Bytes are arriving. The row stands from before the first byte reaches the store until a file, or nobody, owns the object.
 
@@ -215,6 +277,7 @@ class DownloadLink(models.Model):
     selection = models.JSONField(default=list, help_text="file uuids of an archive; empty: all that the minter can read")
     disposition = models.CharField(max_length=10, choices=Disposition, default=Disposition.ATTACHMENT)
     minted_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    minted_with = models.ForeignKey(ApiKey, models.CASCADE, null=True, related_name="+", help_text="the key that it dies with")
     minted_at = models.DateTimeField()
     expires_at = models.DateTimeField(db_index=True)
     claimed_at = models.DateTimeField(null=True)

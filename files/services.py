@@ -38,7 +38,7 @@ def tenant_for(user: User, slug: str | None) -> Tenant:
 def create_collection(
     *, tenant: Tenant, display_name: str, by: User, now: datetime, cipher: str, purge_at: datetime | None
 ) -> Collection:
-    if not people.roles_of(by).get(tenant.pk, frozenset()) & {Role.ADMIN, Role.MEMBER}:
+    if tenant.pk not in people.standing_of(by).holding(Role.ADMIN, Role.MEMBER):
         raise Refused
     if cipher not in tenant.allowed_ciphers:
         raise Invalid("cipher", f"The tenant allows {', '.join(tenant.allowed_ciphers)}.", code="cipher_not_allowed")

@@ -1,28 +1,67 @@
-"""The only ways to a tenant, and what somebody is in it. Membership of a suspended tenant is no membership."""
+"""The only ways to a tenant, and what somebody is in it. A suspended tenant is not there, and so nobody is anything in it."""
 
+from dataclasses import dataclass
 from uuid import UUID
 
-from django.db.models import Exists, Q, QuerySet
+from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from tenants.context import tenant_id
-from tenants.errors import Invalid, NotFound
-from tenants.models import Membership, Tenant, User
+from tenants.errors import Invalid, NotFound, Refused
+from tenants.models import ApiKey, Membership, Role, Tenant, User
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a person is at this moment, read from the database and kept nowhere: the next request may find it changed (INV-16)."""
+
+    is_active: bool
+    is_superuser: bool
+    roles: dict[UUID, frozenset[str]]  # by tenant
+    only: UUID | None  # the tenant of the API key that they came with: nothing of another one is theirs
+
+    def holding(self, *roles: str) -> list[UUID]:
+        """The tenants in which they have one of these roles."""
+        return [tenant for tenant, held in self.roles.items() if held & set(roles)]
+
+
+def standing_of(user: User) -> Standing:
+    """One query. Whoever is deactivated, or came with a key that opens nothing any more, is nobody."""
+    found = User.objects.filter(pk=user.pk, is_active=True)
+    only = user.key.tenant_id if user.key else None
+    if user.key:
+        found = found.filter(api_keys__in=live_keys().filter(pk=user.key.pk))
+    rows = found.values_list("is_superuser", "memberships__tenant_id", "memberships__tenant__is_active", "memberships__roles")
+    roles, is_active, is_superuser = {}, False, False
+    for is_superuser, tenant, tenant_is_active, held in rows:  # noqa: B007  the same in every row, and needed after them
+        is_active = True
+        if tenant_is_active and only in {None, tenant}:
+            roles[tenant] = frozenset(held)
+    return Standing(is_active=is_active, is_superuser=is_superuser and user.key is None, roles=roles, only=only)
+
+
+def live_keys() -> QuerySet[ApiKey]:
+    return ApiKey.objects.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None, tenant__is_active=True)
 
 
 def memberships_of(user: User) -> QuerySet[Membership]:
     """With their tenants. Activity is asked of the database: the instance at hand may be as old as a running download."""
-    return Membership.objects.filter(user=user, user__is_active=True, tenant__is_active=True).select_related("tenant")
+    memberships = Membership.objects.filter(user=user, user__is_active=True, tenant__is_active=True).select_related("tenant")
+    return memberships.filter(tenant=user.key.tenant_id) if user.key else memberships
 
 
-def roles_of(user: User) -> dict[UUID, frozenset[str]]:
-    """Roles by tenant id: one query, kept nowhere."""
-    return {tenant: frozenset(roles) for tenant, roles in memberships_of(user).values_list("tenant_id", "roles")}
+def visible_tenants(user: User) -> QuerySet[Tenant]:
+    """Those that the person is a member of; all of them to a superuser, who alone sees a suspended one."""
+    standing = standing_of(user)
+    if standing.is_superuser:
+        return Tenant.objects.all()
+    return Tenant.objects.filter(pk__in=standing.roles)
 
 
-def get_tenant(user: User, slug: str) -> Tenant:
-    is_member = Q(pk__in=memberships_of(user).values("tenant"))
-    is_superuser = Exists(User.objects.filter(pk=user.pk, is_active=True, is_superuser=True))
-    tenant = Tenant.objects.filter(is_member | is_superuser, is_active=True, slug=slug).first()
+def get_tenant(user: User, slug: str, *, suspended: bool = False) -> Tenant:
+    """With `suspended`, a superuser also gets a tenant that nobody else sees."""
+    tenants = visible_tenants(user).filter(slug=slug)
+    tenant = (tenants if suspended else tenants.filter(is_active=True)).first()
     if tenant is None:
         raise NotFound
     tenant_id.set(str(tenant.pk))
@@ -36,3 +75,25 @@ def sole_tenant(user: User) -> Tenant:
         problem = "You belong to several tenants: name one." if memberships else "You belong to no tenant."
         raise Invalid("tenant", problem, code="required")
     return memberships[0].tenant
+
+
+def check_can_administer(user: User, tenant: Tenant) -> None:
+    """Raises NotFound for strangers, Refused for who is no admin of it. To be called on the locked row."""
+    standing = standing_of(user)
+    if standing.is_superuser:
+        return
+    held = standing.roles.get(tenant.pk)
+    if held is None:
+        raise NotFound
+    if Role.ADMIN not in held:
+        raise Refused
+
+
+def check_can_audit(user: User, tenant: Tenant) -> None:
+    """As `check_can_administer`, for its admins and auditors."""
+    standing = standing_of(user)
+    held = standing.roles.get(tenant.pk, frozenset())
+    if not (standing.is_superuser or held):
+        raise NotFound
+    if not (standing.is_superuser or held & {Role.ADMIN, Role.AUDITOR}):
+        raise Refused

@@ -10,6 +10,8 @@ from django.core.validators import RegexValidator
 from django.db import models, transaction
 from django.db.models.functions import Lower
 
+from tenants.leases import Leased
+
 
 class Role(models.TextChoices):
     """The roles that the code knows. An egress policy may name others for its stages: see `check_roles`."""
@@ -40,9 +42,35 @@ def default_ciphers() -> list[str]:
     return ["AES-GCM"]
 
 
+class Scope(models.TextChoices):
+    """What an API key may be used for, of what its owner may."""
+
+    READ = "read", "Read collections and files"
+    WRITE = "write", "Create, upload, change and delete"
+    SHARE = "share", "Grant access to others"
+    ADMINISTER = "administer", "The tenant's people and settings"
+    AUDIT = "audit", "Read the audit trail"
+
+
+def check_scopes(scopes: object) -> None:
+    if not isinstance(scopes, list) or not scopes or len(set(scopes)) != len(scopes) or not set(scopes) <= set(Scope.values):
+        raise ValidationError(f"Name one or more of {', '.join(Scope.values)}, each once.")
+
+
 class User(AbstractUser):
     email = models.EmailField("e-mail address", unique=True, help_text="Stored in lower case, so that it is unique in any case.")
     token_version = models.PositiveIntegerField(default=0, editable=False, help_text="Counts up to end every token at once.")
+    service_of = models.ForeignKey(
+        "Tenant",
+        models.PROTECT,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="service_accounts",
+        help_text="A service account acts for its tenant alone, by API keys: it cannot sign in.",
+    )
+
+    key: "ApiKey | None" = None  # the one that this request came with: it narrows what the person may (see tenants.access)
 
     class Meta(AbstractUser.Meta):
         constraints = [models.CheckConstraint(condition=models.Q(email=Lower("email")), name="user_email_lower_case")]
@@ -77,6 +105,11 @@ class User(AbstractUser):
 
 
 class Tenant(models.Model):
+    class NewCollections(models.TextChoices):
+        PRIVATE = "private", "Private to their creator"
+        VIEWER = "viewer", "Readable for all members"
+        EDITOR = "editor", "Writable for all members"
+
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     slug = models.CharField(max_length=50, unique=True, validators=[check_slug])
     name = models.CharField(max_length=200)
@@ -86,6 +119,13 @@ class Tenant(models.Model):
     quota_files = models.PositiveBigIntegerField(null=True, blank=True, help_text="Empty for no limit.")
     default_retention_days = models.PositiveIntegerField(null=True, blank=True, help_text="Empty for no expiry.")
     allowed_ciphers = models.JSONField(default=default_ciphers)
+    new_collections = models.CharField(
+        max_length=10, choices=NewCollections, default=NewCollections.PRIVATE, help_text="What all members may do with them."
+    )
+    allow_external_sharing = models.BooleanField(
+        default=False,
+        help_text="Whether access may be granted to people of other tenants. Turned off, their grants open nothing.",
+    )
     vault_alias = models.CharField(max_length=50, default="vault", help_text="The STORAGES alias that new objects go to.")
 
     def __str__(self) -> str:
@@ -106,6 +146,67 @@ class Membership(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user} in {self.tenant}"
+
+
+class ApiKey(models.Model):
+    """A credential for programs: what its owner may in one tenant, within its scopes."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="api_keys")
+    owner = models.ForeignKey(User, models.CASCADE, related_name="api_keys")
+    name = models.CharField(max_length=100)
+    prefix = models.CharField(max_length=20, unique=True, help_text="the part before the dot, which names the key")
+    secret_hash = models.CharField(max_length=64, help_text="hex of SHA-256 of the part behind the dot, which nobody keeps")
+    scopes = models.JSONField(validators=[check_scopes])
+    created_at = models.DateTimeField(editable=False)
+    created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+", editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="to the minute")
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        indexes = [models.Index(fields=["tenant", "created_at", "id"], name="api_key_in_tenant_by_age")]
+
+    def __str__(self) -> str:
+        return self.prefix
+
+
+class Invitation(models.Model):
+    """An offer of membership to whoever reads this mailbox. The token in the mail is signed, and kept nowhere."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="invitations")
+    email = models.EmailField(help_text="in lower case")
+    roles = models.JSONField(validators=[check_roles])
+    invited_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["tenant", "email"], name="invitation_one_per_mailbox")]
+
+    def __str__(self) -> str:
+        return f"invitation {self.pk}"
+
+
+class Mail(Leased):
+    """A mail that is to be sent: written in the transaction of what it tells of, sent by the tick (`tenants.outbox`).
+
+    It holds ids and no secrets: the text, with whatever token it carries, is made when it is sent.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    kind = models.CharField(max_length=40, help_text="names the template")
+    recipient = models.EmailField()
+    facts = models.JSONField(default=dict, help_text="what the template is filled with")
+    created_at = models.DateTimeField()
+    due_at = models.DateTimeField(db_index=True)
+    sent_at = models.DateTimeField(null=True)
+    failed_at = models.DateTimeField(null=True, help_text="given up")
+    problem = models.CharField(max_length=200, blank=True, help_text="why the last attempt failed")
+
+    def __str__(self) -> str:
+        return f"{self.kind} mail {self.pk}"
 
 
 class AuditEvent(models.Model):
