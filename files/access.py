@@ -1,50 +1,41 @@
-"""Who may do what to which collection: the only way to one. Not yours and not there are the same 404.
+"""Who may do what to which collection and file: the only way to one. Not yours and not there are the same 404.
 
-For now a tenant's admins manage all its collections and its members read and write them.
+A tenant's admins manage all that it has, its auditors see everything but bytes, and its members have what they are granted.
+People of other tenants have what they are granted for as long as the tenant allows that. The highest level wins; no grant takes
+away.
 """
 
 from collections.abc import Iterable
-from enum import StrEnum
+from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db.models import Case, CharField, Q, QuerySet, Value, When
+from django.db.models import Case, Exists, F, IntegerField, Max, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models.functions import Coalesce, Greatest
 
-from files.models import Collection, StoredFile
+from files.models import Collection, Grant, Level, StoredFile
 from files.names import unique_key
-from tenants import access
+from tenants import access as people
+from tenants.access import Standing
 from tenants.context import tenant_id
 from tenants.errors import Invalid, NotFound, Refused
-from tenants.models import Role, User
+from tenants.models import Role, Tenant, User
 
 
-class Level(StrEnum):
-    EDITOR = "editor"
-    MANAGER = "manager"
+NONE = 0  # below every level: not there
+Thing = TypeVar("Thing", Collection, StoredFile)
 
-
-def levels(user: User) -> dict[UUID, Level]:
-    """Tenant -> what the user may do with its collections, read from the database at every call (INV-16)."""
-    return {
-        tenant: Level.MANAGER if Role.ADMIN in roles else Level.EDITOR
-        for tenant, roles in access.standing_of(user).roles.items()
-        if roles & {Role.ADMIN, Role.MEMBER}
-    }
+# --- Collections ---
 
 
 def visible_collections(user: User) -> QuerySet[Collection]:
-    """Open collections the user may read, each with `my_level`."""
-    return _with_level(user, Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES))
+    """Open collections of which the user may know at least the name, each with `my_level`."""
+    open_ones = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
+    return _with_level(open_ones, user, people.standing_of(user))
 
 
 def get_collection(user: User, slug: str, *, deleted: bool = False) -> Collection:
     """With `deleted`, a manager also sees a collection that waits for its destruction."""
-    statuses = [Collection.Status.OPEN, Collection.Status.DELETED] if deleted else [Collection.Status.OPEN]
-    collections = _with_level(user, Collection.objects.filter(status__in=statuses, kind=Collection.Kind.FILES))
-    collection = collections.select_related("tenant", "key", "created_by").filter(slug=slug).first()
-    if collection is None or (collection.status != Collection.Status.OPEN and not can_manage(collection)):
-        raise NotFound
-    tenant_id.set(str(collection.tenant_id))
-    return collection
+    return _get_collection(user, people.standing_of(user), slug, deleted=deleted)
 
 
 def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
@@ -60,14 +51,23 @@ def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
     return collections[0]
 
 
+# --- Files ---
+
+
 def visible_files(user: User, collection: Collection) -> QuerySet[StoredFile]:
-    """Files of a collection that `get_collection` returned."""
-    return collection.files.exclude(status=StoredFile.Status.DELETING)
+    """Files that the user may know of, in a collection that came from here, each with `my_level`."""
+    return _files(user, people.standing_of(user), collection, least=Level.METADATA)
+
+
+def readable_files(user: User, collection: Collection) -> QuerySet[StoredFile]:
+    """Files whose bytes are the user's to read, in a collection that came from here."""
+    return _files(user, people.standing_of(user), collection, least=Level.VIEWER)
 
 
 def get_file(user: User, slug: str, filename: str) -> StoredFile:
-    collection = get_collection(user, slug)
-    files = visible_files(user, collection).select_related("created_by", "updated_by")
+    standing = people.standing_of(user)
+    collection = _get_collection(user, standing, slug)
+    files = _files(user, standing, collection, least=Level.METADATA).select_related("created_by", "updated_by")
     file = files.filter(name_key=unique_key(filename)).first()
     if file is None:
         raise NotFound
@@ -75,37 +75,183 @@ def get_file(user: User, slug: str, filename: str) -> StoredFile:
     return file
 
 
-def get_files(user: User, collection: Collection, filenames: Iterable[str]) -> list[StoredFile]:
-    """The named files of a collection that `get_collection` returned, each once."""
-    names = {unique_key(name) for name in filenames}
-    files = list(visible_files(user, collection).filter(name_key__in=names))
-    if len(files) != len(names):
-        raise NotFound
-    return files
-
-
-def level_of(collection: Collection) -> Level:
-    return Level(getattr(collection, "my_level"))  # noqa: B009  annotated by _with_level, the only way to a collection
-
-
-def check_can_write(user: User, collection: Collection) -> None:
-    """To be called on the locked row: raises NotFound for strangers."""
-    if collection.tenant_id not in levels(user):
-        raise NotFound
-
-
-def check_can_manage(user: User, collection: Collection) -> None:
-    check_can_write(user, collection)
-    if levels(user)[collection.tenant_id] != Level.MANAGER:
+def check_can_read(file: StoredFile) -> None:
+    """For a file that came from here just now: raises Refused for who may know of it, and not have its bytes."""
+    if level_of(file) < Level.VIEWER:
         raise Refused
 
 
-def can_manage(collection: Collection) -> bool:
-    return level_of(collection) == Level.MANAGER
+def get_readable_files(user: User, collection: Collection, filenames: Iterable[str] = ()) -> QuerySet[StoredFile]:
+    """The named files, or all that the user can read, of a collection that came from here. Raises NotFound, Refused."""
+    standing = people.standing_of(user)
+    readable = _files(user, standing, collection, least=Level.VIEWER)
+    if names := {unique_key(name) for name in filenames}:
+        known = _files(user, standing, collection, least=Level.METADATA).filter(name_key__in=names)
+        readable = readable.filter(name_key__in=names)
+        if known.count() != len(names):
+            raise NotFound
+        if readable.count() != len(names):
+            raise Refused
+    elif level_of(collection) < Level.VIEWER and not readable.exists():
+        raise Refused
+    return readable
 
 
-def _with_level(user: User, collections: QuerySet[Collection]) -> QuerySet[Collection]:
-    mine = levels(user)
-    managed = [tenant for tenant, level in mine.items() if level == Level.MANAGER]
-    level = Case(When(tenant_id__in=managed, then=Value(Level.MANAGER)), default=Value(Level.EDITOR), output_field=CharField())
-    return collections.filter(tenant_id__in=mine).annotate(my_level=level)
+def may_read(user: User, collection_id: int, file_id: int | None = None) -> bool:
+    """Whether a stream that was allowed to begin may go on: of one file, or of whatever the collection has."""
+    standing = people.standing_of(user)
+    collections = Collection.objects.filter(pk=collection_id, status=Collection.Status.OPEN)
+    if file_id is not None:
+        collections = collections.filter(files=file_id)
+    collection = _with_level(collections, user, standing).first()
+    if collection is None or level_of(collection) >= Level.VIEWER or file_id is None:
+        return collection is not None and level_of(collection) >= Level.VIEWER
+    return _files(user, standing, collection, least=Level.VIEWER).filter(pk=file_id).exists()
+
+
+# --- Levels ---
+
+
+def level_of(thing: Collection | StoredFile) -> Level:
+    """Of a collection or file that came from here, as it was then."""
+    return Level(thing.my_level)
+
+
+def level_on(user: User, collection: Collection, file: StoredFile | None = None) -> int:
+    """As it is now, in whatever state the collection is; NONE for strangers. To be called on the locked row."""
+    standing = people.standing_of(user)
+    found = _with_level(Collection.objects.filter(pk=collection.pk), user, standing).first()
+    if found is None:
+        return NONE
+    if file is None:
+        return level_of(found)
+    same = _files(user, standing, found, least=Level.METADATA).filter(pk=file.pk).first()
+    return level_of(found) if same is None else level_of(same)
+
+
+def check_can_upload(user: User, collection: Collection, existing: StoredFile | None) -> int:
+    """A new file takes an editor of the collection, a new content of a file one of that file. Returns the level on it.
+
+    Whether an invisible file has the name is nobody's to learn: it is refused as a free one is.
+    """
+    level = level_on(user, collection, existing)
+    if level == NONE:
+        raise NotFound
+    if level < Level.EDITOR:
+        raise Refused
+    return level
+
+
+def check_can_edit(user: User, file: StoredFile) -> None:
+    file.my_level = level_on(user, file.collection, file)
+    _check(file.my_level, Level.EDITOR, known_from=Level.METADATA)
+
+
+def check_can_rename(user: User, file: StoredFile) -> None:
+    """Names are the collection's: whoever has one file of it must not learn which others are taken."""
+    if level_on(user, file.collection) < Level.EDITOR:
+        raise Refused("Renaming takes an editor of the collection.")
+
+
+def check_can_manage(user: User, collection: Collection) -> None:
+    _check(level_on(user, collection), Level.MANAGER, known_from=Level.NAME)
+
+
+def check_can_share(user: User, collection: Collection, file: StoredFile | None) -> None:
+    if file is None:
+        check_can_manage(user, collection)
+    else:
+        _check(level_on(user, collection, file), Level.MANAGER, known_from=Level.METADATA)
+
+
+def _check(level: int, least: Level, *, known_from: Level) -> None:
+    if level < known_from:
+        raise NotFound
+    if level < least:
+        raise Refused
+
+
+# --- Grants ---
+
+
+def visible_grants(user: User, collection: Collection, file: StoredFile | None = None) -> QuerySet[Grant]:
+    """All grants in a collection, or those on a file alone: for who may change them, and for auditors."""
+    thing = file or collection
+    is_auditor = collection.tenant_id in people.standing_of(user).holding(Role.AUDITOR)
+    if level_of(thing) < Level.MANAGER and not is_auditor:
+        raise Refused
+    return collection.grants.filter(file=file) if file else collection.grants.all()
+
+
+def get_grant(user: User, grant_id: UUID, collection: Collection, file: StoredFile | None = None) -> Grant:
+    grant = visible_grants(user, collection, file).select_related("collection", "file", "user").filter(pk=grant_id).first()
+    if grant is None:
+        raise NotFound
+    return grant
+
+
+def tenant_grants(user: User, tenant: Tenant) -> QuerySet[Grant]:
+    """Every grant on what the tenant keeps, for its admins and auditors."""
+    people.check_can_audit(user, tenant)
+    return Grant.objects.filter(collection__tenant=tenant, collection__kind=Collection.Kind.FILES)
+
+
+# --- How levels come about ---
+
+
+def _get_collection(user: User, standing: Standing, slug: str, *, deleted: bool = False) -> Collection:
+    statuses = [Collection.Status.OPEN, Collection.Status.DELETED] if deleted else [Collection.Status.OPEN]
+    collections = Collection.objects.filter(slug=slug, status__in=statuses, kind=Collection.Kind.FILES)
+    collection = _with_level(collections, user, standing).select_related("tenant", "key", "created_by").first()
+    if collection is None or (collection.status != Collection.Status.OPEN and level_of(collection) < Level.MANAGER):
+        raise NotFound
+    tenant_id.set(str(collection.tenant_id))
+    return collection
+
+
+def _with_level(collections: QuerySet[Collection], user: User, standing: Standing) -> QuerySet[Collection]:
+    """Those of them that are there for the user."""
+    if not standing.is_active:
+        return collections.none()
+    given = _grants(user, standing).filter(collection=OuterRef("pk"))
+    managed, audited = standing.holding(Role.ADMIN), standing.holding(Role.AUDITOR)
+    by_role = Case(
+        When(tenant__in=managed, then=Value(Level.MANAGER)),
+        When(tenant__in=audited, then=Value(Level.METADATA)),
+        default=Value(NONE),
+        output_field=IntegerField(),
+    )
+    on_collection = Case(When(file=None, then=F("level")), default=Value(Level.NAME), output_field=IntegerField())
+    there = collections.filter(Q(tenant__in=[*managed, *audited]) | Exists(given))
+    return _annotate(there, Greatest(by_role, _highest(given, "collection", on_collection)))
+
+
+def _files(user: User, standing: Standing, collection: Collection, *, least: Level) -> QuerySet[StoredFile]:
+    files = collection.files.exclude(status=StoredFile.Status.DELETING)
+    level = level_of(collection)
+    if level == Level.MANAGER:
+        return _annotate(files, Value(level, output_field=IntegerField()))
+    given = _grants(user, standing).filter(collection=collection, file__isnull=False)
+    by_grant = _highest(given.filter(file=OuterRef("pk")), "file", F("level"))
+    if level < least:
+        files = files.filter(pk__in=given.values("file"))
+    return _annotate(files, Greatest(Value(level), by_grant))
+
+
+def _annotate(things: QuerySet[Thing], level: Any) -> QuerySet[Thing]:
+    return things.annotate(my_level=level)  # type: ignore[no-redef]  # the model names what is annotated
+
+
+def _highest(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
+    best = grants.order_by().values(per).annotate(best=Max(level)).values("best")
+    return Coalesce(Subquery(best, output_field=IntegerField()), Value(NONE))
+
+
+def _grants(user: User, standing: Standing) -> QuerySet[Grant]:
+    """Those that count for the user: their own and everybody's where they are a member, their own where they are none."""
+    counting = Q(user=user) | Q(user=None)
+    counting &= Q(collection__tenant__in=standing.holding(Role.ADMIN, Role.MEMBER))
+    if standing.only is None:
+        sharing = Q(collection__tenant__is_active=True, collection__tenant__allow_external_sharing=True)
+        counting |= Q(user=user, membership=None) & sharing & ~Q(collection__tenant__in=list(standing.roles))
+    return Grant.objects.filter(counting)

@@ -21,8 +21,7 @@ from zipstream import ZipStream
 
 from files import access, crypto, errors
 from files.headers import Unsatisfiable, content_disposition, if_match, if_none_match, if_range, parse_range, repr_digest
-from files.models import Cipher, Collection, StoredFile
-from files.names import unique_key
+from files.models import Cipher, Collection, Level, StoredFile
 from files.reading import content_of
 from files.stores import ObjectChanged, StoreError
 from files.transfers import SLOTS, Meter, Transfer, TransferEnded, return_connection
@@ -73,6 +72,7 @@ def open_file(
     `start` runs in a transaction of its own once the first segment is verified and before a byte leaves; by default it writes the
     audit row.
     """
+    access.check_can_read(file)
     if not if_match(wanted.if_match, file.etag):
         raise errors.PreconditionFailed
     headers = _headers(disposition, file.filename, file.content_type) | {
@@ -99,7 +99,7 @@ def open_file(
     body = Transfer(
         _read(file, first, stop, by=by, now=now),
         length=stop - first,
-        still_allowed=partial(may_read, by.pk, file.collection_id, file.pk),
+        still_allowed=partial(access.may_read, by, file.collection_id, file.pk),
         slots=SLOTS,
         meter=meter,
     )
@@ -117,24 +117,27 @@ def open_archive(
     start: Callable[[], None] | None = None,
 ) -> Answer:
     """A zip of what `by` can read in a collection, or of the named files: stored, streamed, its exact length known beforehand."""
-    files = access.visible_files(by, collection).order_by("filename", "id")
-    if names := {unique_key(name) for name in filenames}:
-        files = files.filter(name_key__in=names)
+    files = access.get_readable_files(by, collection, filenames).order_by("filename", "id")
     members = list(files.values_list("pk", "filename", "length", "object_id")[: MAX_ARCHIVE_FILES + 1])
-    if names and len(members) != len(names):
-        raise NotFound
     if lost := files.filter(status=StoredFile.Status.MISSING).first():
         raise errors.ObjectMissing(f"The storage has lost the object of {lost.filename}. Name the files that you need.")
     if len(members) > MAX_ARCHIVE_FILES:
         raise Invalid("file", f"An archive holds at most {MAX_ARCHIVE_FILES} files; name those you need.")
-    opened = [_Member(pk, object_id, by=by, now=now) for pk, _, _, object_id in members]
+    # Who can read the collection may go on while that holds; to who was granted single files, each of them has to be still.
+    is_whole = access.level_of(collection) >= Level.VIEWER
+    opened = [_Member(pk, object_id, by=by, now=now, is_checked=not is_whole) for pk, _, _, object_id in members]
     archive = ZipStream(sized=True)
     for pieces, (_, filename, length, _) in zip(opened, members, strict=True):
         archive.add(pieces, filename, size=length)
     headers = _headers("attachment", f"{collection.slug}.zip", "application/zip") | {"Content-Length": str(len(archive))}
     if head:
         return Answer(HTTPStatus.OK, headers)
-    still_allowed = partial(may_read, by.pk, collection.pk, None)
+
+    def still_allowed() -> bool:
+        if is_whole:
+            return access.may_read(by, collection.pk)
+        return all(access.may_read(by, collection.pk, member.pk) for member in opened if member.is_open)
+
     body = Transfer(_zip(archive, opened), length=len(archive), still_allowed=still_allowed, slots=SLOTS)
     _start(body, start or partial(_record_archive, collection, by, now, len(members)))
     return Answer(HTTPStatus.OK, headers, body)
@@ -148,13 +151,6 @@ def _start(body: Transfer, record: Callable[[], None]) -> None:
         body.close()
         raise
     return_connection()  # the stream takes no database connection with it (T-15)
-
-
-def may_read(user_id: int, collection_id: int, file_id: int | None) -> bool:
-    """Whether a stream that was allowed to begin may go on: read from the database, because everything may have changed."""
-    user = User.objects.filter(pk=user_id, is_active=True).first()
-    collections = access.visible_collections(user).filter(pk=collection_id) if user else Collection.objects.none()
-    return (collections.filter(files=file_id) if file_id else collections).exists()
 
 
 def _read(file: StoredFile, start: int, stop: int, *, by: User, now: datetime) -> Generator[bytes, None, None]:
@@ -264,17 +260,21 @@ def _headers(disposition: str, filename: str, content_type: str) -> dict[str, st
 class _Member:
     """One file of an archive, opened when its turn comes. It has to be the content whose length the archive announced."""
 
-    def __init__(self, pk: int, object_id: UUID, *, by: User, now: datetime) -> None:
-        self._pk, self._object_id, self._by, self._now = pk, object_id, by, now
+    def __init__(self, pk: int, object_id: UUID, *, by: User, now: datetime, is_checked: bool) -> None:
+        self.pk, self.is_open = pk, False
+        self._object_id, self._by, self._now, self._is_checked = object_id, by, now, is_checked
         self._pieces: Generator[bytes, None, None] | None = None
         self._first = b""
 
     def open(self) -> None:
         """Fetches and verifies the first segment."""
         files = StoredFile.objects.select_related("collection__tenant", "collection__key")
-        file = files.filter(pk=self._pk, object_id=self._object_id).first()
+        file = files.filter(pk=self.pk, object_id=self._object_id).first()
         if file is None:
             raise TransferEnded("a file of the archive was replaced or deleted")
+        if self._is_checked and not access.may_read(self._by, file.collection_id, self.pk):
+            raise TransferEnded("access to a file of the archive was taken away")
+        self.is_open = True
         self._pieces = _read(file, 0, file.length, by=self._by, now=self._now)
         self._first = next(self._pieces)
         return_connection()
@@ -288,6 +288,7 @@ class _Member:
         self.close()
 
     def close(self) -> None:
+        self.is_open = False
         if self._pieces is not None:
             self._pieces.close()
 

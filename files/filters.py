@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django_filters import rest_framework as filters
 from django_filters.fields import IsoDateTimeField
 from rest_framework.filters import OrderingFilter
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from files.models import Collection, StoredFile
+from files.models import GRANTED, Collection, Grant, Level, StoredFile
 from tenants.errors import Invalid
 
 
@@ -47,6 +47,24 @@ class FileFilter(filters.FilterSet):
     class Meta:
         model = StoredFile
         fields: list[str] = []
+
+
+class GrantFilter(filters.FilterSet):
+    user = filters.CharFilter(field_name="user__username", max_length=150)
+    level = filters.ChoiceFilter(choices=[(level.label, level.label) for level in GRANTED], method="of_level")
+    everyone = filters.BooleanFilter(field_name="user", lookup_expr="isnull")
+    external = filters.BooleanFilter(method="of_others")
+
+    class Meta:
+        model = Grant
+        fields: list[str] = []
+
+    def of_level(self, queryset: QuerySet[Grant], name: str, value: str) -> QuerySet[Grant]:
+        return queryset.filter(level=Level[value.upper()])
+
+    def of_others(self, queryset: QuerySet[Grant], name: str, value: bool) -> QuerySet[Grant]:  # noqa: FBT001  django-filter's
+        external = Q(user__isnull=False, membership=None)
+        return queryset.filter(external if value else ~external)
 
 
 class StrictOrdering(OrderingFilter):

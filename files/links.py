@@ -40,17 +40,23 @@ def mint(
     by: User,
     now: datetime,
     file: StoredFile | None = None,
-    selection: Iterable[StoredFile] = (),
+    filenames: Iterable[str] = (),
     disposition: str = DownloadLink.Disposition.ATTACHMENT,
 ) -> str:
-    """A token for `file`, or for an archive of `selection` or of everything. All of them came from `access`."""
+    """A token for `file`, or for an archive of the named files or of all that `by` can read. `access` has just given the two."""
+    selection = []
+    if file is not None:
+        access.check_can_read(file)
+    else:
+        readable = access.get_readable_files(by, collection, filenames := list(filenames))
+        selection = [str(uuid) for uuid in readable.values_list("uuid", flat=True)] if filenames else []
     token = secrets.token_urlsafe(32)
     with transaction.atomic():
         DownloadLink.objects.create(
             token_hash=_hash(token),
             collection=collection,
             file=file,
-            selection=[str(chosen.uuid) for chosen in selection],
+            selection=selection,
             disposition=disposition,
             minted_by=by,
             minted_at=now,
@@ -102,7 +108,7 @@ def _asks_for_a_part(wanted: Wanted, file: StoredFile) -> bool:
 def _open_archive(link: DownloadLink, collection: Collection, *, by: User, wanted: Wanted, now: datetime) -> Answer:
     if link.claimed_at is not None or link.expires_at <= now:
         raise LinkDead
-    chosen = access.visible_files(by, collection).filter(uuid__in=link.selection) if link.selection else None
+    chosen = access.readable_files(by, collection).filter(uuid__in=link.selection) if link.selection else None
     if chosen is not None and chosen.count() != len(link.selection):
         raise LinkDead
     names = chosen.values_list("filename", flat=True) if chosen is not None else []

@@ -84,6 +84,8 @@ class Collection(models.Model):
     file_count = models.BigIntegerField(default=0, editable=False)
     total_length = models.BigIntegerField(default=0, editable=False)
 
+    my_level: int  # annotated by files.access, the only way to one for whoever asks
+
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint("tenant", "display_name", name="collection_name_unique_in_tenant"),
@@ -142,6 +144,8 @@ class StoredFile(models.Model):
     key_salt = models.BinaryField(editable=False, help_text="exists only here: without this row the object is noise")
     key_commitment = models.BinaryField(editable=False)
 
+    my_level: int  # annotated by files.access, as above
+
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint("collection", "name_key", name="file_name_unique_in_collection"),
@@ -183,6 +187,9 @@ class Level(models.IntegerChoices):
     MANAGER = 5, "manager"
 
 
+GRANTED = (Level.VIEWER, Level.EDITOR, Level.MANAGER)
+
+
 class Grant(models.Model):
     """Access that was given: to a person or to all members of the tenant, on a collection or on one file of it."""
 
@@ -202,9 +209,7 @@ class Grant(models.Model):
         related_name="+",
         help_text="the user's, who loses the grant with it; none: all members, or somebody of another tenant",
     )
-    level = models.PositiveSmallIntegerField(
-        choices=[(level.value, level.label) for level in (Level.VIEWER, Level.EDITOR, Level.MANAGER)]
-    )
+    level = models.PositiveSmallIntegerField(choices=[(level.value, level.label) for level in GRANTED])
     created_at = models.DateTimeField(editable=False)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
 
@@ -219,9 +224,7 @@ class Grant(models.Model):
             ),
             models.UniqueConstraint("file", condition=Q(file__isnull=False, user=None), name="grant_one_for_all_on_a_file"),
             models.CheckConstraint(condition=Q(user__isnull=False) | Q(membership=None), name="grant_to_all_has_no_membership"),
-            models.CheckConstraint(
-                condition=Q(level__in=[Level.VIEWER, Level.EDITOR, Level.MANAGER]), name="grant_level_can_be_granted"
-            ),
+            models.CheckConstraint(condition=Q(level__in=GRANTED), name="grant_level_can_be_granted"),
         ]
         indexes: ClassVar = [
             models.Index("user", "collection", "file", "level", name="grant_of_a_person"),
@@ -230,6 +233,15 @@ class Grant(models.Model):
 
     def __str__(self) -> str:
         return f"grant {self.pk}"
+
+    @property
+    def is_for_everyone(self) -> bool:
+        return self.user_id is None
+
+    @property
+    def is_external(self) -> bool:
+        """Given to somebody who was no member of the tenant."""
+        return self.user_id is not None and self.membership_id is None
 
 
 class Upload(models.Model):

@@ -1,5 +1,6 @@
 """Shapes that come in and go out. Rules are in the services; nothing here is ever saved."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
@@ -8,8 +9,9 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 
-from files.access import can_manage
-from files.models import Cipher, Collection, DownloadLink, StoredFile
+from files.access import level_of
+from files.models import GRANTED, Cipher, Collection, DownloadLink, Grant, Level, StoredFile
+from tenants.errors import Invalid
 
 
 def absolute_url(request: Request, name: str, **kwargs: str) -> str:
@@ -49,28 +51,61 @@ class CollectionLinks(serializers.Serializer[Any]):
     archive = serializers.URLField()
 
 
+class LevelField(serializers.ChoiceField):
+    """A level by its name."""
+
+    def __init__(self, levels: Iterable[Level] = Level, **kwargs: Any) -> None:
+        super().__init__(choices=[level.label for level in levels], **kwargs)
+
+    def to_internal_value(self, data: Any) -> Level:  # type: ignore[override]  # the stubs know text alone
+        return Level[super().to_internal_value(data).upper()]
+
+    def to_representation(self, value: Any) -> str:
+        return Level(value).label
+
+
+# What somebody of a level may do: the same levels guard the endpoints.
+COLLECTION_ACTIONS = {
+    "archive": Level.VIEWER,
+    "upload": Level.EDITOR,
+    "update": Level.MANAGER,
+    "share": Level.MANAGER,
+    "delete": Level.MANAGER,
+}
+ABOUT_ALL_FILES = ("egress_status", "purge_at", "created_by", "file_count", "total_length")
+FILE_ACTIONS = {"download": Level.VIEWER, "update": Level.EDITOR, "delete": Level.EDITOR, "share": Level.MANAGER}
+
+
 class CollectionOutput(serializers.Serializer[Collection]):
+    """To who knows of a collection by some of its files alone, what is about all of them is null."""
+
     id = serializers.CharField(source="slug")
     tenant = serializers.CharField(source="tenant.slug")
     display_name = serializers.CharField()
     status = serializers.ChoiceField(choices=Collection.Status.choices)
-    egress_status = serializers.ChoiceField(choices=Collection.EgressStatus.choices)
+    egress_status = serializers.ChoiceField(choices=Collection.EgressStatus.choices, allow_null=True)
     cipher = serializers.ChoiceField(choices=Cipher.choices)
     purge_at = serializers.DateTimeField(allow_null=True)
     created_at = serializers.DateTimeField()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
     deleted_at = serializers.DateTimeField(allow_null=True)
-    file_count = serializers.IntegerField()
-    total_length = serializers.IntegerField(help_text="plaintext bytes")
-    my_level = serializers.ChoiceField(choices=["editor", "manager"])
+    file_count = serializers.IntegerField(allow_null=True)
+    total_length = serializers.IntegerField(allow_null=True, help_text="plaintext bytes")
+    my_level = LevelField()
     allowed_actions = serializers.SerializerMethodField()
     links = serializers.SerializerMethodField()
 
-    @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=["upload", "update", "delete", "restore"])))
+    def to_representation(self, instance: Collection) -> dict[str, Any]:
+        shown = super().to_representation(instance)
+        if level_of(instance) == Level.NAME:
+            shown |= dict.fromkeys(ABOUT_ALL_FILES)
+        return shown
+
+    @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=[*COLLECTION_ACTIONS, "restore"])))
     def get_allowed_actions(self, collection: Collection) -> list[str]:
         if collection.status == Collection.Status.DELETED:
-            return ["restore"] if can_manage(collection) else []
-        return ["upload", *(["update", "delete"] if can_manage(collection) else [])]
+            return ["restore"]  # nobody but managers sees it
+        return [action for action, level in COLLECTION_ACTIONS.items() if level_of(collection) >= level]
 
     @extend_schema_field(CollectionLinks)
     def get_links(self, collection: Collection) -> dict[str, str]:
@@ -105,7 +140,13 @@ class FileOutput(serializers.Serializer[StoredFile]):
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
     updated_at = serializers.DateTimeField(help_text="of the content")
     updated_by = serializers.CharField(source="updated_by.username", default=None, allow_null=True)
+    my_level = LevelField()
+    allowed_actions = serializers.SerializerMethodField()
     links = serializers.SerializerMethodField()
+
+    @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=[*FILE_ACTIONS])))
+    def get_allowed_actions(self, file: StoredFile) -> list[str]:
+        return [action for action, level in FILE_ACTIONS.items() if level_of(file) >= level]
 
     @extend_schema_field(FileLinks)
     def get_links(self, file: StoredFile) -> dict[str, str]:
@@ -116,6 +157,31 @@ class FileOutput(serializers.Serializer[StoredFile]):
             "enclosure": absolute_url(request, "file-download", **where),
             "content": absolute_url(request, "content", **where),
         }
+
+
+class GrantInput(serializers.Serializer[Any]):
+    """Either `user` or `everyone`."""
+
+    user = serializers.CharField(required=False, max_length=150, help_text="username")
+    everyone = serializers.BooleanField(required=False, default=False, help_text="all members of the tenant")
+    level = LevelField(GRANTED)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("user" in attrs) == attrs["everyone"]:
+            raise Invalid("user", "Name a user, or say that it is for everyone.", code="required")
+        return attrs
+
+
+class GrantOutput(serializers.Serializer[Grant]):
+    id = serializers.UUIDField()
+    collection = serializers.CharField(source="collection.slug")
+    file = serializers.CharField(source="file.filename", default=None, allow_null=True, help_text="null: all of the collection")
+    user = serializers.CharField(source="user.username", default=None, allow_null=True)
+    everyone = serializers.BooleanField(source="is_for_everyone", help_text="given to all members of the tenant")
+    is_external = serializers.BooleanField(help_text="given to somebody of another tenant")
+    level = LevelField(GRANTED)
+    created_at = serializers.DateTimeField()
+    created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
 
 
 class UpdateFileInput(serializers.Serializer[Any]):

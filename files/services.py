@@ -7,8 +7,8 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils.text import slugify
 
-from files import errors, keys
-from files.access import check_can_manage, check_can_write
+from files import errors, keys, sharing
+from files.access import check_can_edit, check_can_manage, check_can_rename
 from files.headers import if_match as etag_matches
 from files.models import Collection, StoredFile
 from files.names import check_filename, unique_key
@@ -56,6 +56,7 @@ def create_collection(
     with transaction.atomic():
         collection.key = keys.create_collection_key(collection, now=now)
         _insert(collection)
+        sharing.grant_first(collection, by=by, now=now)
         audit.record(
             "collection.create",
             by=by,
@@ -66,6 +67,7 @@ def create_collection(
             display_name=display_name,
             cipher=cipher,
             purge_at=_text(purge_at),
+            shared=tenant.new_collections,
         )
     return collection
 
@@ -165,6 +167,8 @@ def update_file(
         changes = {name: value for name, value in wanted.items() if value is not None and value != getattr(locked, name)}
         if not changes:
             return locked
+        if "filename" in changes:
+            check_can_rename(by, locked)
         for name, value in changes.items():
             setattr(locked, name, value)
         locked.name_key = unique_key(locked.filename)
@@ -212,12 +216,12 @@ def _lock(collection: Collection) -> Collection:
 def _lock_file(file: StoredFile, by: User) -> tuple[Collection, StoredFile]:
     """The collection first, then the file: the order in which an upload's commit takes them."""
     collection = _lock(file.collection)
-    check_can_write(by, collection)
-    _check_open(collection)
     locked = StoredFile.objects.select_for_update().filter(pk=file.pk).first()
     if locked is None:
         raise NotFound
     locked.collection = collection
+    check_can_edit(by, locked)
+    _check_open(collection)
     return collection, locked
 
 

@@ -21,7 +21,7 @@ from django.db.models import F, Sum
 from django.utils import timezone
 
 from files import crypto, errors, keys
-from files.access import check_can_write
+from files.access import check_can_upload
 from files.erasing import erase_object
 from files.headers import if_match, if_none_match
 from files.models import Collection, Erasure, StoredFile, Upload
@@ -190,8 +190,7 @@ class Incoming:
         self._is_committing = False
         with transaction.atomic():
             collection = _lock_collection(file.collection_id)
-            by = User.objects.filter(pk=by.pk).first() or by  # as it is now, not as it was when the first byte came
-            check_can_write(by, collection)
+            file.my_level = check_can_upload(by, collection, self._replaces)
             if collection.status != Collection.Status.OPEN:
                 raise errors.NotOpen
             # The other contenders are the clean-up and a second commit: who deletes the row decides over the object.
@@ -275,12 +274,12 @@ def begin(
 
     Without `conditions` (a form) an existing name is a conflict; with them (PUT) it needs an If-Match that fits.
     """
-    check_can_write(by, collection)
     try:
         check_filename(filename)
     except ValueError as error:
         raise Invalid("filename", str(error), code="bad_filename") from None
     existing = collection.files.filter(name_key=unique_key(filename)).first()
+    check_can_upload(by, collection, existing)
     if conditions is None:
         if existing:
             raise errors.NameTaken

@@ -385,8 +385,8 @@ class ArchiveView(APIView):
         collection = access.get_collection(user, slug)
         given = ArchiveInput(data=request.data)
         given.is_valid(raise_exception=True)
-        selection = access.get_files(user, collection, given.validated_data.get("file", []))
-        return minted(self, request, links.mint(collection=collection, selection=selection, by=user, now=timezone.now()))
+        names = given.validated_data.get("file", [])
+        return minted(self, request, links.mint(collection=collection, filenames=names, by=user, now=timezone.now()))
 
 
 class DownloadView(APIView):

@@ -8,8 +8,9 @@ from tenants.models import Membership, Tenant, User
 PASSWORD = "correct horse battery staple"
 
 
-def make_tenant(slug: str) -> Tenant:
-    return Tenant.objects.create(slug=slug, name=slug.capitalize(), created_at=datetime.now(UTC))
+def make_tenant(slug: str, *, new_collections: str = Tenant.NewCollections.EDITOR) -> Tenant:
+    """A team that shares what it has, unless the test says otherwise."""
+    return Tenant.objects.create(slug=slug, name=slug.capitalize(), created_at=datetime.now(UTC), new_collections=new_collections)
 
 
 def make_user(username: str, *, is_superuser: bool = False) -> User:

@@ -37,8 +37,8 @@ def report(bob: User, november: str, put: Put, api: Api) -> dict[str, Any]:
 # --- Details and list ---
 
 
-def test_details_of_a_file(bob: User, alice: User, november: str, report: dict[str, Any], api: Api) -> None:
-    answer = api(alice).get(paths.file(november, "report.csv"))
+def test_details_of_a_file(bob: User, november: str, report: dict[str, Any], api: Api) -> None:
+    answer = api(bob).get(paths.file(november, "report.csv"))
     assert answer.status_code == 200
     assert answer.json() == report
     base = f"http://testserver/api/v1/collections/{november}"
@@ -64,6 +64,8 @@ def test_details_of_a_file(bob: User, alice: User, november: str, report: dict[s
         "keep_until": None,
         "created_by": "bob",
         "updated_by": "bob",
+        "my_level": "editor",
+        "allowed_actions": ["download", "update", "delete"],
     }
 
 
@@ -121,7 +123,7 @@ def every_answer(client: APIClient, slug: str, filename: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("who", ["mallory", "erin", "rita", "root"])
+@pytest.mark.parametrize("who", ["mallory", "rita", "root"])
 def test_files_that_are_not_mine_look_like_files_that_are_not_there(
     who: str, request: pytest.FixtureRequest, november: str, report: dict[str, Any], api: Api, vault: WatchedStore
 ) -> None:
@@ -177,9 +179,9 @@ def test_files_are_404_on_the_request_after_the_membership_ended(
     ],
 )
 def test_update_changes_what_is_named_and_leaves_the_rest(
-    bob: User, alice: User, november: str, report: dict[str, Any], api: Api, method: str, body: dict[str, Any], changes: Any
+    bob: User, november: str, report: dict[str, Any], api: Api, method: str, body: dict[str, Any], changes: Any
 ) -> None:
-    answer = getattr(api(alice), method)(paths.file(november, "report.csv"), body)
+    answer = getattr(api(bob), method)(paths.file(november, "report.csv"), body)
     assert answer.status_code == 200
     updated = answer.json()
     assert {name: value for name, value in updated.items() if name != "links"} == {
@@ -187,7 +189,7 @@ def test_update_changes_what_is_named_and_leaves_the_rest(
     }
     assert api(bob).get(updated["links"]["self"]).json() == updated
     assert b"".join(api(bob).get(updated["links"]["content"])) == CONTENT
-    assert audited("file.update") == ([("file.update", "alice")] if changes else [])
+    assert audited("file.update") == ([("file.update", "bob")] if changes else [])
 
 
 def test_rename_frees_the_old_name(bob: User, november: str, report: dict[str, Any], put: Put, api: Api) -> None:

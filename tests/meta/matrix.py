@@ -10,69 +10,92 @@ EMPTY: Final = "empty"  # 200, and nothing in it
 
 COLUMNS: Final = {
     "admin": "admin of the tenant",
-    "member": "member of the tenant",
+    "manager": "member of the tenant who was granted `manager` on the collection",
+    "editor": "the same, `editor`",
+    "viewer": "the same, `viewer`",
+    "member": "member of the tenant who was granted nothing",
+    "file": "member of the tenant who was granted `viewer` on the one file",
+    "external": "member of another tenant who was granted `viewer` on the collection, which its tenant allows",
     "auditor": "whose only role in the tenant is `auditor`",
     "stage": "whose only role in the tenant is that of an egress stage, such as `information_governance`",
     "other": "admin of another tenant",
     "root": "superuser who is in no tenant",
-    "inactive": "deactivated member, with a token from before",
-    "suspended": "member of the tenant while the tenant is suspended",
+    "inactive": "deactivated member who was granted `manager`, with a token from before",
+    "suspended": "member who was granted `manager`, while the tenant is suspended",
     "nobody": "without a token",
 }
 
 # Each row is a request that would succeed if its sender had every right. `collection` is the state of the one it is about.
 TABLE: Final = """
-collection method path                                                     admin member auditor stage other root  inactive suspended nobody
--          POST   /api/v1/auth/token/                                      200   200    200     200   200   200   401      200       401
--          POST   /api/v1/auth/token/refresh/                              200   200    200     200   200   200   401      200       401
--          POST   /api/v1/auth/token/revoke/                               204   204    204     204   204   204   204      204       204
--          GET    /api/v1/me/                                              200   200    200     200   200   200   401      200       401
--          POST   /api/v1/collections/                                     201   201    403     403   400   403   401      400       401
+collection method path                                                           admin manager editor viewer member file  external auditor stage other root  inactive suspended nobody
+-          POST   /api/v1/auth/token/                                            200   200     200    200    200    200   200      200     200   200   200   401      200       401
+-          POST   /api/v1/auth/token/refresh/                                    200   200     200    200    200    200   200      200     200   200   200   401      200       401
+-          POST   /api/v1/auth/token/revoke/                                     204   204     204    204    204    204   204      204     204   204   204   204      204       204
+-          GET    /api/v1/me/                                                    200   200     200    200    200    200   200      200     200   200   200   401      200       401
+-          POST   /api/v1/collections/                                           201   201     201    201    201    201   400      403     403   400   403   401      400       401
 
-open       GET    /api/v1/collections/                                     200   200    empty   empty empty empty 401      empty     401
-open       GET    /api/v1/collections/{slug}/                              200   200    404     404   404   404   401      404       401
-open       PATCH  /api/v1/collections/{slug}/                              200   403    404     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/                              202   403    404     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/restore/                      409   403    404     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/archive.zip                   200   200    404     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/archive/                      201   201    404     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/                        200   200    404     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/files/                        201   201    404     404   404   404   401      404       401
-open       POST   /api/v1/files/                                           201   201    400     400   400   400   401      400       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/             200   200    404     404   404   404   401      404       401
-open       PUT    /api/v1/collections/{slug}/files/{filename}/             200   200    404     404   404   404   401      404       401
-open       PATCH  /api/v1/collections/{slug}/files/{filename}/             200   200    404     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/files/{filename}/             204   204    404     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/preview/     200   200    404     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/download/    303   303    404     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/files/{filename}/download/    201   201    404     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/content/{filename}            200   200    404     404   404   404   401      404       401
-open       PUT    /api/v1/collections/{slug}/content/{filename}            200   200    404     404   404   404   401      404       401
-open       GET    /downloads/{token}                                       200   200    200     200   200   200   200      404       200
+open       GET    /api/v1/collections/                                           200   200     200    200    empty  200   200      200     empty empty empty 401      empty     401
+open       GET    /api/v1/collections/{slug}/                                    200   200     200    200    404    200   200      200     404   404   404   401      404       401
+open       PATCH  /api/v1/collections/{slug}/                                    200   200     403    403    404    403   403      403     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/                                    202   202     403    403    404    403   403      403     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/restore/                            409   409     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/archive.zip                         200   200     200    200    404    200   200      403     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/archive/                            201   201     201    201    404    201   201      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/                              200   200     200    200    404    200   200      200     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/                              201   201     201    403    404    403   403      403     404   404   404   401      404       401
+open       POST   /api/v1/files/                                                 201   201     201    403    400    403   403      403     400   400   400   401      400       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/                   200   200     200    200    404    200   200      200     404   404   404   401      404       401
+open       PUT    /api/v1/collections/{slug}/files/{filename}/                   200   200     200    403    404    403   403      403     404   404   404   401      404       401
+open       PATCH  /api/v1/collections/{slug}/files/{filename}/                   200   200     200    403    404    403   403      403     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/files/{filename}/                   204   204     204    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/preview/           200   200     200    200    404    200   200      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/download/          303   303     303    303    404    303   303      403     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/{filename}/download/          201   201     201    201    404    201   201      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/content/{filename}                  200   200     200    200    404    200   200      403     404   404   404   401      404       401
+open       PUT    /api/v1/collections/{slug}/content/{filename}                  200   200     200    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /downloads/{token}                                             200   200     200    200    200    200   200      200     200   200   200   200      404       200
+open       GET    /api/v1/collections/{slug}/grants/                             200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/grants/                             201   201     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/grants/{grant_id}/                  200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  204   204     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/grants/            200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/{filename}/grants/            201   201     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ 200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ 204   204     403    403    404    403   403      403     404   404   404   401      404       401
 
-deleted    GET    /api/v1/collections/                                     empty empty  empty   empty empty empty 401      empty     401
-deleted    GET    /api/v1/collections/{slug}/                              200   404    404     404   404   404   401      404       401
-deleted    PATCH  /api/v1/collections/{slug}/                              409   404    404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/                              409   404    404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/restore/                      200   404    404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/archive.zip                   404   404    404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/archive/                      404   404    404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/                        404   404    404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/files/                        404   404    404     404   404   404   401      404       401
-deleted    POST   /api/v1/files/                                           400   400    400     400   400   400   401      400       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/             404   404    404     404   404   404   401      404       401
-deleted    PUT    /api/v1/collections/{slug}/files/{filename}/             404   404    404     404   404   404   401      404       401
-deleted    PATCH  /api/v1/collections/{slug}/files/{filename}/             404   404    404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/files/{filename}/             404   404    404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/preview/     404   404    404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/download/    404   404    404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/files/{filename}/download/    404   404    404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/content/{filename}            404   404    404     404   404   404   401      404       401
-deleted    PUT    /api/v1/collections/{slug}/content/{filename}            404   404    404     404   404   404   401      404       401
-deleted    GET    /downloads/{token}                                       404   404    404     404   404   404   404      404       404
+deleted    GET    /api/v1/collections/                                           empty empty   empty  empty  empty  empty empty    empty   empty empty empty 401      empty     401
+deleted    GET    /api/v1/collections/{slug}/                                    200   200     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    PATCH  /api/v1/collections/{slug}/                                    409   409     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/                                    409   409     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/restore/                            200   200     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/archive.zip                         404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/archive/                            404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/                              404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/                              404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/files/                                                 400   400     400    400    400    400   400      400     400   400   400   401      400       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/                   404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    PUT    /api/v1/collections/{slug}/files/{filename}/                   404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    PATCH  /api/v1/collections/{slug}/files/{filename}/                   404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/files/{filename}/                   404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/preview/           404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/download/          404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/{filename}/download/          404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/content/{filename}                  404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    PUT    /api/v1/collections/{slug}/content/{filename}                  404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /downloads/{token}                                             404   404     404    404    404    404   404      404     404   404   404   404      404       404
+deleted    GET    /api/v1/collections/{slug}/grants/                             404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/grants/                             404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/grants/{grant_id}/                  404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/            404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/{filename}/grants/            404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ 404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ 404   404     404    404    404    404   404      404     404   404   404   401      404       401
 
--          GET    /api/schema/                                             200   200    200     200   200   200   200      200       200
--          GET    /api/docs/                                               200   200    200     200   200   200   200      200       200
+-          GET    /api/v1/tenants/{tenant}/grants/                               200   403     403    403    403    403   404      200     403   404   200   401      404       401
+
+-          GET    /api/schema/                                                   200   200     200    200    200    200   200      200     200   200   200   200      200       200
+-          GET    /api/docs/                                                     200   200     200    200    200    200   200      200     200   200   200   200      200       200
 """  # noqa: E501  a table is read by its columns
 
 

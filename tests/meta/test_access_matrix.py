@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.contrib import admin
@@ -18,8 +19,8 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
-from files import links
-from files.models import Collection, StoredFile
+from files import access, links, sharing
+from files.models import Collection, Grant, Level, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
 from tests.factories import PASSWORD, make_member, make_tenant, make_user
@@ -27,6 +28,7 @@ from tests.meta.leaks import insides
 from tests.meta.matrix import COLUMNS, EMPTY, PAGE, ROWS, Row, page
 
 
+pytestmark = pytest.mark.django_db
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 
 
@@ -86,9 +88,20 @@ class Names:
     filename: str
     etag: str
     token: str
+    grant_id: str
+    username: str
 
 
-UNKNOWN = Names("no-such-tenant", "november-2012-xxxx", "No such name", "no-such-file.csv", f'"{"0" * 32}"', "x" * 43)
+UNKNOWN = Names(
+    "no-such-tenant",
+    "november-2012-xxxx",
+    "No such name",
+    "no-such-file.csv",
+    f'"{"0" * 32}"',
+    "x" * 43,
+    str(UUID(int=7)),
+    "nobody-at-all",
+)
 NEW_FILE = "new.csv"
 
 
@@ -125,12 +138,18 @@ def world(made_world: World) -> Iterator[World]:
 
 
 def make_world() -> World:
-    acme, globex = make_tenant("acme"), make_tenant("globex")
+    acme, globex = make_tenant("acme", new_collections="private"), make_tenant("globex")
+    acme.allow_external_sharing = True
     acme.slug, acme.name = "acme-research", "Acme Research Ltd"  # long enough to be in no answer by chance
     acme.save()
     people: dict[str, User | None] = {
         "admin": make_member(acme, "alice", "admin"),
+        "manager": make_member(acme, "mona", "member"),
+        "editor": make_member(acme, "edgar", "member"),
+        "viewer": make_member(acme, "vera", "member"),
         "member": make_member(acme, "bob", "member"),
+        "file": make_member(acme, "fred", "member"),
+        "external": make_member(globex, "xena", "member"),
         "auditor": make_member(acme, "erin", "auditor"),
         "stage": make_member(acme, "gina", "information_governance"),
         "other": make_member(globex, "mallory", "admin", "member"),
@@ -139,6 +158,7 @@ def make_world() -> World:
         "suspended": make_member(acme, "sven", "member"),
         "nobody": None,
     }
+    make_member(acme, "carol", "member")
     pairs = {name: tokens.mint(user) for name, user in people.items() if user}
     clients = {name: APIClient() for name in people}
     for name, pair in pairs.items():
@@ -148,8 +168,12 @@ def make_world() -> World:
     slug = alices.post("/api/v1/collections/", {"display_name": "November Cohort"}).json()["id"]
     put = alices.put(f"/api/v1/collections/{slug}/content/patient-4711.csv", b"confidential readings", content_type="text/csv")
     alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
-    collection, file = Collection.objects.get(slug=slug), StoredFile.objects.get()
-    token = links.mint(collection=collection, file=file, by=alice, now=datetime.now(UTC))
+    file = access.get_file(alice, slug, "patient-4711.csv")
+    collection = file.collection
+    in_a_day = datetime.now(UTC) + timedelta(days=1)  # the table takes longer than a link lives
+    token = links.mint(collection=collection, file=file, by=alice, now=in_a_day)
+    grants = {name: give(collection, people[name], level) for name, level in GIVEN.items()}
+    grants["file"] = give(collection, people["file"], Level.VIEWER, file=file)
     User.objects.filter(username="ivan").update(is_active=False)
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
@@ -161,10 +185,35 @@ def make_world() -> World:
         clients=clients,
         tokens=pairs,
         collection=collection,
-        names=Names(acme.slug, slug, "November Cohort", "patient-4711.csv", put["ETag"], token),
+        names=Names(
+            tenant=acme.slug,
+            slug=slug,
+            display_name="November Cohort",
+            filename="patient-4711.csv",
+            etag=put["ETag"],
+            token=token,
+            grant_id=str(grants["file"].pk),
+            username="carol",
+        ),
         secrets=[secret.encode() for secret in secrets],
         tenant_secrets=[secret.encode() for secret in tenant_secrets],
     )
+
+
+GIVEN = {
+    "manager": Level.MANAGER,
+    "editor": Level.EDITOR,
+    "viewer": Level.VIEWER,
+    "external": Level.VIEWER,
+    "inactive": Level.MANAGER,
+    "suspended": Level.MANAGER,
+}
+
+
+def give(collection: Collection, user: User | None, level: Level, *, file: StoredFile | None = None) -> Grant:
+    assert user
+    grant, _ = sharing.grant(collection, file=file, username=user.username, level=level, by=None, now=datetime.now(UTC))
+    return grant
 
 
 def form(**fields: str) -> dict[str, Any]:
@@ -194,6 +243,8 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
             data = {"file": [names.filename]}
         case "PUT", "collections/{slug}/content/{filename}":
             return {"data": b"a,b\r\n", "content_type": "text/csv", "headers": {"If-Match": names.etag}}
+        case "POST", "collections/{slug}/grants/" | "collections/{slug}/files/{filename}/grants/":
+            data = {"user": names.username, "level": "viewer"}
         case "PUT" | "PATCH", _:
             data = {"notes": "changed"}
         case _:
@@ -347,6 +398,15 @@ ATTACKS = [
         lambda names: form(tenant=names.tenant, collection="Mine"),
         400,
     ),
+    Attack(
+        "grant to a member of theirs",
+        "POST",
+        f"{MINE}grants/",
+        lambda names: as_json(user=names.username, level="viewer"),
+        400,
+    ),
+    Attack("their grant in one's own collection", "DELETE", f"{MINE}grants/{{grant_id}}/", lambda names: {}, 404),
+    Attack("grants by user", "GET", "/api/v1/tenants/globex/grants/", lambda names: query(f"user={names.username}"), 200),
     Attack("create", "POST", "/api/v1/collections/", lambda names: as_json(display_name="x", tenant=names.tenant), 400),
     Attack("archive link", "POST", f"{MINE}archive/", lambda names: as_json(file=[names.filename]), 404),
     Attack(
@@ -383,7 +443,7 @@ def test_naming_what_is_of_another_tenant_is_as_naming_what_is_not(attack: Attac
     files = StoredFile.objects.count()
     for names in (world.names, UNKNOWN):
         with undone():
-            path = attack.path.format(mine=mine)
+            path = attack.path.format(mine=mine, grant_id=names.grant_id)
             answers.append(ask(world.clients["other"], attack.method, path, **attack.request(names)))
             assert StoredFile.objects.count() == files
     assert answers[0][0] == attack.status

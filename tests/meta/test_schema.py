@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import hypothesis
 import jsonschema_rs
@@ -23,7 +24,7 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from config.wsgi import application
-from files.models import Collection, DownloadLink
+from files.models import Collection, DownloadLink, Grant
 from tenants import tokens
 from tenants.models import User
 from tests.factories import PASSWORD
@@ -31,6 +32,7 @@ from tests.meta.leaks import insides
 
 
 SLUG, FILENAME, TOKEN = "november-2012-7kq3", "readings.csv", "t" * 43
+GRANT = UUID(int=1)
 CONTENT = b"a,b\r\n1,2\r\n"
 Case: TypeAlias = schemathesis.Case[Any]
 Operation: TypeAlias = schemathesis.APIOperation[Any, Any, Any, Any]
@@ -41,7 +43,7 @@ PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
 
 def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
     """The schema, naming what exists: made-up names would see little but 404. Requests that break it still have others."""
-    known = {"slug": SLUG, "filename": FILENAME, "token": TOKEN}
+    known = {"slug": SLUG, "filename": FILENAME, "token": TOKEN, "tenant": "acme", "grant_id": str(GRANT)}
     for operations in document["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
@@ -49,6 +51,7 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
                     parameter["schema"] |= {"enum": [known[parameter["name"]]]}
     inputs = document["components"]["schemas"]
     inputs["NamedFileFormRequest"]["properties"]["collection"]["enum"] = [SLUG, "November 2012"]
+    inputs["GrantInputRequest"]["properties"]["user"]["enum"] = ["bob"]
     inputs["TokenInputRequest"]["properties"]["username"]["enum"] = ["alice"]
     inputs["TokenInputRequest"]["properties"]["password"]["enum"] = [PASSWORD]
     return document
@@ -152,11 +155,13 @@ def fuzz(operation: Operation, *, examples: int, token: str | None = None, check
 
 
 @pytest.fixture
-def november(alice: User, now: datetime, api: Callable[[User | None], APIClient]) -> None:
+def november(alice: User, bob: User, now: datetime, api: Callable[[User | None], APIClient]) -> None:
     alices = api(alice)
     alices.post("/api/v1/collections/", {"display_name": "November 2012"})
     Collection.objects.update(slug=SLUG)
     alices.put(f"/api/v1/collections/{SLUG}/content/{FILENAME}", CONTENT, content_type="text/csv")
+    alices.post(f"/api/v1/collections/{SLUG}/files/{FILENAME}/grants/", {"user": "bob", "level": "viewer"})
+    Grant.objects.filter(user=bob).update(id=GRANT)
     alices.post(f"/api/v1/collections/{SLUG}/files/{FILENAME}/download/")
     DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest(), expires_at=now + timedelta(hours=1))
 

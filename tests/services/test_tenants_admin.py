@@ -47,7 +47,7 @@ def tenant(**changes: str) -> dict[str, str]:
         "name": "Acme",
         "is_active": "on",
         "allowed_ciphers": '["AES-GCM"]',
-        "new_collections": "private",
+        "new_collections": "editor",
         "vault_alias": "vault",
         **changes,
     }

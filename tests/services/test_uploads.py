@@ -166,7 +166,7 @@ def end_membership(user: User) -> None:
 
 
 def demote(user: User) -> None:
-    Membership.objects.filter(user=user).update(roles=["auditor"])
+    Membership.objects.filter(user=user).update(roles=["research_it"])
 
 
 def deactivate(user: User) -> None:

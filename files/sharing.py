@@ -1,0 +1,122 @@
+"""Grants: who was given what, on a collection or on one file of it. Each change counts from the next request on."""
+
+from datetime import datetime
+from typing import Final
+
+from django.db import transaction
+from django.db.models import Q
+
+from files import errors
+from files.access import check_can_share
+from files.models import Collection, Grant, Level, StoredFile
+from tenants import audit
+from tenants.errors import Invalid, NotFound
+from tenants.models import Membership, Role, Tenant, User
+from tenants.retries import retried
+
+
+EVERYONE: Final = "everyone"
+
+
+def grant_first(collection: Collection, *, by: User, now: datetime) -> None:
+    """Makes the creator of a collection its manager, and shares it as the tenant wants it, in the creating transaction."""
+    grants = [
+        Grant(user=by, membership=Membership.objects.get(user=by, tenant=collection.tenant), level=Level.MANAGER),
+    ]
+    if collection.tenant.new_collections != Tenant.NewCollections.PRIVATE:
+        grants.append(Grant(level=Level[collection.tenant.new_collections.upper()]))
+    for grant in grants:
+        grant.collection, grant.created_at, grant.created_by = collection, now, by
+    Grant.objects.bulk_create(grants)
+
+
+@retried
+def grant(
+    collection: Collection, *, file: StoredFile | None = None, username: str | None, level: Level, by: User | None, now: datetime
+) -> tuple[Grant, bool]:
+    """Gives `username`, or all members if None, this level, whatever they had. Returns the grant, and whether it is a new one.
+
+    `by=None` is the operator at a command line, who may share everything.
+    """
+    with transaction.atomic():
+        locked, file = _lock(collection, file, by=by)
+        user, membership = _subject(locked.tenant, username) if username is not None else (None, None)
+        given = Grant.objects.filter(collection=locked, file=file, user=user).first()
+        before = None if given is None else Level(given.level).label
+        is_new = given is None
+        if given is None:
+            given = Grant(collection=locked, file=file, user=user, created_at=now, created_by=by)
+        elif given.level == level and given.membership == membership:
+            return given, False
+        given.level, given.membership = level, membership
+        given.save()
+        audit.record(
+            "grant.create" if is_new else "grant.update",
+            by=by,
+            tenant=locked.tenant,
+            target=file or locked,
+            now=now,
+            grant=str(given.id),
+            subject=username or EVERYONE,
+            level=level.label,
+            before=before,
+            is_external=given.is_external,
+        )
+    return given, is_new
+
+
+@retried
+def revoke(given: Grant, *, by: User | None, now: datetime) -> None:
+    """Takes one grant away. What somebody has by role or by another grant stays."""
+    with transaction.atomic():
+        locked, file = _lock(given.collection, given.file, by=by)
+        stored = Grant.objects.filter(pk=given.pk).select_related("user").first()
+        if stored is None:
+            raise NotFound  # somebody else was faster
+        stored.delete()
+        audit.record(
+            "grant.revoke",
+            by=by,
+            tenant=locked.tenant,
+            target=file or locked,
+            now=now,
+            grant=str(given.pk),
+            subject=stored.user.username if stored.user else EVERYONE,
+            level=Level(stored.level).label,
+        )
+
+
+def _lock(collection: Collection, file: StoredFile | None, *, by: User | None) -> tuple[Collection, StoredFile | None]:
+    """The collection first, as everywhere. Under its lock, two grants to one person take turns."""
+    locked = Collection.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=collection.pk).first()
+    if locked is None:
+        raise NotFound
+    if file is not None:
+        file = StoredFile.objects.select_for_update().filter(pk=file.pk).first()
+        if file is None:
+            raise NotFound
+        file.collection = locked
+    if by is not None:
+        check_can_share(by, locked, file)
+    if locked.status != Collection.Status.OPEN:
+        raise errors.NotOpen
+    return locked, file
+
+
+def _subject(tenant: Tenant, username: str) -> tuple[User, Membership | None]:
+    """A person who can have access, and their membership, which is none for somebody of another tenant.
+
+    Somebody unknown and somebody of another tenant are the same answer, unless the tenant shares with others (INV-01).
+    """
+    # The other contender removes the member: a grant that is bound to the membership goes with it, or finds it gone.
+    of_member = Q(tenant=tenant, user__username=username, user__is_active=True)
+    membership = Membership.objects.select_for_update(of=("self",)).select_related("user").filter(of_member).first()
+    if membership is not None:
+        if not set(membership.roles) & {Role.ADMIN, Role.MEMBER}:
+            raise Invalid("user", "Their role in the tenant does not go with access to collections.", code="role_without_access")
+        return membership.user, membership
+    if tenant.allow_external_sharing:
+        person = User.objects.filter(username=username, is_active=True, service_of=None).first()
+        if person is not None:
+            return person, None
+    raise Invalid("user", "There is no such member of the tenant.", code="unknown_user")

@@ -1,0 +1,92 @@
+"""The API of grants: on a collection, on one file of it, and all of a tenant's."""
+
+from typing import Final
+from uuid import UUID
+
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from files import access, sharing
+from files.filters import GrantFilter
+from files.models import Collection, Grant, StoredFile
+from files.serializers import GrantInput, GrantOutput, absolute_url
+from files.views import render, user_of
+from tenants import access as people
+from tenants.models import User
+
+
+GRANT_PARTS: Final = ("collection", "file", "user", "created_by")
+
+
+def load(user: User, slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
+    """What the address names: a collection, or one file of it."""
+    if filename is None:
+        return access.get_collection(user, slug), None
+    file = access.get_file(user, slug, filename)
+    return file.collection, file
+
+
+class GrantsView(generics.GenericAPIView[Grant]):
+    filterset_class = GrantFilter
+    queryset = Grant.objects.none()  # for the schema: what is served comes from `access`
+    serializer_class = GrantOutput
+
+    @extend_schema(responses=GrantOutput(many=True))
+    def get(self, request: Request, slug: str, filename: str | None = None) -> Response:
+        """Who was given what. Of a collection, its single files included."""
+        user = user_of(request)
+        grants = access.visible_grants(user, *load(user, slug, filename)).select_related(*GRANT_PARTS)
+        page = self.paginate_queryset(self.filter_queryset(grants))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    @extend_schema(request=GrantInput, responses={201: GrantOutput, 200: GrantOutput})
+    def post(self, request: Request, slug: str, filename: str | None = None) -> Response:
+        """Gives a user, or everyone in the tenant, a level: 201. If they have one given here already, it is changed: 200."""
+        user = user_of(request)
+        collection, file = load(user, slug, filename)
+        given = GrantInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        wish = given.validated_data
+        grant, is_new = sharing.grant(
+            collection, file=file, username=wish.get("user"), level=wish["level"], by=user, now=timezone.now()
+        )
+        address = {"slug": slug, "grant_id": str(grant.pk)}
+        location = (
+            absolute_url(request, "grant", **address)
+            if file is None
+            else absolute_url(request, "file-grant", filename=file.filename, **address)
+        )
+        code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
+        return render(self, GrantOutput, grant, status=code, headers={"Location": location})
+
+
+class GrantView(APIView):
+    @extend_schema(responses=GrantOutput)
+    def get(self, request: Request, slug: str, grant_id: UUID, filename: str | None = None) -> Response:
+        user = user_of(request)
+        return render(self, GrantOutput, access.get_grant(user, grant_id, *load(user, slug, filename)))
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, slug: str, grant_id: UUID, filename: str | None = None) -> Response:
+        """Takes it away, from the next request on. What the person has by role or by another grant stays."""
+        user = user_of(request)
+        sharing.revoke(access.get_grant(user, grant_id, *load(user, slug, filename)), by=user, now=timezone.now())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class TenantGrantsView(generics.GenericAPIView[Grant]):
+    filterset_class = GrantFilter
+    queryset = Grant.objects.none()  # for the schema: what is served comes from `access`
+    serializer_class = GrantOutput
+
+    @extend_schema(operation_id="tenant_grants_list", responses=GrantOutput(many=True))
+    def get(self, request: Request, tenant: str) -> Response:
+        """Who was given what in the tenant: for its admins and auditors. `external=true` shows what people of others have."""
+        user = user_of(request)
+        grants = access.tenant_grants(user, people.get_tenant(user, tenant)).select_related(*GRANT_PARTS)
+        page = self.paginate_queryset(self.filter_queryset(grants))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
