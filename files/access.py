@@ -196,6 +196,25 @@ def tenant_grants(user: User, tenant: Tenant) -> QuerySet[Grant]:
     return Grant.objects.filter(collection__tenant=tenant, collection__kind=Collection.Kind.FILES)
 
 
+def given_to(collection: Collection, file: StoredFile | None, *, username: str | None) -> QuerySet[Grant]:
+    """What a person, or all members if None, was given on exactly this. For whoever may see it all."""
+    given = Grant.objects.filter(collection=collection, file=file)
+    return given.filter(user=None) if username is None else given.filter(user__username=username)
+
+
+def get_target_as_operator(slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
+    """For management commands, whose user has the database itself."""
+    collection = Collection.objects.filter(slug=slug, kind=Collection.Kind.FILES).select_related("tenant").first()
+    if collection is None:
+        raise NotFound(f"There is no collection {slug}.")
+    if filename is None:
+        return collection, None
+    file = collection.files.exclude(status=StoredFile.Status.DELETING).filter(name_key=unique_key(filename)).first()
+    if file is None:
+        raise NotFound(f"There is no file of this name in {slug}.")
+    return collection, file
+
+
 # --- How levels come about ---
 
 

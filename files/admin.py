@@ -3,12 +3,16 @@
 # mypy: disable-error-code=type-arg
 # Outside the stubs, ModelAdmin takes no type argument.
 
-from typing import Any
+from typing import Any, cast
 
 from django.contrib import admin
+from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
 
-from files.models import Collection, Erasure, Upload
+from files import sharing
+from files.models import Collection, Erasure, Grant, Upload
+from tenants.models import User
 
 
 class ReadOnly(admin.ModelAdmin):
@@ -35,6 +39,38 @@ class CollectionAdmin(ReadOnly):
         "slug", "uuid", "tenant", "display_name", "status", "egress_status", "cipher", "file_count", "total_length", "purge_at",
         "created_at", "created_by", "deleted_at",
     )  # fmt: skip
+
+
+@admin.register(Grant)
+class GrantAdmin(ReadOnly):
+    """Who was given what. Taking it away is a button; giving is the API's and `grantaccess`'s."""
+
+    list_display = ("collection", "of_one_file", "user", "level", "is_external", "created_at", "created_by")
+    list_filter = ("level", "collection__tenant")
+    list_select_related = ("collection", "user", "created_by")
+    search_fields = ("collection__slug", "user__username", "user__email")
+    search_help_text = "Id of a collection, or a person."
+    ordering = ("-created_at",)
+    show_full_result_count = False
+    fields = ("id", "collection", "of_one_file", "user", "is_external", "level", "created_at", "created_by")
+    actions = ("revoke",)
+
+    @admin.display(boolean=True, description="one file only")
+    def of_one_file(self, grant: Grant) -> bool:
+        return grant.file_id is not None
+
+    @admin.display(boolean=True, description="external")
+    def is_external(self, grant: Grant) -> bool:
+        return grant.is_external
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return isinstance(request.user, User) and request.user.is_superuser
+
+    @admin.action(description="Take away", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[Grant]) -> None:
+        for grant in queryset:
+            sharing.revoke(grant, by=cast(User, request.user), now=timezone.now(), as_operator=True)
+        self.message_user(request, f"{len(queryset)} taken away.")
 
 
 @admin.register(Upload)

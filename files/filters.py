@@ -29,6 +29,13 @@ class MomentFilter(filters.IsoDateTimeFilter):
     field_class = MomentField
 
 
+class Flag(filters.TypedChoiceFilter):
+    """true or false: django-filter's own takes anything else for unset."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(choices=[(word, word) for word in ("true", "false")], coerce="true".__eq__, **kwargs)
+
+
 class CollectionFilter(filters.FilterSet):
     tenant = filters.CharFilter(field_name="tenant__slug", max_length=50)
     search = filters.CharFilter(field_name="display_name", lookup_expr="icontains", max_length=200)
@@ -52,8 +59,8 @@ class FileFilter(filters.FilterSet):
 class GrantFilter(filters.FilterSet):
     user = filters.CharFilter(field_name="user__username", max_length=150)
     level = filters.ChoiceFilter(choices=[(level.label, level.label) for level in GRANTED], method="of_level")
-    everyone = filters.BooleanFilter(field_name="user", lookup_expr="isnull")
-    external = filters.BooleanFilter(method="of_others")
+    everyone = Flag(field_name="user", lookup_expr="isnull")
+    external = Flag(method="of_others")
 
     class Meta:
         model = Grant

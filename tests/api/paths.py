@@ -41,3 +41,11 @@ def archive(slug: str) -> str:
 
 def archive_link(slug: str) -> str:
     return f"{collection(slug)}archive/"
+
+
+def grants(slug: str) -> str:
+    return f"{collection(slug)}grants/"
+
+
+def file_grants(slug: str, filename: str) -> str:
+    return f"{file(slug, filename)}grants/"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, connection
+from django.utils import timezone
 from rest_framework.test import APIClient
 
-from files import reading, transfers
-from files.models import Collection, StoredFile
+from files import reading, sharing, transfers
+from files.models import Collection, Grant, StoredFile
 from files.stores import get_store
 from files.stores.local import LocalStore
 from files.transfers import TransferEnded
@@ -76,7 +77,12 @@ def delete_file(bob: User, november: Collection) -> None:
     StoredFile.objects.all().delete()
 
 
-WAYS = [deactivate, delete_user, expel, demote, suspend, delete_collection]
+def take_grants(bob: User, november: Collection) -> None:
+    for grant in Grant.objects.filter(user=None):
+        sharing.revoke(grant, by=None, now=timezone.now())
+
+
+WAYS = [deactivate, delete_user, expel, demote, suspend, delete_collection, take_grants]
 
 
 @pytest.mark.parametrize("lose", [*WAYS, delete_file])
@@ -109,6 +115,24 @@ def test_archive_ends_when_its_reader_loses_the_right_to_it(
     lose(bob, november)
     with pytest.raises(TransferEnded):
         b"".join(pieces)
+
+
+def test_archive_of_single_grants_ends_with_the_one_whose_turn_it_is(
+    asked_before_every_piece: None, api: Api, alice: User, bob: User, november: Collection
+) -> None:
+    """bob has two files and not the collection: taken is the second, at first before its turn comes, then while it is sent."""
+    api(alice).put(paths.content(november.slug, "b.bin"), CONTENT, content_type="application/octet-stream")
+    take_grants(bob, november)
+    for before_it in (1, 8 * MIB):
+        for name in ("a.bin", "b.bin"):
+            api(alice).post(paths.file_grants(november.slug, name), {"user": "bob", "level": "viewer"})
+        pieces, received = stream(api(bob), paths.archive(november.slug)), []
+        while sum(received) < before_it:
+            received.append(len(next(pieces)))
+        sharing.revoke(Grant.objects.get(user=bob, file__filename="b.bin"), by=None, now=timezone.now())
+        with pytest.raises(TransferEnded):
+            received.extend(map(len, pieces))
+        assert 5 * MIB <= sum(received) < 10 * MIB
 
 
 def test_stream_goes_on_while_nothing_changes_and_asks_every_few_seconds_only(

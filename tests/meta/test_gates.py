@@ -1,0 +1,91 @@
+"""One gate: views, serializers, filters and tasks reach rows through `access` and the services alone (INV-01).
+
+Read from the syntax trees, because a test of answers sees only the requests that somebody thought of.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.apps import apps
+from django.conf import settings
+
+
+OURS = ("tenants", "files", "egress", "purge", "config")
+OUTER = ("views", "serializers", "tasks", "urls", "schema")  # and whatever ends in _views, _serializers, _tasks
+MANAGERS = {"objects", "_default_manager", "_base_manager"}
+WAYS_AROUND = {"get_object_or_404", "get_list_or_404", "raw", "connection", "connections", "cursor", "get_model"}
+
+
+def outer_modules() -> list[Path]:
+    root = Path(settings.BASE_DIR)
+    found = [path for app in OURS for path in (root / app).rglob("*.py") if path.stem.split("_")[-1] in OUTER]
+    return sorted(path for path in found if "migrations" not in path.parts)
+
+
+def reverse_accessors() -> set[str]:
+    """`collection.files`, `user.memberships`: querysets that no gate has seen."""
+    names = set()
+    for model in apps.get_models():
+        if model._meta.app_label in OURS:
+            names |= {found.get_accessor_name() or "" for found in model._meta.related_objects if found.multiple}
+    return names - {""}
+
+
+def queries(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and source of whatever could reach a row by itself."""
+    accessors = reverse_accessors()
+    harmless = {
+        node.func.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "none"  # `Thing.objects.none()`, which tells the schema what a list is of
+    }
+    modules = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            of_module = isinstance(node.value, ast.Name) and node.value.id in modules
+            if (
+                (node.attr in MANAGERS and node not in harmless)
+                or node.attr in WAYS_AROUND
+                or (node.attr in accessors and not of_module)
+            ):
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Name) and node.id in WAYS_AROUND:
+            yield node.lineno, node.id
+
+
+def test_modules_are_found() -> None:
+    names = {f"{path.parent.name}/{path.name}" for path in outer_modules()}
+    assert names >= {"files/views.py", "files/sharing_views.py", "files/serializers.py", "files/tasks.py", "tenants/views.py"}
+
+
+@pytest.mark.parametrize("path", outer_modules(), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_module_makes_no_query_of_its_own(path: Path) -> None:
+    assert list(queries(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "Collection.objects.get(slug=slug)",
+        "models.StoredFile.objects.all()",
+        "StoredFile._default_manager.filter(pk=1)",
+        "collection.files.filter(name='x')",
+        "user.memberships.all()",
+        "file.collection.grants.first()",
+        "get_object_or_404(Collection, slug=slug)",
+        "connection.cursor()",
+        "apps.get_model('files', 'StoredFile')",
+        "StoredFile.objects.none() | StoredFile.objects.all()",
+    ],
+)
+def test_a_query_is_seen(source: str) -> None:
+    assert list(queries(ast.parse(source)))
+
+
+@pytest.mark.parametrize("source", ["Collection.objects.none()", "access.get_file(user, slug, name)", "services.files(x)"])
+def test_what_is_no_query_is_left_alone(source: str) -> None:
+    assert not list(queries(ast.parse(f"from files import access, services\n{source}")))
