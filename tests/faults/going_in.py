@@ -53,7 +53,7 @@ class GoingIn(World):
             expect = 401
         elif tenant not in {home, None}:
             expect = 400
-        elif self.roles[who] == "auditor":
+        elif self.roles[who] == "research_it":
             expect = 403
         elif cipher == "NONE" and home != "acme":
             expect = 400
@@ -61,7 +61,7 @@ class GoingIn(World):
             taken = any((case.tenant, case.title) == (home, title) for case in self.state.values())
             expect = 409 if taken else 201
         number = next(self.counter)
-        after = [{**self.state, number: Case(str(home), title, {})}] if expect == 201 else []
+        after = [{**self.state, number: Case(str(home), str(who), title, {})}] if expect == 201 else []
         wish = {"display_name": title, "cipher": cipher} | ({"tenant": tenant} if tenant else {})
         self.attempt(lambda: self.clients[who].post(paths.COLLECTIONS, wish), expect, *after, fault=fault)
         self.agrees()
@@ -73,7 +73,7 @@ class GoingIn(World):
         """Something that a manager alone may do, answered with `expect` if the moment is right."""
         case = self.state[number]
         refusal = self.refusal(who, case, deleted=True)
-        expect = refusal or (403 if who and self.roles[who] != "admin" else expect)
+        expect = refusal or (403 if who and not self.manages(who, case) else expect)
         after = [{**self.state, number: replace(case, **changes)}] if expect < 400 else []
         self.attempt(lambda: call(self.clients[who], self.slug(number)), expect, *after, fault=fault)
 

@@ -211,7 +211,7 @@ class Strongroom(GoingIn):
             assert list(Key.objects.values()) == before
             self.during.enter_context(override_settings(KEYRING=new))
 
-    @rule(who=st.sampled_from(["bob", "mallory"]), role=st.sampled_from(["admin", "member", "auditor"]))
+    @rule(who=st.sampled_from(["bob", "mallory"]), role=st.sampled_from(["admin", "member", "research_it"]))
     def change_role(self, who: str, role: str) -> None:
         """INV-16."""
         Membership.objects.filter(user__username=who).update(roles=[role])

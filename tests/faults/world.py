@@ -24,20 +24,20 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant
 from rest_framework.test import APIClient
 
 from config.logs import JsonFormatter
-from files.models import Collection, DownloadLink, Erasure, Key, StoredFile, Upload
+from files.models import Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
 from files.stores import get_store
 from files.tasks import tick
 from tenants import tokens
 from tenants.models import AuditHead, Tenant, User
 from tests import invariants, nonces
 from tests.api import paths
-from tests.factories import make_member
+from tests.factories import make_member, make_tenant
 from tests.faults.breaking import FUSE, KINDS
 from tests.meta.leaks import insides
 
 
 COUNTED: Counter[tuple[int, str, int | None]] = Counter()  # requests by the status that was due, the fault, and the status
-ROWS: Sequence[type[models.Model]] = (Collection, StoredFile, Upload, Erasure, Key, DownloadLink, AuditHead)
+ROWS: Sequence[type[models.Model]] = (Collection, StoredFile, Upload, Erasure, Grant, Key, DownloadLink, AuditHead)
 PEOPLE = {"alice": "acme", "bob": "acme", "otto": "acme", "greta": "globex", "mallory": "globex"}
 ADMINS = {"acme": "alice", "globex": "greta"}
 QUOTA_BYTES, QUOTA_FILES = 400, 3  # of globex; acme has none
@@ -67,6 +67,7 @@ class Case:
     """A collection."""
 
     tenant: str
+    creator: str
     title: str
     files: Mapping[int, File]
     is_deleted: bool = False
@@ -114,7 +115,7 @@ class World(RuleBasedStateMachine):
         self.links: dict[int, Link] = {}
         self.counter = itertools.count(1)
         self.seen: dict[tuple[str, int], str] = {}  # slugs, ids and ETags, once the server has named them
-        self.roles = {"alice": "admin", "bob": "member", "otto": "auditor", "greta": "admin", "mallory": "member"}
+        self.roles = {"alice": "admin", "bob": "member", "otto": "research_it", "greta": "admin", "mallory": "member"}
         self.listed: dict[tuple[str, str], tuple[str, list[Any]]] = {}  # what `observed` saw last
         self.secrets: list[str] = []
         self.lines: list[str] = []
@@ -124,7 +125,7 @@ class World(RuleBasedStateMachine):
         self.during.callback(request_finished.connect, close_old_connections)  # Django's client forgets it when it is killed
         self._listen()
         for slug in ("acme", "globex"):
-            Tenant.objects.create(slug=slug, name=slug, created_at=self.now, allowed_ciphers=["AES-GCM"])
+            make_tenant(slug)
         Tenant.objects.filter(slug="acme").update(allowed_ciphers=["AES-GCM", "NONE"])
         Tenant.objects.filter(slug="globex").update(quota_bytes=QUOTA_BYTES, quota_files=QUOTA_FILES)
         for name, tenant in PEOPLE.items():
@@ -172,9 +173,13 @@ class World(RuleBasedStateMachine):
         """The status of whoever may not even see a collection; 0 for the others. With `deleted`, managers see those too."""
         if who is None:
             return 401
-        if PEOPLE[who] != case.tenant or self.roles[who] == "auditor":
+        if PEOPLE[who] != case.tenant or self.roles[who] == "research_it":
             return 404
-        return 404 if case.is_deleted and not (deleted and self.roles[who] == "admin") else 0
+        return 404 if case.is_deleted and not (deleted and self.manages(who, case)) else 0
+
+    def manages(self, who: str, case: Case) -> bool:
+        """Admins all of them, members their own."""
+        return self.roles[who] == "admin" or (self.roles[who] == "member" and who == case.creator)
 
     def slug(self, case: int) -> str:
         return self.seen["slug", case]

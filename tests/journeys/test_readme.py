@@ -44,7 +44,7 @@ def upload(server: Server, filename: str, content: str) -> str:
 def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> None:
     output = run(*shell_blocks("README.md", "## One worked example"), server=server, folder=tmp_path)
     answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    me, uploaded, listed, unconditional, replaced, used_up, today = answers
+    me, uploaded, listed, unconditional, replaced, used_up, today, unshared, grants, taken_away = answers
     assert me["username"] == "member"
     assert listed["results"] == [uploaded]
     assert unconditional["status"] == 428
@@ -53,7 +53,9 @@ def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> N
     assert "the same bytes\n1\n2\n3\n4\n5\nresumed\n" in output
     assert "the same bytes, once" in output
     assert "Done testing" in output
-    assert output.endswith("204\n")
+    assert "the same bytes, shared" in output
+    assert [(grant["user"], grant["level"]) for grant in grants["results"]] == [("member2", "viewer"), ("member", "manager")]
+    assert (unshared["status"], taken_away["status"]) == (404, 404)
     with zipfile.ZipFile(tmp_path / "some.zip") as archive:
         assert archive.namelist() == [today["filename"]]
 

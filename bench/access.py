@@ -1,0 +1,187 @@
+"""What "who may read this?" costs: lists and details with 100,000 files in 1,000 collections under 20,000 grants, on PostgreSQL.
+
+    .venv/bin/python -m bench.access postgresql://root@127.0.0.1:5432 [--rounds 5]      makes and drops a database of its own
+
+Each request goes through the whole application in this one process, as in a worker. Printed is, for each kind of request and
+each person, the number of queries, the median and the 95th percentile over all pages and rounds, and those of the last page
+beside the first. Exits with 1 if a 95th percentile is over 50 ms or the number of queries depends on the page.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+
+
+COLLECTIONS, FILES, GRANTS, PEOPLE = 1_000, 100_000, 20_000, 500
+LARGEST = 10_000  # files of the first collection
+LIMIT = 0.050  # seconds
+NAME = "strongroom_bench_access"
+
+
+@contextmanager
+def own_database(server: str) -> Iterator[None]:
+    """An empty one, migrated, as the database of this process' Django."""
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {NAME} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {NAME}")
+        os.environ["DATABASE_URL"] = f"{server}/{NAME}"
+        os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+        try:
+            import django
+            from django.core.management import call_command
+
+            django.setup()
+            call_command("migrate", verbosity=0)
+            yield
+        finally:
+            connection.execute(f"DROP DATABASE {NAME} WITH (FORCE)")
+
+
+def fill(now: datetime) -> dict[str, Any]:
+    """The people whose requests are timed, by what they are."""
+    from django.db import connection
+
+    from files.models import Collection, Grant, Key, Level, StoredFile
+    from tenants.models import Membership, Tenant, User
+
+    chance = random.Random(1)  # noqa: S311  the same rows in every run
+    acme = Tenant.objects.create(slug="acme", name="Acme", created_at=now, allow_external_sharing=True)
+    globex = Tenant.objects.create(slug="globex", name="Globex", created_at=now)
+    User.objects.bulk_create(User(username=f"person-{n}", email=f"person-{n}@example.org") for n in range(PEOPLE))
+    people = list(User.objects.order_by("id"))
+    admin, auditor, outsider, *members = people
+
+    def join(user: User, tenant: Tenant, role: str) -> Membership:
+        return Membership(user=user, tenant=tenant, roles=[role], created_at=now)
+
+    Membership.objects.bulk_create(
+        [join(admin, acme, "admin"), join(auditor, acme, "auditor"), join(outsider, globex, "member")]
+        + [join(user, acme, "member") for user in members]
+    )
+    memberships = {each.user_id: each for each in Membership.objects.all()}
+    keys = [
+        Key(purpose="collection", owner=f"{acme.pk}/{n}", kek_id="bench", wrapped=b"", created_at=now) for n in range(COLLECTIONS)
+    ]
+    Key.objects.bulk_create(keys)
+    collections = [
+        Collection(
+            slug=f"collection-{n}", tenant=acme, display_name=f"Collection {n}", cipher="AES-GCM", key=key, created_by=admin,
+            created_at=now - timedelta(minutes=n),
+        )
+        for n, key in enumerate(keys)
+    ]  # fmt: skip
+    Collection.objects.bulk_create(collections)
+    homes = [collections[0]] * LARGEST + chance.choices(collections[1:], k=FILES - LARGEST)
+    files = [
+        StoredFile(
+            collection=home, filename=f"file-{n}.csv", name_key=f"file-{n}.csv", content_type="text/csv", length=n,
+            cipher="AES-GCM", sha256=sha256(str(n).encode()).hexdigest(), created_at=now - timedelta(seconds=n),
+            updated_at=now, created_by=admin, updated_by=admin, segment_size=131072, store="vault", object_id=uuid4(),
+            object_key=f"bench/{n}", object_size=n + 56, object_etag="bench",
+            header=bytes(40), key_salt=bytes(32), key_commitment=bytes(32),
+        )
+        for n, home in enumerate(homes)
+    ]  # fmt: skip
+    StoredFile.objects.bulk_create(files, batch_size=5_000)
+
+    def grant(collection: Collection, user: User | None, level: Level, file: StoredFile | None = None) -> Grant:
+        membership = memberships[user.pk] if user in members else None
+        return Grant(collection=collection, file=file, user=user, membership=membership, level=level, created_at=now)
+
+    # One member has all collections one by one; half of the collections are everybody's; the outsider has fifty.
+    rich = members[0]
+    grants = [grant(collection, rich, Level.VIEWER) for collection in collections]
+    grants += [grant(collection, None, Level.VIEWER) for collection in collections[::2]]
+    grants += [grant(collection, outsider, Level.VIEWER) for collection in collections[:50]]
+    single = {(file.pk, chance.choice(members[1:])) for file in chance.sample(files, GRANTS - len(grants))}
+    by_pk = {file.pk: file for file in files}
+    grants += [grant(by_pk[pk].collection, user, Level.EDITOR, by_pk[pk]) for pk, user in single]
+    Grant.objects.bulk_create(grants, batch_size=5_000)
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE")
+    return {"admin": admin, "auditor": auditor, "member with all": rich, "member with few": members[1], "outsider": outsider}
+
+
+class Asked:
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.first: list[float] = []
+        self.last: list[float] = []
+        self.queries: set[int] = set()
+
+
+def ask(client: Any, address: str) -> tuple[float, int, Any]:
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+
+    with CaptureQueriesContext(connection) as queries:
+        client.get(address)
+    count = len(queries)
+    started = time.perf_counter()
+    answer = client.get(address)
+    seconds = time.perf_counter() - started
+    assert answer.status_code == 200, (address, answer.content)
+    return seconds, count, answer.json()
+
+
+def walk(client: Any, address: str, asked: Asked) -> None:
+    page, pages = address, []
+    while page:
+        seconds, queries, body = ask(client, page)
+        pages.append(seconds)
+        asked.queries.add(queries)
+        page = body.get("next")
+    asked.seconds += pages
+    asked.first.append(pages[0])
+    asked.last.append(pages[-1])
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("server", help="postgresql://user@host:port, without a database")
+    options.add_argument("--rounds", type=int, default=5)
+    chosen = options.parse_args()
+    server = urlsplit(chosen.server)
+    assert server.scheme == "postgresql", "a PostgreSQL server, please"
+    with own_database(chosen.server.rstrip("/")):
+        from rest_framework.test import APIClient
+
+        from tenants import tokens
+
+        now = datetime.now(UTC)
+        people = fill(now)
+        is_bad = False
+        print(f"{'':34}{'queries':>8}{'p50':>9}{'p95':>9}{'first':>9}{'last':>9}   ms")
+        for name, user in people.items():
+            largest = "/api/v1/collections/collection-0/"
+            kinds = {"collections": "/api/v1/collections/", "files of 10,000": f"{largest}files/", "collection": largest}
+            if name in {"admin", "auditor"}:
+                kinds |= {"grants of the tenant": "/api/v1/tenants/acme/grants/", "grants": f"{largest}grants/"}
+            kinds["file"] = f"{largest}files/file-5000.csv/"
+            for kind, address in kinds.items():
+                asked = Asked()
+                for _ in range(chosen.rounds):
+                    client = APIClient(SERVER_NAME="localhost", HTTP_AUTHORIZATION=f"Bearer {tokens.mint(user)['access']}")
+                    walk(client, address, asked)
+                p95 = sorted(asked.seconds)[int(0.95 * len(asked.seconds))]
+                figures = [statistics.median(asked.seconds), p95, statistics.median(asked.first), statistics.median(asked.last)]
+                shown = "".join(f"{figure * 1000:9.1f}" for figure in figures)
+                print(f"{name + ': ' + kind:34}{'/'.join(map(str, sorted(asked.queries))):>8}{shown}", flush=True)
+                is_bad |= p95 > LIMIT or len(asked.queries) > 1
+        return int(is_bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
