@@ -71,6 +71,15 @@ deleted    GET    /api/v1/collections/{slug}/content/{filename}            404  
 deleted    PUT    /api/v1/collections/{slug}/content/{filename}            404   404    404     404   404   404   401      404       401
 deleted    GET    /downloads/{token}                                       404   404    404     404   404   404   404      404       404
 
+-          GET    /api/v1/tenants/{tenant}/api-keys/                       200   empty  200     empty 404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/api-keys/                       201   201    201     201   404   403   401      404       401
+-          GET    /api/v1/tenants/{tenant}/api-keys/{prefix}/              200   404    200     404   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/api-keys/{prefix}/              204   404    403     404   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/service-accounts/               200   403    200     403   404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/service-accounts/               201   403    403     403   404   201   401      404       401
+-          GET    /api/v1/tenants/{tenant}/service-accounts/{username}/    200   403    200     403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/service-accounts/{username}/    204   403    403     403   404   204   401      404       401
+
 -          GET    /api/schema/                                             200   200    200     200   200   200   200      200       200
 -          GET    /api/docs/                                               200   200    200     200   200   200   200      200       200
 """  # noqa: E501  a table is read by its columns

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
 from files import links
-from files.models import Collection, StoredFile
+from files.models import Collection, DownloadLink, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
 from tests.factories import PASSWORD, make_member, make_tenant, make_user
@@ -42,14 +42,21 @@ def patterns(resolver: URLResolver, prefix: str = "/") -> Iterator[tuple[str, UR
             yield re.sub(r"<\w+:(\w+)>", r"{\1}", path), entry
 
 
+def views() -> dict[str, Any]:
+    """Path -> class of its view, of everything but the admin site."""
+    return {
+        path: getattr(pattern.callback, "cls", None) or pattern.callback.view_class  # type: ignore[attr-defined]
+        for path, pattern in patterns(get_resolver())
+        if not path.startswith("/admin/")
+    }
+
+
 def routes() -> dict[str, set[str]]:
-    """Path -> methods that its view has, of everything but the admin site."""
-    found = {}
-    for path, pattern in patterns(get_resolver()):
-        if not path.startswith("/admin/"):
-            view = getattr(pattern.callback, "cls", None) or pattern.callback.view_class  # type: ignore[attr-defined]
-            found[path] = {method.upper() for method in view.http_method_names if hasattr(view, method)} - {"OPTIONS"}
-    return found
+    """Path -> methods that its view has."""
+    return {
+        path: {method.upper() for method in view.http_method_names if hasattr(view, method)} - {"OPTIONS"}
+        for path, view in views().items()
+    }
 
 
 def test_table_has_every_address_and_method_and_no_other() -> None:
@@ -86,9 +93,20 @@ class Names:
     filename: str
     etag: str
     token: str
+    prefix: str  # of an API key of the admin
+    username: str  # of a service account
 
 
-UNKNOWN = Names("no-such-tenant", "november-2012-xxxx", "No such name", "no-such-file.csv", f'"{"0" * 32}"', "x" * 43)
+UNKNOWN = Names(
+    tenant="no-such-tenant",
+    slug="november-2012-xxxx",
+    display_name="No such name",
+    filename="no-such-file.csv",
+    etag=f'"{"0" * 32}"',
+    token="x" * 43,
+    prefix="sr_00000000",
+    username="nobody@no-such-tenant",
+)
 NEW_FILE = "new.csv"
 
 
@@ -150,10 +168,14 @@ def make_world() -> World:
     alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
     collection, file = Collection.objects.get(slug=slug), StoredFile.objects.get()
     token = links.mint(collection=collection, file=file, by=alice, now=datetime.now(UTC))
+    DownloadLink.objects.update(expires_at=datetime.now(UTC) + timedelta(hours=1))  # all of the table is asked of this one
+    about = f"/api/v1/tenants/{acme.slug}"
+    prefix = alices.post(f"{about}/api-keys/", {"name": "From the third ward", "scopes": ["read"]}).json()["prefix"]
+    username = alices.post(f"{about}/service-accounts/", {"name": "importer", "roles": ["member"]}).json()["username"]
     User.objects.filter(username="ivan").update(is_active=False)
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
-        file.object_id.hex, str(file.object_id), file.sha256, "alice",
+        file.object_id.hex, str(file.object_id), file.sha256, "alice", prefix, username,
     ]  # fmt: skip
     tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
     return World(
@@ -161,7 +183,7 @@ def make_world() -> World:
         clients=clients,
         tokens=pairs,
         collection=collection,
-        names=Names(acme.slug, slug, "November Cohort", "patient-4711.csv", put["ETag"], token),
+        names=Names(acme.slug, slug, "November Cohort", "patient-4711.csv", put["ETag"], token, prefix, username),
         secrets=[secret.encode() for secret in secrets],
         tenant_secrets=[secret.encode() for secret in tenant_secrets],
     )
@@ -184,6 +206,10 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
             data = {"refresh": pair["refresh"]}
         case "POST", "collections/":
             data = {"display_name": "December", "tenant": names.tenant}
+        case "POST", "tenants/{tenant}/api-keys/":
+            data = {"name": "nightly", "scopes": ["read"]}
+        case "POST", "tenants/{tenant}/service-accounts/":
+            data = {"name": "exporter", "roles": ["member"]}
         case "PATCH", "collections/{slug}/":
             data = {"display_name": "December"}
         case "POST", "collections/{slug}/files/":

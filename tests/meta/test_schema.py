@@ -25,12 +25,13 @@ from schemathesis.specs.openapi import checks
 from config.wsgi import application
 from files.models import Collection, DownloadLink
 from tenants import tokens
-from tenants.models import User
+from tenants.models import ApiKey, User
 from tests.factories import PASSWORD
 from tests.meta.leaks import insides
 
 
 SLUG, FILENAME, TOKEN = "november-2012-7kq3", "readings.csv", "t" * 43
+TENANT, PREFIX, SERVICE_ACCOUNT = "acme", "sr_12345678", "importer@acme"
 CONTENT = b"a,b\r\n1,2\r\n"
 Case: TypeAlias = schemathesis.Case[Any]
 Operation: TypeAlias = schemathesis.APIOperation[Any, Any, Any, Any]
@@ -41,7 +42,14 @@ PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
 
 def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
     """The schema, naming what exists: made-up names would see little but 404. Requests that break it still have others."""
-    known = {"slug": SLUG, "filename": FILENAME, "token": TOKEN}
+    known = {
+        "slug": SLUG,
+        "filename": FILENAME,
+        "token": TOKEN,
+        "tenant": TENANT,
+        "prefix": PREFIX,
+        "username": SERVICE_ACCOUNT,
+    }
     for operations in document["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
@@ -51,6 +59,7 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
     inputs["NamedFileFormRequest"]["properties"]["collection"]["enum"] = [SLUG, "November 2012"]
     inputs["TokenInputRequest"]["properties"]["username"]["enum"] = ["alice"]
     inputs["TokenInputRequest"]["properties"]["password"]["enum"] = [PASSWORD]
+    inputs["CreateApiKeyInputRequest"]["properties"]["owner"]["enum"] = ["alice", SERVICE_ACCOUNT]
     return document
 
 
@@ -122,7 +131,7 @@ def one_transaction() -> Iterator[None]:
 @schemathesis.check
 def nothing_foreign_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
     """INV-01: of what acme keeps, whatever was asked."""
-    for known in (SLUG, FILENAME, CONTENT, sha256(CONTENT).hexdigest(), "acme"):
+    for known in (SLUG, FILENAME, CONTENT, sha256(CONTENT).hexdigest(), TENANT, PREFIX):
         assert (known if isinstance(known, bytes) else known.encode()) not in (response.content or b"")
 
 
@@ -158,6 +167,9 @@ def november(alice: User, now: datetime, api: Callable[[User | None], APIClient]
     Collection.objects.update(slug=SLUG)
     alices.put(f"/api/v1/collections/{SLUG}/content/{FILENAME}", CONTENT, content_type="text/csv")
     alices.post(f"/api/v1/collections/{SLUG}/files/{FILENAME}/download/")
+    alices.post(f"/api/v1/tenants/{TENANT}/service-accounts/", {"name": "importer", "roles": ["member"]})
+    alices.post(f"/api/v1/tenants/{TENANT}/api-keys/", {"name": "nightly", "scopes": ["read"]})
+    ApiKey.objects.update(prefix=PREFIX)
     DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest(), expires_at=now + timedelta(hours=1))
 
 
