@@ -99,7 +99,7 @@ def open_file(
     body = Transfer(
         _read(file, first, stop, by=by, now=now),
         length=stop - first,
-        still_allowed=partial(may_read, by.pk, file.collection_id, file.pk),
+        still_allowed=partial(may_read, by, file.collection_id, file.pk),
         slots=SLOTS,
         meter=meter,
     )
@@ -134,7 +134,7 @@ def open_archive(
     headers = _headers("attachment", f"{collection.slug}.zip", "application/zip") | {"Content-Length": str(len(archive))}
     if head:
         return Answer(HTTPStatus.OK, headers)
-    still_allowed = partial(may_read, by.pk, collection.pk, None)
+    still_allowed = partial(may_read, by, collection.pk, None)
     body = Transfer(_zip(archive, opened), length=len(archive), still_allowed=still_allowed, slots=SLOTS)
     _start(body, start or partial(_record_archive, collection, by, now, len(members)))
     return Answer(HTTPStatus.OK, headers, body)
@@ -150,10 +150,12 @@ def _start(body: Transfer, record: Callable[[], None]) -> None:
     return_connection()  # the stream takes no database connection with it (T-15)
 
 
-def may_read(user_id: int, collection_id: int, file_id: int | None) -> bool:
-    """Whether a stream that was allowed to begin may go on: read from the database, because everything may have changed."""
-    user = User.objects.filter(pk=user_id, is_active=True).first()
-    collections = access.visible_collections(user).filter(pk=collection_id) if user else Collection.objects.none()
+def may_read(by: User, collection_id: int, file_id: int | None) -> bool:
+    """Whether a stream that was allowed to begin may go on: read from the database, because everything may have changed.
+
+    Of `by` that is who they are and the API key that they came with; `access` reads anew what both of them open.
+    """
+    collections = access.visible_collections(by).filter(pk=collection_id)
     return (collections.filter(files=file_id) if file_id else collections).exists()
 
 

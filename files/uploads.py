@@ -190,8 +190,7 @@ class Incoming:
         self._is_committing = False
         with transaction.atomic():
             collection = _lock_collection(file.collection_id)
-            by = User.objects.filter(pk=by.pk).first() or by  # as it is now, not as it was when the first byte came
-            check_can_write(by, collection)
+            check_can_write(by, collection)  # as they stand now, not as they stood when the first byte came
             if collection.status != Collection.Status.OPEN:
                 raise errors.NotOpen
             # The other contenders are the clean-up and a second commit: who deletes the row decides over the object.
