@@ -136,7 +136,7 @@ class ServiceAccountView(APIView):
 
     @extend_schema(operation_id="service_accounts_deactivate", responses={204: None})
     def delete(self, request: Request, tenant: str, username: str) -> Response:
-        """Deactivates the account for good and revokes its keys. It stays in the list."""
+        """Deactivates the account and revokes its keys. It stays in the list."""
         user = user_of(request)
         account = service_accounts.get_account(user, access.get_tenant(user, tenant), username)
         service_accounts.deactivate(account, by=user, now=timezone.now())

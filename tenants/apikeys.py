@@ -26,6 +26,7 @@ from tenants.retries import retried
 MARK: Final = "sr_"
 SHAPE: Final = re.compile(r"(sr_[A-Za-z0-9]{8})\.([A-Za-z0-9_-]{43})", re.ASCII)
 DEFAULT_LIFETIME: Final = timedelta(days=365)
+MAX_NAME_LENGTH: Final = 100
 MAX_LIVE_KEYS: Final = 50  # of one owner in one tenant
 USE_NOTED_EVERY: Final = timedelta(minutes=1)
 
@@ -88,6 +89,8 @@ def create(
     now: datetime,
 ) -> tuple[ApiKey, str]:
     """The key, and the text that opens it, which nobody can tell again. It ends after a year, or when `expires_at` says."""
+    if not name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise Invalid("name", f"Say what it is for, in one line of at most {MAX_NAME_LENGTH} characters.")
     latest = now + timedelta(days=settings.API_KEY_MAX_DAYS)
     ends = min(now + DEFAULT_LIFETIME, latest) if expires_at is None else expires_at
     if not now < ends <= latest:
@@ -145,7 +148,7 @@ def revoke(key: ApiKey, *, by: User | None, now: datetime) -> None:
 
 
 def revoke_all(owner: User, *, now: datetime, tenant: Tenant | None = None) -> None:
-    """In the caller's transaction: whoever comes back is given new keys, and nobody finds an old one that works again."""
+    """In the caller's transaction and under its audit event. Whoever comes back later finds no old key that works again."""
     keys = owner.api_keys.filter(revoked_at=None)
     (keys.filter(tenant=tenant) if tenant else keys).update(revoked_at=now)
 

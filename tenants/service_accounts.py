@@ -57,7 +57,7 @@ def create(*, tenant: Tenant, name: str, roles: Sequence[str], by: User, now: da
 
 @retried
 def deactivate(account: User, *, by: User, now: datetime) -> None:
-    """For good: its keys are revoked, and its name stays taken, because the audit trail knows it."""
+    """Its keys are revoked too. The row stays, and so its name is taken: the audit trail knows it."""
     with transaction.atomic():
         account = User.objects.select_for_update(of=("self",), no_key=True).select_related("service_of").get(pk=account.pk)
         tenant = account.service_of
@@ -78,4 +78,4 @@ class NoPasswordValidator:
             raise ValidationError("A service account has no password: it has API keys.", code="service_account")
 
     def get_help_text(self) -> str:
-        return ""
+        return "A service account has no password."

@@ -130,6 +130,12 @@ def test_create_for_another_person_is_refused_to_everybody(
     assert not ApiKey.objects.exists()
 
 
+def test_create_by_a_member_tells_nothing_of_whom_they_name(api: Api, bob: User, carol: User, mallory: User) -> None:
+    answers = [api(bob).post(KEYS, MINE | {"owner": name}) for name in ("carol", "mallory", "nobody")]
+    assert {answer.status_code for answer in answers} == {403}
+    assert len({answer.content for answer in answers}) == 1
+
+
 def test_create_for_somebody_of_another_tenant_is_as_for_nobody(api: Api, alice: User, mallory: User, globex: Tenant) -> None:
     """INV-01: for a service account there, too."""
     User.objects.create(username="x@globex", email="x@globex.service.invalid", password="!", service_of=globex)
@@ -331,6 +337,13 @@ def test_use_is_noted_at_most_once_a_minute(api: Api, bob: User, now: datetime) 
         last = ApiKey.objects.get().last_used_at
         noted.append(last and (last - now).total_seconds())
     assert noted == [0, 0, 60, 60, 121]
+
+
+def test_use_within_the_minute_writes_nothing(api: Api, bob: User, django_assert_num_queries: Any) -> None:
+    client = api(make_key(bob))
+    client.get(ME)
+    with django_assert_num_queries(2):  # the key with its owner, their tenants
+        client.get(ME)
 
 
 def test_use_that_cannot_be_noted_fails_nothing(api: Api, bob: User) -> None:

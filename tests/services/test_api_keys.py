@@ -234,6 +234,8 @@ def test_createapikey_prints_the_key_alone(api: Api, bob: User) -> None:
         (["acme", "bob", "--name=x", "--scope=read", "--days=367"], "366 days"),
         (["acme", "bob", "--name=x", "--scope=read", "--days=99999"], "no number of days"),
         (["acme", "bob", "--name=x", "--scope=all"], "invalid choice"),
+        (["acme", "bob", f"--name={'x' * 101}", "--scope=read"], "name: Say what it is for"),
+        (["acme", "bob", "--name=two\nlines", "--scope=read"], "name: Say what it is for"),
         (["acme", "bob", "--name=x"], "--scope"),
         (["acme", "bob", "--scope=read"], "--name"),
     ],
