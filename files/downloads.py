@@ -153,7 +153,7 @@ def _start(body: Transfer, record: Callable[[], None]) -> None:
 def may_read(by: User, collection_id: int, file_id: int | None) -> bool:
     """Whether a stream that was allowed to begin may go on: read from the database, because everything may have changed.
 
-    Of `by` that is who they are and the API key that they came with; `access` reads anew what both of them open.
+    `by` only says who they are and which API key they came with; what these open, `access` reads anew.
     """
     collections = access.visible_collections(by).filter(pk=collection_id)
     return (collections.filter(files=file_id) if file_id else collections).exists()

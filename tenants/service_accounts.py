@@ -10,7 +10,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import F, Prefetch, QuerySet
+from django.db.models import F, Prefetch, Q, QuerySet
 
 from tenants import access, apikeys, audit
 from tenants.errors import Conflict, NotFound
@@ -39,14 +39,10 @@ def create(*, tenant: Tenant, name: str, roles: Sequence[str], by: User, now: da
         tenant = Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
         access.check_can_administer(by, tenant)
         username = f"{name}@{tenant.slug}"
-        if User.objects.filter(username=username).exists():
+        email = f"{username}.service.invalid"  # reaches nobody, for ever (RFC 2606)
+        if User.objects.filter(Q(username=username) | Q(email=email)).exists():
             raise Conflict("The tenant has, or had, a service account of this name.", code="name_taken")
-        account = User(
-            username=username,
-            email=f"{username}.service.invalid",  # nobody's, for ever (RFC 2606)
-            service_of=tenant,
-            date_joined=now,
-        )
+        account = User(username=username, email=email, service_of=tenant, date_joined=now)
         account.set_unusable_password()
         account.save(force_insert=True)
         held = [role for role in SERVICE_ROLES if role in roles]

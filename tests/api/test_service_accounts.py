@@ -73,9 +73,11 @@ def test_create_of_what_is_none_names_the_field(api: Api, alice: User, change: d
 def test_name_is_taken_in_its_own_tenant_only(api: Api, globex: Tenant, alice: User, importer: User) -> None:
     """INV-01: what exists elsewhere, an account or a person, shows in no answer."""
     make_user("exporter")
+    User.objects.create_user("squatter", "second@acme.service.invalid")
     olga = make_member(globex, "olga", "admin")
 
     problem(api(alice).post(ACCOUNTS, IMPORTER), 409, "name_taken")
+    problem(api(alice).post(ACCOUNTS, IMPORTER | {"name": "second"}), 409, "name_taken")
     assert api(alice).post(ACCOUNTS, IMPORTER | {"name": "exporter"}).status_code == 201
     assert api(olga).post("/api/v1/tenants/globex/service-accounts/", IMPORTER).status_code == 201
 
