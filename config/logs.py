@@ -122,6 +122,8 @@ def _write(request: HttpRequest, response: HttpResponseBase, started: float, *, 
         "user": getattr(user, "pk", None),
         "bytes": sent,
     }
+    if key := getattr(user, "key", None):
+        fields["key"] = key.prefix
     promised = response.get("Content-Length")
     if request.method != "HEAD" and response.status_code != 304 and promised is not None and int(promised) != sent:
         fields["cut"] = True

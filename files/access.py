@@ -183,7 +183,11 @@ def visible_grants(user: User, collection: Collection, file: StoredFile | None =
     return collection.grants.filter(file=file) if file else collection.grants.all()
 
 
-def get_grant(user: User, grant_id: UUID, collection: Collection, file: StoredFile | None = None) -> Grant:
+def get_grant(user: User, grant_id: str, collection: Collection, file: StoredFile | None = None) -> Grant:
+    try:
+        UUID(grant_id)
+    except ValueError:
+        raise NotFound from None
     grant = visible_grants(user, collection, file).select_related("collection", "file", "user").filter(pk=grant_id).first()
     if grant is None:
         raise NotFound

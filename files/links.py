@@ -59,6 +59,7 @@ def mint(
             selection=selection,
             disposition=disposition,
             minted_by=by,
+            minted_with=by.key,
             minted_at=now,
             expires_at=now + timedelta(seconds=settings.FILES_DOWNLOAD_EXPIRY_SECONDS),
         )
@@ -68,10 +69,12 @@ def mint(
 
 def open_link(token: str, *, wanted: Wanted, now: datetime) -> Answer:
     """The answer to a GET or HEAD of a link. HEAD consumes nothing. Raises LinkDead for everything that is not to be had."""
-    link = DownloadLink.objects.select_related("collection", "file", "minted_by").filter(token_hash=_hash(token)).first()
+    links = DownloadLink.objects.select_related("collection", "file", "minted_by", "minted_with")
+    link = links.filter(token_hash=_hash(token)).first()
     if link is None:
         raise LinkDead
     by = link.minted_by
+    by.key = link.minted_with
     try:
         collection = access.get_collection(by, link.collection.slug)  # the minter's access, as it is now
         if link.file is None:

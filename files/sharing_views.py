@@ -1,7 +1,6 @@
 """The API of grants: on a collection, on one file of it, and all of a tenant's."""
 
 from typing import Final
-from uuid import UUID
 
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
@@ -16,7 +15,7 @@ from files.models import Collection, Grant, StoredFile
 from files.serializers import GrantInput, GrantOutput, absolute_url
 from files.views import render, user_of
 from tenants import access as people
-from tenants.models import User
+from tenants.models import Scope, User
 
 
 GRANT_PARTS: Final = ("collection", "file", "user", "created_by")
@@ -31,6 +30,7 @@ def load(user: User, slug: str, filename: str | None) -> tuple[Collection, Store
 
 
 class GrantsView(generics.GenericAPIView[Grant]):
+    scopes = dict.fromkeys(("GET", "POST"), Scope.SHARE)
     filterset_class = GrantFilter
     queryset = Grant.objects.none()  # for the schema: what is served comes from `access`
     serializer_class = GrantOutput
@@ -65,13 +65,15 @@ class GrantsView(generics.GenericAPIView[Grant]):
 
 
 class GrantView(APIView):
+    scopes = dict.fromkeys(("GET", "DELETE"), Scope.SHARE)
+
     @extend_schema(responses=GrantOutput)
-    def get(self, request: Request, slug: str, grant_id: UUID, filename: str | None = None) -> Response:
+    def get(self, request: Request, slug: str, grant_id: str, filename: str | None = None) -> Response:
         user = user_of(request)
         return render(self, GrantOutput, access.get_grant(user, grant_id, *load(user, slug, filename)))
 
     @extend_schema(responses={204: None})
-    def delete(self, request: Request, slug: str, grant_id: UUID, filename: str | None = None) -> Response:
+    def delete(self, request: Request, slug: str, grant_id: str, filename: str | None = None) -> Response:
         """Takes it away, from the next request on. What the person has by role or by another grant stays."""
         user = user_of(request)
         sharing.revoke(access.get_grant(user, grant_id, *load(user, slug, filename)), by=user, now=timezone.now())
@@ -79,6 +81,7 @@ class GrantView(APIView):
 
 
 class TenantGrantsView(generics.GenericAPIView[Grant]):
+    scopes = {"GET": Scope.AUDIT}
     filterset_class = GrantFilter
     queryset = Grant.objects.none()  # for the schema: what is served comes from `access`
     serializer_class = GrantOutput

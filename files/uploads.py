@@ -190,7 +190,7 @@ class Incoming:
         self._is_committing = False
         with transaction.atomic():
             collection = _lock_collection(file.collection_id)
-            file.my_level = check_can_upload(by, collection, self._replaces)
+            file.my_level = check_can_upload(by, collection, self._replaces)  # as they stand now, not as they stood at first
             if collection.status != Collection.Status.OPEN:
                 raise errors.NotOpen
             # The other contenders are the clean-up and a second commit: who deletes the row decides over the object.

@@ -37,7 +37,7 @@ from files.serializers import (
     absolute_url,
 )
 from tenants.errors import Invalid
-from tenants.models import User
+from tenants.models import Scope, User
 
 
 BYTES = OpenApiResponse(OpenApiTypes.BINARY, "the bytes")
@@ -334,6 +334,8 @@ class PreviewView(APIView):
 
 
 class FileDownloadView(APIView):
+    scopes = {"POST": Scope.READ}
+
     @extend_schema(operation_id="file_download_redirect", responses={303: None})
     def get(self, request: Request, slug: str, filename: str) -> Response:
         """Redirects to a one-off link, for browsers that follow it without this request's credentials."""
@@ -378,6 +380,8 @@ class ArchiveStreamView(APIView):
 
 
 class ArchiveView(APIView):
+    scopes = {"POST": Scope.READ}
+
     @extend_schema(operation_id="archive_mint", request=ArchiveInput, responses={201: LinkOutput})
     def post(self, request: Request, slug: str) -> Response:
         """A one-off link to the zip."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from tenants.context import tenant_id
@@ -41,7 +41,14 @@ def standing_of(user: User) -> Standing:
 
 
 def live_keys() -> QuerySet[ApiKey]:
-    return ApiKey.objects.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None, tenant__is_active=True)
+    """Those that open something: as long as their owner is there, and a member of a tenant that is."""
+    return ApiKey.objects.filter(
+        revoked_at=None,
+        expires_at__gt=timezone.now(),
+        tenant__is_active=True,
+        owner__is_active=True,
+        owner__memberships__tenant=F("tenant"),
+    )
 
 
 def memberships_of(user: User) -> QuerySet[Membership]:

@@ -1,4 +1,4 @@
-"""Shows people, tenants and the audit trail; every change goes through a service. Nothing here is deleted but memberships."""
+"""Shows people, tenants, keys and the audit trail; every change goes through a service. Only memberships are deleted here."""
 
 # mypy: disable-error-code=type-arg
 # Outside the stubs, ModelAdmin and ModelForm take no type argument.
@@ -18,8 +18,8 @@ from django.utils import timezone
 from rest_framework_simplejwt.token_blacklist import admin as _  # noqa: F401  registers what is taken out below
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 
-from tenants import services
-from tenants.models import AuditEvent, Membership, Tenant, User
+from tenants import apikeys, services
+from tenants.models import ApiKey, AuditEvent, Membership, Tenant, User
 from tenants.site import password_audited
 
 
@@ -99,6 +99,30 @@ class MembershipAdmin(admin.ModelAdmin):
     def delete_queryset(self, request: HttpRequest, queryset: Iterable[Membership]) -> None:
         for membership in queryset:
             self.delete_model(request, membership)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(Undeletable):
+    list_display = ("prefix", "name", "owner", "tenant", "created_at", "expires_at", "last_used_at", "revoked_at")
+    list_filter = ("tenant",)
+    list_select_related = ("owner", "tenant")
+    search_fields = ("prefix", "name", "owner__username", "tenant__slug")
+    fields = (*list_display, "created_by", "scopes")  # all but the hash
+    ordering = ("-created_at",)
+    actions = ("revoke",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        return False
+
+    @admin.action(description="Revoke")
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        keys = queryset.filter(revoked_at=None)
+        for key in keys:
+            apikeys.revoke(key, by=_by(request), now=timezone.now())
+        self.message_user(request, f"{len(keys)} revoked.")
 
 
 @admin.register(AuditEvent)

@@ -25,9 +25,9 @@ def record(
 ) -> None:
     """Writes one event in the caller's transaction, into the tenant's chain or, without a tenant, the platform's.
 
-    `action` is "<noun>.<verb>"; `by=None` is the system; facts hold no secrets and no content. Call it as the last statement of
-    the transaction: from here to the commit every other writer of the chain waits. Who writes to two chains in one transaction
-    writes to the tenant's first.
+    `action` is "<noun>.<verb>"; `by=None` is the system; facts hold no secrets and no content. What was done with an API key
+    names it, as the fact `key`. Call it as the last statement of the transaction: from here to the commit every other writer of
+    the chain waits. Who writes to two chains in one transaction writes to the tenant's first.
     """
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("An audit event is written in the transaction of the change it describes.")
@@ -53,6 +53,8 @@ def record(
         request_id=request_id.get()[:100],
         prev_hash=head.hash,
     )
+    if by is not None and by.key is not None:
+        facts["key"] = by.key.prefix
     event.body = _canonical({**_columns(event), "facts": facts})
     event.hash = _hash(event.prev_hash, event.body)
     event.save(force_insert=True)

@@ -2,8 +2,9 @@
 
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
+from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.contrib.auth.models import AbstractUser
 from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
@@ -22,6 +23,8 @@ class Role(models.TextChoices):
     RESEARCH_IT = "research_it"
     AUDITOR = "auditor"
 
+
+SERVICE_ROLES: Final = (Role.ADMIN, Role.MEMBER, Role.AUDITOR)  # none that decides: a decision is a person's
 
 check_role = RegexValidator(r"\A[a-z_]{1,40}\Z", "A role is 1 to 40 lower-case letters and underscores.")
 check_slug = RegexValidator(
@@ -73,11 +76,20 @@ class User(AbstractUser):
     key: "ApiKey | None" = None  # the one that this request came with: it narrows what the person may (see tenants.access)
 
     class Meta(AbstractUser.Meta):
-        constraints = [models.CheckConstraint(condition=models.Q(email=Lower("email")), name="user_email_lower_case")]
+        constraints = [
+            models.CheckConstraint(condition=models.Q(email=Lower("email")), name="user_email_lower_case"),
+            models.CheckConstraint(
+                condition=models.Q(service_of=None)
+                | models.Q(password__startswith=UNUSABLE_PASSWORD_PREFIX, is_staff=False, is_superuser=False),
+                name="user_service_account_cannot_sign_in",
+            ),
+        ]
 
     def clean(self) -> None:
         super().clean()
         self.email = self.email.lower()
+        if self.service_of_id and (self.is_staff or self.is_superuser):
+            raise ValidationError("A service account is neither staff nor superuser.")
 
     def save(
         self,
@@ -147,6 +159,15 @@ class Membership(models.Model):
     def __str__(self) -> str:
         return f"{self.user} in {self.tenant}"
 
+    def clean(self) -> None:
+        super().clean()
+        if not self.user_id or self.user.service_of_id is None:
+            return
+        if self.user.service_of_id != self.tenant_id:
+            raise ValidationError({"user": "A service account is a member of its own tenant only."})
+        if isinstance(self.roles, list) and not all(role in SERVICE_ROLES for role in self.roles):
+            raise ValidationError({"roles": f"A service account is {', '.join(SERVICE_ROLES)}."})
+
 
 class ApiKey(models.Model):
     """A credential for programs: what its owner may in one tenant, within its scopes."""
@@ -160,12 +181,16 @@ class ApiKey(models.Model):
     scopes = models.JSONField(validators=[check_scopes])
     created_at = models.DateTimeField(editable=False)
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+", editable=False)
-    expires_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField()
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="to the minute")
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         indexes = [models.Index(fields=["tenant", "created_at", "id"], name="api_key_in_tenant_by_age")]
+        constraints = [
+            models.CheckConstraint(condition=~models.Q(scopes=[]), name="api_key_has_a_scope"),
+            models.CheckConstraint(condition=models.Q(expires_at__gt=models.F("created_at")), name="api_key_ends_after_it_began"),
+        ]
 
     def __str__(self) -> str:
         return self.prefix

@@ -2,6 +2,8 @@ from typing import Any
 
 from rest_framework import serializers
 
+from tenants.models import ApiKey, Scope
+
 
 class TokenInput(serializers.Serializer[Any]):
     username = serializers.CharField(max_length=150)
@@ -23,8 +25,16 @@ class MyTenantOutput(serializers.Serializer[Any]):
     roles = serializers.ListField(child=serializers.CharField())
 
 
+class MyKeyOutput(serializers.Serializer[ApiKey]):
+    prefix = serializers.CharField()
+    name = serializers.CharField()
+    scopes = serializers.ListField(child=serializers.ChoiceField(choices=Scope.choices))
+    expires_at = serializers.DateTimeField()
+
+
 class MeOutput(serializers.Serializer[Any]):
     username = serializers.CharField()
     email = serializers.EmailField()
     is_superuser = serializers.BooleanField()
     tenants = MyTenantOutput(many=True)
+    key = MyKeyOutput(allow_null=True, help_text="the API key of this request")

@@ -17,7 +17,7 @@ from django.http import HttpRequest
 from rest_framework.exceptions import AuthenticationFailed, ValidationError
 from rest_framework.fields import get_error_detail
 
-from tenants import audit, tokens
+from tenants import apikeys, audit, tokens
 from tenants.errors import Conflict, Invalid, NotFound, Refused, TooManyAttempts
 from tenants.models import Membership, Role, Tenant, User
 from tenants.retries import retried
@@ -52,7 +52,7 @@ def create(thing: Tenant | User, *, by: User | None, now: datetime) -> None:
 
 
 def update(thing: Tenant | User, *, changed: Collection[str], by: User | None, now: datetime) -> None:
-    """Saves what is different in these fields of a tenant or person. Who is deactivated loses their tokens for good."""
+    """Saves what is different in these fields of a tenant or person. Who is deactivated loses their tokens and keys for good."""
     _check(thing)
     with transaction.atomic():
         stored = type(thing)._default_manager.select_for_update().get(pk=str(thing.pk))
@@ -62,6 +62,7 @@ def update(thing: Tenant | User, *, changed: Collection[str], by: User | None, n
         thing.save(update_fields=values)
         if isinstance(thing, User) and values.get("is_active") is False:
             tokens.revoke_all(thing)
+            apikeys.revoke_all(thing, now=now)
         audit.record(f"{_kind(thing)}.update", by=by, tenant=_tenant(thing), target=thing, now=now, **values)
 
 
@@ -113,6 +114,7 @@ def remove_member(*, membership: Membership, by: User | None, now: datetime) -> 
         if not deleted:
             raise Conflict("They are no member any more.")
         user, tenant = membership.user, membership.tenant
+        apikeys.revoke_all(user, tenant=tenant, now=now)
         audit.record("member.remove", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
 
 
@@ -159,6 +161,8 @@ def create_token(*, user: User, lifetime: timedelta, by: User | None, now: datet
     """A session for scripts, without a password."""
     if not user.is_active:
         raise Refused(f"{user.username} is not active.")
+    if user.service_of_id:
+        raise Refused(f"{user.username} is a service account: it has API keys and no sessions.")
     with transaction.atomic():
         pair = tokens.mint(user, lifetime)
         audit.record("token.create", by=by, tenant=None, target=user, now=now, seconds=int(lifetime.total_seconds()))

@@ -1,4 +1,4 @@
-"""Bearer tokens: a JWT for access, and one for refresh that works once.
+"""Bearer tokens: a JWT for access, and one for refresh that works once. An API key comes in the same header.
 
 A token carries the person's `token_version`; counting that up ends every token of theirs at once. A refresh token is known by
 its `jti` in the outstanding table (never by its text), and lands on the blacklist when it is used.
@@ -10,6 +10,7 @@ from typing import Final, TypedDict, TypeVar
 
 from django.db import transaction
 from django.db.models import F, QuerySet
+from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
@@ -18,8 +19,8 @@ from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, Ou
 from rest_framework_simplejwt.tokens import AccessToken, Token
 from rest_framework_simplejwt.tokens import RefreshToken as SimpleRefreshToken
 
-from tenants import audit
-from tenants.models import User
+from tenants import apikeys, audit
+from tenants.models import ApiKey, User
 from tenants.retries import retried
 
 
@@ -50,10 +51,15 @@ class RefreshToken(Token):
 
 
 class BearerAuthentication(BaseAuthentication):
-    def authenticate(self, request: Request) -> tuple[User, Token] | None:
+    def authenticate(self, request: Request) -> tuple[User, Token | ApiKey] | None:
         scheme, _, raw = request.headers.get("Authorization", "").partition(" ")
         if scheme != "Bearer":
             return None
+        if raw.startswith(apikeys.MARK):  # no JWT does: it begins with a brace in base64
+            key = apikeys.authenticate(raw, now=timezone.now())
+            if key is None:
+                raise InvalidToken
+            return key.owner, key
         token = _read(AccessToken, raw)
         return _holder(token, User.objects.all()), token
 

@@ -58,8 +58,14 @@ class Revoke(TokenView):
 class Me(APIView):
     @extend_schema(operation_id="me", responses=MeOutput, tags=["auth"])
     def get(self, request: Request) -> Response:
-        """Who I am, and what I am in which tenants."""
-        user = cast(User, request.user)  # IsAuthenticated let nobody else in
+        """Who I am, and what I am in which tenants; of an API key, what it may be used for."""
+        user = cast(User, request.user)  # the default permission let nobody else in
         tenants = access.memberships_of(user).order_by("tenant__slug")
-        me = {"username": user.username, "email": user.email, "is_superuser": user.is_superuser, "tenants": tenants}
+        me = {
+            "username": user.username,
+            "email": user.email,
+            "is_superuser": user.is_superuser and user.key is None,
+            "tenants": tenants,
+            "key": user.key,
+        }
         return Response(MeOutput(me).data)

@@ -112,13 +112,14 @@ def root(db: None) -> User:
 
 
 @pytest.fixture
-def api() -> Callable[[User | None], APIClient]:
-    """A client with a real token of the person; `api(None)` is anonymous."""
+def api() -> Callable[[User | str | None], APIClient]:
+    """A client with a real token of the person, or with this API key; `api(None)` is anonymous."""
 
-    def client_of(user: User | None) -> APIClient:
+    def client_of(who: User | str | None) -> APIClient:
         client = APIClient()
-        if user is not None:
-            client.credentials(HTTP_AUTHORIZATION=f"Bearer {tokens.mint(user)['access']}")
+        if who is not None:
+            bearer = who if isinstance(who, str) else tokens.mint(who)["access"]
+            client.credentials(HTTP_AUTHORIZATION=f"Bearer {bearer}")
         return client
 
     return client_of

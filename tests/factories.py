@@ -1,8 +1,10 @@
 """Rows for tests, valid and no more. Everybody's password is PASSWORD."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from tenants.models import Membership, Tenant, User
+from tenants import apikeys
+from tenants.models import Membership, Scope, Tenant, User
 
 
 PASSWORD = "correct horse battery staple"
@@ -23,3 +25,13 @@ def make_member(tenant: Tenant, username: str, *roles: str) -> User:
     user = make_user(username)
     Membership.objects.create(user=user, tenant=tenant, roles=list(roles), created_at=datetime.now(UTC))
     return user
+
+
+def make_key(owner: User, *scopes: str, tenant: Tenant | None = None) -> str:
+    """An API key with these scopes, or with all: what stands behind Bearer."""
+    tenant = tenant or Tenant.objects.get(memberships__user=owner)
+    wanted: Sequence[str] = scopes or Scope.values
+    _, text = apikeys.create(
+        tenant=tenant, owner=owner, name="nightly", scopes=wanted, expires_at=None, by=None, now=datetime.now(UTC)
+    )
+    return text

@@ -32,3 +32,9 @@ def audited(*actions: str) -> list[tuple[str, str]]:
     if actions:
         events = events.filter(action__in=actions)
     return list(events.values_list("action", "actor"))
+
+
+def facts(action: str, which: int = 0) -> dict[str, Any]:
+    """What the first event of this action says, or another one, in their order."""
+    body = AuditEvent.objects.filter(action=action).order_by("chain", "seq").values_list("body", flat=True)[which]
+    return dict(json.loads(body)["facts"])

@@ -171,7 +171,9 @@ def test_an_access_token_lives_five_minutes(alice: User) -> None:
 
 def test_the_schema_says_where_a_token_is_needed(db: None) -> None:
     schema = APIClient().get("/api/schema/").json()
-    assert schema["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+    assert schema["components"]["securitySchemes"] == {
+        "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT or API key"}
+    }
     assert schema["paths"][ME]["get"]["security"] == [{"bearer": []}]
     for path in ("token", "token/refresh", "token/revoke"):
         assert schema["paths"][f"/api/v1/auth/{path}/"]["post"].get("security", [{}]) == [{}]

@@ -24,6 +24,7 @@ def test_me_shows_my_tenants_and_roles_sorted(bob: User, globex: Tenant, api: Ap
             {"slug": "acme", "name": "Acme", "roles": ["member"]},
             {"slug": "globex", "name": "Globex", "roles": ["auditor", "research_it"]},
         ],
+        "key": None,
     }
 
 

@@ -265,6 +265,25 @@ def test_running_streams_end_within_seconds_of_the_right_to_them(
         assert all(answer.isclosed() and answer.length for answer in answers)  # short of the announced length
 
 
+def test_running_streams_end_within_seconds_of_the_end_of_their_key(member: Person) -> None:
+    """INV-16: by key, and by a link that it minted; what its owner runs without it goes on."""
+    member.upload("a.bin", 8 * CONTENT)
+    with ExitStack() as running:
+        own = running.enter_context(begun(member, member.content("a.bin")))
+        key = member.server.manage("createapikey", "demo", "member", "--name=nightly", "--scope=read").strip()
+        member.token = key
+        urls = [member.content("a.bin"), member.link("a.bin")]
+        answers = [running.enter_context(begun(member, url)) for url in urls]
+        read_slowly([own, *answers], until=time.monotonic() + 1)
+        assert not any(answer.isclosed() for answer in answers)
+
+        member.server.manage("revokeapikey", key.partition(".")[0])
+
+        read_slowly([own, *answers], until=time.monotonic() + 15)
+        assert all(answer.isclosed() and answer.length for answer in answers)
+        assert not own.isclosed()
+
+
 def begun(member: Person, url: str) -> HTTPResponse:
     """An answer whose body the client's kernel takes no further ahead than a few buffers; curl's would take many MiB."""
     line = socket.socket()

@@ -60,6 +60,16 @@ def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> N
         assert archive.namelist() == [today["filename"]]
 
 
+def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:
+    example = shell_blocks("README.md", "## One worked example")[:2]
+    output = run(*example, *shell_blocks("README.md", "## API keys"), server=server, folder=tmp_path)
+    me, refused, listed = [json.loads(line) for line in output.splitlines() if line.startswith("{")][-3:]
+    assert (me["username"], me["key"]["scopes"]) == ("member", ["read"])
+    assert (refused["status"], refused["code"]) == (403, "insufficient_scope")
+    assert me["key"]["prefix"] in {key["prefix"] for key in listed["results"]}
+    assert output.endswith("204\n204\n")
+
+
 def test_escape_hatch_works_word_for_word(server: Server) -> None:
     collection = upload(server, "numbers.txt", "1 2 3")
     export, fetch, decrypt = shell_blocks("docs/keys.md", "## The escape hatch")

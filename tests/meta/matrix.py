@@ -96,6 +96,14 @@ deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/
 
 -          GET    /api/schema/                                                   200   200     200    200    200    200   200      200     200   200   200   200      200       200
 -          GET    /api/docs/                                                     200   200     200    200    200    200   200      200     200   200   200   200      200       200
+-          GET    /api/v1/tenants/{tenant}/api-keys/                             200   empty   empty  empty  empty  empty 404      200     empty 404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/api-keys/                             201   201     201    201    201    201   404      201     201   404   403   401      404       401
+-          GET    /api/v1/tenants/{tenant}/api-keys/{prefix}/                    200   404     404    404    404    404   404      200     404   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/api-keys/{prefix}/                    204   404     404    404    404    404   404      403     404   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/service-accounts/                     200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/service-accounts/                     201   403     403    403    403    403   404      403     403   404   201   401      404       401
+-          GET    /api/v1/tenants/{tenant}/service-accounts/{account}/           200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/service-accounts/{account}/           204   403     403    403    403    403   404      403     403   404   204   401      404       401
 """  # noqa: E501  a table is read by its columns
 
 

@@ -44,14 +44,21 @@ def patterns(resolver: URLResolver, prefix: str = "/") -> Iterator[tuple[str, UR
             yield re.sub(r"<\w+:(\w+)>", r"{\1}", path), entry
 
 
+def views() -> dict[str, Any]:
+    """Path -> class of its view, of everything but the admin site."""
+    return {
+        path: getattr(pattern.callback, "cls", None) or pattern.callback.view_class  # type: ignore[attr-defined]
+        for path, pattern in patterns(get_resolver())
+        if not path.startswith("/admin/")
+    }
+
+
 def routes() -> dict[str, set[str]]:
-    """Path -> methods that its view has, of everything but the admin site."""
-    found = {}
-    for path, pattern in patterns(get_resolver()):
-        if not path.startswith("/admin/"):
-            view = getattr(pattern.callback, "cls", None) or pattern.callback.view_class  # type: ignore[attr-defined]
-            found[path] = {method.upper() for method in view.http_method_names if hasattr(view, method)} - {"OPTIONS"}
-    return found
+    """Path -> methods that its view has."""
+    return {
+        path: {method.upper() for method in view.http_method_names if hasattr(view, method)} - {"OPTIONS"}
+        for path, view in views().items()
+    }
 
 
 def test_table_has_every_address_and_method_and_no_other() -> None:
@@ -90,17 +97,21 @@ class Names:
     token: str
     grant_id: str
     username: str
+    prefix: str  # of an API key of the admin
+    account: str  # a service account
 
 
 UNKNOWN = Names(
-    "no-such-tenant",
-    "november-2012-xxxx",
-    "No such name",
-    "no-such-file.csv",
-    f'"{"0" * 32}"',
-    "x" * 43,
-    str(UUID(int=7)),
-    "nobody-at-all",
+    tenant="no-such-tenant",
+    slug="november-2012-xxxx",
+    display_name="No such name",
+    filename="no-such-file.csv",
+    etag=f'"{"0" * 32}"',
+    token="x" * 43,
+    grant_id=str(UUID(int=7)),
+    username="nobody-at-all",
+    prefix="sr_00000000",
+    account="nobody@no-such-tenant",
 )
 NEW_FILE = "new.csv"
 
@@ -174,10 +185,13 @@ def make_world() -> World:
     token = links.mint(collection=collection, file=file, by=alice, now=in_a_day)
     grants = {name: give(collection, people[name], level) for name, level in GIVEN.items()}
     grants["file"] = give(collection, people["file"], Level.VIEWER, file=file)
+    about = f"/api/v1/tenants/{acme.slug}"
+    prefix = alices.post(f"{about}/api-keys/", {"name": "From the third ward", "scopes": ["read"]}).json()["prefix"]
+    account = alices.post(f"{about}/service-accounts/", {"name": "importer", "roles": ["member"]}).json()["username"]
     User.objects.filter(username="ivan").update(is_active=False)
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
-        file.object_id.hex, str(file.object_id), file.sha256, "alice",
+        file.object_id.hex, str(file.object_id), file.sha256, "alice", prefix, account,
     ]  # fmt: skip
     tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
     return World(
@@ -194,6 +208,8 @@ def make_world() -> World:
             token=token,
             grant_id=str(grants["file"].pk),
             username="carol",
+            prefix=prefix,
+            account=account,
         ),
         secrets=[secret.encode() for secret in secrets],
         tenant_secrets=[secret.encode() for secret in tenant_secrets],
@@ -233,6 +249,10 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
             data = {"refresh": pair["refresh"]}
         case "POST", "collections/":
             data = {"display_name": "December", "tenant": names.tenant}
+        case "POST", "tenants/{tenant}/api-keys/":
+            data = {"name": "nightly", "scopes": ["read"]}
+        case "POST", "tenants/{tenant}/service-accounts/":
+            data = {"name": "exporter", "roles": ["member"]}
         case "PATCH", "collections/{slug}/":
             data = {"display_name": "December"}
         case "POST", "collections/{slug}/files/":

@@ -26,13 +26,13 @@ from schemathesis.specs.openapi import checks
 from config.wsgi import application
 from files.models import Collection, DownloadLink, Grant
 from tenants import tokens
-from tenants.models import User
+from tenants.models import ApiKey, User
 from tests.factories import PASSWORD
 from tests.meta.leaks import insides
 
 
 SLUG, FILENAME, TOKEN = "november-2012-7kq3", "readings.csv", "t" * 43
-GRANT = UUID(int=1)
+TENANT, PREFIX, ACCOUNT, GRANT = "acme", "sr_12345678", "importer@acme", UUID(int=1)
 CONTENT = b"a,b\r\n1,2\r\n"
 Case: TypeAlias = schemathesis.Case[Any]
 Operation: TypeAlias = schemathesis.APIOperation[Any, Any, Any, Any]
@@ -43,7 +43,15 @@ PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
 
 def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
     """The schema, naming what exists: made-up names would see little but 404. Requests that break it still have others."""
-    known = {"slug": SLUG, "filename": FILENAME, "token": TOKEN, "tenant": "acme", "grant_id": str(GRANT)}
+    known = {
+        "slug": SLUG,
+        "filename": FILENAME,
+        "token": TOKEN,
+        "tenant": TENANT,
+        "prefix": PREFIX,
+        "account": ACCOUNT,
+        "grant_id": str(GRANT),
+    }
     for operations in document["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
@@ -54,6 +62,7 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
     inputs["GrantInputRequest"]["properties"]["user"]["enum"] = ["bob"]
     inputs["TokenInputRequest"]["properties"]["username"]["enum"] = ["alice"]
     inputs["TokenInputRequest"]["properties"]["password"]["enum"] = [PASSWORD]
+    inputs["CreateApiKeyInputRequest"]["properties"]["owner"]["enum"] = ["alice", ACCOUNT]
     return document
 
 
@@ -125,7 +134,7 @@ def one_transaction() -> Iterator[None]:
 @schemathesis.check
 def nothing_foreign_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
     """INV-01: of what acme keeps, whatever was asked."""
-    for known in (SLUG, FILENAME, CONTENT, sha256(CONTENT).hexdigest(), "acme"):
+    for known in (SLUG, FILENAME, CONTENT, sha256(CONTENT).hexdigest(), TENANT, PREFIX):
         assert (known if isinstance(known, bytes) else known.encode()) not in (response.content or b"")
 
 
@@ -163,6 +172,9 @@ def november(alice: User, bob: User, now: datetime, api: Callable[[User | None],
     alices.post(f"/api/v1/collections/{SLUG}/files/{FILENAME}/grants/", {"user": "bob", "level": "viewer"})
     Grant.objects.filter(user=bob).update(id=GRANT)
     alices.post(f"/api/v1/collections/{SLUG}/files/{FILENAME}/download/")
+    alices.post(f"/api/v1/tenants/{TENANT}/service-accounts/", {"name": "importer", "roles": ["member"]})
+    alices.post(f"/api/v1/tenants/{TENANT}/api-keys/", {"name": "nightly", "scopes": ["read"]})
+    ApiKey.objects.update(prefix=PREFIX)
     DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest(), expires_at=now + timedelta(hours=1))
 
 

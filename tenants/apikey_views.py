@@ -1,0 +1,143 @@
+"""The API of API keys, and of the service accounts that own some. People only: no key opens any of it."""
+
+from typing import cast
+
+from django.db.models import QuerySet
+from django.urls import reverse
+from django.utils import timezone
+from django_filters import rest_framework as filters
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from tenants import access, apikeys, service_accounts
+from tenants.apikey_serializers import (
+    ApiKeyOutput,
+    CreateApiKeyInput,
+    CreateServiceAccountInput,
+    NewApiKeyOutput,
+    ServiceAccountOutput,
+)
+from tenants.models import ApiKey, User
+from tenants.permissions import PEOPLE_ONLY
+
+
+class ApiKeyFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
+    owner = filters.CharFilter(field_name="owner__username", max_length=150)
+    active = filters.ChoiceFilter(
+        method="only_active", choices=[("true", "true"), ("false", "false")], help_text="neither revoked nor expired"
+    )
+
+    class Meta:
+        model = ApiKey
+        fields: list[str] = []
+
+    def only_active(self, keys: QuerySet[ApiKey], name: str, value: str) -> QuerySet[ApiKey]:
+        active = {"revoked_at": None, "expires_at__gt": timezone.now()}
+        return keys.filter(**active) if value == "true" else keys.exclude(**active)
+
+
+def user_of(request: Request) -> User:
+    return cast(User, request.user)
+
+
+class ApiKeysView(generics.GenericAPIView[ApiKey]):
+    scopes = PEOPLE_ONLY
+    filterset_class = ApiKeyFilter
+    queryset = ApiKey.objects.none()  # for the schema: what is served comes from `apikeys`
+    serializer_class = ApiKeyOutput
+
+    @extend_schema(operation_id="api_keys_list", responses=ApiKeyOutput(many=True))
+    def get(self, request: Request, tenant: str) -> Response:
+        """Your API keys in this tenant, revoked and expired ones too; to its admins and auditors, everybody's."""
+        user = user_of(request)
+        keys = apikeys.visible_keys(user, access.get_tenant(user, tenant))
+        page = self.paginate_queryset(self.filter_queryset(keys))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    @extend_schema(operation_id="api_keys_create", request=CreateApiKeyInput, responses={201: NewApiKeyOutput})
+    def post(self, request: Request, tenant: str) -> Response:
+        """A new key for yourself, or for a service account of the tenant whose admin you are. It is shown this once."""
+        user = user_of(request)
+        found = access.get_tenant(user, tenant)
+        given = CreateApiKeyInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        wish = given.validated_data
+        key, text = apikeys.create(
+            tenant=found,
+            owner=apikeys.get_owner(user, found, wish.get("owner", user.username)),
+            name=wish["name"],
+            scopes=wish["scopes"],
+            expires_at=wish.get("expires_at"),
+            by=user,
+            now=timezone.now(),
+        )
+        location = reverse("api-key", kwargs={"tenant": found.slug, "prefix": key.prefix})
+        shown = {**ApiKeyOutput(key).data, "key": text}
+        headers = {"Location": location, "Cache-Control": "no-store"}
+        return Response(shown, status=status.HTTP_201_CREATED, headers=headers)
+
+
+class ApiKeyView(APIView):
+    scopes = PEOPLE_ONLY
+
+    @extend_schema(operation_id="api_keys_retrieve", responses=ApiKeyOutput)
+    def get(self, request: Request, tenant: str, prefix: str) -> Response:
+        user = user_of(request)
+        return Response(ApiKeyOutput(apikeys.get_key(user, access.get_tenant(user, tenant), prefix)).data)
+
+    @extend_schema(operation_id="api_keys_revoke", responses={204: None})
+    def delete(self, request: Request, tenant: str, prefix: str) -> Response:
+        """Revokes the key: it opens nothing any more, and what it started ends within seconds. It stays in the list."""
+        user = user_of(request)
+        key = apikeys.get_key(user, access.get_tenant(user, tenant), prefix)
+        apikeys.revoke(key, by=user, now=timezone.now())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class ServiceAccountsView(generics.GenericAPIView[User]):
+    scopes = PEOPLE_ONLY
+    queryset = User.objects.none()  # for the schema: what is served comes from `service_accounts`
+    serializer_class = ServiceAccountOutput
+    filter_backends = ()
+
+    @extend_schema(operation_id="service_accounts_list", responses=ServiceAccountOutput(many=True))
+    def get(self, request: Request, tenant: str) -> Response:
+        """The tenant's service accounts, deactivated ones too, to its admins and auditors."""
+        user = user_of(request)
+        accounts = service_accounts.visible_accounts(user, access.get_tenant(user, tenant))
+        page = self.paginate_queryset(accounts)
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    @extend_schema(
+        operation_id="service_accounts_create", request=CreateServiceAccountInput, responses={201: ServiceAccountOutput}
+    )
+    def post(self, request: Request, tenant: str) -> Response:
+        """An account for a program. It cannot sign in: make it an API key."""
+        user = user_of(request)
+        found = access.get_tenant(user, tenant)
+        given = CreateServiceAccountInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        account = service_accounts.create(tenant=found, **given.validated_data, by=user, now=timezone.now())
+        location = reverse("service-account", kwargs={"tenant": found.slug, "account": account.username})
+        shown = ServiceAccountOutput(service_accounts.get_account(user, found, account.username)).data
+        return Response(shown, status=status.HTTP_201_CREATED, headers={"Location": location})
+
+
+class ServiceAccountView(APIView):
+    scopes = PEOPLE_ONLY
+
+    @extend_schema(operation_id="service_accounts_retrieve", responses=ServiceAccountOutput)
+    def get(self, request: Request, tenant: str, account: str) -> Response:
+        user = user_of(request)
+        return Response(ServiceAccountOutput(service_accounts.get_account(user, access.get_tenant(user, tenant), account)).data)
+
+    @extend_schema(operation_id="service_accounts_deactivate", responses={204: None})
+    def delete(self, request: Request, tenant: str, account: str) -> Response:
+        """Deactivates the account and revokes its keys. It stays in the list."""
+        user = user_of(request)
+        found = service_accounts.get_account(user, access.get_tenant(user, tenant), account)
+        service_accounts.deactivate(found, by=user, now=timezone.now())
+        return Response(status=status.HTTP_204_NO_CONTENT)
