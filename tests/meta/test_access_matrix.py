@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.contrib.auth.tokens import PasswordResetTokenGenerator
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import transaction
 from django.test import Client
@@ -22,6 +23,7 @@ from files import links
 from files.models import Collection, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
+from tenants.people import invite, token_of
 from tests.factories import PASSWORD, make_member, make_tenant, make_user
 from tests.meta.leaks import insides
 from tests.meta.matrix import COLUMNS, EMPTY, PAGE, ROWS, Row, page
@@ -86,10 +88,24 @@ class Names:
     filename: str
     etag: str
     token: str
+    username: str
+    invitation: str
+    invitation_token: str
 
 
-UNKNOWN = Names("no-such-tenant", "november-2012-xxxx", "No such name", "no-such-file.csv", f'"{"0" * 32}"', "x" * 43)
+UNKNOWN = Names(
+    "no-such-tenant",
+    "november-2012-xxxx",
+    "No such name",
+    "no-such-file.csv",
+    f'"{"0" * 32}"',
+    "x" * 43,
+    "no-such-person",
+    "00000000-0000-4000-8000-000000000000",
+    "x" * 80,
+)
 NEW_FILE = "new.csv"
+NEW_PASSWORD = "another long password"
 
 
 @dataclass(frozen=True)
@@ -150,10 +166,11 @@ def make_world() -> World:
     alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
     collection, file = Collection.objects.get(slug=slug), StoredFile.objects.get()
     token = links.mint(collection=collection, file=file, by=alice, now=datetime.now(UTC))
+    invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
-        file.object_id.hex, str(file.object_id), file.sha256, "alice",
+        file.object_id.hex, str(file.object_id), file.sha256, "alice", str(invitation.pk), "newcomer@example",
     ]  # fmt: skip
     tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
     return World(
@@ -161,7 +178,17 @@ def make_world() -> World:
         clients=clients,
         tokens=pairs,
         collection=collection,
-        names=Names(acme.slug, slug, "November Cohort", "patient-4711.csv", put["ETag"], token),
+        names=Names(
+            acme.slug,
+            slug,
+            "November Cohort",
+            "patient-4711.csv",
+            put["ETag"],
+            token,
+            "gina",
+            str(invitation.pk),
+            token_of(invitation),
+        ),
         secrets=[secret.encode() for secret in secrets],
         tenant_secrets=[secret.encode() for secret in tenant_secrets],
     )
@@ -182,6 +209,23 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
             data = {"username": user.username if user else "nobody", "password": PASSWORD if user else "a guess"}
         case "POST", "auth/token/refresh/" | "auth/token/revoke/":
             data = {"refresh": pair["refresh"]}
+        case "POST", "auth/password/change/":
+            data = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+        case "POST", "auth/password/reset/":
+            data = {"email": user.email if user else "nobody@example.org"}
+        case "POST", "auth/password/reset/confirm/":
+            secret = f"{user.pk}-{PasswordResetTokenGenerator().make_token(user)}" if user else "none"
+            data = {"token": secret, "new_password": NEW_PASSWORD}
+        case "POST", "auth/invitations/accept/":
+            data = {"token": names.invitation_token, "username": "newcomer", "password": NEW_PASSWORD}
+        case "POST", "tenants/":
+            data = {"slug": "initech", "name": "Initech"}
+        case "PATCH", "tenants/{tenant}/":
+            data = {"name": "Acme Institute"}
+        case "POST", "tenants/{tenant}/members/":
+            data = {"email": "somebody@example.org", "roles": ["member"]}
+        case "PATCH", "tenants/{tenant}/members/{username}/":
+            data = {"roles": ["member"]}
         case "POST", "collections/":
             data = {"display_name": "December", "tenant": names.tenant}
         case "PATCH", "collections/{slug}/":
