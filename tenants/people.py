@@ -19,12 +19,8 @@ from tenants.models import Invitation, Mail, Membership, Role, Tenant, User
 from tenants.retries import retried
 
 
-OF_THE_PLATFORM: Final = {
-    "is_active",
-    "quota_bytes",
-    "quota_files",
-    "allowed_ciphers",
-}  # what a tenant does not decide for itself
+# What a tenant does not decide for itself.
+OF_THE_PLATFORM: Final = {"is_active", "quota_bytes", "quota_files", "allowed_ciphers"}
 INVITATION: Final = "invitation"  # the kind of mail, and the salt of its tokens
 INVITATION_LIFETIME: Final = timedelta(days=7)
 PAUSE: Final = timedelta(minutes=5)  # between two mails of one invitation

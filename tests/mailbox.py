@@ -13,6 +13,8 @@ class Mailbox(ThreadingTCPServer):
     def __init__(self, port: int = 0) -> None:
         self.messages: list[EmailMessage] = []
         self.refused: set[str] = set()  # recipients that it knows nothing of
+        self.is_busy = False
+        self.conversations = 0
         super().__init__(("127.0.0.1", port), Conversation)
         self.port = self.server_address[1]
 
@@ -33,6 +35,10 @@ class Conversation(StreamRequestHandler):
     server: Mailbox
 
     def handle(self) -> None:
+        self.server.conversations += 1
+        if self.server.is_busy:
+            self.say("421 busy")
+            return
         self.say("220 here")
         while line := self.rfile.readline().decode().strip():
             match line[:4].upper():

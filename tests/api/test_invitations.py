@@ -161,6 +161,18 @@ def test_acceptance_and_withdrawal_at_once_have_one_winner(alice: User, api: Api
 
 
 @pytest.mark.django_db(transaction=True)
+def test_acceptance_and_renewal_at_once_leave_no_invitation_to_a_member(alice: User, api: Api) -> None:
+    for number in range(5):
+        email = f"dora{number}@example.org"
+        invite(api(alice), email)
+        token = mailed(email)
+        accepted, renewed = race([partial(newcomer, token, f"dora{number}"), partial(invite, api(alice), email, "auditor")])
+        assert accepted.status_code == 201
+        assert renewed.status_code in {202, 409}
+        assert not Invitation.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
 def test_acceptances_of_two_tenants_by_one_newcomer_at_once_make_one_account(
     alice: User, globex: Tenant, root: User, api: Api
 ) -> None:

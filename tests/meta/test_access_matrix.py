@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
 from files import links
-from files.models import Collection, StoredFile
+from files.models import Collection, DownloadLink, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
 from tenants.people import invite, token_of
@@ -94,16 +94,9 @@ class Names:
 
 
 UNKNOWN = Names(
-    "no-such-tenant",
-    "november-2012-xxxx",
-    "No such name",
-    "no-such-file.csv",
-    f'"{"0" * 32}"',
-    "x" * 43,
-    "no-such-person",
-    "00000000-0000-4000-8000-000000000000",
-    "x" * 80,
-)
+    "no-such-tenant", "november-2012-xxxx", "No such name", "no-such-file.csv", f'"{"0" * 32}"', "x" * 43,
+    "no-such-person", "00000000-0000-4000-8000-000000000000", "x" * 80,
+)  # fmt: skip
 NEW_FILE = "new.csv"
 NEW_PASSWORD = "another long password"
 
@@ -166,6 +159,7 @@ def make_world() -> World:
     alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
     collection, file = Collection.objects.get(slug=slug), StoredFile.objects.get()
     token = links.mint(collection=collection, file=file, by=alice, now=datetime.now(UTC))
+    DownloadLink.objects.update(expires_at=datetime.now(UTC) + timedelta(hours=1))  # the table takes longer than a link lives
     invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
     secrets = [
@@ -173,22 +167,16 @@ def make_world() -> World:
         file.object_id.hex, str(file.object_id), file.sha256, "alice", str(invitation.pk), "newcomer@example",
     ]  # fmt: skip
     tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
+    names = Names(
+        acme.slug, slug, "November Cohort", "patient-4711.csv", put["ETag"], token,
+        "gina", str(invitation.pk), token_of(invitation),
+    )  # fmt: skip
     return World(
         people=people,
         clients=clients,
         tokens=pairs,
         collection=collection,
-        names=Names(
-            acme.slug,
-            slug,
-            "November Cohort",
-            "patient-4711.csv",
-            put["ETag"],
-            token,
-            "gina",
-            str(invitation.pk),
-            token_of(invitation),
-        ),
+        names=names,
         secrets=[secret.encode() for secret in secrets],
         tenant_secrets=[secret.encode() for secret in tenant_secrets],
     )

@@ -190,12 +190,14 @@ def test_server_down_changes_nothing_of_the_invitation_and_the_mail_comes_later(
     assert Mail.objects.get().problem == ""
 
 
-def test_server_down_is_asked_once_a_tick(no_mailbox: int, alice: User, api: Api) -> None:
-    """A server that says nothing takes ten seconds to tell so: other ticks want the worker."""
+def test_server_that_fails_is_asked_once_a_tick(mailbox: Mailbox, alice: User, api: Api) -> None:
+    """One that says nothing takes ten seconds to do so, and other ticks want the worker."""
+    mailbox.is_busy = True
     for number in range(5):
         invite(api(alice), f"d{number}@example.org")
     tasks.send_mail()
-    assert set(Mail.objects.values_list("problem", "attempts", "lease_owner")) == {("ConnectionRefusedError", 1, "")}
+    assert mailbox.conversations == 1
+    assert set(Mail.objects.values_list("problem", "attempts", "lease_owner")) == {("SMTPConnectError 421", 1, "")}
     assert not Mail.objects.filter(due_at__lte=timezone.now()).exists()
 
 
@@ -262,6 +264,25 @@ def test_kill_between_sending_and_noting_it_repeats_the_mail_under_its_message_i
     assert outbox.send_due(now=now + PAUSE) == 1
     assert len({message["Message-ID"] for message in mailbox.messages}) == 1
     assert outbox.send_due(now=now + 2 * PAUSE) == 0
+
+
+def test_worker_that_is_slow_leaves_to_others_what_they_took_over(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
+    """It claimed both ten minutes ago, and is at the first when another worker comes."""
+    invite(api(alice), "d1@example.org")
+    invite(api(alice), "d2@example.org")
+    Mail.objects.update(due_at=now - timedelta(hours=1))
+    others: list[int] = []
+
+    def interrupt(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
+        if "tenants_invitation" in sql and not others:
+            others.append(0)
+            others[0] = outbox.send_due(now=timezone.now())
+        return execute(sql, *arguments)
+
+    with connection.execute_wrapper(interrupt):
+        assert outbox.send_due(now=now - timedelta(minutes=10)) == 1
+    assert others == [1]
+    assert len(mailbox.recipients) == len(set(mailbox.recipients)) == 2
 
 
 def test_worker_whose_lease_was_taken_over_leaves_the_mail_alone(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:

@@ -219,6 +219,21 @@ def test_operators_keep_the_last_admin_too(alice: User, now: datetime) -> None:
     assert audited() == []
 
 
+@pytest.mark.django_db(transaction=True)
+def test_operators_who_demote_the_last_admins_at_once_leave_one(acme: Tenant, now: datetime) -> None:
+    admins = [Membership.objects.get(user=make_member(acme, name, "admin")) for name in ("dora", "frank", "gus")]
+
+    def demote(membership: Membership) -> bool:
+        try:
+            services.set_roles(membership=membership, roles=["member"], by=None, now=now)
+        except LastAdmin:
+            return False
+        return True
+
+    assert sorted(race([partial(demote, membership) for membership in admins])) == [False, True, True]
+    assert Membership.objects.filter(roles=["admin"]).count() == 1
+
+
 def test_remove_member_twice_is_a_conflict(acme: Tenant, bob: User, alice: User, now: datetime) -> None:
     membership = Membership.objects.get(user=bob)
     services.remove_member(membership=Membership.objects.get(user=bob), by=alice, now=now)
