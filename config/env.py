@@ -3,6 +3,10 @@
 import os
 import stat
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import environ
 
 
 class BadSetting(SystemExit):
@@ -37,6 +41,25 @@ def integer(name: str, default: int, *, least: int = 0) -> int:
 def words(name: str, default: str = "") -> list[str]:
     """A list from a comma-separated value."""
     return [word.strip() for word in text(name, default).split(",") if word.strip()]
+
+
+def mail_server(name: str) -> dict[str, Any]:
+    """Django's EMAIL_ settings from smtp://user:password@host:port, or none. What is wrong with it is told without its password.
+
+    Other ways than SMTP are refused: the console's, for one, would log tokens.
+    """
+    if not (value := text(name)):
+        return {}
+    ports = {"smtp": 25, "smtp+tls": 587, "smtp+ssl": 465}
+    try:
+        url = urlsplit(value)
+        config = environ.Env.email_url_config(value) if url.scheme in ports and url.hostname else {}
+    except ValueError:  # a port that is none
+        config = {}
+    if not config:
+        raise BadSetting(name, f"is no address of a mail server; use {', '.join(f'{scheme}://host' for scheme in ports)}")
+    known = {setting: value for setting, value in config.items() if setting.startswith("EMAIL_") and setting != "EMAIL_FILE_PATH"}
+    return known | {"EMAIL_PORT": url.port or ports[url.scheme]}
 
 
 def secret(name: str, *, file: Path | None = None) -> str:

@@ -218,6 +218,15 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # Retry-After holds, what
 AXES_VERBOSE = False
 AXES_DISABLE_ACCESS_LOG = True
 
+PASSWORD_RESET_TIMEOUT = 3600  # seconds
+
+# --- Mail: rows of the outbox, which the tick sends ---
+APP_URL = env.text("APP_URL").rstrip("/")
+DEFAULT_FROM_EMAIL = env.text("MAIL_FROM", "strongroom@localhost")
+EMAIL_BACKEND, EMAIL_FILE_PATH = "config.mail.PrivateFiles", str(HOME / "mail")
+EMAIL_TIMEOUT = 10  # seconds; a tick waits no longer for a server that says nothing
+globals().update(env.mail_server("EMAIL_URL"))
+
 # --- API ---
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["tenants.tokens.BearerAuthentication"],

@@ -7,7 +7,6 @@ away.
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
-from uuid import UUID
 
 from django.db.models import Case, Exists, F, IntegerField, Max, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Coalesce, Greatest
@@ -184,11 +183,8 @@ def visible_grants(user: User, collection: Collection, file: StoredFile | None =
 
 
 def get_grant(user: User, grant_id: str, collection: Collection, file: StoredFile | None = None) -> Grant:
-    try:
-        UUID(grant_id)
-    except ValueError:
-        raise NotFound from None
-    grant = visible_grants(user, collection, file).select_related("collection", "file", "user").filter(pk=grant_id).first()
+    grants = visible_grants(user, collection, file).select_related("collection", "file", "user")
+    grant = grants.filter(pk=people.uuid_in(grant_id)).first()
     if grant is None:
         raise NotFound
     return grant

@@ -3,32 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
-from django.conf import settings
-from django.urls import reverse
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
-from rest_framework.request import Request
 
 from files.access import level_of
 from files.models import GRANTED, Cipher, Collection, DownloadLink, Grant, Level, StoredFile
+from tenants.addresses import absolute_url
 from tenants.errors import Invalid
-
-
-def absolute_url(request: Request, name: str, **kwargs: str) -> str:
-    path = reverse(name, kwargs=kwargs)
-    return f"{settings.PUBLIC_URL}{path}" if settings.PUBLIC_URL else request.build_absolute_uri(path)
-
-
-class PlainText(serializers.CharField):
-    """One line of text that a person reads."""
-
-    default_error_messages = {"control": "Control characters are not allowed."}
-
-    def to_internal_value(self, data: Any) -> str:
-        value = super().to_internal_value(data)
-        if not value.isprintable():
-            self.fail("control")
-        return str(value)
+from tenants.serializers import PlainText
 
 
 class CreateCollectionInput(serializers.Serializer[Any]):
@@ -234,3 +216,12 @@ class ArchiveInput(serializers.Serializer[Any]):
 class LinkOutput(serializers.Serializer[Any]):
     url = serializers.URLField(help_text="works once, without any other credential")
     expires_in = serializers.IntegerField(help_text="seconds")
+
+
+class UsageOutput(serializers.Serializer[Any]):
+    collections = serializers.IntegerField(help_text="deleted ones too, until they are destroyed")
+    file_count = serializers.IntegerField(help_text="what `quota_files` counts")
+    quota_files = serializers.IntegerField(allow_null=True)
+    total_length = serializers.IntegerField(help_text="plaintext bytes: what `quota_bytes` counts")
+    quota_bytes = serializers.IntegerField(allow_null=True)
+    uploads = serializers.IntegerField(help_text="in progress; they count once they are complete")

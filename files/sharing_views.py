@@ -12,9 +12,10 @@ from rest_framework.views import APIView
 from files import access, sharing
 from files.filters import GrantFilter
 from files.models import Collection, Grant, StoredFile
-from files.serializers import GrantInput, GrantOutput, absolute_url
+from files.serializers import GrantInput, GrantOutput
 from files.views import render, user_of
 from tenants import access as people
+from tenants.addresses import absolute_url
 from tenants.models import Scope, User
 
 

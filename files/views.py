@@ -34,8 +34,8 @@ from files.serializers import (
     NamedFileForm,
     UpdateCollectionInput,
     UpdateFileInput,
-    absolute_url,
 )
+from tenants.addresses import absolute_url
 from tenants.errors import Invalid
 from tenants.models import Scope, User
 

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from tenants.context import tenant_id
 from tenants.errors import Invalid, NotFound, Refused
-from tenants.models import ApiKey, Membership, Role, Tenant, User
+from tenants.models import ApiKey, Invitation, Membership, Role, Tenant, User
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,14 @@ def get_tenant(user: User, slug: str, *, suspended: bool = False) -> Tenant:
     return tenant
 
 
+def uuid_in(address: str) -> UUID:
+    """What an address names. Raises NotFound for what is none, as for one that is not there."""
+    try:
+        return UUID(address)
+    except ValueError:
+        raise NotFound from None
+
+
 def sole_tenant(user: User) -> Tenant:
     """The tenant of somebody who did not name one."""
     memberships = memberships_of(user)[:2]
@@ -84,23 +92,58 @@ def sole_tenant(user: User) -> Tenant:
     return memberships[0].tenant
 
 
+def get_audited_tenant(user: User, slug: str) -> Tenant:
+    """For whoever may know all of its people and figures."""
+    tenant = get_tenant(user, slug)
+    check_can_audit(user, tenant)
+    return tenant
+
+
+def visible_members(user: User, slug: str) -> QuerySet[Membership]:
+    return Membership.objects.filter(tenant=get_audited_tenant(user, slug)).select_related("user", "tenant")
+
+
+def get_member(user: User, slug: str, username: str) -> Membership:
+    membership = visible_members(user, slug).filter(user__username=username).first()
+    if membership is None:
+        raise NotFound
+    return membership
+
+
+def visible_invitations(user: User, slug: str) -> QuerySet[Invitation]:
+    return Invitation.objects.filter(tenant=get_audited_tenant(user, slug)).select_related("tenant", "invited_by")
+
+
+def get_invitation(user: User, slug: str, pk: str) -> Invitation:
+    invitation = visible_invitations(user, slug).filter(pk=uuid_in(pk)).first()
+    if invitation is None:
+        raise NotFound
+    return invitation
+
+
+def can_administer(standing: Standing, tenant: Tenant) -> bool:
+    return standing.is_superuser or Role.ADMIN in standing.roles.get(tenant.pk, ())
+
+
+def can_audit(standing: Standing, tenant: Tenant) -> bool:
+    return can_administer(standing, tenant) or Role.AUDITOR in standing.roles.get(tenant.pk, ())
+
+
 def check_can_administer(user: User, tenant: Tenant) -> None:
     """Raises NotFound for strangers, Refused for who is no admin of it. To be called on the locked row."""
     standing = standing_of(user)
-    if standing.is_superuser:
-        return
-    held = standing.roles.get(tenant.pk)
-    if held is None:
-        raise NotFound
-    if Role.ADMIN not in held:
-        raise Refused
+    if not can_administer(standing, tenant):
+        raise Refused if tenant.pk in standing.roles else NotFound
 
 
 def check_can_audit(user: User, tenant: Tenant) -> None:
     """As `check_can_administer`, for its admins and auditors."""
     standing = standing_of(user)
-    held = standing.roles.get(tenant.pk, frozenset())
-    if not (standing.is_superuser or held):
-        raise NotFound
-    if not (standing.is_superuser or held & {Role.ADMIN, Role.AUDITOR}):
+    if not can_audit(standing, tenant):
+        raise Refused if tenant.pk in standing.roles else NotFound
+
+
+def check_can_operate(user: User) -> None:
+    """For what concerns the platform, or a tenant's bounds: superusers."""
+    if not standing_of(user).is_superuser:
         raise Refused

@@ -1,30 +1,62 @@
-"""Shows people, tenants, keys and the audit trail; every change goes through a service. Only memberships are deleted here."""
+"""Shows people, tenants, keys, mails and the audit trail. Every change goes through a service.
+
+Nothing here is deleted but memberships and invitations.
+"""
 
 # mypy: disable-error-code=type-arg
 # Outside the stubs, ModelAdmin and ModelForm take no type argument.
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
+from rest_framework.exceptions import APIException
 from rest_framework_simplejwt.token_blacklist import admin as _  # noqa: F401  registers what is taken out below
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 
-from tenants import apikeys, services
-from tenants.models import ApiKey, AuditEvent, Membership, Tenant, User
+from tenants import apikeys, people, services
+from tenants.models import ApiKey, AuditEvent, Invitation, Mail, Membership, Tenant, User
 from tenants.site import password_audited
 
 
 # Groups give nothing here. Tokens are ended on the person's page, which is audited.
 admin.site.unregister([Group, OutstandingToken, BlacklistedToken])
+
+
+class Refusable(admin.ModelAdmin):
+    """A service refuses what the moment does not allow: here that is a message, not an error page."""
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self._or_refused(request, super().changeform_view, *args, **kwargs)
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self._or_refused(request, super().delete_view, *args, **kwargs)
+
+    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self._or_refused(request, super().changelist_view, *args, **kwargs)
+
+    def _or_refused(self, request: HttpRequest, view: Callable[..., HttpResponse], *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            return view(request, *args, **kwargs)
+        except APIException as error:
+            self.message_user(request, str(error.detail), messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
+
+
+class ReadOnly(admin.ModelAdmin):
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
 
 class Undeletable(admin.ModelAdmin):
@@ -75,7 +107,7 @@ class TenantAdmin(Undeletable):
 
 
 @admin.register(Membership)
-class MembershipAdmin(admin.ModelAdmin):
+class MembershipAdmin(Refusable):
     list_display = ("user", "tenant", "roles", "created_at")
     list_filter = ("tenant",)
     list_select_related = ("user", "tenant")
@@ -125,19 +157,40 @@ class ApiKeyAdmin(Undeletable):
         self.message_user(request, f"{len(keys)} revoked.")
 
 
+@admin.register(Invitation)
+class InvitationAdmin(Refusable, ReadOnly):
+    list_display = ("email", "tenant", "roles", "invited_by", "created_at", "expires_at")
+    list_filter = ("tenant",)
+    list_select_related = ("tenant", "invited_by")
+    search_fields = ("email", "tenant__slug")
+    ordering = ("-created_at",)
+
+    def delete_model(self, request: HttpRequest, obj: Invitation) -> None:
+        people.withdraw(obj, by=_by(request), now=timezone.now())
+
+    def delete_queryset(self, request: HttpRequest, queryset: Iterable[Invitation]) -> None:
+        for invitation in queryset:
+            self.delete_model(request, invitation)
+
+
+@admin.register(Mail)
+class MailAdmin(Undeletable, ReadOnly):
+    """What became of each mail. There is no text to show: it is made when the mail is sent."""
+
+    list_display = ("kind", "recipient", "created_at", "due_at", "sent_at", "failed_at", "attempts", "problem")
+    list_filter = ("kind",)
+    search_fields = ("recipient",)
+    ordering = ("-created_at",)
+    show_full_result_count = False
+
+
 @admin.register(AuditEvent)
-class AuditEventAdmin(Undeletable):
+class AuditEventAdmin(Undeletable, ReadOnly):
     list_display = ("at", "action", "actor", "target_kind", "target_id", "tenant_id", "request_id")
     search_fields = ("action", "actor", "target_id", "tenant_id", "request_id")
     search_help_text = "Action, person, or the id of a target, tenant or request."
     ordering = ("-at",)
     show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: AuditEvent | None = None) -> bool:
-        return False
 
 
 def _save(request: HttpRequest, thing: Tenant | User, form: ModelForm, *, change: bool) -> None:

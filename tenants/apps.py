@@ -19,7 +19,8 @@ class TenantsConfig(AppConfig):
     name = "tenants"
 
     def ready(self) -> None:
-        from tenants import schema  # noqa: F401  drf-spectacular finds extensions once they are imported
+        # Once they are imported, the outbox knows their letters, and drf-spectacular what schema describes.
+        from tenants import passwords, people, schema  # noqa: F401
 
         post_migrate.connect(install_triggers, sender=self)
 

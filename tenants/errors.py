@@ -40,6 +40,23 @@ class Invalid(ValidationError):
         super().__init__({field: [problem]}, code=code)
 
 
+class BadToken(Invalid):
+    """From a mail: forged, expired, used, or of somebody who is gone. The caller learns no more than that."""
+
+    def __init__(self) -> None:
+        super().__init__("token", "The token is not valid, or not any more.", code="bad_token")
+
+
+class LastAdmin(Conflict):
+    default_detail = "A tenant keeps at least one active admin: make somebody else one first."
+    default_code = "last_admin"
+
+
+class AlreadyMember(Conflict):
+    default_detail = "They are a member already."
+    default_code = "already_member"
+
+
 class TooManyAttempts(APIException):
     status_code = status.HTTP_429_TOO_MANY_REQUESTS
     default_detail = "Too many failed attempts."

@@ -2,14 +2,14 @@
 
 import uuid
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.contrib.auth.models import AbstractUser
 from django.core.exceptions import ValidationError
-from django.core.validators import RegexValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models.functions import Lower
+from django.db.models.functions import Cast, Lower
 
 from tenants.leases import Leased
 
@@ -41,8 +41,19 @@ def check_roles(roles: object) -> None:
         raise ValidationError("A role is named once.")
 
 
+CIPHERS: Final = ("AES-GCM", "NONE")  # those of files.models.Cipher, which may not be imported here
+
+
 def default_ciphers() -> list[str]:
     return ["AES-GCM"]
+
+
+def check_ciphers(ciphers: object) -> None:
+    if not isinstance(ciphers, list) or not ciphers or any(cipher not in CIPHERS for cipher in ciphers):
+        raise ValidationError(f"Name one or more of {', '.join(CIPHERS)}, in a list.")
+
+
+LONGEST_RETENTION: Final = 36_500  # days: a purge date has to lie in the calendar
 
 
 class Scope(models.TextChoices):
@@ -129,8 +140,13 @@ class Tenant(models.Model):
     created_at = models.DateTimeField(editable=False)
     quota_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text="Plaintext bytes; empty for no limit.")
     quota_files = models.PositiveBigIntegerField(null=True, blank=True, help_text="Empty for no limit.")
-    default_retention_days = models.PositiveIntegerField(null=True, blank=True, help_text="Empty for no expiry.")
-    allowed_ciphers = models.JSONField(default=default_ciphers)
+    default_retention_days = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(LONGEST_RETENTION)],
+        help_text="Empty for no expiry.",
+    )
+    allowed_ciphers = models.JSONField(default=default_ciphers, validators=[check_ciphers])
     new_collections = models.CharField(
         max_length=10, choices=NewCollections, default=NewCollections.PRIVATE, help_text="What all members may do with them."
     )
@@ -144,11 +160,23 @@ class Tenant(models.Model):
         return self.slug
 
 
+class MembershipQuerySet(models.QuerySet["Membership"]):
+    def holding(self, role: str) -> Self:
+        # In the text of the list, since SQLite's JSON has no `contains`. A role's letters are none that JSON escapes.
+        return self.alias(roles_text=Cast("roles", models.TextField())).filter(roles_text__contains=f'"{role}"')
+
+    def of_people(self) -> Self:
+        """Who can sign in, and so act for themselves."""
+        return self.filter(user__is_active=True, user__service_of=None)
+
+
 class Membership(models.Model):
     user = models.ForeignKey(User, models.CASCADE, related_name="memberships")
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="memberships")
     roles = models.JSONField(validators=[check_roles])
     created_at = models.DateTimeField(editable=False)
+
+    objects = MembershipQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -225,10 +253,13 @@ class Mail(Leased):
     recipient = models.EmailField()
     facts = models.JSONField(default=dict, help_text="what the template is filled with")
     created_at = models.DateTimeField()
-    due_at = models.DateTimeField(db_index=True)
+    due_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True)
     failed_at = models.DateTimeField(null=True, help_text="given up")
     problem = models.CharField(max_length=200, blank=True, help_text="why the last attempt failed")
+
+    class Meta:
+        indexes = [models.Index("due_at", condition=models.Q(sent_at=None, failed_at=None), name="mail_waiting")]
 
     def __str__(self) -> str:
         return f"{self.kind} mail {self.pk}"

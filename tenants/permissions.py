@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # `scopes = PEOPLE_ONLY` on a view: a stolen key must neither mint another nor end the one that is to replace it.
 PEOPLE_ONLY: Final[dict[str, Scope | None]] = dict.fromkeys(("GET", "POST", "PUT", "PATCH", "DELETE"))
+# For whatever is about the tenant's people and settings, reading included
+ADMINISTER: Final[dict[str, Scope | None]] = dict.fromkeys(PEOPLE_ONLY, Scope.ADMINISTER)
 
 
 class InsufficientScope(Refused):

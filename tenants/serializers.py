@@ -1,8 +1,35 @@
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from tenants.models import ApiKey, Scope
+from tenants.access import can_administer, can_audit
+from tenants.models import CIPHERS, LONGEST_RETENTION, ApiKey, Membership, Role, Scope, Tenant
+
+
+MOST = 2**63 - 1  # what the column holds
+
+
+class PlainText(serializers.CharField):
+    """One line of text that a person reads."""
+
+    default_error_messages = {"control": "Control characters are not allowed."}
+
+    def to_internal_value(self, data: Any) -> str:
+        value = super().to_internal_value(data)
+        if not value.isprintable():
+            self.fail("control")
+        return str(value)
+
+
+class Roles(serializers.ListField):
+    child = serializers.RegexField(r"^[a-z_]{1,40}$", help_text=f"{', '.join(Role.values)}, or a stage's role")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_empty=False, max_length=50, **kwargs)
+
+
+# --- Sessions and passwords ---
 
 
 class TokenInput(serializers.Serializer[Any]):
@@ -17,6 +44,20 @@ class RefreshInput(serializers.Serializer[Any]):
 class TokenOutput(serializers.Serializer[Any]):
     access = serializers.CharField()
     refresh = serializers.CharField()
+
+
+class ChangePasswordInput(serializers.Serializer[Any]):
+    current_password = serializers.CharField(max_length=1000, trim_whitespace=False, style={"input_type": "password"})
+    new_password = serializers.CharField(max_length=1000, trim_whitespace=False, style={"input_type": "password"})
+
+
+class ResetPasswordInput(serializers.Serializer[Any]):
+    email = serializers.EmailField(max_length=254)
+
+
+class ConfirmResetInput(serializers.Serializer[Any]):
+    token = serializers.CharField(max_length=200)
+    new_password = serializers.CharField(max_length=1000, trim_whitespace=False, style={"input_type": "password"})
 
 
 class MyTenantOutput(serializers.Serializer[Any]):
@@ -38,3 +79,125 @@ class MeOutput(serializers.Serializer[Any]):
     is_superuser = serializers.BooleanField()
     tenants = MyTenantOutput(many=True)
     key = MyKeyOutput(allow_null=True, help_text="the API key of this request")
+
+
+# --- Tenants ---
+
+
+class UpdateTenantInput(serializers.Serializer[Any]):
+    """What is absent stays as it is."""
+
+    name = PlainText(max_length=200, required=False)
+    default_retention_days = serializers.IntegerField(
+        min_value=1, max_value=LONGEST_RETENTION, allow_null=True, required=False, help_text="null for no expiry"
+    )
+    new_collections = serializers.ChoiceField(choices=Tenant.NewCollections.choices, required=False)
+    allow_external_sharing = serializers.BooleanField(required=False)
+    is_active = serializers.BooleanField(required=False, help_text="superusers only, as all that follow")
+    quota_bytes = serializers.IntegerField(
+        min_value=0, max_value=MOST, allow_null=True, required=False, help_text="null for no limit"
+    )
+    quota_files = serializers.IntegerField(
+        min_value=0, max_value=MOST, allow_null=True, required=False, help_text="null for no limit"
+    )
+    allowed_ciphers = serializers.ListField(
+        child=serializers.ChoiceField(choices=CIPHERS), allow_empty=False, max_length=len(CIPHERS), required=False
+    )
+
+
+class CreateTenantInput(UpdateTenantInput):
+    slug = serializers.RegexField(r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=50, help_text="for ever")
+    name = PlainText(max_length=200)
+
+
+class TenantOutput(serializers.Serializer[Tenant]):
+    """Its context has the reader's `standing`."""
+
+    slug = serializers.CharField()
+    name = serializers.CharField()
+    is_active = serializers.BooleanField()
+    quota_bytes = serializers.IntegerField(allow_null=True)
+    quota_files = serializers.IntegerField(allow_null=True)
+    default_retention_days = serializers.IntegerField(allow_null=True)
+    allowed_ciphers = serializers.ListField(child=serializers.ChoiceField(choices=CIPHERS))
+    new_collections = serializers.ChoiceField(choices=Tenant.NewCollections.choices)
+    allow_external_sharing = serializers.BooleanField()
+    created_at = serializers.DateTimeField()
+    my_roles = serializers.SerializerMethodField()
+    allowed_actions = serializers.SerializerMethodField()
+
+    @extend_schema_field(serializers.ListField(child=serializers.CharField()))
+    def get_my_roles(self, tenant: Tenant) -> list[str]:
+        return sorted(self.context["standing"].roles.get(tenant.pk, ()))
+
+    @extend_schema_field(
+        serializers.ListField(child=serializers.ChoiceField(choices=["update", "manage_members", "list_members", "set_limits"]))
+    )
+    def get_allowed_actions(self, tenant: Tenant) -> list[str]:
+        standing = self.context["standing"]
+        actions = {
+            "update": can_administer(standing, tenant),
+            "manage_members": tenant.is_active and can_administer(standing, tenant),
+            "list_members": tenant.is_active and can_audit(standing, tenant),
+            "set_limits": standing.is_superuser,
+        }
+        return [action for action, may in actions.items() if may]
+
+
+# --- Members and invitations ---
+
+
+class AddMemberInput(serializers.Serializer[Any]):
+    """Either a username or an e-mail address."""
+
+    username = serializers.CharField(max_length=150, required=False, help_text="whom you know: added at once")
+    email = serializers.EmailField(max_length=254, required=False, help_text="anybody: invited by mail")
+    roles = Roles()
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("username" in attrs) == ("email" in attrs):
+            problem = ["Give a username or an e-mail address, and not both."]
+            raise serializers.ValidationError({"username": problem, "email": problem})
+        return attrs
+
+
+class SetRolesInput(serializers.Serializer[Any]):
+    roles = Roles()
+
+
+class MemberOutput(serializers.Serializer[Membership]):
+    username = serializers.CharField(source="user.username")
+    email = serializers.EmailField(source="user.email")
+    roles = serializers.ListField(child=serializers.CharField())
+    is_active = serializers.BooleanField(source="user.is_active")
+    is_service_account = serializers.SerializerMethodField()
+    created_at = serializers.DateTimeField(help_text="of the membership")
+
+    def get_is_service_account(self, membership: Membership) -> bool:
+        return membership.user.service_of_id is not None
+
+
+class InvitedOutput(serializers.Serializer[Any]):
+    invited = serializers.EmailField()
+
+
+class InvitationOutput(serializers.Serializer[Any]):
+    id = serializers.UUIDField()
+    email = serializers.EmailField()
+    roles = serializers.ListField(child=serializers.CharField())
+    invited_by = serializers.CharField(source="invited_by.username", default=None, allow_null=True)
+    created_at = serializers.DateTimeField()
+    expires_at = serializers.DateTimeField()
+
+
+class AcceptInput(serializers.Serializer[Any]):
+    token = serializers.CharField(max_length=500)
+    username = serializers.CharField(max_length=150, required=False, help_text="for who has no account yet")
+    password = serializers.CharField(
+        max_length=1000, required=False, trim_whitespace=False, style={"input_type": "password"}, help_text="likewise"
+    )
+
+
+class AcceptOutput(serializers.Serializer[Membership]):
+    username = serializers.CharField(source="user.username")
+    tenant = serializers.CharField(source="tenant.slug")

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from math import ceil
+from typing import Final
 
 from axes.models import AccessAttempt
 from django.conf import settings
@@ -11,17 +12,20 @@ from django.contrib.auth.password_validation import validate_password
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ValidationError as ModelValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Max
 from django.http import HttpRequest
 from rest_framework.exceptions import AuthenticationFailed, ValidationError
 from rest_framework.fields import get_error_detail
 
-from tenants import apikeys, audit, tokens
-from tenants.errors import Conflict, Invalid, NotFound, Refused, TooManyAttempts
-from tenants.models import Membership, Role, Tenant, User
+from tenants import apikeys, audit, outbox, tokens
+from tenants.errors import Conflict, Invalid, LastAdmin, NotFound, Refused, TooManyAttempts
+from tenants.models import Invitation, Membership, Role, Tenant, User
 from tenants.retries import retried
 
+
+INVITATIONS_KEPT: Final = timedelta(days=30)  # after they expired: so long may an admin see that nobody came
+NO_MEMBER: Final = "They are no member any more."
 
 # --- Tenants and people ---
 
@@ -44,16 +48,21 @@ def create_user(
 
 def create(thing: Tenant | User, *, by: User | None, now: datetime) -> None:
     """Saves a new tenant or person, whole as it is."""
-    _check(thing)
+    check(thing)
     with transaction.atomic():
-        thing.save(force_insert=True)
+        try:
+            with transaction.atomic():
+                thing.save(force_insert=True)
+        except IntegrityError:
+            check(thing)  # somebody has taken the name or the address since: this says which
+            raise
         name = thing.slug if isinstance(thing, Tenant) else thing.username
         audit.record(f"{_kind(thing)}.create", by=by, tenant=_tenant(thing), target=thing, now=now, name=name)
 
 
 def update(thing: Tenant | User, *, changed: Collection[str], by: User | None, now: datetime) -> None:
     """Saves what is different in these fields of a tenant or person. Who is deactivated loses their tokens and keys for good."""
-    _check(thing)
+    check(thing)
     with transaction.atomic():
         stored = type(thing)._default_manager.select_for_update().get(pk=str(thing.pk))
         values = {name: getattr(thing, name) for name in sorted(changed) if getattr(thing, name) != getattr(stored, name)}
@@ -66,8 +75,10 @@ def update(thing: Tenant | User, *, changed: Collection[str], by: User | None, n
         audit.record(f"{_kind(thing)}.update", by=by, tenant=_tenant(thing), target=thing, now=now, **values)
 
 
-def set_password(*, user: User, password: str, by: User | None, now: datetime) -> None:
-    _set_password(user, password)
+@retried
+def set_password(*, user: User, password: str, by: User | None, now: datetime, field: str = "password") -> None:
+    """`field` is what the request calls the password, for the refusal of a weak one."""
+    _set_password(user, password, field=field)
     with transaction.atomic():
         user.save(update_fields=["password"])
         audit.record("user.password", by=by, tenant=None, target=user, now=now)
@@ -83,7 +94,7 @@ def add_member(*, tenant: Tenant, user: User, roles: Sequence[str], by: User | N
             _set_roles(membership, [*membership.roles, *roles], by=by, now=now)
             return membership
         membership = Membership(tenant=tenant, user=user, roles=sorted(set(roles)), created_at=now)
-        _check(membership)
+        check(membership)
         membership.save(force_insert=True)
         audit.record("member.add", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
     return membership
@@ -105,14 +116,19 @@ def enrol(*, slug: str, username: str, email: str, roles: Sequence[str], by: Use
 
 def set_roles(*, membership: Membership, roles: Sequence[str], by: User | None, now: datetime) -> None:
     with transaction.atomic():
-        _set_roles(Membership.objects.select_for_update().get(pk=membership.pk), roles, by=by, now=now)
+        _check_admin_stays(membership, roles)
+        locked = Membership.objects.select_for_update().filter(pk=membership.pk).first()
+        if locked is None:
+            raise Conflict(NO_MEMBER)
+        _set_roles(locked, roles, by=by, now=now)
 
 
 def remove_member(*, membership: Membership, by: User | None, now: datetime) -> None:
     with transaction.atomic():
+        _check_admin_stays(membership, [])
         deleted, _ = Membership.objects.filter(pk=membership.pk).delete()
         if not deleted:
-            raise Conflict("They are no member any more.")
+            raise Conflict(NO_MEMBER)
         user, tenant = membership.user, membership.tenant
         apikeys.revoke_all(user, tenant=tenant, now=now)
         audit.record("member.remove", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
@@ -137,6 +153,14 @@ def found(*, slug: str, name: str, username: str, email: str, password: str | No
 
 
 def sign_in(*, request: HttpRequest, username: str, password: str, now: datetime) -> tokens.Pair:
+    user = recognise(request=request, username=username, password=password, now=now)
+    if user is None:
+        raise AuthenticationFailed("No active account has this name and password.", code="invalid_credentials")
+    return open_session(user, now)
+
+
+def recognise(*, request: HttpRequest, username: str, password: str, now: datetime) -> User | None:
+    """Whose name and password these are. Failures count; after too many, the right password is refused too."""
     user = authenticate(request, username=username, password=password)
     if getattr(request, "axes_locked_out", False):
         request.axes_locked_out = False  # type: ignore[attr-defined]  # or its middleware puts a page of its own in place of ours
@@ -144,13 +168,13 @@ def sign_in(*, request: HttpRequest, username: str, password: str, now: datetime
         last = min(now, attempts.aggregate(last=Max("attempt_time"))["last"] or now)  # axes takes its own time, later than `now`
         raise TooManyAttempts(retry_after=max(1, ceil((last + settings.AXES_COOLOFF_TIME - now).total_seconds())))
     if not isinstance(user, User):
-        raise AuthenticationFailed("No active account has this name and password.", code="invalid_credentials")
+        return None
     user_logged_in.send(sender=User, request=request, user=user)  # resets the count of failures, notes the last login
-    return _open_session(user, now)
+    return user
 
 
 @retried
-def _open_session(user: User, now: datetime) -> tokens.Pair:
+def open_session(user: User, now: datetime) -> tokens.Pair:
     with transaction.atomic():
         pair = tokens.mint(user)
         audit.record("session.open", by=user, tenant=None, target=user, now=now)
@@ -177,26 +201,43 @@ def end_sessions(*, user: User, by: User | None, now: datetime) -> None:
 
 
 def forget_expired(*, now: datetime) -> dict[str, int]:
-    """Deletes sign-in data that no longer opens or closes anything. Returns how many rows of each kind."""
+    """Deletes what no longer opens, closes or tells anything. Returns how many rows of each kind."""
     sessions, _ = Session.objects.filter(expire_date__lt=now).delete()
+    invitations, _ = Invitation.objects.filter(expires_at__lt=now - INVITATIONS_KEPT).delete()
     attempts, _ = AccessAttempt.objects.filter(attempt_time__lt=now - settings.AXES_COOLOFF_TIME).delete()
-    return {"tokens": tokens.flush_expired(now=now), "sessions": sessions, "failed logins": attempts}
+    return {
+        "tokens": tokens.flush_expired(now=now),
+        "sessions": sessions,
+        "failed logins": attempts,
+        "invitations": invitations,
+        "mails": outbox.forget_old(now=now),
+    }
 
 
-def _check(thing: Tenant | User | Membership) -> None:
+def check(thing: Tenant | User | Membership | Invitation) -> None:
+    """Raises a refusal that names the fields."""
     try:
         thing.full_clean()
     except ModelValidationError as error:
         raise ValidationError(get_error_detail(error)) from error
 
 
-def _set_password(user: User, password: str | None) -> None:
+def _set_password(user: User, password: str | None, *, field: str = "password") -> None:
     if password is not None:
         try:
             validate_password(password, user)
         except ModelValidationError as error:
-            raise ValidationError({"password": error.messages}) from error
+            raise ValidationError({field: error.messages}) from error
     user.set_password(password)
+
+
+def _check_admin_stays(membership: Membership, roles: Sequence[str]) -> None:
+    """In the caller's transaction, before the membership gets these roles, or none."""
+    # The other contender takes the role from another of the last admins: they take turns on the tenant.
+    Tenant.objects.select_for_update(no_key=True).get(pk=membership.tenant_id)
+    admins = Membership.objects.filter(tenant=membership.tenant_id).holding(Role.ADMIN).of_people()
+    if Role.ADMIN not in roles and admins.filter(pk=membership.pk).exists() and not admins.exclude(pk=membership.pk).exists():
+        raise LastAdmin
 
 
 def _set_roles(membership: Membership, roles: Sequence[str], *, by: User | None, now: datetime) -> None:
@@ -204,7 +245,7 @@ def _set_roles(membership: Membership, roles: Sequence[str], *, by: User | None,
     before, membership.roles = membership.roles, sorted(set(roles))
     if membership.roles == before:
         return
-    _check(membership)
+    check(membership)
     membership.save(update_fields=["roles"])
     audit.record(
         "member.update",

@@ -1,9 +1,14 @@
 from celery import shared_task
 from django.utils import timezone
 
-from tenants import services
+from tenants import outbox, services
 
 
 @shared_task
 def tick() -> None:
     services.forget_expired(now=timezone.now())
+
+
+@shared_task
+def send_mail() -> None:
+    outbox.send_due(now=timezone.now())

@@ -7,13 +7,22 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from tenants import access, services, tokens
+from tenants import access, passwords, services, tokens
 from tenants.models import User
-from tenants.serializers import MeOutput, RefreshInput, TokenInput, TokenOutput
+from tenants.permissions import PEOPLE_ONLY
+from tenants.serializers import (
+    ChangePasswordInput,
+    ConfirmResetInput,
+    MeOutput,
+    RefreshInput,
+    ResetPasswordInput,
+    TokenInput,
+    TokenOutput,
+)
 
 
 class TokenView(APIView):
-    """What all three do without a token, and what their answers have in common."""
+    """What is done without a token, and what the answers have in common."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
@@ -52,6 +61,42 @@ class Revoke(TokenView):
         form = RefreshInput(data=request.data)
         form.is_valid(raise_exception=True)
         tokens.revoke(form.validated_data["refresh"], now=timezone.now())
+        return Response(status=204)
+
+
+class ChangePassword(APIView):
+    scopes = PEOPLE_ONLY
+
+    @extend_schema(operation_id="password_change", request=ChangePasswordInput, responses=TokenOutput, tags=["auth"])
+    def post(self, request: Request) -> Response:
+        """Sets your own password. Every session ends; the answer is a new one.
+
+        Wrong current passwords count as failed sign-ins: after some in a row the answer is 429 with `Retry-After`.
+        """
+        form = ChangePasswordInput(data=request.data)
+        form.is_valid(raise_exception=True)
+        user = cast(User, request.user)
+        pair = passwords.change(request=request._request, user=user, **form.validated_data, now=timezone.now())
+        return Response(pair, headers={"Cache-Control": "no-store"})
+
+
+class ResetPassword(TokenView):
+    @extend_schema(operation_id="password_reset", request=ResetPasswordInput, responses={202: None}, tags=["auth"])
+    def post(self, request: Request) -> Response:
+        """Mails a token that sets a new password, once within an hour. Whether anybody has this address is not told."""
+        form = ResetPasswordInput(data=request.data)
+        form.is_valid(raise_exception=True)
+        passwords.request_reset(email=form.validated_data["email"], now=timezone.now())
+        return Response(status=202)
+
+
+class ConfirmReset(TokenView):
+    @extend_schema(operation_id="password_reset_confirm", request=ConfirmResetInput, responses={204: None}, tags=["auth"])
+    def post(self, request: Request) -> Response:
+        """Sets a new password with the token from the mail. Every session ends."""
+        form = ConfirmResetInput(data=request.data)
+        form.is_valid(raise_exception=True)
+        passwords.confirm_reset(**form.validated_data, now=timezone.now())
         return Response(status=204)
 
 

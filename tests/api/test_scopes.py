@@ -54,12 +54,27 @@ GET    /api/v1/tenants/{tenant}/service-accounts/                              -
 POST   /api/v1/tenants/{tenant}/service-accounts/                              -
 GET    /api/v1/tenants/{tenant}/service-accounts/{account}/                    -
 DELETE /api/v1/tenants/{tenant}/service-accounts/{account}/                    -
+POST   /api/v1/auth/password/change/                                           -
+GET    /api/v1/tenants/                                                        read
+POST   /api/v1/tenants/                                                        -
+GET    /api/v1/tenants/{tenant}/                                               read
+PATCH  /api/v1/tenants/{tenant}/                                               administer
+GET    /api/v1/tenants/{tenant}/usage/                                         administer
+GET    /api/v1/tenants/{tenant}/members/                                       administer
+POST   /api/v1/tenants/{tenant}/members/                                       administer
+PATCH  /api/v1/tenants/{tenant}/members/{username}/                            administer
+DELETE /api/v1/tenants/{tenant}/members/{username}/                            administer
+GET    /api/v1/tenants/{tenant}/invitations/                                   administer
+DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/                      administer
 """
 # Whoever asks needs no token at all, or brings another credential.
 PUBLIC: Final = {
     "/api/v1/auth/token/",
     "/api/v1/auth/token/refresh/",
     "/api/v1/auth/token/revoke/",
+    "/api/v1/auth/password/reset/",
+    "/api/v1/auth/password/reset/confirm/",
+    "/api/v1/auth/invitations/accept/",
     "/api/schema/",
     "/api/docs/",
     "/downloads/{token}",

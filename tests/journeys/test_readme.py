@@ -6,10 +6,12 @@ import re
 import subprocess
 import zipfile
 from collections.abc import Callable
+from email import message_from_bytes, policy
 from pathlib import Path
 from textwrap import dedent
 
 from tests.live.server import ROOT, Server
+from tests.live.waiting import wait_for
 
 
 def shell_blocks(page: str, heading: str) -> list[str]:
@@ -68,6 +70,34 @@ def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:
     assert (refused["status"], refused["code"]) == (403, "insufficient_scope")
     assert me["key"]["prefix"] in {key["prefix"] for key in listed["results"]}
     assert output.endswith("204\n204\n")
+
+
+def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(ready_server: Callable[..., Server]) -> None:
+    server = ready_server().start()
+    (given, *_), lines = shell_blocks("README.md", "## One worked example"), shell_blocks("README.md", "## People and tenants")
+    output = run(given, *lines, server=server)
+    me, updated, invited, promoted, auditors, back, invitations, usage = map(
+        json.loads, re.findall(r"^\{.*\}$", output, re.MULTILINE)
+    )
+    assert me["username"] == "member"
+    assert updated["default_retention_days"] == 365
+    assert invited == {"invited": "dora@example.org"}
+    assert promoted["roles"] == ["auditor", "member"]
+    assert sorted(row["username"] for row in auditors["results"]) == ["auditor", "member2"]
+    assert [row["email"] for row in invitations["results"]] == ["dora@example.org"]
+    assert (back["roles"], usage["quota_bytes"]) == (["member"], None)
+
+    folder = server.home / "mail"
+    wait_for(lambda: any("curl" in file.read_text() for file in folder.glob("*")), seconds=30)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (file,) = folder.iterdir()
+    text = message_from_bytes(file.read_bytes(), policy=policy.default).get_body(("plain",))
+    assert text is not None
+    (token,) = re.findall(r'"token": "(.+?)"', text.get_content())
+    account = {"token": token, "username": "dora", "password": "correct horse battery staple"}
+    status, _ = server.request("POST", "/api/v1/auth/invitations/accept/", body=account)
+    assert status == 201
+    assert token.split(":")[-1] not in server.log
 
 
 def test_escape_hatch_works_word_for_word(server: Server) -> None:

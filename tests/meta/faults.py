@@ -69,7 +69,7 @@ FAULTS: Final = """
 31   A tick is delivered twice, late or out of order: a lease decides.
 32   Two beats, a dead beat, a tick longer than its period: a lease decides.
 33 * Purges and a deletion in parallel.
-34 * Mail fails.
+34   The mail server is down, slow or refuses: what the mail tells of stands, and the mail comes later, once.
 35   The disk is full or read-only: transfers to S3 need none; else 503 and nothing half-done.
 36   Out of descriptors, threads or database connections: 503 or refused, and recovery without a restart.
 37 * A migration while old processes live.

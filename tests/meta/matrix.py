@@ -94,8 +94,6 @@ deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/
 
 -          GET    /api/v1/tenants/{tenant}/grants/                               200   403     403    403    403    403   404      200     403   404   200   401      404       401
 
--          GET    /api/schema/                                                   200   200     200    200    200    200   200      200     200   200   200   200      200       200
--          GET    /api/docs/                                                     200   200     200    200    200    200   200      200     200   200   200   200      200       200
 -          GET    /api/v1/tenants/{tenant}/api-keys/                             200   empty   empty  empty  empty  empty 404      200     empty 404   200   401      404       401
 -          POST   /api/v1/tenants/{tenant}/api-keys/                             201   201     201    201    201    201   404      201     201   404   403   401      404       401
 -          GET    /api/v1/tenants/{tenant}/api-keys/{prefix}/                    200   404     404    404    404    404   404      200     404   404   200   401      404       401
@@ -104,6 +102,24 @@ deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/
 -          POST   /api/v1/tenants/{tenant}/service-accounts/                     201   403     403    403    403    403   404      403     403   404   201   401      404       401
 -          GET    /api/v1/tenants/{tenant}/service-accounts/{account}/           200   403     403    403    403    403   404      200     403   404   200   401      404       401
 -          DELETE /api/v1/tenants/{tenant}/service-accounts/{account}/           204   403     403    403    403    403   404      403     403   404   204   401      404       401
+-          POST   /api/v1/auth/password/change/                                  200   200     200    200    200    200   200      200     200   200   200   401      200       401
+-          POST   /api/v1/auth/password/reset/                                   202   202     202    202    202    202   202      202     202   202   202   202      202       202
+-          POST   /api/v1/auth/password/reset/confirm/                           204   204     204    204    204    204   204      204     204   204   204   400      204       400
+-          POST   /api/v1/auth/invitations/accept/                               201   201     201    201    201    201   201      201     201   201   201   201      400       201
+-          GET    /api/v1/tenants/                                               200   200     200    200    200    200   200      200     200   200   200   401      empty     401
+-          POST   /api/v1/tenants/                                               403   403     403    403    403    403   403      403     403   403   201   401      403       401
+-          GET    /api/v1/tenants/{tenant}/                                      200   200     200    200    200    200   404      200     200   404   200   401      404       401
+-          PATCH  /api/v1/tenants/{tenant}/                                      200   403     403    403    403    403   404      403     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/usage/                                200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/members/                              200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/members/                              202   403     403    403    403    403   404      403     403   404   202   401      404       401
+-          PATCH  /api/v1/tenants/{tenant}/members/{username}/                   200   403     403    403    403    403   404      403     403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/members/{username}/                   204   403     403    403    403    403   404      403     403   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/invitations/                          200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/             204   403     403    403    403    403   404      403     403   404   204   401      404       401
+
+-          GET    /api/schema/                                                   200   200     200    200    200    200   200      200     200   200   200   200      200       200
+-          GET    /api/docs/                                                     200   200     200    200    200    200   200      200     200   200   200   200      200       200
 """  # noqa: E501  a table is read by its columns
 
 

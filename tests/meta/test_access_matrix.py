@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from django.contrib import admin
+from django.contrib.auth.tokens import PasswordResetTokenGenerator
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import transaction
 from django.test import Client
@@ -23,6 +24,7 @@ from files import access, links, sharing
 from files.models import Collection, Grant, Level, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
+from tenants.people import invite, token_of
 from tests.factories import PASSWORD, make_member, make_tenant, make_user
 from tests.meta.leaks import insides
 from tests.meta.matrix import COLUMNS, EMPTY, PAGE, ROWS, Row, page
@@ -99,6 +101,8 @@ class Names:
     username: str
     prefix: str  # of an API key of the admin
     account: str  # a service account
+    invitation: str
+    invitation_token: str
 
 
 UNKNOWN = Names(
@@ -112,8 +116,11 @@ UNKNOWN = Names(
     username="nobody-at-all",
     prefix="sr_00000000",
     account="nobody@no-such-tenant",
+    invitation=str(UUID(int=8)),
+    invitation_token="x" * 80,
 )
 NEW_FILE = "new.csv"
+NEW_PASSWORD = "another long password"
 
 
 @dataclass(frozen=True)
@@ -188,10 +195,11 @@ def make_world() -> World:
     about = f"/api/v1/tenants/{acme.slug}"
     prefix = alices.post(f"{about}/api-keys/", {"name": "From the third ward", "scopes": ["read"]}).json()["prefix"]
     account = alices.post(f"{about}/service-accounts/", {"name": "importer", "roles": ["member"]}).json()["username"]
+    invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
-        file.object_id.hex, str(file.object_id), file.sha256, "alice", prefix, account,
+        file.object_id.hex, str(file.object_id), file.sha256, "alice", prefix, account, str(invitation.pk), "newcomer@example",
     ]  # fmt: skip
     tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
     return World(
@@ -210,6 +218,8 @@ def make_world() -> World:
             username="carol",
             prefix=prefix,
             account=account,
+            invitation=str(invitation.pk),
+            invitation_token=token_of(invitation),
         ),
         secrets=[secret.encode() for secret in secrets],
         tenant_secrets=[secret.encode() for secret in tenant_secrets],
@@ -247,6 +257,23 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
             data = {"username": user.username if user else "nobody", "password": PASSWORD if user else "a guess"}
         case "POST", "auth/token/refresh/" | "auth/token/revoke/":
             data = {"refresh": pair["refresh"]}
+        case "POST", "auth/password/change/":
+            data = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+        case "POST", "auth/password/reset/":
+            data = {"email": user.email if user else "nobody@example.org"}
+        case "POST", "auth/password/reset/confirm/":
+            secret = f"{user.pk}-{PasswordResetTokenGenerator().make_token(user)}" if user else "none"
+            data = {"token": secret, "new_password": NEW_PASSWORD}
+        case "POST", "auth/invitations/accept/":
+            data = {"token": names.invitation_token, "username": "newcomer", "password": NEW_PASSWORD}
+        case "POST", "tenants/":
+            data = {"slug": "initech", "name": "Initech"}
+        case "PATCH", "tenants/{tenant}/":
+            data = {"name": "Acme Institute"}
+        case "POST", "tenants/{tenant}/members/":
+            data = {"email": "somebody@example.org", "roles": ["member"]}
+        case "PATCH", "tenants/{tenant}/members/{username}/":
+            data = {"roles": ["member"]}
         case "POST", "collections/":
             data = {"display_name": "December", "tenant": names.tenant}
         case "POST", "tenants/{tenant}/api-keys/":

@@ -15,9 +15,9 @@ from rest_framework.exceptions import APIException, ValidationError
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 
 from tenants import audit, services, tasks, tokens
-from tenants.errors import Conflict, Invalid, NotFound, Refused
+from tenants.errors import Conflict, Invalid, LastAdmin, NotFound, Refused
 from tenants.models import AuditEvent, Membership, Tenant, User
-from tests.factories import PASSWORD
+from tests.factories import PASSWORD, make_member
 from tests.races import race
 
 
@@ -187,6 +187,7 @@ def test_add_member_at_once_makes_one_member_with_all_roles(acme: Tenant, mallor
 
 
 def test_set_roles_replaces_them(acme: Tenant, alice: User, now: datetime) -> None:
+    make_member(acme, "dora", "admin")
     membership = Membership.objects.get(user=alice)
     services.set_roles(membership=membership, roles=["auditor"], by=None, now=now)
     services.set_roles(membership=membership, roles=["auditor"], by=None, now=now)
@@ -195,10 +196,42 @@ def test_set_roles_replaces_them(acme: Tenant, alice: User, now: datetime) -> No
     assert audited() == [("member.update", "system", str(acme.pk), facts)]
 
 
-def test_set_roles_to_none_is_refused(alice: User, now: datetime) -> None:
+def test_set_roles_to_none_is_refused(bob: User, now: datetime) -> None:
     with pytest.raises(ValidationError):
-        services.set_roles(membership=Membership.objects.get(user=alice), roles=[], by=None, now=now)
-    assert Membership.objects.get(user=alice).roles == ["admin"]
+        services.set_roles(membership=Membership.objects.get(user=bob), roles=[], by=None, now=now)
+    assert Membership.objects.get(user=bob).roles == ["member"]
+
+
+def test_set_roles_of_somebody_who_is_no_member_any_more_is_a_conflict(bob: User, now: datetime) -> None:
+    membership = Membership.objects.get(user=bob)
+    Membership.objects.all().delete()
+    with pytest.raises(Conflict):
+        services.set_roles(membership=membership, roles=["auditor"], by=None, now=now)
+    assert audited() == []
+
+
+def test_operators_keep_the_last_admin_too(alice: User, now: datetime) -> None:
+    membership = Membership.objects.get(user=alice)
+    with pytest.raises(LastAdmin):
+        services.set_roles(membership=membership, roles=["auditor"], by=None, now=now)
+    with pytest.raises(LastAdmin):
+        services.remove_member(membership=membership, by=None, now=now)
+    assert audited() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_operators_who_demote_the_last_admins_at_once_leave_one(acme: Tenant, now: datetime) -> None:
+    admins = [Membership.objects.get(user=make_member(acme, name, "admin")) for name in ("dora", "frank", "gus")]
+
+    def demote(membership: Membership) -> bool:
+        try:
+            services.set_roles(membership=membership, roles=["member"], by=None, now=now)
+        except LastAdmin:
+            return False
+        return True
+
+    assert sorted(race([partial(demote, membership) for membership in admins])) == [False, True, True]
+    assert Membership.objects.filter(roles=["admin"]).count() == 1
 
 
 def test_remove_member_twice_is_a_conflict(acme: Tenant, bob: User, alice: User, now: datetime) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ from django.contrib import admin
 from django.test import Client
 from django.urls import reverse
 
-from tenants import tokens
-from tenants.models import AuditEvent, Membership, Tenant, User
+from tenants import people, tokens
+from tenants.models import AuditEvent, Invitation, Mail, Membership, Tenant, User
 from tests.factories import PASSWORD
 
 
@@ -56,7 +57,7 @@ def tenant(**changes: str) -> dict[str, str]:
 
 PAGES = [
     url_name
-    for model in ("user", "tenant", "membership", "auditevent")
+    for model in ("user", "tenant", "membership", "invitation", "mail", "auditevent")
     for url_name in (f"tenants_{model}_changelist", f"tenants_{model}_add")
 ]
 
@@ -74,7 +75,10 @@ def test_admin_is_closed_to_everybody_but_superusers(
     assert response["Location"].startswith(url("login"))
 
 
-@pytest.mark.parametrize("page", ["index", *(page for page in PAGES if page != "tenants_auditevent_add"), "password_change"])
+READ_ONLY = {"tenants_invitation_add", "tenants_mail_add", "tenants_auditevent_add"}
+
+
+@pytest.mark.parametrize("page", ["index", *(page for page in PAGES if page not in READ_ONLY), "password_change"])
 def test_admin_pages_open_for_a_superuser(site: Client, alice: User, page: str) -> None:
     assert site.get(url(page)).status_code == 200
 
@@ -101,6 +105,21 @@ def test_admin_suspends_a_tenant(site: Client, acme: Tenant) -> None:
     acme.refresh_from_db()
     assert (acme.is_active, acme.quota_files) == (False, 5)
     assert audited() == ("tenant.update", "root", {"is_active": False, "quota_files": 5})
+
+
+def test_admin_sets_how_a_tenant_shares(site: Client, acme: Tenant) -> None:
+    form = tenant(new_collections="viewer", allow_external_sharing="on", default_retention_days="30")
+    assert site.post(url("tenants_tenant_change", acme.pk), form).status_code == 302
+    facts = {"new_collections": "viewer", "allow_external_sharing": True, "default_retention_days": 30}
+    assert audited() == ("tenant.update", "root", facts)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"default_retention_days": "99999"}, {"allowed_ciphers": '["ROT13"]'}, {"allowed_ciphers": "7"}]
+)
+def test_admin_refuses_bad_settings_of_a_tenant_in_the_form(site: Client, acme: Tenant, changes: dict[str, str]) -> None:
+    assert site.post(url("tenants_tenant_change", acme.pk), tenant(**changes)).status_code == 200
+    assert not AuditEvent.objects.exists()
 
 
 def test_admin_saving_a_tenant_as_it_is_changes_nothing(site: Client, acme: Tenant) -> None:
@@ -231,6 +250,49 @@ def test_admin_removes_members_in_bulk_with_an_event_each(site: Client, bob: Use
     site.post(url("tenants_membership_changelist"), form)
     assert not Membership.objects.exists()
     assert list(AuditEvent.objects.values_list("action", "actor")) == [("member.remove", "root")] * 2
+
+
+def test_admin_is_told_that_the_last_admin_stays(site: Client, acme: Tenant, alice: User) -> None:
+    pk = Membership.objects.get().pk
+    posts = [
+        ("tenants_membership_delete", [pk], {"post": "yes"}),
+        ("tenants_membership_change", [pk], {"roles": '["member"]'}),
+        ("tenants_membership_changelist", [], {"action": "delete_selected", "_selected_action": [pk], "post": "yes"}),
+    ]
+    for page, arguments, form in posts:
+        response = site.post(url(page, *arguments), form, follow=True)
+        assert response.status_code == 200
+        assert b"at least one active admin" in response.content
+    assert Membership.objects.get().roles == ["admin"]
+    assert not AuditEvent.objects.exists()
+
+
+# --- Invitations and mails ---
+
+
+@pytest.fixture
+def invitation(acme: Tenant, alice: User, now: datetime) -> Invitation:
+    return people.invite(tenant=acme, email="dora@example.org", roles=["member"], by=alice, now=now)
+
+
+def test_admin_withdraws_an_invitation(site: Client, invitation: Invitation) -> None:
+    page = site.get(url("tenants_invitation_change", invitation.pk))
+    assert b"dora@example.org" in page.content
+    assert b'name="_save"' not in page.content
+    site.post(url("tenants_invitation_delete", invitation.pk), {"post": "yes"})
+    assert not Invitation.objects.exists()
+    assert list(AuditEvent.objects.order_by("seq").values_list("action", "actor"))[1:] == [("invitation.withdraw", "root")]
+
+
+def test_admin_shows_mails_and_edits_nothing_of_them(site: Client, invitation: Invitation) -> None:
+    mail = Mail.objects.get()
+    assert b"dora@example.org" in site.get(url("tenants_mail_changelist")).content
+    page = site.get(url("tenants_mail_change", mail.pk))
+    assert b"dora@example.org" in page.content
+    assert b'name="_save"' not in page.content
+    for name in ("change", "delete"):
+        assert site.post(url(f"tenants_mail_{name}", mail.pk), {"recipient": "x@example.org", "post": "yes"}).status_code == 403
+    assert Mail.objects.get().recipient == "dora@example.org"
 
 
 # --- What is never deleted, never edited ---

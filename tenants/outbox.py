@@ -1,0 +1,135 @@
+"""Mails: a row in the transaction of what it tells of, sent by the tick. One that fails changes nothing of that (F-34).
+
+A row holds no secret and no text. Both are made when it is sent, by the function that is registered for its kind.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from email.utils import parseaddr
+from smtplib import SMTPDataError, SMTPRecipientsRefused, SMTPResponseException
+from typing import Final
+from urllib.parse import urlencode
+from uuid import NAMESPACE_URL, uuid4, uuid5
+
+from django.conf import settings
+from django.core.mail import EmailMultiAlternatives
+from django.db import connection, transaction
+from django.template.loader import render_to_string
+from django.utils import timezone
+
+from tenants.leases import LeaseLost, claim
+from tenants.models import Mail
+
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE: Final = timedelta(seconds=30)
+LONGEST_PAUSE: Final = timedelta(hours=1)
+MOST_ATTEMPTS: Final = 80  # three days: the pauses double up to the longest
+KEPT: Final = timedelta(days=30)
+
+Letter = dict[str, str]
+Writer = Callable[[Mail, datetime], Letter | None]
+_writers: dict[str, Writer] = {}
+
+
+def letter(kind: str) -> Callable[[Writer], Writer]:
+    """Registers what fills the templates `mail/<kind>.txt` and `.html`. None: the reason is gone, and the mail with it."""
+
+    def register(writer: Writer) -> Writer:
+        _writers[kind] = writer
+        return writer
+
+    return register
+
+
+def queue(
+    kind: str, *, to: str, now: datetime, due_at: datetime | None = None, once_in: timedelta | None = None, **facts: str
+) -> None:
+    """Writes the mail in the caller's transaction. With `once_in`, at most one such mail in each stretch of that length."""
+    if not connection.in_atomic_block:
+        raise transaction.TransactionManagementError("A mail is written in the transaction of what it tells of.")
+    pk = uuid4()
+    if once_in is not None:
+        # The other contender asks for the same at the same moment: both come to one id.
+        pk = uuid5(NAMESPACE_URL, f"{kind} {to} {sorted(facts.items())} {now.timestamp() // once_in.total_seconds()}")
+    mail = Mail(pk=pk, kind=kind, recipient=to, facts=facts, created_at=now, due_at=due_at or now)
+    Mail.objects.bulk_create([mail], ignore_conflicts=True)
+
+
+def opening(page: str, token: str) -> Letter:
+    """How the reader of a letter uses a token: a page of the frontend or, where nobody said where that is, the API by hand."""
+    frontend = settings.APP_URL or settings.PUBLIC_URL
+    link = f"{frontend}/{page}?{urlencode({'token': token})}" if frontend else ""
+    return {"token": token, "link": link, "api": f"http://127.0.0.1:{settings.PORT}/api/v1"}
+
+
+def send_due(*, now: datetime, limit: int = 50) -> int:
+    """Sends what is due; returns how many mails went out."""
+    due = Mail.objects.filter(sent_at=None, failed_at=None, due_at__lte=now).order_by("due_at")
+    sent, is_down = 0, None
+    for mail in claim(due, now=now, limit=limit):
+        try:
+            if is_down:
+                _postpone(mail, is_down, now)
+            else:
+                sent += _send(mail, now)
+        except LeaseLost:
+            continue
+        except Exception as error:  # one mail that cannot be sent must not hold up the rest
+            _postpone(mail, error, now)
+            if isinstance(error, OSError) and not isinstance(error, SMTPRecipientsRefused | SMTPDataError):
+                is_down = error  # the server's fault, not the mail's: the rest would wait for it, and other ticks for this one
+    return sent
+
+
+def forget_old(*, now: datetime) -> int:
+    """Deletes mails whose fate was settled long ago. Returns how many."""
+    settled = Mail.objects.filter(created_at__lt=now - KEPT).exclude(sent_at=None, failed_at=None)
+    return settled.delete()[0]
+
+
+def _send(mail: Mail, now: datetime) -> bool:
+    mail.heartbeat(timezone.now())  # those before it may have taken long
+    filled = _writers[mail.kind](mail, now)
+    if filled is None:
+        mail.fenced().delete()
+        return False
+    _message(mail, filled).send()
+    # A kill before this line sends it once more, with the same Message-ID.
+    if mail.fenced().update(sent_at=now, problem="", lease_owner="", lease_at=None) != 1:
+        raise LeaseLost
+    return True
+
+
+def _message(mail: Mail, filled: Letter) -> EmailMultiAlternatives:
+    filled = {name: " ".join(value.split()) for name, value in filled.items()}  # a name must not begin a line of its own
+    subject, _, text = render_to_string(f"mail/{mail.kind}.txt", filled).partition("\n")
+    domain = parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2]
+    message = EmailMultiAlternatives(
+        subject=subject,
+        body=text.strip() + "\n",
+        to=[mail.recipient],
+        headers={"Message-ID": f"<{mail.pk}@{domain}>", "Auto-Submitted": "auto-generated"},
+    )
+    message.attach_alternative(render_to_string(f"mail/{mail.kind}.html", filled), "text/html")
+    return message
+
+
+def _postpone(mail: Mail, error: Exception, now: datetime) -> None:
+    # Of an error only its kind and the server's code: its text may repeat what was sent.
+    problem = f"{type(error).__name__} {error.smtp_code}" if isinstance(error, SMTPResponseException) else type(error).__name__
+    pause = min(FIRST_PAUSE * 2 ** min(mail.attempts - 1, 10), LONGEST_PAUSE)
+    mail.fenced().update(
+        problem=problem,
+        due_at=now + pause,
+        failed_at=now if mail.attempts >= MOST_ATTEMPTS else None,
+        lease_owner="",
+        lease_at=None,
+    )
+    log.warning(
+        "a mail was not sent",
+        extra={"mail": str(mail.pk), "attempts": mail.attempts, "problem": problem},
+        exc_info=not isinstance(error, OSError),
+    )

@@ -1,0 +1,184 @@
+"""The API of tenants, their members and invitations."""
+
+from typing import Any, cast
+
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from tenants import access, people
+from tenants.addresses import absolute_url
+from tenants.filters import MemberFilter
+from tenants.models import Invitation, Membership, Scope, Tenant, User
+from tenants.permissions import ADMINISTER
+from tenants.serializers import (
+    AcceptInput,
+    AcceptOutput,
+    AddMemberInput,
+    CreateTenantInput,
+    InvitationOutput,
+    InvitedOutput,
+    MemberOutput,
+    SetRolesInput,
+    TenantOutput,
+    UpdateTenantInput,
+)
+from tenants.views import TokenView
+
+
+def user_of(request: Request) -> User:
+    return cast(User, request.user)  # IsAuthenticated let nobody else in
+
+
+def shown(request: Request, tenant: Tenant) -> dict[str, Any]:
+    return TenantOutput(tenant, context={"standing": access.standing_of(user_of(request))}).data
+
+
+# --- Tenants ---
+
+
+class TenantsView(generics.GenericAPIView[Tenant]):
+    scopes = {"POST": None}  # a superuser's, whom no key stands for
+    queryset = Tenant.objects.none()  # for the schema: what is served comes from `access`
+    serializer_class = TenantOutput
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {"standing": access.standing_of(user_of(self.request))}
+
+    @extend_schema(operation_id="tenants_list", responses=TenantOutput(many=True))
+    def get(self, request: Request) -> Response:
+        """Tenants that you belong to. A superuser sees all of them, suspended ones too."""
+        page = self.paginate_queryset(access.visible_tenants(user_of(request)))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    @extend_schema(operation_id="tenants_create", request=CreateTenantInput, responses={201: TenantOutput})
+    def post(self, request: Request) -> Response:
+        """A new tenant, without members. For superusers."""
+        given = CreateTenantInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        tenant = people.create_tenant(settings=given.validated_data, by=user_of(request), now=timezone.now())
+        location = absolute_url(request, "tenant", tenant=tenant.slug)
+        return Response(shown(request, tenant), status=status.HTTP_201_CREATED, headers={"Location": location})
+
+
+class TenantView(APIView):
+    scopes = {"PATCH": Scope.ADMINISTER}
+
+    @extend_schema(operation_id="tenants_retrieve", responses=TenantOutput)
+    def get(self, request: Request, tenant: str) -> Response:
+        """A tenant that you belong to. A suspended one is there for superusers alone."""
+        return Response(shown(request, access.get_tenant(user_of(request), tenant, suspended=True)))
+
+    @extend_schema(operation_id="tenants_update", request=UpdateTenantInput, responses=TenantOutput)
+    def patch(self, request: Request, tenant: str) -> Response:
+        """Changes settings. For its admins; `is_active`, `quota_bytes`, `quota_files` and `allowed_ciphers` for superusers.
+
+        A request that names one of these is refused as a whole to everybody else, with 403, even if it would change nothing.
+        """
+        user = user_of(request)
+        found = access.get_tenant(user, tenant, suspended=True)
+        given = UpdateTenantInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        people.update_tenant(found, settings=given.validated_data, by=user, now=timezone.now())
+        return Response(shown(request, access.get_tenant(user, tenant, suspended=True)))
+
+
+# --- Members ---
+
+
+class MembersView(generics.GenericAPIView[Membership]):
+    scopes = ADMINISTER
+    filterset_class = MemberFilter
+    queryset = Membership.objects.none()
+    serializer_class = MemberOutput
+
+    @extend_schema(operation_id="members_list", responses=MemberOutput(many=True))
+    def get(self, request: Request, tenant: str) -> Response:
+        """The people and service accounts of a tenant. For its admins and auditors, and superusers."""
+        members = access.visible_members(user_of(request), tenant)
+        page = self.paginate_queryset(self.filter_queryset(members))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    @extend_schema(operation_id="members_create", request=AddMemberInput, responses={201: MemberOutput, 202: InvitedOutput})
+    def post(self, request: Request, tenant: str) -> Response:
+        """Adds a person by username, or invites one by e-mail. For admins of the tenant, and superusers.
+
+        A username has to be that of somebody in a tenant that you administer; a superuser may name anybody. An e-mail address may
+        be anybody's: whether somebody has it already is not told. Inviting it again renews the invitation and its roles.
+        """
+        user = user_of(request)
+        found = access.get_tenant(user, tenant)
+        given = AddMemberInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        if "email" in given.validated_data:
+            invitation = people.invite(tenant=found, **given.validated_data, by=user, now=timezone.now())
+            return Response(InvitedOutput({"invited": invitation.email}).data, status=status.HTTP_202_ACCEPTED)
+        membership = people.add_member(tenant=found, **given.validated_data, by=user, now=timezone.now())
+        return Response(MemberOutput(membership).data, status=status.HTTP_201_CREATED)
+
+
+class MemberView(APIView):
+    scopes = ADMINISTER
+
+    @extend_schema(operation_id="members_update", request=SetRolesInput, responses=MemberOutput)
+    def patch(self, request: Request, tenant: str, username: str) -> Response:
+        """Replaces a member's roles, one's own too. The last active admin stays one: 409."""
+        user = user_of(request)
+        membership = access.get_member(user, tenant, username)
+        given = SetRolesInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        people.set_roles(membership, **given.validated_data, by=user, now=timezone.now())
+        membership.refresh_from_db(fields=["roles"])
+        return Response(MemberOutput(membership).data)
+
+    @extend_schema(operation_id="members_delete", responses={204: None})
+    def delete(self, request: Request, tenant: str, username: str) -> Response:
+        """Ends a membership. The next request of the person finds nothing of the tenant. The last active admin stays: 409."""
+        user = user_of(request)
+        people.remove_member(access.get_member(user, tenant, username), by=user, now=timezone.now())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+# --- Invitations ---
+
+
+class InvitationsView(generics.GenericAPIView[Invitation]):
+    scopes = ADMINISTER
+    queryset = Invitation.objects.none()
+    serializer_class = InvitationOutput
+
+    @extend_schema(operation_id="invitations_list", responses=InvitationOutput(many=True))
+    def get(self, request: Request, tenant: str) -> Response:
+        """Invitations that nobody has accepted, expired ones too. For admins and auditors of the tenant, and superusers."""
+        page = self.paginate_queryset(access.visible_invitations(user_of(request), tenant))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+
+class InvitationView(APIView):
+    scopes = ADMINISTER
+
+    @extend_schema(operation_id="invitations_delete", responses={204: None})
+    def delete(self, request: Request, tenant: str, invitation: str) -> Response:
+        """Withdraws an invitation: its token opens nothing any more."""
+        user = user_of(request)
+        people.withdraw(access.get_invitation(user, tenant, invitation), by=user, now=timezone.now())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class AcceptView(TokenView):
+    @extend_schema(operation_id="invitations_accept", request=AcceptInput, responses={201: AcceptOutput}, tags=["auth"])
+    def post(self, request: Request) -> Response:
+        """Makes a member of whoever has the token from the mail. It works once.
+
+        If nobody has the e-mail address yet, an account is made: `username` and `password` are then required, else ignored.
+        """
+        given = AcceptInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        wish = given.validated_data
+        membership = people.accept(
+            token=wish["token"], username=wish.get("username"), password=wish.get("password"), now=timezone.now()
+        )
+        return Response(AcceptOutput(membership).data, status=status.HTTP_201_CREATED)

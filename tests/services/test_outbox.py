@@ -1,0 +1,335 @@
+"""Mails: rows in the transaction of what they tell of, sent by a tick to a real server; one that fails changes nothing (F-34)."""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+from pytest_django import Settings
+from rest_framework.test import APIClient
+
+from tenants import outbox, tasks
+from tenants.models import AuditEvent, Invitation, Mail, Membership, Tenant, User
+from tests.mailbox import Mailbox
+from tests.races import race
+
+
+Api = Callable[[User | None], APIClient]
+MEMBERS = "/api/v1/tenants/acme/members/"
+RESET = "/api/v1/auth/password/reset/"
+PAUSE = timedelta(minutes=6)
+
+
+def use(settings: Settings, port: int) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", port
+
+
+@pytest.fixture
+def mailbox(settings: Settings) -> Iterator[Mailbox]:
+    with Mailbox() as mailbox:
+        use(settings, mailbox.port)
+        yield mailbox
+
+
+@pytest.fixture
+def no_mailbox(settings: Settings) -> int:
+    """The port of a server that is down."""
+    with Mailbox() as mailbox:
+        use(settings, mailbox.port)
+    return mailbox.port
+
+
+def invite(client: APIClient, email: str = "dora@example.org", **changes: Any) -> None:
+    assert client.post(MEMBERS, {"email": email, "roles": ["member"], **changes}).status_code == 202
+
+
+def text_of(message: EmailMessage, kind: str = "plain") -> str:
+    part = message.get_body((kind,))
+    assert part is not None
+    return str(part.get_content())
+
+
+# --- What is sent ---
+
+
+def test_invitation_is_mailed_as_text_and_html(mailbox: Mailbox, alice: User, api: Api, settings: Settings) -> None:
+    settings.APP_URL, settings.DEFAULT_FROM_EMAIL = "https://app.example.org", "Strongroom <files@example.org>"
+    invite(api(alice), roles=["member", "research_it"])
+    assert mailbox.messages == []
+
+    tasks.send_mail()
+
+    (message,) = mailbox.messages
+    assert (message["To"], message["From"]) == ("dora@example.org", "Strongroom <files@example.org>")
+    assert message["Subject"] == "An invitation to Acme"
+    assert message["Message-ID"] == f"<{Mail.objects.get().pk}@example.org>"
+    assert message["Auto-Submitted"] == "auto-generated"
+    for kind in ("plain", "html"):
+        text = text_of(message, kind)
+        assert "alice (alice@example.org)" in text
+        assert "member, research it" in text
+        assert "https://app.example.org/invitation?token=" in text
+        assert "curl" not in text
+
+
+def test_mail_is_sent_once(mailbox: Mailbox, alice: User, api: Api) -> None:
+    invite(api(alice))
+    for _ in range(3):
+        tasks.send_mail()
+    assert mailbox.recipients == ["dora@example.org"]
+    mail = Mail.objects.get()
+    assert (mail.sent_at is not None, mail.lease_owner, mail.problem) == (True, "", "")
+
+
+def test_mail_waits_until_it_is_due(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
+    invite(api(alice))
+    Mail.objects.update(due_at=now + timedelta(hours=1))
+    assert outbox.send_due(now=now + timedelta(minutes=59)) == 0
+    assert outbox.send_due(now=now + timedelta(minutes=61)) == 1
+
+
+@pytest.mark.parametrize(
+    ("app_url", "public_url", "expected"),
+    [
+        ("https://app.example.org", "https://files.example.org", "https://app.example.org/reset-password?token="),
+        ("", "https://files.example.org", "https://files.example.org/reset-password?token="),
+        ("", "", "http://127.0.0.1:8000/api/v1/auth/password/reset/confirm/"),
+    ],
+)
+def test_mail_leads_to_the_frontend_or_to_curl(
+    mailbox: Mailbox, alice: User, api: Api, settings: Settings, app_url: str, public_url: str, expected: str
+) -> None:
+    settings.APP_URL, settings.PUBLIC_URL = app_url, public_url
+    api(None).post(RESET, {"email": "alice@example.org"})
+    tasks.send_mail()
+    (message,) = mailbox.messages
+    assert expected in text_of(message)
+    assert expected in text_of(message, "html")
+
+
+def test_mail_without_a_frontend_has_a_curl_line_whose_body_works(mailbox: Mailbox, alice: User, api: Api) -> None:
+    invite(api(alice))
+    tasks.send_mail()
+    text = text_of(mailbox.messages[0])
+    (body,) = re.findall(r"-d '(.+?)'", text)
+    wish = json.loads(body) | {"username": "dora", "password": "another long password"}
+    assert f"/{text.rpartition('127.0.0.1:8000/')[2].split()[0]}" == "/api/v1/auth/invitations/accept/"
+    assert api(None).post("/api/v1/auth/invitations/accept/", wish).status_code == 201
+
+
+def test_mail_cannot_be_given_headers_or_markup(mailbox: Mailbox, alice: User, acme: Tenant, api: Api) -> None:
+    """A name that an operator put there (F-40)."""
+    Tenant.objects.update(name='Acme\r\nBcc: mallory@example.org <img src="x">')
+    invite(api(alice))
+    tasks.send_mail()
+    (message,) = mailbox.messages
+    assert message["Bcc"] is None
+    assert message["Subject"] == 'An invitation to Acme Bcc: mallory@example.org <img src="x">'
+    assert "<img" in text_of(message)
+    assert "<img" not in text_of(message, "html")
+
+
+def test_tokens_are_in_the_mail_alone(mailbox: Mailbox, alice: User, api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """INV-15: neither in the database nor in the log."""
+    caplog.set_level(logging.DEBUG)
+    invite(api(alice))
+    api(None).post(RESET, {"email": "alice@example.org"})
+    tasks.send_mail()
+    found = [re.findall(r'"token": "(.+?)"', text_of(message))[0] for message in mailbox.messages]
+    assert len(found) == 2
+    rows = [repr(list(model.objects.values())) for model in (Mail, Invitation, AuditEvent)]
+    assert not [token for token in found for text in (*rows, caplog.text) if token in text or token.split(":")[-1] in text]
+
+
+def test_mails_are_files_where_there_is_no_server(alice: User, api: Api, settings: Settings, tmp_path: Path) -> None:
+    settings.EMAIL_BACKEND, settings.EMAIL_FILE_PATH = "config.mail.PrivateFiles", str(tmp_path / "mail")
+    invite(api(alice))
+    tasks.send_mail()
+    (file,) = (tmp_path / "mail").iterdir()
+    assert "To: dora@example.org" in file.read_text()
+    assert (tmp_path / "mail").stat().st_mode & 0o777 == 0o700
+
+
+def test_queue_outside_of_a_transaction_is_a_bug(db: None, now: datetime) -> None:
+    connection.in_atomic_block = False
+    try:
+        with pytest.raises(transaction.TransactionManagementError):
+            outbox.queue("invitation", to="dora@example.org", now=now)
+    finally:
+        connection.in_atomic_block = True
+
+
+# --- When sending fails ---
+
+
+def test_server_down_changes_nothing_of_the_invitation_and_the_mail_comes_later(
+    no_mailbox: int, alice: User, api: Api, now: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    invite(api(alice))
+    tasks.send_mail()
+
+    assert api(alice).get("/api/v1/tenants/acme/invitations/").json()["results"][0]["email"] == "dora@example.org"
+    mail = Mail.objects.get()
+    assert (mail.problem, mail.sent_at, mail.failed_at, mail.attempts) == ("ConnectionRefusedError", None, None, 1)
+    assert "dora" not in caplog.text
+    assert outbox.send_due(now=now) == 0  # it is not tried at every tick
+    with Mailbox(no_mailbox) as mailbox:
+        assert outbox.send_due(now=now + timedelta(minutes=5)) == 1
+        assert outbox.send_due(now=now + timedelta(hours=5)) == 0
+    assert mailbox.recipients == ["dora@example.org"]
+    assert Mail.objects.get().problem == ""
+
+
+def test_server_that_fails_is_asked_once_a_tick(mailbox: Mailbox, alice: User, api: Api) -> None:
+    """One that says nothing takes ten seconds to do so, and other ticks want the worker."""
+    mailbox.is_busy = True
+    for number in range(5):
+        invite(api(alice), f"d{number}@example.org")
+    tasks.send_mail()
+    assert mailbox.conversations == 1
+    assert set(Mail.objects.values_list("problem", "attempts", "lease_owner")) == {("SMTPConnectError 421", 1, "")}
+    assert not Mail.objects.filter(due_at__lte=timezone.now()).exists()
+
+
+def test_recipient_that_is_refused_holds_nobody_up(mailbox: Mailbox, alice: User, api: Api) -> None:
+    mailbox.refused = {"d0@example.org"}
+    for number in range(3):
+        invite(api(alice), f"d{number}@example.org")
+    tasks.send_mail()
+    assert mailbox.recipients == ["d1@example.org", "d2@example.org"]
+    assert Mail.objects.get(sent_at=None).problem == "SMTPRecipientsRefused"
+
+
+def test_mail_that_cannot_be_made_holds_nobody_up(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
+    Mail.objects.create(kind="of_a_later_release", recipient="dora@example.org", created_at=now, due_at=now)
+    invite(api(alice), "d1@example.org")
+    tasks.send_mail()
+    assert mailbox.recipients == ["d1@example.org"]
+    assert Mail.objects.get(sent_at=None).problem == "KeyError"
+
+
+def test_pauses_grow_until_it_is_given_up(no_mailbox: int, alice: User, api: Api, now: datetime) -> None:
+    invite(api(alice))
+    Invitation.objects.update(expires_at=now + timedelta(days=30))
+    tried, at = [], now + timedelta(seconds=5)
+    while (mail := Mail.objects.get()).failed_at is None:
+        at = max(at, mail.due_at)
+        outbox.send_due(now=at)
+        tried.append(at)
+    pauses = [(late - early).total_seconds() for early, late in pairwise(tried)]
+    assert pauses[:9] == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
+    assert timedelta(days=2.9) < tried[-1] - tried[0] < timedelta(days=3.2)
+    assert outbox.send_due(now=at + timedelta(days=9)) == 0
+
+
+# --- Two workers, and one that dies ---
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_senders_at_once_send_each_mail_once(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
+    """F-31, F-32."""
+    for number in range(10):
+        invite(api(alice), f"d{number}@example.org")
+    sent = race([partial(outbox.send_due, now=now + timedelta(seconds=5))] * 4)
+    assert sum(sent) == 10
+    assert sorted(mailbox.recipients) == [f"d{number}@example.org" for number in range(10)]
+
+
+def test_kill_between_sending_and_noting_it_repeats_the_mail_under_its_message_id(
+    mailbox: Mailbox, alice: User, api: Api, now: datetime
+) -> None:
+    """The one duplicate that there can be: a server that knows the id delivers it once."""
+    invite(api(alice))
+
+    def die(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
+        if sql.startswith("UPDATE") and '"sent_at"' in sql:
+            raise SystemExit
+        return execute(sql, *arguments)
+
+    with pytest.raises(SystemExit), connection.execute_wrapper(die):
+        tasks.send_mail()
+    tasks.send_mail()  # the dead worker's lease still runs
+    assert len(mailbox.messages) == 1
+
+    assert outbox.send_due(now=now + PAUSE) == 1
+    assert len({message["Message-ID"] for message in mailbox.messages}) == 1
+    assert outbox.send_due(now=now + 2 * PAUSE) == 0
+
+
+def test_worker_that_is_slow_leaves_to_others_what_they_took_over(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
+    """It claimed both ten minutes ago, and is at the first when another worker comes."""
+    invite(api(alice), "d1@example.org")
+    invite(api(alice), "d2@example.org")
+    Mail.objects.update(due_at=now - timedelta(hours=1))
+    others: list[int] = []
+
+    def interrupt(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
+        if "tenants_invitation" in sql and not others:
+            others.append(0)
+            others[0] = outbox.send_due(now=timezone.now())
+        return execute(sql, *arguments)
+
+    with connection.execute_wrapper(interrupt):
+        assert outbox.send_due(now=now - timedelta(minutes=10)) == 1
+    assert others == [1]
+    assert len(mailbox.recipients) == len(set(mailbox.recipients)) == 2
+
+
+def test_worker_whose_lease_was_taken_over_leaves_the_mail_alone(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
+    invite(api(alice))
+
+    def interrupt(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
+        if "tenants_invitation" in sql and sql.startswith("SELECT"):
+            Mail.objects.update(lease_owner="another")
+        return execute(sql, *arguments)
+
+    with connection.execute_wrapper(interrupt):
+        assert outbox.send_due(now=now + timedelta(seconds=5)) == 0
+    assert Mail.objects.get().lease_owner == "another"
+    assert Mail.objects.get().sent_at is None
+
+
+# --- Mails whose reason is gone ---
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda api, alice: api(alice).delete(f"/api/v1/tenants/acme/invitations/{Invitation.objects.get().pk}/"),
+        lambda api, alice: Invitation.objects.update(expires_at=datetime(2020, 1, 1, tzinfo=UTC)),
+        lambda api, alice: Membership.objects.filter(user=alice).delete(),
+        lambda api, alice: User.objects.filter(pk=alice.pk).update(is_active=False),
+        lambda api, alice: Tenant.objects.update(is_active=False),
+    ],
+    ids=["withdrawn", "expired", "inviter removed", "inviter deactivated", "tenant suspended"],
+)
+def test_invitation_that_opens_nothing_any_more_is_not_mailed(
+    mailbox: Mailbox, alice: User, api: Api, end: Callable[[Api, User], object]
+) -> None:
+    """INV-16."""
+    invite(api(alice))
+    end(api, alice)
+    tasks.send_mail()
+    assert mailbox.messages == []
+    assert not Mail.objects.exists()
+
+
+def test_settled_mails_are_forgotten_after_a_month(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
+    invite(api(alice), "d1@example.org")
+    tasks.send_mail()
+    invite(api(alice), "d2@example.org")
+    tasks.tick()
+    assert Mail.objects.count() == 2
+    Mail.objects.update(created_at=now - timedelta(days=31))
+    tasks.tick()
+    assert Mail.objects.get().recipient == "d2@example.org"
