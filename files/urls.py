@@ -1,6 +1,6 @@
 from django.urls import path
 
-from files import views
+from files import audit_views, views
 
 
 # Resources end in a slash. Byte URLs do not, so that `curl -T`, `curl -O` and `wget -c` name files rightly (T-11).
@@ -15,6 +15,8 @@ urlpatterns = [
     path("collections/<str:slug>/content/<str:filename>", views.ContentView.as_view(), name="content"),
     path("collections/<str:slug>/archive.zip", views.ArchiveStreamView.as_view(), name="archive"),
     path("collections/<str:slug>/archive/", views.ArchiveView.as_view(), name="archive-link"),
+    path("audit.csv", audit_views.PlatformExport.as_view(), name="platform-audit-export"),
+    path("tenants/<str:tenant>/audit.csv", audit_views.TenantExport.as_view(), name="audit-export"),
     path("files/", views.FilesView.as_view(), name="files"),
 ]
 

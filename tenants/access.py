@@ -97,3 +97,8 @@ def check_can_audit(user: User, tenant: Tenant) -> None:
         raise NotFound
     if not (standing.is_superuser or held & {Role.ADMIN, Role.AUDITOR}):
         raise Refused
+
+
+def check_can_audit_platform(user: User) -> None:
+    if not standing_of(user).is_superuser:
+        raise Refused

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from tenants import views
+from tenants import audit_views, views
 
 
 urlpatterns = [
@@ -10,4 +10,6 @@ urlpatterns = [
     path("auth/token/refresh/", views.Refresh.as_view(), name="token-refresh"),
     path("auth/token/revoke/", views.Revoke.as_view(), name="token-revoke"),
     path("me/", views.Me.as_view(), name="me"),
+    path("audit/", audit_views.PlatformAudit.as_view(), name="platform-audit"),
+    path("tenants/<str:tenant>/audit/", audit_views.TenantAudit.as_view(), name="audit"),
 ]

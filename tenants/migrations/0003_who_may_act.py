@@ -70,6 +70,10 @@ class Migration(migrations.Migration):
                 to="tenants.tenant",
             ),
         ),
+        migrations.AddIndex(
+            model_name="auditevent",
+            index=models.Index(fields=["request_id"], name="audit_event_request"),
+        ),
         migrations.CreateModel(
             name="ApiKey",
             fields=[

@@ -71,6 +71,11 @@ deleted    GET    /api/v1/collections/{slug}/content/{filename}            404  
 deleted    PUT    /api/v1/collections/{slug}/content/{filename}            404   404    404     404   404   404   401      404       401
 deleted    GET    /downloads/{token}                                       404   404    404     404   404   404   404      404       404
 
+-          GET    /api/v1/tenants/{tenant}/audit/                          200   403    200     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/audit.csv                       200   403    200     403   404   200   401      404       401
+-          GET    /api/v1/audit/                                           403   403    403     403   403   200   401      403       401
+-          GET    /api/v1/audit.csv                                        403   403    403     403   403   200   401      403       401
+
 -          GET    /api/schema/                                             200   200    200     200   200   200   200      200       200
 -          GET    /api/docs/                                               200   200    200     200   200   200   200      200       200
 """  # noqa: E501  a table is read by its columns

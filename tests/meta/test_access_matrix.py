@@ -151,6 +151,7 @@ def make_world() -> World:
     collection, file = Collection.objects.get(slug=slug), StoredFile.objects.get()
     token = links.mint(collection=collection, file=file, by=alice, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
+    clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})  # is on the platform's record
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
         file.object_id.hex, str(file.object_id), file.sha256, "alice",
