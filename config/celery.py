@@ -18,6 +18,7 @@ app.autodiscover_tasks()
 # A tick expires before the next one, so that a worker that comes back after a day catches up once, not 17,280 times.
 app.conf.beat_schedule = {
     "files": {"task": "files.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},
+    "audit heads": {"task": "files.tasks.publish_audit_heads", "schedule": crontab(minute="*/10"), "options": {"expires": 540}},
     "tenants": {"task": "tenants.tasks.tick", "schedule": crontab(hour="3", minute="30"), "options": {"expires": 3600}},
 }
 
