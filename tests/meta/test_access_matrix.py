@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
 from files import links
-from files.models import Collection, StoredFile
+from files.models import Collection, DownloadLink, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
 from tests.factories import PASSWORD, make_member, make_tenant, make_user
@@ -150,6 +150,7 @@ def make_world() -> World:
     alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
     collection, file = Collection.objects.get(slug=slug), StoredFile.objects.get()
     token = links.mint(collection=collection, file=file, by=alice, now=datetime.now(UTC))
+    DownloadLink.objects.update(expires_at=datetime.now(UTC) + timedelta(hours=1))  # longer than the table takes
     User.objects.filter(username="ivan").update(is_active=False)
     clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})  # is on the platform's record
     secrets = [
