@@ -19,7 +19,8 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from pytest_django import Settings
 
-from files import audit_heads, keys
+from config.celery import app
+from files import audit_heads, keys, tasks
 from files.models import Key
 from files.stores import ObjectStore, StoreUnavailable, get_store
 from tenants import audit, triggers
@@ -446,13 +447,18 @@ def test_publication_deleted_in_a_bucket_with_versions_is_told_by_its_marker(
         assert damaged() == [f"publication {last}: was deleted; the bucket still has a version of it"]
 
 
-# --- Who is not asked ---
+# --- The worker ---
+
+
+def test_beat_asks_for_a_publication_every_ten_minutes() -> None:
+    app.loader.import_default_modules()
+    entry = app.conf.beat_schedule["audit heads"]
+    assert entry["task"] in app.tasks
+    assert entry["schedule"].minute == {0, 10, 20, 30, 40, 50}
 
 
 def test_what_the_application_keeps_for_itself_is_no_file(local: Path, trail: None, alice: User) -> None:
     """The sweep that is to come must leave `.strongroom/` alone; the clean-up that there is finds nothing to do with it."""
-    from files.tasks import publish_audit_heads, tick
-
-    publish_audit_heads()
-    tick()
+    tasks.publish_audit_heads()
+    tasks.tick()
     assert len(list(local.iterdir())) == 1
