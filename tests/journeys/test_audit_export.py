@@ -54,6 +54,7 @@ def test_long_trail_is_exported_whole_in_flat_memory(auditor: tuple[Server, list
         seqs = [int(row["seq"]) for row in csv.DictReader(file, strict=True)]
     ((last,),) = server.sql("SELECT max(seq) FROM tenants_auditevent WHERE action = 'audit.export'")
     assert seqs == list(range(1, last))
+    assert '"cut": true' not in server.log
 
 
 @pytest.mark.parametrize(("version", "status"), [("--http1.1", PARTIAL_FILE), ("--http1.0", RECEIVE_ERROR)])
@@ -71,3 +72,4 @@ def test_export_whose_reader_loses_the_role_is_visibly_cut(
         _, said = process.communicate(timeout=100)
     assert process.returncode == status, said
     assert target.stat().st_size < 40 * MIB
+    wait_for(lambda: [line for line in server.log.splitlines() if "audit.csv" in line and '"cut": true' in line])
