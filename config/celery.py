@@ -19,6 +19,7 @@ app.autodiscover_tasks()
 app.conf.beat_schedule = {
     "files": {"task": "files.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},
     "mail": {"task": "tenants.tasks.send_mail", "schedule": 5.0, "options": {"expires": 4}},
+    "audit heads": {"task": "files.tasks.publish_audit_heads", "schedule": crontab(minute="*/10"), "options": {"expires": 540}},
     "tenants": {"task": "tenants.tasks.tick", "schedule": crontab(hour="3", minute="30"), "options": {"expires": 3600}},
 }
 

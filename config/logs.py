@@ -94,23 +94,27 @@ class _Watched:
     def __init__(self, request: HttpRequest, response: StreamingHttpResponse, started: float) -> None:
         self.request, self.response, self.started = request, response, started
         self.chunks = iter(response.streaming_content)  # type: ignore[arg-type]  # served by WSGI, so never an async iterator
-        self.sent, self.is_told = 0, False
+        self.sent, self.is_whole, self.is_told = 0, False, False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        chunk: bytes = next(self.chunks)
+        try:
+            chunk: bytes = next(self.chunks)
+        except StopIteration:
+            self.is_whole = True
+            raise
         self.sent += len(chunk)
         return chunk
 
     def close(self) -> None:
         if not self.is_told:
             self.is_told = True
-            _write(self.request, self.response, self.started, sent=self.sent)
+            _write(self.request, self.response, self.started, sent=self.sent, is_whole=self.is_whole)
 
 
-def _write(request: HttpRequest, response: HttpResponseBase, started: float, *, sent: int) -> None:
+def _write(request: HttpRequest, response: HttpResponseBase, started: float, *, sent: int, is_whole: bool = True) -> None:
     user = request.__dict__.get("user")
     if isinstance(user, LazyObject):  # still unread: logging it would cost a query
         user = request.__dict__.get("_cached_user")
@@ -125,6 +129,7 @@ def _write(request: HttpRequest, response: HttpResponseBase, started: float, *, 
     if key := getattr(user, "key", None):
         fields["key"] = key.prefix
     promised = response.get("Content-Length")
-    if request.method != "HEAD" and response.status_code != 304 and promised is not None and int(promised) != sent:
+    is_short = not is_whole if promised is None else int(promised) != sent
+    if request.method != "HEAD" and response.status_code != 304 and is_short:
         fields["cut"] = True
     log.info("request", extra=fields)

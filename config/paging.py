@@ -16,6 +16,7 @@ from tenants.errors import Invalid
 
 
 NUMBER: Final = re.compile(r"[0-9]{1,4}", re.ASCII)
+UNIQUE: Final = {"id", "seq"}  # the latter in the one chain that is listed
 BASE64: Final = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
 
 
@@ -57,9 +58,10 @@ class Cursor(CursorPagination):
         return int(wanted)
 
     def get_ordering(self, request: Request, queryset: QuerySet[Any], view: APIView) -> tuple[str, ...]:
-        """What the client orders by, and the row's number to break ties."""
+        """What the client or else the view orders by, and the row's number to break ties."""
+        self.ordering = getattr(view, "ordering", self.ordering)
         ordering = tuple(super().get_ordering(request, queryset, view))
-        return ordering if ordering[-1] in {"id", "-id"} else (*ordering, "-id" if ordering[0].startswith("-") else "id")
+        return ordering if ordering[-1].lstrip("-") in UNIQUE else (*ordering, "-id" if ordering[0].startswith("-") else "id")
 
     def get_schema_operation_parameters(self, view: APIView) -> list[dict[str, Any]]:
         cursor, size = super().get_schema_operation_parameters(view)

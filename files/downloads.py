@@ -75,7 +75,7 @@ def open_file(
     access.check_can_read(file)
     if not if_match(wanted.if_match, file.etag):
         raise errors.PreconditionFailed
-    headers = _headers(disposition, file.filename, file.content_type) | {
+    headers = byte_headers(disposition, file.filename, file.content_type) | {
         "ETag": file.etag,
         "Accept-Ranges": "bytes",
         "Repr-Digest": repr_digest(file.sha256),
@@ -103,7 +103,7 @@ def open_file(
         slots=SLOTS,
         meter=meter,
     )
-    _start(body, start or partial(_record_download, file, by, now, first, stop - first))
+    begin(body, start or partial(_record_download, file, by, now, first, stop - first))
     return Answer(status, headers, body)
 
 
@@ -129,7 +129,7 @@ def open_archive(
     archive = ZipStream(sized=True)
     for pieces, (_, filename, length, _) in zip(opened, members, strict=True):
         archive.add(pieces, filename, size=length)
-    headers = _headers("attachment", f"{collection.slug}.zip", "application/zip") | {"Content-Length": str(len(archive))}
+    headers = byte_headers("attachment", f"{collection.slug}.zip", "application/zip") | {"Content-Length": str(len(archive))}
     if head:
         return Answer(HTTPStatus.OK, headers)
 
@@ -139,11 +139,11 @@ def open_archive(
         return all(access.may_read(by, collection.pk, member.pk) for member in opened if member.is_open)
 
     body = Transfer(_zip(archive, opened), length=len(archive), still_allowed=still_allowed, slots=SLOTS)
-    _start(body, start or partial(_record_archive, collection, by, now, len(members)))
+    begin(body, start or partial(_record_archive, collection, by, now, len(members)))
     return Answer(HTTPStatus.OK, headers, body)
 
 
-def _start(body: Transfer, record: Callable[[], None]) -> None:
+def begin(body: Transfer, record: Callable[[], None]) -> None:
     """What has to be on record before the first byte leaves."""
     try:
         retried(transaction.atomic(record))()
@@ -244,7 +244,7 @@ def _record_archive(collection: Collection, by: User, now: datetime, count: int)
     audit.record("collection.archive", by=by, tenant=collection.tenant, target=collection, now=now, files=count)
 
 
-def _headers(disposition: str, filename: str, content_type: str) -> dict[str, str]:
+def byte_headers(disposition: str, filename: str, content_type: str) -> dict[str, str]:
     return {
         "Content-Type": content_type,
         "Content-Disposition": content_disposition(disposition, filename),  # type: ignore[arg-type]

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Final
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from files import crypto
 from files.errors import KeyUnavailable
@@ -11,6 +12,10 @@ from files.keyring import keyring
 from files.models import Cipher, Collection, Key, StoredFile
 from tenants import audit
 from tenants.models import User
+from tenants.retries import retried
+
+
+DEPLOYMENT: Final = "deployment"  # owns what is of no tenant
 
 
 def context(key: Key, *, kek_id: str) -> bytes:
@@ -20,8 +25,30 @@ def context(key: Key, *, kek_id: str) -> bytes:
 
 def create_collection_key(collection: Collection, *, now: datetime) -> Key:
     """A new random key for a collection that has its uuid and tenant. To be called inside the transaction that saves it."""
+    return _create_key(Key.Purpose.COLLECTION, collection.key_owner, now)
+
+
+def existing_audit_key() -> Key | None:
+    return Key.objects.filter(purpose=Key.Purpose.AUDIT, owner=DEPLOYMENT).first()
+
+
+@retried
+def audit_key(*, now: datetime) -> Key:
+    """The seed that signs the heads of the audit chains, made when it is first asked for."""
+    if key := existing_audit_key():
+        return key
+    try:
+        with transaction.atomic():
+            key = _create_key(Key.Purpose.AUDIT, DEPLOYMENT, now)
+            audit.record("key.create", by=None, tenant=None, target=key, now=now, purpose=key.purpose)
+    except IntegrityError:  # another worker was faster: there is one of each purpose and owner
+        key = Key.objects.get(purpose=Key.Purpose.AUDIT, owner=DEPLOYMENT)
+    return key
+
+
+def _create_key(purpose: Key.Purpose, owner: str, now: datetime) -> Key:
     kek_id, kek = keyring().active
-    key = Key(purpose=Key.Purpose.COLLECTION, owner=collection.key_owner, kek_id=kek_id, created_at=now)
+    key = Key(purpose=purpose, owner=owner, kek_id=kek_id, created_at=now)
     key.wrapped = crypto.wrap_key(kek, crypto.new_key(), context=context(key, kek_id=kek_id))
     key.save(force_insert=True)
     return key

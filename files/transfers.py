@@ -55,7 +55,7 @@ class Meter(Protocol):
 
 
 class Transfer:
-    """An iterator over the pieces of a body that has `length` bytes.
+    """An iterator over the pieces of a body that has `length` bytes, None if nobody knows beforehand.
 
     `still_allowed` is asked every few seconds of the stream's life (INV-16). A `meter` is paid for every piece before it is sent
     and settled at the end. `close` gives everything back exactly once, however the response ended.
@@ -65,7 +65,7 @@ class Transfer:
         self,
         pieces: Generator[bytes, None, None],
         *,
-        length: int,
+        length: int | None,
         still_allowed: Callable[[], bool],
         slots: Slots,
         meter: Meter | None = None,
@@ -102,7 +102,7 @@ class Transfer:
         try:
             return next(self._pieces)
         except StopIteration:
-            if self._sent != self.length:
+            if self.length not in {None, self._sent}:
                 raise TransferEnded("the content ended early") from None
             raise
         except TransferEnded:

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from files import sharing_views, tenant_views, views
+from files import audit_views, sharing_views, tenant_views, views
 
 
 # Resources end in a slash. Byte URLs do not, so that `curl -T`, `curl -O` and `wget -c` name files rightly (T-11).
@@ -24,6 +24,8 @@ urlpatterns = [
     path("collections/<str:slug>/archive.zip", views.ArchiveStreamView.as_view(), name="archive"),
     path("collections/<str:slug>/archive/", views.ArchiveView.as_view(), name="archive-link"),
     path("tenants/<str:tenant>/usage/", tenant_views.UsageView.as_view(), name="tenant-usage"),
+    path("audit.csv", audit_views.PlatformExport.as_view(), name="platform-audit-export"),
+    path("tenants/<str:tenant>/audit.csv", audit_views.TenantExport.as_view(), name="audit-export"),
     path("files/", views.FilesView.as_view(), name="files"),
     path("tenants/<str:tenant>/grants/", sharing_views.TenantGrantsView.as_view(), name="tenant-grants"),
 ]

@@ -147,3 +147,8 @@ def check_can_operate(user: User) -> None:
     """For what concerns the platform, or a tenant's bounds: superusers."""
     if not standing_of(user).is_superuser:
         raise Refused
+
+
+def check_can_audit_platform(user: User) -> None:
+    if not standing_of(user).is_superuser:
+        raise Refused

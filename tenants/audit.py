@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from django.db import connection, models, transaction
+from django.db.models import QuerySet
 
 from tenants.context import request_id
 from tenants.models import AuditEvent, AuditHead, Tenant, User
@@ -31,7 +32,7 @@ def record(
     """
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("An audit event is written in the transaction of the change it describes.")
-    chain = PLATFORM if tenant is None else str(tenant.pk)
+    chain = chain_of(tenant)
     if connection.vendor == "postgresql":
         # Django has foreign keys checked at the commit, which locks the rows that they name. Behind the head that is a deadlock
         # with whoever holds one of those rows and waits for the head.
@@ -59,6 +60,40 @@ def record(
     event.hash = _hash(event.prev_hash, event.body)
     event.save(force_insert=True)
     AuditHead.objects.filter(chain=chain).update(seq=event.seq, hash=event.hash)
+
+
+def chain_of(tenant: Tenant | None) -> str:
+    return PLATFORM if tenant is None else str(tenant.pk)
+
+
+def events(
+    tenant: Tenant | None,
+    *,
+    action: str = "",
+    actor: str = "",
+    target: str = "",
+    request_id: str = "",
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> QuerySet[AuditEvent]:
+    """The events of one chain that are all of this. An `action` that ends in a dot means all that begin so."""
+    wanted = {
+        "action__startswith" if action.endswith(".") else "action": action,
+        "actor": actor,
+        "target_id": target,
+        "request_id": request_id,
+        "at__gte": since,
+        "at__lt": until,
+    }
+    return AuditEvent.objects.filter(chain=chain_of(tenant), **{name: value for name, value in wanted.items() if value})
+
+
+def facts_of(body: str) -> dict[str, Any] | None:
+    """None if it is no event's body: whoever got past the triggers must not make the rest of the trail unreadable."""
+    try:
+        return dict(json.loads(body)["facts"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def seen(action: str, *, by: User, target: models.Model, since: datetime) -> bool:

@@ -292,6 +292,7 @@ class AuditEvent(models.Model):
         indexes = [
             models.Index(fields=["target_id"], name="audit_event_target"),
             models.Index(fields=["actor"], name="audit_event_actor"),
+            models.Index(fields=["request_id"], name="audit_event_request"),
         ]
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from tenants import apikey_views, people_views, views
+from tenants import apikey_views, audit_views, people_views, views
 
 
 urlpatterns = [
@@ -28,4 +28,6 @@ urlpatterns = [
         apikey_views.ServiceAccountView.as_view(),
         name="service-account",
     ),
+    path("audit/", audit_views.PlatformAudit.as_view(), name="platform-audit"),
+    path("tenants/<str:tenant>/audit/", audit_views.TenantAudit.as_view(), name="audit"),
 ]

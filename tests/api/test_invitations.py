@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import pytest
 import time_machine
@@ -213,6 +214,10 @@ def test_newcomer_without_a_usable_account_is_told_the_field_and_may_try_again(
     assert newcomer(token).status_code == 201
 
 
+def globex_id() -> UUID:
+    return Tenant.objects.get(slug="globex").pk
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -223,7 +228,7 @@ def test_newcomer_without_a_usable_account_is_told_the_field_and_may_try_again(
         lambda api, alice: User.objects.filter(pk=alice.pk).update(is_active=False),
         lambda api, alice: alice.delete(),
         lambda api, alice: User.objects.filter(username="mallory").update(is_active=False),
-        lambda api, alice: User.objects.filter(username="mallory").update(password="!", service_of=Tenant.objects.get(slug="globex")),
+        lambda api, alice: User.objects.filter(username="mallory").update(password="!", service_of=globex_id()),
     ],
     ids=[
         "withdrawn", "expired", "tenant suspended", "inviter demoted", "inviter deactivated", "inviter gone",

@@ -66,6 +66,10 @@ PATCH  /api/v1/tenants/{tenant}/members/{username}/                            a
 DELETE /api/v1/tenants/{tenant}/members/{username}/                            administer
 GET    /api/v1/tenants/{tenant}/invitations/                                   administer
 DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/                      administer
+GET    /api/v1/tenants/{tenant}/audit/                                         audit
+GET    /api/v1/tenants/{tenant}/audit.csv                                      audit
+GET    /api/v1/audit/                                                          -
+GET    /api/v1/audit.csv                                                       -
 """
 # Whoever asks needs no token at all, or brings another credential.
 PUBLIC: Final = {

@@ -14,7 +14,7 @@ from psycopg import sql
 from tests import servers, stores
 from tests.live.people import Person
 from tests.live.proxy import Proxy, proxy_to
-from tests.live.server import Server
+from tests.live.server import OWN, Server
 from tests.live.waiting import wait_for
 
 
@@ -31,7 +31,7 @@ class Site:
     def keys(self) -> set[str]:
         """Objects in the vault, seen past the proxy."""
         pages = stores.ceph().client.get_paginator("list_objects_v2").paginate(Bucket=self.vault)
-        return {item["Key"] for page in pages for item in page.get("Contents", ())}
+        return {item["Key"] for page in pages for item in page.get("Contents", ()) if not item["Key"].startswith(OWN)}
 
     def descriptors(self) -> int:
         """What the web server has open but for its pool of connections to the database, which stays as large as it once was."""

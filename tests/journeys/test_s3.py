@@ -18,7 +18,7 @@ import pytest
 
 from tests import stores
 from tests.live.people import Person, sha256
-from tests.live.server import Server
+from tests.live.server import OWN, Server
 from tests.live.waiting import wait_for
 
 
@@ -42,7 +42,8 @@ class Bucket:
         self.client = stores.ceph().client
 
     def keys(self) -> set[str]:
-        return {item["Key"] for item in self.client.list_objects_v2(Bucket=self.name).get("Contents", ())}
+        found = {item["Key"] for item in self.client.list_objects_v2(Bucket=self.name).get("Contents", ())}
+        return {key for key in found if not key.startswith(OWN)}
 
     def uploads(self) -> set[str]:
         return {item["Key"] for item in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())}

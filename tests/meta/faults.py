@@ -97,7 +97,7 @@ FAULTS: Final = """
 59   Rotation while files are read, written and replaced, twice at once, killed half-way: nothing is lost.
 60 * Deletion of 100,000 files.
 61   Rows that nobody may write, written past the application: refused by the database.
-62 * Exports that a spreadsheet would execute.
+62   Exports that a spreadsheet would execute, or that are long: disarmed, in flat memory, visibly cut when they fail.
 63 * A database backup from before a purge.
 64 * Bucket and database from different days.
 65 * Clocks that jump.

@@ -118,6 +118,11 @@ deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/
 -          GET    /api/v1/tenants/{tenant}/invitations/                          200   403     403    403    403    403   404      200     403   404   200   401      404       401
 -          DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/             204   403     403    403    403    403   404      403     403   404   204   401      404       401
 
+-          GET    /api/v1/tenants/{tenant}/audit/                                200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/audit.csv                             200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          GET    /api/v1/audit/                                                 403   403     403    403    403    403   403      403     403   403   200   401      403       401
+-          GET    /api/v1/audit.csv                                              403   403     403    403    403    403   403      403     403   403   200   401      403       401
+
 -          GET    /api/schema/                                                   200   200     200    200    200    200   200      200     200   200   200   200      200       200
 -          GET    /api/docs/                                                     200   200     200    200    200    200   200      200     200   200   200   200      200       200
 """  # noqa: E501  a table is read by its columns

@@ -43,7 +43,11 @@ NEVER_RIGHT = {
     "POST /api/v1/auth/token/refresh/",
     "POST /api/v1/auth/password/reset/confirm/",
     "POST /api/v1/auth/invitations/accept/",
-    "POST /api/v1/tenants/",  # alice is no superuser
+    # alice is no superuser
+    "POST /api/v1/tenants/",
+    "GET /api/v1/audit/",
+    "GET /api/v1/audit.csv",
+    "HEAD /api/v1/audit.csv",
 }
 PUBLIC = {"/api/v1/auth/token/", "/api/v1/auth/token/revoke/", "/api/v1/auth/password/reset/", "/downloads/{token}"}
 INVITATION = "11111111-2222-4333-8444-555555555555"

@@ -276,7 +276,7 @@ def test_verify_audit_of_damage_names_the_first_bad_event(
     output = StringIO()
     with pytest.raises(CommandError, match="Damaged chains: 1"):
         call_command("verify_audit", stdout=output)
-    assert output.getvalue() == f"{damage}\n"
+    assert output.getvalue().startswith(f"{damage}\n")
 
 
 def test_verify_audit_of_two_damaged_chains_names_both(acme: Tenant, globex: Tenant, now: datetime) -> None:
@@ -292,7 +292,7 @@ def test_verify_audit_of_a_whole_trail_says_so(acme: Tenant, now: datetime) -> N
     append(None, now)
     output = StringIO()
     call_command("verify_audit", stdout=output)
-    assert output.getvalue() == "The audit trail is whole: 2 chains.\n"
+    assert output.getvalue().endswith("\nThe audit trail is whole: 2 chains.\n")
 
 
 @pytest.mark.django_db(transaction=True)

@@ -255,11 +255,15 @@ def test_command_states_its_rule(name: str) -> None:
     assert command.help in " ".join(command.create_parser("manage.py", name).format_help().split())
 
 
+NOTHING_SIGNED = "No heads have been signed yet: a tail that was cut would not show."
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("arguments", "status", "stdout", "stderr"),
     [
-        (["verify_audit"], 0, "The audit trail is whole: 1 chains.\n", ""),
+        (["verify_audit", "--chain", "nowhere"], 1, f"{NOTHING_SIGNED}\n", "CommandError: There is no chain nowhere."),
+        (["verify_audit"], 0, f"{NOTHING_SIGNED}\nThe audit trail is whole: 1 chains.\n", ""),
         (["createtenant", "no slug"], 1, "", "CommandError: slug: Use lower-case letters"),
         (["createusertoken", "nobody"], 1, "", "CommandError: There is nobody"),
     ],

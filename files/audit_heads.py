@@ -1,0 +1,260 @@
+"""The heads of the audit chains, signed and kept in the vault: what whoever rewrites the database cannot rewrite with it.
+
+A publication is one object, `{"publication": {...}, "signature": ...}` as canonical JSON (docs/format.md). Each names the one
+before it and its digest. Everything under `.strongroom/` has no row: purge and sweep leave it alone.
+"""
+
+import base64
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from files import crypto, keys
+from files.models import Key
+from files.stores import ObjectChanged, ObjectStore, StoreError, get_store
+from tenants.audit import Damage
+from tenants.models import AuditEvent, AuditHead
+
+
+log = logging.getLogger(__name__)
+
+PREFIX: Final = ".strongroom/audit/"
+CONTEXT: Final = b"strongroom/audit-heads/v1\n"  # before what is signed: the key's signatures mean nothing elsewhere
+MAX_BYTES: Final = 64 * 1024**2  # half a million chains
+
+
+class Head(NamedTuple):
+    seq: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One that was signed here."""
+
+    key: str
+    digest: str  # SHA-256 of the object, hex
+    at: datetime
+    previous: tuple[str, str] | None  # key and SHA-256 of the object before it
+    heads: dict[str, Head]  # by chain
+
+
+class BadPublication(Exception):
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"publication {key}: {problem}")
+        self.key = key
+
+
+# --- Publishing ---
+
+
+def publish(*, now: datetime) -> str | None:
+    """Signs the heads if any moved; the key of the new object. Whatever is in the way is logged and tried again next time."""
+    try:
+        return _publish(get_store("vault"), now)
+    except FileExistsError:  # another worker's, of the same ten minutes
+        return None
+    except (StoreError, FileNotFoundError, crypto.WrongKey) as error:
+        log.warning("the audit trail's heads were not published", extra={"error": str(error), "kind": type(error).__name__})
+        return None
+
+
+def _publish(store: ObjectStore, now: datetime) -> str | None:
+    key = keys.audit_key(now=now)
+    signer = Ed25519PrivateKey.from_private_bytes(keys.open_key(key))
+    previous = _newest(store, key, signer.public_key(), now)
+    heads = {chain: Head(seq, hash_) for chain, seq, hash_ in AuditHead.objects.values_list("chain", "seq", "hash")}
+    signed = previous.heads if previous else {}
+    for chain, head in signed.items():
+        if heads.get(chain) != head and not AuditEvent.objects.filter(chain=chain, seq=head.seq, hash=head.hash).exists():
+            # Signing what is there now would bury what was there. The old head stays until an operator has looked.
+            log.error("an event that was signed is gone", extra={"chain": chain, "seq": head.seq})
+            heads[chain] = head
+    name = name_of(now)
+    if previous and (heads == signed or previous.key == name):
+        return None
+    publication = {
+        "version": 1,
+        "at": now.astimezone(UTC).isoformat(timespec="microseconds"),
+        "key": str(key.id),
+        "previous": previous and {"key": previous.key, "sha256": previous.digest},
+        "heads": {chain: head._asdict() for chain, head in heads.items()},
+    }
+    signature = base64.b64encode(signer.sign(CONTEXT + canonical(publication))).decode()
+    _create(store, name, canonical({"publication": publication, "signature": signature}))
+    return name
+
+
+def name_of(now: datetime) -> str:
+    """One for each ten minutes, so that of two workers at once one finds it taken. Later ones sort behind it."""
+    now = now.astimezone(UTC)
+    return f"{PREFIX}{now:%Y-%m-%dT%H}{now.minute // 10}0Z.json"
+
+
+def canonical(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def _newest(store: ObjectStore, key: Key, public: Ed25519PublicKey, now: datetime) -> Publication | None:
+    """The newest that is sound. A year has 50,000: today's are looked at first, then the month's, then all."""
+    for prefix in (f"{PREFIX}{now.astimezone(UTC):%Y-%m-%d}", f"{PREFIX}{now.astimezone(UTC):%Y-%m}", PREFIX):
+        for name in sorted((entry.key for entry in store.entries(prefix) if entry.kind == "object"), reverse=True):
+            try:
+                return _parse(name, _fetch(store, name), key, public)
+            except BadPublication as error:
+                log.error("a publication is damaged", extra={"error": str(error)})
+    return None
+
+
+def _create(store: ObjectStore, name: str, content: bytes) -> None:
+    writer = store.create(name, size=len(content))
+    try:
+        writer.write(content)
+        writer.commit()
+    except BaseException:
+        writer.abort()
+        raise
+
+
+# --- Verifying ---
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    published: list[str]  # the keys of all publications, the oldest first
+    newest: Publication | None  # of those that are sound
+    unsigned: int  # events since then: nothing but the database vouches for them
+    bad: list[BadPublication]
+    damages: list[Damage]  # the first of each chain that is not as it was signed
+
+
+def verify(*, chain: str | None = None, every: bool = False) -> Verdict:
+    """The trail against the newest publication that is sound, or against every one. Raises StoreError, and WrongKey if the
+    keyring does not open the key that signed."""
+    store, bad = get_store("vault"), {}
+    listed = list(store.entries(PREFIX))
+    names = sorted(entry.key for entry in listed if entry.kind == "object")
+    for name in {entry.key for entry in listed if entry.kind == "marker"}.difference(names):
+        bad[name] = BadPublication(name, "was deleted; the bucket still has a version of it")
+    key = keys.existing_audit_key()
+    if key is None:
+        bad |= {name: BadPublication(name, "there is no key that could have signed it") for name in names}
+        return Verdict(names, None, _unsigned({}), list(bad.values()), [])
+    if not names:
+        bad[""] = BadPublication(
+            "(none)", f"none is left, though the key that signs them was made at {key.created_at:%Y-%m-%d %H:%M}"
+        )
+    public = Ed25519PrivateKey.from_private_bytes(keys.open_key(key)).public_key()
+    newest: Publication | None = None
+    digests: dict[str, str] = {}
+    followed: list[tuple[str, tuple[str, str]]] = []
+    signed: dict[str, dict[Head, str]] = {}  # chain -> head -> the first publication that has it
+    for name in names if every else reversed(names):
+        content = _fetch(store, name)
+        digests[name] = sha256(content).hexdigest()
+        try:
+            newest = _parse(name, content, key, public)
+        except BadPublication as error:
+            bad[name] = error
+            continue
+        for signed_chain, head in newest.heads.items():
+            if chain in {None, signed_chain}:
+                signed.setdefault(signed_chain, {}).setdefault(head, name)
+        if not every:
+            break
+        if newest.previous:
+            followed.append((name, newest.previous))
+    for gap in _gaps(followed, digests):
+        bad.setdefault(gap.key, gap)
+    damages = [damage for name in sorted(signed) if (damage := _first_damage(name, signed[name]))]
+    return Verdict(names, newest, _unsigned(newest.heads if newest else {}), list(bad.values()), damages)
+
+
+def _unsigned(signed: dict[str, Head]) -> int:
+    heads = AuditHead.objects.values_list("chain", "seq")
+    return sum(max(0, seq - signed[chain].seq) if chain in signed else seq for chain, seq in heads)
+
+
+def _gaps(followed: Iterable[tuple[str, tuple[str, str]]], digests: dict[str, str]) -> Iterator[BadPublication]:
+    """Each names one that has to be there as it was. Two may name the same one, when two workers met at the turn of a period."""
+    for follower, (name, digest) in followed:
+        if name not in digests:
+            yield BadPublication(name, f"is gone; {follower} follows it")
+        elif digests[name] != digest:
+            yield BadPublication(name, f"is not the one that {follower} follows")
+
+
+def _first_damage(chain: str, signed: dict[Head, str]) -> Damage | None:
+    heads = sorted(signed)
+    for start in range(0, len(heads), 500):
+        batch = heads[start : start + 500]
+        events = AuditEvent.objects.filter(chain=chain, seq__in={head.seq for head in batch}).only("seq", "hash")
+        found = {event.seq: event for event in events}
+        for head in batch:
+            event = found.get(head.seq)
+            if event is None:
+                return Damage(chain, head.seq, "", f"was signed in {signed[head]}")
+            if event.hash != head.hash:
+                return Damage(chain, head.seq, str(event.id), f"is not the event that was signed in {signed[head]}")
+    return None
+
+
+def public_key() -> str | None:
+    """PEM of the key that verifies every publication; None before the first."""
+    key = keys.existing_audit_key()
+    if key is None:
+        return None
+    public = Ed25519PrivateKey.from_private_bytes(keys.open_key(key)).public_key()
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+# --- Objects ---
+
+
+def _fetch(store: ObjectStore, name: str) -> bytes:
+    pieces = []
+    try:
+        _, body = store.open(name, start=0, length=MAX_BYTES, etag=None)
+    except ObjectChanged:  # it has no first byte
+        return b""
+    try:
+        while piece := body.read(1024**2):
+            pieces.append(piece)
+    finally:
+        body.close()
+    return b"".join(pieces)
+
+
+def _parse(name: str, content: bytes, key: Key, public: Ed25519PublicKey) -> Publication:
+    """Nothing of it is believed before the signature fits, and the name belongs to what is signed: an older publication under
+    a newer name would make the trail look shorter."""
+    try:
+        document = json.loads(content)
+        publication, signature = document["publication"], base64.b64decode(document["signature"], validate=True)
+        is_canonical = canonical(document) == content
+        public.verify(signature, CONTEXT + canonical(publication))
+    except InvalidSignature:
+        raise BadPublication(name, "was not signed by this deployment's key, or was edited") from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise BadPublication(name, "is no publication") from None
+    if publication["version"] != 1 or publication["key"] != str(key.id):
+        raise BadPublication(name, "is of another version or key")
+    at = datetime.fromisoformat(publication["at"])
+    if not is_canonical or name_of(at) != name:
+        raise BadPublication(name, "is another publication under this name")
+    previous = publication["previous"]
+    return Publication(
+        key=name,
+        digest=sha256(content).hexdigest(),
+        at=at,
+        previous=previous and (previous["key"], previous["sha256"]),
+        heads={chain: Head(head["seq"], head["hash"]) for chain, head in publication["heads"].items()},
+    )

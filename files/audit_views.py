@@ -1,0 +1,58 @@
+"""The audit trail as a file. Its pages are in `tenants.audit_views`."""
+
+from django.http import HttpResponseBase
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from files import audit_export
+from files.views import BYTES, respond, user_of
+from tenants import access
+from tenants.audit_serializers import AuditInput
+from tenants.models import Scope, Tenant
+from tenants.permissions import PEOPLE_ONLY
+
+
+CSV = {(200, "text/csv"): BYTES}
+
+
+class Export(APIView):
+    def answer(self, request: Request, tenant: Tenant | None) -> HttpResponseBase:
+        wanted = AuditInput(data=request.query_params)
+        wanted.is_valid(raise_exception=True)
+        is_head = request.method == "HEAD"
+        return respond(
+            audit_export.open_export(tenant, by=user_of(request), wanted=wanted.validated_data, head=is_head, now=timezone.now())
+        )
+
+
+class TenantExport(Export):
+    scopes = {"GET": Scope.AUDIT}
+
+    @extend_schema(operation_id="audit_export", parameters=[AuditInput], responses=CSV)
+    def get(self, request: Request, tenant: str) -> HttpResponseBase:
+        """What was done in a tenant, oldest first, for spreadsheets: cells that they would take for formulas begin with an
+        apostrophe. Each export is on record."""
+        user = user_of(request)
+        found = access.get_tenant(user, tenant, suspended=True)
+        access.check_can_audit(user, found)
+        return self.answer(request, found)
+
+    @extend_schema(operation_id="audit_export_head", parameters=[AuditInput], responses={200: None})
+    def head(self, request: Request, tenant: str) -> HttpResponseBase:
+        return self.get(request, tenant)
+
+
+class PlatformExport(Export):
+    scopes = PEOPLE_ONLY
+
+    @extend_schema(operation_id="platform_audit_export", parameters=[AuditInput], responses=CSV)
+    def get(self, request: Request) -> HttpResponseBase:
+        """What was done outside of every tenant."""
+        access.check_can_audit_platform(user_of(request))
+        return self.answer(request, None)
+
+    @extend_schema(operation_id="platform_audit_export_head", parameters=[AuditInput], responses={200: None})
+    def head(self, request: Request) -> HttpResponseBase:
+        return self.get(request)

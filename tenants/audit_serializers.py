@@ -1,0 +1,49 @@
+import json
+from typing import Any
+
+from rest_framework import serializers
+
+from tenants import audit
+from tenants.models import AuditEvent
+
+
+class AuditInput(serializers.Serializer[Any]):
+    """What a trail can be narrowed by."""
+
+    action = serializers.RegexField(
+        r"\A[a-z_]+\.[a-z_]*\Z",
+        required=False,
+        max_length=100,
+        help_text="one action, such as file.download, or the beginning of several, such as file.",
+        error_messages={"invalid": "Name an action, such as file.download, or the beginning of several, such as file."},
+    )
+    actor = serializers.CharField(required=False, max_length=150, help_text="username, or system")
+    target = serializers.CharField(required=False, max_length=100, help_text="id of what it was done to")
+    request_id = serializers.CharField(required=False, max_length=100, help_text="the X-Request-ID of a response")
+    since = serializers.DateTimeField(required=False)
+    until = serializers.DateTimeField(required=False, help_text="not included")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "since" in attrs and "until" in attrs and attrs["until"] < attrs["since"]:
+            raise serializers.ValidationError({"until": "This is before `since`."})
+        return attrs
+
+
+class EventOutput(serializers.Serializer[AuditEvent]):
+    seq = serializers.IntegerField(help_text="1, 2, 3, ... without a gap")
+    at = serializers.DateTimeField()
+    action = serializers.CharField()
+    actor = serializers.CharField()
+    actor_id = serializers.CharField(allow_blank=True)
+    target_kind = serializers.CharField(allow_blank=True)
+    target_id = serializers.CharField(allow_blank=True)
+    request_id = serializers.CharField(allow_blank=True)
+    facts = serializers.SerializerMethodField()
+    hash = serializers.CharField(help_text="hex of SHA-256 over `prev_hash` and the event")
+    prev_hash = serializers.CharField()
+
+    def get_facts(self, event: AuditEvent) -> dict[str, Any] | None:
+        # A fact may hold a lone surrogate, which no UTF-8 can carry.
+        text = json.dumps(audit.facts_of(event.body), ensure_ascii=False)
+        facts: dict[str, Any] | None = json.loads(text.encode(errors="replace"))
+        return facts

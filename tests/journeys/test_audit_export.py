@@ -1,0 +1,75 @@
+"""A long audit trail leaves a real server: flat in memory, and visibly cut when something fails (F-62, INV-16, T-7)."""
+
+import csv
+import json
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live.server import Server
+from tests.live.waiting import wait_for
+
+
+MIB = 1024 * 1024
+EVENTS = 60_000
+PARTIAL_FILE, RECEIVE_ERROR = 18, 56  # curl: the last chunk is missing; the connection was reset
+
+
+@pytest.fixture
+def auditor(ready_server: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[Server, list[str]]]:
+    """A server of its own, whose demo tenant has a long trail, and the beginning of its auditor's command."""
+    server = ready_server().start()
+    ((tenant,),) = server.sql("SELECT id FROM tenants_tenant WHERE slug = 'demo'")
+    chain = str(uuid.UUID(tenant))
+    ((seq,),) = server.sql("SELECT seq FROM tenants_audithead WHERE chain = ?", chain)
+    server.sql(
+        """
+        WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+        INSERT INTO tenants_auditevent (id, chain, seq, at, action, actor_id, actor, tenant_id, target_kind, target_id,
+            request_id, body, prev_hash, hash)
+        SELECT lower(hex(randomblob(16))), ?, ? + n, '2026-11-21 12:00:00', 'file.download', '3', 'member', ?, 'storedfile', '7',
+            '', ?, ?, ? FROM numbers
+        """,
+        *(EVENTS, chain, seq, chain, json.dumps({"facts": {"padding": "p" * 500}}), "0" * 64, "0" * 64),
+    )
+    server.sql("UPDATE tenants_audithead SET seq = seq + ? WHERE chain = ?", EVENTS, chain)
+    bearer = tmp_path / "bearer"
+    bearer.write_text(f'header = "Authorization: Bearer {server.token("auditor")}"\n')
+    yield server, ["curl", "-sS", "-K", str(bearer), "--max-time", "100", f"{server.url}/api/v1/tenants/demo/audit.csv"]
+    assert server.stop() == 0
+
+
+def test_long_trail_is_exported_whole_in_flat_memory(auditor: tuple[Server, list[str]], tmp_path: Path) -> None:
+    server, curl = auditor
+    subprocess.run([*curl, "-o", "/dev/null"], check=True)  # whatever the first one makes
+    before = server.memory()
+    subprocess.run([*curl, "-OJ"], cwd=tmp_path, check=True)
+    assert server.memory() < before + 20 * MIB
+    (path,) = tmp_path.glob("demo-audit-*.csv")
+    assert path.stat().st_size > 40 * MIB
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        seqs = [int(row["seq"]) for row in csv.DictReader(file, strict=True)]
+    ((last,),) = server.sql("SELECT max(seq) FROM tenants_auditevent WHERE action = 'audit.export'")
+    assert seqs == list(range(1, last))
+    assert '"cut": true' not in server.log
+
+
+@pytest.mark.parametrize(("version", "status"), [("--http1.1", PARTIAL_FILE), ("--http1.0", RECEIVE_ERROR)])
+def test_export_whose_reader_loses_the_role_is_visibly_cut(
+    auditor: tuple[Server, list[str]], tmp_path: Path, version: str, status: int
+) -> None:
+    """Nobody takes half of the rows for all of them, not even without chunks, where the end of the connection is the end."""
+    server, curl = auditor
+    target = tmp_path / "audit.csv"
+    command = [*curl, version, "--limit-rate", "2M", "-o", str(target)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: target.exists() and target.stat().st_size > MIB)
+        user = "SELECT id FROM tenants_user WHERE username = 'auditor'"
+        server.sql(f"UPDATE tenants_membership SET roles = '[\"member\"]' WHERE user_id = ({user})")  # noqa: S608  a constant
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == status, said
+    assert target.stat().st_size < 40 * MIB
+    wait_for(lambda: [line for line in server.log.splitlines() if "audit.csv" in line and '"cut": true' in line])

@@ -1,0 +1,39 @@
+"""The broker of files: what is read is what was sent, however close the two come."""
+
+import subprocess
+import sys
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from kombu import Connection
+
+from tests.live.server import ROOT
+
+
+COUNT = 5000
+SEND = "import sys; from tests.unit.test_broker import send; send(sys.argv[1])"
+
+
+def channel(folder: str) -> Any:
+    options = {"data_folder_in": folder, "data_folder_out": folder, "control_folder": f"{folder}/control"}
+    return Connection("filesystem://", transport="config.broker:Transport", transport_options=options).channel()
+
+
+def send(folder: str) -> None:
+    sender = channel(folder)
+    for number in range(COUNT):
+        sender._put("celery", {"body": "x" * 1000, "number": number})
+
+
+def test_messages_are_whole_whenever_they_are_read(tmp_path: Path) -> None:
+    received: list[int] = []
+    reader = channel(str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", SEND, str(tmp_path)], cwd=ROOT) as sender:
+        while len(received) < COUNT:
+            try:
+                received.append(reader._get("celery")["number"])
+            except Empty:
+                assert sender.poll() in {None, 0}
+    assert sorted(received) == list(range(COUNT))
+    assert not list(tmp_path.glob("*.msg"))
