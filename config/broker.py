@@ -14,10 +14,10 @@ from kombu.utils.json import dumps
 
 
 class Channel(filesystem.Channel):
-    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+    def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]  # as kombu's own
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
         draft = Path(self.data_folder_out) / f".{name}"  # a name that no queue looks for
-        draft.write_text(dumps(message))
+        draft.write_text(dumps(payload))
         draft.rename(draft.with_name(name))
 
 
