@@ -10,7 +10,7 @@ from rest_framework.test import APIClient
 from tenants.models import Scope, User
 from tenants.permissions import Authenticated, scope_of
 from tests.factories import make_key
-from tests.meta.test_access_matrix import routes, views
+from tests.meta.addresses import routes, views
 
 
 Api = Callable[[User | str | None], APIClient]

@@ -1,0 +1,257 @@
+"""One tenant with everybody in it, and others: what they can name, and how they ask (see `matrix.py`)."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth.tokens import PasswordResetTokenGenerator
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import transaction
+from django.test import Client
+from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
+from rest_framework.test import APIClient
+
+from files import access, links, sharing
+from files.models import Collection, Grant, Level, StoredFile
+from tenants import tokens
+from tenants.models import Tenant, User
+from tenants.people import invite, token_of
+from tests.factories import PASSWORD, make_member, make_tenant, make_user
+from tests.meta.matrix import EMPTY, Row
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a request can name."""
+
+    tenant: str
+    slug: str
+    display_name: str
+    filename: str
+    etag: str
+    token: str
+    grant_id: str
+    username: str
+    prefix: str  # of an API key of the admin
+    account: str  # a service account
+    invitation: str
+    invitation_token: str
+
+
+UNKNOWN = Names(
+    tenant="no-such-tenant",
+    slug="november-2012-xxxx",
+    display_name="No such name",
+    filename="no-such-file.csv",
+    etag=f'"{"0" * 32}"',
+    token="x" * 43,
+    grant_id=str(UUID(int=7)),
+    username="nobody-at-all",
+    prefix="sr_00000000",
+    account="nobody@no-such-tenant",
+    invitation=str(UUID(int=8)),
+    invitation_token="x" * 80,
+)
+NEW_FILE = "new.csv"
+NEW_PASSWORD = "another long password"
+
+
+@dataclass(frozen=True)
+class World:
+    people: dict[str, User | None]
+    clients: dict[str, APIClient]
+    tokens: dict[str, tokens.Pair]
+    collection: Collection
+    names: Names
+    secrets: list[bytes]  # what only those who may read the collection ever see
+    tenant_secrets: list[bytes]  # what nobody outside the tenant ever sees
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Whatever happens in its block has not happened afterwards, as far as the database knows."""
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+def make_world() -> World:
+    acme, globex = make_tenant("acme", new_collections="private"), make_tenant("globex")
+    acme.allow_external_sharing = True
+    acme.slug, acme.name = "acme-research", "Acme Research Ltd"  # long enough to be in no answer by chance
+    acme.save()
+    people: dict[str, User | None] = {
+        "admin": make_member(acme, "alice", "admin"),
+        "manager": make_member(acme, "mona", "member"),
+        "editor": make_member(acme, "edgar", "member"),
+        "viewer": make_member(acme, "vera", "member"),
+        "member": make_member(acme, "bob", "member"),
+        "file": make_member(acme, "fred", "member"),
+        "external": make_member(globex, "xena", "member"),
+        "auditor": make_member(acme, "erin", "auditor"),
+        "stage": make_member(acme, "gina", "information_governance"),
+        "other": make_member(globex, "mallory", "admin", "member"),
+        "root": make_user("root", is_superuser=True),
+        "inactive": make_member(acme, "ivan", "member"),
+        "suspended": make_member(acme, "sven", "member"),
+        "nobody": None,
+    }
+    make_member(acme, "carol", "member")
+    pairs = {name: tokens.mint(user) for name, user in people.items() if user}
+    clients = {name: APIClient() for name in people}
+    for name, pair in pairs.items():
+        clients[name].credentials(HTTP_AUTHORIZATION=f"Bearer {pair['access']}")
+    alice, alices = people["admin"], clients["admin"]
+    assert alice
+    slug = alices.post("/api/v1/collections/", {"display_name": "November Cohort"}).json()["id"]
+    put = alices.put(f"/api/v1/collections/{slug}/content/patient-4711.csv", b"confidential readings", content_type="text/csv")
+    alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
+    file = access.get_file(alice, slug, "patient-4711.csv")
+    collection = file.collection
+    in_a_day = datetime.now(UTC) + timedelta(days=1)  # the table takes longer than a link lives
+    token = links.mint(collection=collection, file=file, by=alice, now=in_a_day)
+    grants = {name: give(collection, people[name], level) for name, level in GIVEN.items()}
+    grants["file"] = give(collection, people["file"], Level.VIEWER, file=file)
+    about = f"/api/v1/tenants/{acme.slug}"
+    prefix = alices.post(f"{about}/api-keys/", {"name": "From the third ward", "scopes": ["read"]}).json()["prefix"]
+    account = alices.post(f"{about}/service-accounts/", {"name": "importer", "roles": ["member"]}).json()["username"]
+    invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
+    User.objects.filter(username="ivan").update(is_active=False)
+    clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})  # is on the platform's record
+    people["root"].refresh_from_db()  # type: ignore[union-attr]  # a reset of the password depends on the last sign-in
+    secrets = [
+        slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
+        file.object_id.hex, str(file.object_id), file.sha256, "alice", prefix, account, str(invitation.pk), "newcomer@example",
+    ]  # fmt: skip
+    tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
+    return World(
+        people=people,
+        clients=clients,
+        tokens=pairs,
+        collection=collection,
+        names=Names(
+            tenant=acme.slug,
+            slug=slug,
+            display_name="November Cohort",
+            filename="patient-4711.csv",
+            etag=put["ETag"],
+            token=token,
+            grant_id=str(grants["file"].pk),
+            username="carol",
+            prefix=prefix,
+            account=account,
+            invitation=str(invitation.pk),
+            invitation_token=token_of(invitation),
+        ),
+        secrets=[secret.encode() for secret in secrets],
+        tenant_secrets=[secret.encode() for secret in tenant_secrets],
+    )
+
+
+GIVEN = {
+    "manager": Level.MANAGER,
+    "editor": Level.EDITOR,
+    "viewer": Level.VIEWER,
+    "external": Level.VIEWER,
+    "inactive": Level.MANAGER,
+    "suspended": Level.MANAGER,
+}
+
+
+def give(collection: Collection, user: User | None, level: Level, *, file: StoredFile | None = None) -> Grant:
+    assert user
+    grant, _ = sharing.grant(collection, file=file, username=user.username, level=level, by=None, now=datetime.now(UTC))
+    return grant
+
+
+def form(**fields: str) -> dict[str, Any]:
+    """With a file behind the fields."""
+    parts = {**fields, "file": SimpleUploadedFile(NEW_FILE, b"a,b", "text/csv")}
+    return {"data": encode_multipart(BOUNDARY, parts), "content_type": MULTIPART_CONTENT}
+
+
+def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
+    """What a request carries so that it would succeed for somebody with every right."""
+    user, pair = world.people[who], world.tokens.get(who, {"refresh": "none"})
+    data: Any
+    match row.method, row.path.removeprefix("/api/v1/"):
+        case "POST", "auth/token/":
+            data = {"username": user.username if user else "nobody", "password": PASSWORD if user else "a guess"}
+        case "POST", "auth/token/refresh/" | "auth/token/revoke/":
+            data = {"refresh": pair["refresh"]}
+        case "POST", "auth/password/change/":
+            data = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+        case "POST", "auth/password/reset/":
+            data = {"email": user.email if user else "nobody@example.org"}
+        case "POST", "auth/password/reset/confirm/":
+            secret = f"{user.pk}-{PasswordResetTokenGenerator().make_token(user)}" if user else "none"
+            data = {"token": secret, "new_password": NEW_PASSWORD}
+        case "POST", "auth/invitations/accept/":
+            data = {"token": names.invitation_token, "username": "newcomer", "password": NEW_PASSWORD}
+        case "POST", "tenants/":
+            data = {"slug": "initech", "name": "Initech"}
+        case "PATCH", "tenants/{tenant}/":
+            data = {"name": "Acme Institute"}
+        case "POST", "tenants/{tenant}/members/":
+            data = {"email": "somebody@example.org", "roles": ["member"]}
+        case "PATCH", "tenants/{tenant}/members/{username}/":
+            data = {"roles": ["member"]}
+        case "POST", "collections/":
+            data = {"display_name": "December", "tenant": names.tenant}
+        case "POST", "tenants/{tenant}/api-keys/":
+            data = {"name": "nightly", "scopes": ["read"]}
+        case "POST", "tenants/{tenant}/service-accounts/":
+            data = {"name": "exporter", "roles": ["member"]}
+        case "PATCH", "collections/{slug}/":
+            data = {"display_name": "December"}
+        case "POST", "collections/{slug}/files/":
+            return form()
+        case "POST", "files/":
+            return form(collection=names.slug)
+        case "POST", "collections/{slug}/archive/":
+            data = {"file": [names.filename]}
+        case "PUT", "collections/{slug}/content/{filename}":
+            return {"data": b"a,b\r\n", "content_type": "text/csv", "headers": {"If-Match": names.etag}}
+        case "POST", "collections/{slug}/grants/" | "collections/{slug}/files/{filename}/grants/":
+            data = {"user": names.username, "level": "viewer"}
+        case "PUT" | "PATCH", _:
+            data = {"notes": "changed"}
+        case _:
+            data = {}
+    return {"data": json.dumps(data), "content_type": "application/json"}
+
+
+def ask(client: Client, method: str, path: str, **request: Any) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and headers."""
+    response: Any = client.generic(method, path, **request)
+    content = response.getvalue() if response.streaming else response.content
+    headers = {name: value for name, value in response.items() if name not in {"X-Request-ID", "Date"}}
+    return response.status_code, content, headers
+
+
+def ask_row(row: Row, world: World, names: Names, who: str, client: Client | None = None) -> tuple[int, bytes, dict[str, str]]:
+    path = row.path.format_map(asdict(names))
+    request = body(row, world, names, who) if row.method != "GET" else {}
+    return ask(client or world.clients[who], row.method, path, **request)
+
+
+def prepare(world: World, state: str, who: str) -> None:
+    if state == "deleted":
+        Collection.objects.filter(pk=world.collection.pk).update(status="deleted", deleted_at=datetime.now(UTC))
+    if who == "suspended":
+        Tenant.objects.filter(pk=world.collection.tenant_id).update(is_active=False)
+
+
+def told(status: int, content: bytes) -> str:
+    return EMPTY if status == 200 and content[:1] == b"{" and json.loads(content).get("results") == [] else str(status)
+
+
+def leaked(world: World, who: str, answer: tuple[int, bytes, dict[str, str]]) -> list[bytes]:
+    _, content, headers = answer
+    text = content + repr(headers).encode()
+    kept = world.secrets + (world.tenant_secrets if who in {"other", "inactive", "suspended", "nobody"} else [])
+    return [secret for secret in kept if secret in text]

@@ -1,0 +1,45 @@
+"""Nobody gets past the login of the admin site but staff."""
+
+import re
+
+import pytest
+from django.contrib import admin
+from django.test import Client
+from django.urls import get_resolver
+
+from tests.meta.addresses import patterns
+from tests.meta.everybody import World, ask
+
+
+pytestmark = pytest.mark.django_db
+
+
+def admin_pages() -> list[str]:
+    """Every page of the admin site but its login, with an argument where it takes one."""
+    pages = []
+    for path, _ in patterns(get_resolver()):
+        if path.startswith("/admin/") and path != "/admin/login/":
+            path = re.sub(r"{\w+}|<id>", "1", path)
+            path = re.sub(r"\^?\(\?P<app_label>(\w+).*?\)", r"\1", path).replace("(?P<url>.*)$", "no/such/page")
+            pages.append(path.replace("^", "").rstrip("$"))
+    return pages
+
+
+def test_admin_pages_are_those_of_the_site() -> None:
+    assert len(admin_pages()) > 5 * len(admin.site._registry)
+    assert not [path for path in admin_pages() if re.search(r"[{}()<>?*\\]", path)]
+
+
+@pytest.mark.parametrize("path", admin_pages())
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_admin_page_sends_everybody_who_is_not_staff_to_the_login(path: str, method: str, world: World) -> None:
+    for who in ("nobody", "admin", "auditor"):
+        client = Client()
+        if user := world.people[who]:
+            client.force_login(user)
+        status, content, headers = ask(client, method, path)
+        assert (who, status) == (who, 302)
+        assert headers["Location"].startswith("/admin/" if path == "/admin/logout/" else "/admin/login/?next=")
+        assert content == b""
+    status, _, headers = ask(world.clients["root"], method, path)  # staff, with a token and without a session
+    assert status == 302

@@ -1,0 +1,141 @@
+"""What a body or a query names: what is of one tenant stays there, whoever names it (F-50, INV-01)."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from files.models import StoredFile
+from tests.meta.everybody import NEW_FILE, UNKNOWN, Names, World, ask, form, leaked, undone
+
+
+pytestmark = pytest.mark.django_db
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A request of another tenant's admin whose body or query names what is not theirs."""
+
+    name: str
+    method: str
+    path: str
+    request: Callable[[Names], dict[str, Any]]
+    status: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def as_json(**data: Any) -> dict[str, Any]:
+    return {"data": json.dumps(data), "content_type": "application/json"}
+
+
+def query(text: str) -> dict[str, Any]:
+    return {"QUERY_STRING": text}
+
+
+MINE = "/api/v1/collections/{mine}/"
+ATTACKS = [
+    Attack("upload by id", "POST", "/api/v1/files/", lambda names: form(collection=names.slug), 400),
+    Attack("upload by name", "POST", "/api/v1/files/", lambda names: form(collection=names.display_name), 400),
+    Attack(
+        "upload by id and tenant",
+        "POST",
+        "/api/v1/files/",
+        lambda names: form(tenant=names.tenant, collection=names.slug),
+        400,
+    ),
+    Attack(
+        "upload by id and one's own tenant",
+        "POST",
+        "/api/v1/files/",
+        lambda names: form(tenant="globex", collection=names.slug),
+        400,
+    ),
+    Attack(
+        "upload by one's own name and their tenant",
+        "POST",
+        "/api/v1/files/",
+        lambda names: form(tenant=names.tenant, collection="Mine"),
+        400,
+    ),
+    Attack(
+        "grant to a member of theirs",
+        "POST",
+        f"{MINE}grants/",
+        lambda names: as_json(user=names.username, level="viewer"),
+        400,
+    ),
+    Attack("their grant in one's own collection", "DELETE", f"{MINE}grants/{{grant_id}}/", lambda names: {}, 404),
+    Attack("grants by user", "GET", "/api/v1/tenants/globex/grants/", lambda names: query(f"user={names.username}"), 200),
+    Attack("create", "POST", "/api/v1/collections/", lambda names: as_json(display_name="x", tenant=names.tenant), 400),
+    Attack("archive link", "POST", f"{MINE}archive/", lambda names: as_json(file=[names.filename]), 404),
+    Attack(
+        "archive link beside one's own", "POST", f"{MINE}archive/", lambda names: as_json(file=["mine.csv", names.filename]), 404
+    ),
+    Attack("archive", "GET", f"{MINE}archive.zip", lambda names: query(f"file={names.filename}"), 404),
+    Attack("list by tenant", "GET", "/api/v1/collections/", lambda names: query(f"tenant={names.tenant}"), 200),
+    Attack("list by search", "GET", "/api/v1/collections/", lambda names: query(f"search={names.display_name[:4]}"), 200),
+    Attack("files by search", "GET", f"{MINE}files/", lambda names: query(f"search={names.filename[:4]}"), 200),
+    Attack(
+        "replace on their ETag",
+        "PUT",
+        f"{MINE}content/mine.csv",
+        lambda names: {"data": b"x", "content_type": "text/csv", "headers": {"If-Match": names.etag}},
+        412,
+    ),
+    Attack("delete on their ETag", "DELETE", f"{MINE}files/mine.csv/", lambda names: {"headers": {"If-Match": names.etag}}, 412),
+    Attack("their file in one's own collection", "GET", f"{MINE}files/patient-4711.csv/", lambda names: {}, 404),
+]
+
+
+@pytest.fixture
+def mine(world: World) -> str:
+    """The id of a collection of the other tenant's admin, with one file."""
+    client = world.clients["other"]
+    slug = client.post("/api/v1/collections/", {"display_name": "Mine"}).json()["id"]
+    client.put(f"/api/v1/collections/{slug}/content/mine.csv", b"mine", content_type="text/csv")
+    return str(slug)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=str)
+def test_naming_what_is_of_another_tenant_is_as_naming_what_is_not(attack: Attack, world: World, mine: str) -> None:
+    answers = []
+    files = StoredFile.objects.count()
+    for names in (world.names, UNKNOWN):
+        with undone():
+            path = attack.path.format(mine=mine, grant_id=names.grant_id)
+            answers.append(ask(world.clients["other"], attack.method, path, **attack.request(names)))
+            assert StoredFile.objects.count() == files
+    assert answers[0][0] == attack.status
+    assert leaked(world, "other", answers[0]) == []
+    assert answers[0] == answers[1]
+
+
+def test_naming_what_both_tenants_have_means_ones_own(world: World) -> None:
+    """Names are unique in a tenant alone, so a taken one in another is neither a conflict nor ambiguous."""
+    client = world.clients["other"]
+    made = ask(client, "POST", "/api/v1/collections/", **as_json(display_name="November Cohort"))
+    sent = ask(client, "POST", "/api/v1/files/", **form(collection="November Cohort"))
+    slug = json.loads(made[1])["id"]
+    renamed = ask(client, "PATCH", f"/api/v1/collections/{slug}/files/{NEW_FILE}/", **as_json(filename="patient-4711.csv"))
+
+    assert [made[0], sent[0], renamed[0]] == [201, 201, 200]
+    assert json.loads(sent[1])["collection"] == slug
+    kept = [secret for secret in world.secrets if secret not in {b"November Cohort", b"patient-4711"}] + world.tenant_secrets
+    assert not [secret for secret in kept for _, content, headers in (made, sent, renamed) if secret in content]
+    assert world.collection.files.count() == 1
+
+
+def test_cursor_of_another_tenant_opens_nothing(world: World) -> None:
+    admin_client = world.clients["admin"]
+    admin_client.post("/api/v1/collections/", {"display_name": "November Cohort II"})
+    page_two = admin_client.get("/api/v1/collections/?page_size=1").json()["next"]
+
+    answer = ask(world.clients["other"], "GET", page_two.removeprefix("http://testserver"))
+
+    assert answer[0] == 200
+    assert json.loads(answer[1])["results"] == []
+    assert leaked(world, "other", answer) == []
