@@ -10,80 +10,14 @@ from rest_framework.test import APIClient
 from tenants.models import Scope, User
 from tenants.permissions import Authenticated, scope_of
 from tests.factories import make_key
+from tests.meta import matrix
 from tests.meta.addresses import routes, views
 
 
 Api = Callable[[User | str | None], APIClient]
 WITHOUT: Final = "-"  # no key opens it
-TABLE: Final = """
-GET    /api/v1/me/                                                             read
-GET    /api/v1/collections/                                                    read
-POST   /api/v1/collections/                                                    write
-GET    /api/v1/collections/{slug}/                                             read
-PATCH  /api/v1/collections/{slug}/                                             write
-DELETE /api/v1/collections/{slug}/                                             write
-POST   /api/v1/collections/{slug}/restore/                                     write
-GET    /api/v1/collections/{slug}/archive.zip                                  read
-POST   /api/v1/collections/{slug}/archive/                                     read
-GET    /api/v1/collections/{slug}/files/                                       read
-POST   /api/v1/collections/{slug}/files/                                       write
-POST   /api/v1/files/                                                          write
-GET    /api/v1/collections/{slug}/files/{filename}/                            read
-PUT    /api/v1/collections/{slug}/files/{filename}/                            write
-PATCH  /api/v1/collections/{slug}/files/{filename}/                            write
-DELETE /api/v1/collections/{slug}/files/{filename}/                            write
-GET    /api/v1/collections/{slug}/files/{filename}/preview/                    read
-GET    /api/v1/collections/{slug}/files/{filename}/download/                   read
-POST   /api/v1/collections/{slug}/files/{filename}/download/                   read
-GET    /api/v1/collections/{slug}/content/{filename}                           read
-PUT    /api/v1/collections/{slug}/content/{filename}                           write
-GET    /api/v1/collections/{slug}/grants/                                      share
-POST   /api/v1/collections/{slug}/grants/                                      share
-GET    /api/v1/collections/{slug}/grants/{grant_id}/                           share
-DELETE /api/v1/collections/{slug}/grants/{grant_id}/                           share
-GET    /api/v1/collections/{slug}/files/{filename}/grants/                     share
-POST   /api/v1/collections/{slug}/files/{filename}/grants/                     share
-GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/          share
-DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/          share
-GET    /api/v1/tenants/{tenant}/grants/                                        audit
-GET    /api/v1/tenants/{tenant}/api-keys/                                      -
-POST   /api/v1/tenants/{tenant}/api-keys/                                      -
-GET    /api/v1/tenants/{tenant}/api-keys/{prefix}/                             -
-DELETE /api/v1/tenants/{tenant}/api-keys/{prefix}/                             -
-GET    /api/v1/tenants/{tenant}/service-accounts/                              -
-POST   /api/v1/tenants/{tenant}/service-accounts/                              -
-GET    /api/v1/tenants/{tenant}/service-accounts/{account}/                    -
-DELETE /api/v1/tenants/{tenant}/service-accounts/{account}/                    -
-POST   /api/v1/auth/password/change/                                           -
-GET    /api/v1/tenants/                                                        read
-POST   /api/v1/tenants/                                                        -
-GET    /api/v1/tenants/{tenant}/                                               read
-PATCH  /api/v1/tenants/{tenant}/                                               administer
-GET    /api/v1/tenants/{tenant}/usage/                                         administer
-GET    /api/v1/tenants/{tenant}/members/                                       administer
-POST   /api/v1/tenants/{tenant}/members/                                       administer
-PATCH  /api/v1/tenants/{tenant}/members/{username}/                            administer
-DELETE /api/v1/tenants/{tenant}/members/{username}/                            administer
-GET    /api/v1/tenants/{tenant}/invitations/                                   administer
-DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/                      administer
-GET    /api/v1/tenants/{tenant}/audit/                                         audit
-GET    /api/v1/tenants/{tenant}/audit.csv                                      audit
-GET    /api/v1/audit/                                                          -
-GET    /api/v1/audit.csv                                                       -
-"""
-# Whoever asks needs no token at all, or brings another credential.
-PUBLIC: Final = {
-    "/api/v1/auth/token/",
-    "/api/v1/auth/token/refresh/",
-    "/api/v1/auth/token/revoke/",
-    "/api/v1/auth/password/reset/",
-    "/api/v1/auth/password/reset/confirm/",
-    "/api/v1/auth/invitations/accept/",
-    "/api/schema/",
-    "/api/docs/",
-    "/downloads/{token}",
-}
-ROWS: Final = [tuple(line.split()) for line in TABLE.splitlines() if line]
+PUBLIC: Final = {row.path for row in matrix.ROWS if row.scope == "public"}
+ROWS: Final = sorted({(row.method, row.path, row.scope) for row in matrix.ROWS if row.path not in PUBLIC})
 EACH = pytest.mark.parametrize(("method", "path", "scope"), ROWS, ids=[f"{method} {path}" for method, path, _ in ROWS])
 
 

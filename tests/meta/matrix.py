@@ -25,106 +25,107 @@ COLUMNS: Final = {
     "nobody": "without a token",
 }
 
-# Each row is a request that would succeed if its sender had every right. `collection` is the state of the one it is about.
+# Each row is a request that would succeed if its sender had every right. `collection` is the state of the one it is about;
+# `scope` is what an API key needs: `-` where none is let in, `public` where nobody is asked who they are.
 TABLE: Final = """
-collection method path                                                           admin manager editor viewer member file  external auditor stage other root  inactive suspended nobody
--          POST   /api/v1/auth/token/                                            200   200     200    200    200    200   200      200     200   200   200   401      200       401
--          POST   /api/v1/auth/token/refresh/                                    200   200     200    200    200    200   200      200     200   200   200   401      200       401
--          POST   /api/v1/auth/token/revoke/                                     204   204     204    204    204    204   204      204     204   204   204   204      204       204
--          GET    /api/v1/me/                                                    200   200     200    200    200    200   200      200     200   200   200   401      200       401
--          POST   /api/v1/collections/                                           201   201     201    201    201    201   400      403     403   400   403   401      400       401
+collection method path                                                           scope      admin manager editor viewer member file  external auditor stage other root  inactive suspended nobody
+-          POST   /api/v1/auth/token/                                            public     200   200     200    200    200    200   200      200     200   200   200   401      200       401
+-          POST   /api/v1/auth/token/refresh/                                    public     200   200     200    200    200    200   200      200     200   200   200   401      200       401
+-          POST   /api/v1/auth/token/revoke/                                     public     204   204     204    204    204    204   204      204     204   204   204   204      204       204
+-          GET    /api/v1/me/                                                    read       200   200     200    200    200    200   200      200     200   200   200   401      200       401
+-          POST   /api/v1/collections/                                           write      201   201     201    201    201    201   400      403     403   400   403   401      400       401
 
-open       GET    /api/v1/collections/                                           200   200     200    200    empty  200   200      200     empty empty empty 401      empty     401
-open       GET    /api/v1/collections/{slug}/                                    200   200     200    200    404    200   200      200     404   404   404   401      404       401
-open       PATCH  /api/v1/collections/{slug}/                                    200   200     403    403    404    403   403      403     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/                                    202   202     403    403    404    403   403      403     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/restore/                            409   409     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/archive.zip                         200   200     200    200    404    200   200      403     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/archive/                            201   201     201    201    404    201   201      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/                              200   200     200    200    404    200   200      200     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/files/                              201   201     201    403    404    403   403      403     404   404   404   401      404       401
-open       POST   /api/v1/files/                                                 201   201     201    403    400    403   403      403     400   400   400   401      400       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/                   200   200     200    200    404    200   200      200     404   404   404   401      404       401
-open       PUT    /api/v1/collections/{slug}/files/{filename}/                   200   200     200    403    404    403   403      403     404   404   404   401      404       401
-open       PATCH  /api/v1/collections/{slug}/files/{filename}/                   200   200     200    403    404    403   403      403     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/files/{filename}/                   204   204     204    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/preview/           200   200     200    200    404    200   200      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/download/          303   303     303    303    404    303   303      403     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/files/{filename}/download/          201   201     201    201    404    201   201      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/content/{filename}                  200   200     200    200    404    200   200      403     404   404   404   401      404       401
-open       PUT    /api/v1/collections/{slug}/content/{filename}                  200   200     200    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /downloads/{token}                                             200   200     200    200    200    200   200      200     200   200   200   200      404       200
-open       GET    /api/v1/collections/{slug}/grants/                             200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/grants/                             201   201     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/grants/{grant_id}/                  200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  204   204     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/grants/            200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/files/{filename}/grants/            201   201     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ 200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ 204   204     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/                                           read       200   200     200    200    empty  200   200      200     empty empty empty 401      empty     401
+open       GET    /api/v1/collections/{slug}/                                    read       200   200     200    200    404    200   200      200     404   404   404   401      404       401
+open       PATCH  /api/v1/collections/{slug}/                                    write      200   200     403    403    404    403   403      403     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/                                    write      202   202     403    403    404    403   403      403     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/restore/                            write      409   409     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/archive.zip                         read       200   200     200    200    404    200   200      403     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/archive/                            read       201   201     201    201    404    201   201      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/                              read       200   200     200    200    404    200   200      200     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/                              write      201   201     201    403    404    403   403      403     404   404   404   401      404       401
+open       POST   /api/v1/files/                                                 write      201   201     201    403    400    403   403      403     400   400   400   401      400       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/                   read       200   200     200    200    404    200   200      200     404   404   404   401      404       401
+open       PUT    /api/v1/collections/{slug}/files/{filename}/                   write      200   200     200    403    404    403   403      403     404   404   404   401      404       401
+open       PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      200   200     200    403    404    403   403      403     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/files/{filename}/                   write      204   204     204    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/preview/           read       200   200     200    200    404    200   200      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/download/          read       303   303     303    303    404    303   303      403     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/{filename}/download/          read       201   201     201    201    404    201   201      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/content/{filename}                  read       200   200     200    200    404    200   200      403     404   404   404   401      404       401
+open       PUT    /api/v1/collections/{slug}/content/{filename}                  write      200   200     200    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /downloads/{token}                                             public     200   200     200    200    200    200   200      200     200   200   200   200      404       200
+open       GET    /api/v1/collections/{slug}/grants/                             share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/grants/                             share      201   201     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/grants/{grant_id}/                  share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  share      204   204     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/grants/            share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/{filename}/grants/            share      201   201     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      204   204     403    403    404    403   403      403     404   404   404   401      404       401
 
-deleted    GET    /api/v1/collections/                                           empty empty   empty  empty  empty  empty empty    empty   empty empty empty 401      empty     401
-deleted    GET    /api/v1/collections/{slug}/                                    200   200     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    PATCH  /api/v1/collections/{slug}/                                    409   409     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/                                    409   409     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/restore/                            200   200     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/archive.zip                         404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/archive/                            404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/                              404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/files/                              404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/files/                                                 400   400     400    400    400    400   400      400     400   400   400   401      400       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/                   404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    PUT    /api/v1/collections/{slug}/files/{filename}/                   404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    PATCH  /api/v1/collections/{slug}/files/{filename}/                   404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/files/{filename}/                   404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/preview/           404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/download/          404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/files/{filename}/download/          404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/content/{filename}                  404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    PUT    /api/v1/collections/{slug}/content/{filename}                  404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /downloads/{token}                                             404   404     404    404    404    404   404      404     404   404   404   404      404       404
-deleted    GET    /api/v1/collections/{slug}/grants/                             404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/grants/                             404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/grants/{grant_id}/                  404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/            404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/files/{filename}/grants/            404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ 404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ 404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/                                           read       empty empty   empty  empty  empty  empty empty    empty   empty empty empty 401      empty     401
+deleted    GET    /api/v1/collections/{slug}/                                    read       200   200     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    PATCH  /api/v1/collections/{slug}/                                    write      409   409     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/                                    write      409   409     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/restore/                            write      200   200     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/archive.zip                         read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/archive/                            read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/                              read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/                              write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/files/                                                 write      400   400     400    400    400    400   400      400     400   400   400   401      400       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/                   read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    PUT    /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/preview/           read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/download/          read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/{filename}/download/          read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/content/{filename}                  read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    PUT    /api/v1/collections/{slug}/content/{filename}                  write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /downloads/{token}                                             public     404   404     404    404    404    404   404      404     404   404   404   404      404       404
+deleted    GET    /api/v1/collections/{slug}/grants/                             share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/grants/                             share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/grants/{grant_id}/                  share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/            share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/{filename}/grants/            share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
 
--          GET    /api/v1/tenants/{tenant}/grants/                               200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/grants/                               audit      200   403     403    403    403    403   404      200     403   404   200   401      404       401
 
--          GET    /api/v1/tenants/{tenant}/api-keys/                             200   empty   empty  empty  empty  empty 404      200     empty 404   200   401      404       401
--          POST   /api/v1/tenants/{tenant}/api-keys/                             201   201     201    201    201    201   404      201     201   404   403   401      404       401
--          GET    /api/v1/tenants/{tenant}/api-keys/{prefix}/                    200   404     404    404    404    404   404      200     404   404   200   401      404       401
--          DELETE /api/v1/tenants/{tenant}/api-keys/{prefix}/                    204   404     404    404    404    404   404      403     404   404   204   401      404       401
--          GET    /api/v1/tenants/{tenant}/service-accounts/                     200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          POST   /api/v1/tenants/{tenant}/service-accounts/                     201   403     403    403    403    403   404      403     403   404   201   401      404       401
--          GET    /api/v1/tenants/{tenant}/service-accounts/{account}/           200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          DELETE /api/v1/tenants/{tenant}/service-accounts/{account}/           204   403     403    403    403    403   404      403     403   404   204   401      404       401
--          POST   /api/v1/auth/password/change/                                  200   200     200    200    200    200   200      200     200   200   200   401      200       401
--          POST   /api/v1/auth/password/reset/                                   202   202     202    202    202    202   202      202     202   202   202   202      202       202
--          POST   /api/v1/auth/password/reset/confirm/                           204   204     204    204    204    204   204      204     204   204   204   400      204       400
--          POST   /api/v1/auth/invitations/accept/                               201   201     201    201    201    201   201      201     201   201   201   201      400       201
--          GET    /api/v1/tenants/                                               200   200     200    200    200    200   200      200     200   200   200   401      empty     401
--          POST   /api/v1/tenants/                                               403   403     403    403    403    403   403      403     403   403   201   401      403       401
--          GET    /api/v1/tenants/{tenant}/                                      200   200     200    200    200    200   404      200     200   404   200   401      404       401
--          PATCH  /api/v1/tenants/{tenant}/                                      200   403     403    403    403    403   404      403     403   404   200   401      404       401
--          GET    /api/v1/tenants/{tenant}/usage/                                200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          GET    /api/v1/tenants/{tenant}/members/                              200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          POST   /api/v1/tenants/{tenant}/members/                              202   403     403    403    403    403   404      403     403   404   202   401      404       401
--          PATCH  /api/v1/tenants/{tenant}/members/{username}/                   200   403     403    403    403    403   404      403     403   404   200   401      404       401
--          DELETE /api/v1/tenants/{tenant}/members/{username}/                   204   403     403    403    403    403   404      403     403   404   204   401      404       401
--          GET    /api/v1/tenants/{tenant}/invitations/                          200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/             204   403     403    403    403    403   404      403     403   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/api-keys/                             -          200   empty   empty  empty  empty  empty 404      200     empty 404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/api-keys/                             -          201   201     201    201    201    201   404      201     201   404   403   401      404       401
+-          GET    /api/v1/tenants/{tenant}/api-keys/{prefix}/                    -          200   404     404    404    404    404   404      200     404   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/api-keys/{prefix}/                    -          204   404     404    404    404    404   404      403     404   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/service-accounts/                     -          200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/service-accounts/                     -          201   403     403    403    403    403   404      403     403   404   201   401      404       401
+-          GET    /api/v1/tenants/{tenant}/service-accounts/{account}/           -          200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/service-accounts/{account}/           -          204   403     403    403    403    403   404      403     403   404   204   401      404       401
+-          POST   /api/v1/auth/password/change/                                  -          200   200     200    200    200    200   200      200     200   200   200   401      200       401
+-          POST   /api/v1/auth/password/reset/                                   public     202   202     202    202    202    202   202      202     202   202   202   202      202       202
+-          POST   /api/v1/auth/password/reset/confirm/                           public     204   204     204    204    204    204   204      204     204   204   204   400      204       400
+-          POST   /api/v1/auth/invitations/accept/                               public     201   201     201    201    201    201   201      201     201   201   201   201      400       201
+-          GET    /api/v1/tenants/                                               read       200   200     200    200    200    200   200      200     200   200   200   401      empty     401
+-          POST   /api/v1/tenants/                                               -          403   403     403    403    403    403   403      403     403   403   201   401      403       401
+-          GET    /api/v1/tenants/{tenant}/                                      read       200   200     200    200    200    200   404      200     200   404   200   401      404       401
+-          PATCH  /api/v1/tenants/{tenant}/                                      administer 200   403     403    403    403    403   404      403     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/usage/                                administer 200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/members/                              administer 200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/members/                              administer 202   403     403    403    403    403   404      403     403   404   202   401      404       401
+-          PATCH  /api/v1/tenants/{tenant}/members/{username}/                   administer 200   403     403    403    403    403   404      403     403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/members/{username}/                   administer 204   403     403    403    403    403   404      403     403   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/invitations/                          administer 200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/             administer 204   403     403    403    403    403   404      403     403   404   204   401      404       401
 
--          GET    /api/v1/tenants/{tenant}/audit/                                200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          GET    /api/v1/tenants/{tenant}/audit.csv                             200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          GET    /api/v1/audit/                                                 403   403     403    403    403    403   403      403     403   403   200   401      403       401
--          GET    /api/v1/audit.csv                                              403   403     403    403    403    403   403      403     403   403   200   401      403       401
+-          GET    /api/v1/tenants/{tenant}/audit/                                audit      200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/audit.csv                             audit      200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          GET    /api/v1/audit/                                                 -          403   403     403    403    403    403   403      403     403   403   200   401      403       401
+-          GET    /api/v1/audit.csv                                              -          403   403     403    403    403    403   403      403     403   403   200   401      403       401
 
--          GET    /api/schema/                                                   200   200     200    200    200    200   200      200     200   200   200   200      200       200
--          GET    /api/docs/                                                     200   200     200    200    200    200   200      200     200   200   200   200      200       200
+-          GET    /api/schema/                                                   public     200   200     200    200    200    200   200      200     200   200   200   200      200       200
+-          GET    /api/docs/                                                     public     200   200     200    200    200    200   200      200     200   200   200   200      200       200
 """  # noqa: E501  a table is read by its columns
 
 
@@ -133,6 +134,7 @@ class Row:
     state: str
     method: str
     path: str
+    scope: str
     answers: dict[str, str]
 
     def __str__(self) -> str:
@@ -140,9 +142,11 @@ class Row:
 
 
 def _rows() -> list[Row]:
-    (_, _, _, *names), *lines = [line.split() for line in TABLE.splitlines() if line]
+    (_, _, _, _, *names), *lines = [line.split() for line in TABLE.splitlines() if line]
     assert names == list(COLUMNS)
-    return [Row(state, method, path, dict(zip(names, answers, strict=True))) for state, method, path, *answers in lines]
+    return [
+        Row(state, method, path, scope, dict(zip(names, answers, strict=True))) for state, method, path, scope, *answers in lines
+    ]
 
 
 ROWS: Final = _rows()
@@ -157,8 +161,12 @@ def page() -> str:
     }
     tables = []
     for state, title in sections.items():
-        head = f"| request | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}"
-        body = [f"| {row.method} `{row.path}` | {' | '.join(row.answers.values())} |" for row in ROWS if row.state == state]
+        head = f"| request | scope | {' | '.join(COLUMNS)} |\n|---|---|{'---|' * len(COLUMNS)}"
+        body = [
+            f"| {row.method} `{row.path}` | {row.scope} | {' | '.join(row.answers.values())} |"
+            for row in ROWS
+            if row.state == state
+        ]
         tables.append(f"## {title}\n\n{head}\n" + "\n".join(body))
     people = "\n".join(f"* **{name}**: {meaning}" for name, meaning in COLUMNS.items())
     return INTRODUCTION.format(people=people, tables="\n\n".join(tables))
@@ -183,6 +191,8 @@ What the answers mean:
 
 What holds besides:
 
+* An API key is answered as its owner is, if it has the **scope**; without it, 403. **-**: no key is let in. **public**: nobody is
+  asked who they are.
 * HEAD is answered as GET. Every other method is refused with 405, or with 401 to whoever has no valid token, whether the
   collection in the address exists or not.
 * `/downloads/{{token}}` is a one-off link: the token in the address is the credential, and it dies with the access of the member
