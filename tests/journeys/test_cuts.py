@@ -227,12 +227,18 @@ def test_object_that_is_gone_is_502_and_the_row_says_so(member: Person) -> None:
 MEMBER = "(SELECT id FROM tenants_user WHERE username = 'member')"
 
 
-def deactivated(server: Server) -> None:
-    server.sql("UPDATE tenants_user SET is_active = 0 WHERE username = 'member'")
+def deactivated(member: Person) -> None:
+    member.server.sql("UPDATE tenants_user SET is_active = 0 WHERE username = 'member'")
 
 
-def expelled(server: Server) -> None:
-    server.sql(f"UPDATE tenants_membership SET user_id = -user_id WHERE user_id = {MEMBER}")  # noqa: S608
+def expelled(member: Person) -> None:
+    member.server.sql(f"UPDATE tenants_membership SET user_id = -user_id WHERE user_id = {MEMBER}")  # noqa: S608
+
+
+def ungranted(member: Person) -> None:
+    admin, grants = member.server.token("admin"), f"/api/v1/collections/{member.collection}/grants/"
+    for grant in member.server.request("GET", grants, token=admin)[1]["results"]:
+        assert member.server.request("DELETE", f"{grants}{grant['id']}/", token=admin)[0] == 204
 
 
 @pytest.fixture
@@ -246,9 +252,9 @@ def restored(server: Server) -> Iterator[None]:
         server.sql("UPDATE tenants_membership SET user_id = ? WHERE id = ?", user, pk)
 
 
-@pytest.mark.parametrize("revoke", [deactivated, expelled])
+@pytest.mark.parametrize("revoke", [deactivated, expelled, ungranted])
 def test_running_streams_end_within_seconds_of_the_right_to_them(
-    restored: None, member: Person, revoke: Callable[[Server], None]
+    restored: None, member: Person, revoke: Callable[[Person], None]
 ) -> None:
     """INV-16: by token and by link, one file and an archive. tests/services/test_streams.py has the other ways to lose it."""
     member.upload("a.bin", 4 * CONTENT)
@@ -259,7 +265,7 @@ def test_running_streams_end_within_seconds_of_the_right_to_them(
         read_slowly(answers, until=time.monotonic() + 1)
         assert not any(answer.isclosed() for answer in answers)
 
-        revoke(member.server)
+        revoke(member)
 
         read_slowly(answers, until=time.monotonic() + 15)
         assert all(answer.isclosed() and answer.length for answer in answers)  # short of the announced length

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytest
@@ -36,7 +36,7 @@ def query(text: str) -> dict[str, Any]:
     return {"QUERY_STRING": text}
 
 
-MINE = "/api/v1/collections/{mine}/"
+MINE, MY_TENANT = "/api/v1/collections/{mine}/", "/api/v1/tenants/globex/"
 ATTACKS = [
     Attack("upload by id", "POST", "/api/v1/files/", lambda names: form(collection=names.slug), 400),
     Attack("upload by name", "POST", "/api/v1/files/", lambda names: form(collection=names.display_name), 400),
@@ -69,7 +69,28 @@ ATTACKS = [
         400,
     ),
     Attack("their grant in one's own collection", "DELETE", f"{MINE}grants/{{grant_id}}/", lambda names: {}, 404),
-    Attack("grants by user", "GET", "/api/v1/tenants/globex/grants/", lambda names: query(f"user={names.username}"), 200),
+    Attack("grants by user", "GET", f"{MY_TENANT}grants/", lambda names: query(f"user={names.username}"), 200),
+    Attack(
+        "member by the name of one of theirs",
+        "POST",
+        f"{MY_TENANT}members/",
+        lambda names: as_json(username=names.username, roles=["member"]),
+        400,
+    ),
+    Attack("their member", "PATCH", f"{MY_TENANT}members/{{username}}/", lambda names: as_json(roles=["member"]), 404),
+    Attack("their invitation", "DELETE", f"{MY_TENANT}invitations/{{invitation}}/", lambda names: {}, 404),
+    Attack(
+        "key of their service account",
+        "POST",
+        f"{MY_TENANT}api-keys/",
+        lambda names: as_json(name="x", scopes=["read"], owner=names.account),
+        400,
+    ),
+    Attack("their key", "DELETE", f"{MY_TENANT}api-keys/{{prefix}}/", lambda names: {}, 404),
+    Attack("keys by owner", "GET", f"{MY_TENANT}api-keys/", lambda names: query(f"owner={names.account}"), 200),
+    Attack("their service account", "DELETE", f"{MY_TENANT}service-accounts/{{account}}/", lambda names: {}, 404),
+    Attack("members by search", "GET", f"{MY_TENANT}members/", lambda names: query(f"search={names.username}"), 200),
+    Attack("audit by actor", "GET", f"{MY_TENANT}audit/", lambda names: query(f"actor={names.username}"), 200),
     Attack("create", "POST", "/api/v1/collections/", lambda names: as_json(display_name="x", tenant=names.tenant), 400),
     Attack("archive link", "POST", f"{MINE}archive/", lambda names: as_json(file=[names.filename]), 404),
     Attack(
@@ -106,7 +127,7 @@ def test_naming_what_is_of_another_tenant_is_as_naming_what_is_not(attack: Attac
     files = StoredFile.objects.count()
     for names in (world.names, UNKNOWN):
         with undone():
-            path = attack.path.format(mine=mine, grant_id=names.grant_id)
+            path = attack.path.format(mine=mine, **asdict(names))
             answers.append(ask(world.clients["other"], attack.method, path, **attack.request(names)))
             assert StoredFile.objects.count() == files
     assert answers[0][0] == attack.status
