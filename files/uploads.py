@@ -248,6 +248,7 @@ class Incoming:
             return_connection()
             try:
                 if file := StoredFile.objects.filter(object_id=self.upload.object_id).first():
+                    file.my_level = self.draft.my_level
                     return file
             except (OperationalError, InterfaceError):
                 continue
