@@ -126,9 +126,12 @@ def set_roles(*, membership: Membership, roles: Sequence[str], by: User | None, 
 def remove_member(*, membership: Membership, by: User | None, now: datetime) -> None:
     with transaction.atomic():
         _check_admin_stays(membership, [])
-        deleted, _ = Membership.objects.filter(pk=membership.pk).delete()
-        if not deleted:
+        # The other contender gives access to the member. What was given goes with the membership, so that it has to be either
+        # there or refused before this looks for it.
+        locked = Membership.objects.select_for_update().filter(pk=membership.pk).first()
+        if locked is None:
             raise Conflict(NO_MEMBER)
+        locked.delete()
         user, tenant = membership.user, membership.tenant
         apikeys.revoke_all(user, tenant=tenant, now=now)
         audit.record("member.remove", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
