@@ -103,8 +103,10 @@ def may_read(user: User, collection_id: int, file_id: int | None = None) -> bool
     if file_id is not None:
         collections = collections.filter(files=file_id)
     collection = _with_level(collections, user, standing).first()
-    if collection is None or level_of(collection) >= Level.VIEWER or file_id is None:
-        return collection is not None and level_of(collection) >= Level.VIEWER
+    if collection is None:
+        return False
+    if file_id is None or level_of(collection) >= Level.VIEWER:
+        return level_of(collection) >= Level.VIEWER
     return _files(user, standing, collection, least=Level.VIEWER).filter(pk=file_id).exists()
 
 

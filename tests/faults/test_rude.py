@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -215,5 +216,6 @@ def test_200_clients_that_hang_up_in_mid_stream_leave_nothing(busy_site: Site, m
         wait_for(lambda: is_settled(busy_site, before), seconds=60)
         memory.append(busy_site.server.memory())
     log.info("MiB after each round: %s", [size // MIB for size in memory])
-    assert memory[2] - memory[1] < 24 * MIB
+    # What leaks does so in every round; what a busy machine holds a little longer does not.
+    assert min(later - earlier for earlier, later in pairwise(memory)) < 24 * MIB
     assert member.filenames() == {"a.bin"}
