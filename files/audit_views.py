@@ -7,11 +7,11 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from files import audit_export
-from files.views import BYTES, respond, user_of
+from files.views import BYTES, respond
 from tenants import access
 from tenants.audit_serializers import AuditInput
 from tenants.models import Scope, Tenant
-from tenants.permissions import PEOPLE_ONLY
+from tenants.permissions import PEOPLE_ONLY, user_of
 
 
 CSV = {(200, "text/csv"): BYTES}

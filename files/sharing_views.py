@@ -13,10 +13,11 @@ from files import access, sharing
 from files.filters import GrantFilter
 from files.models import Collection, Grant, StoredFile
 from files.serializers import GrantInput, GrantOutput
-from files.views import render, user_of
+from files.views import render
 from tenants import access as people
 from tenants.addresses import absolute_url
 from tenants.models import Scope, User
+from tenants.permissions import user_of
 
 
 GRANT_PARTS: Final = ("collection", "file", "user", "created_by")

@@ -37,7 +37,8 @@ from files.serializers import (
 )
 from tenants.addresses import absolute_url
 from tenants.errors import Invalid
-from tenants.models import Scope, User
+from tenants.models import Scope
+from tenants.permissions import user_of
 
 
 BYTES = OpenApiResponse(OpenApiTypes.BINARY, "the bytes")
@@ -52,10 +53,6 @@ def header_parameters(*names: str) -> list[OpenApiParameter]:
 
 WANTED = header_parameters("Range", "If-Range", "If-Match", "If-None-Match")
 FILENAMES = OpenApiParameter("file", str, many=True, description="filename; may be repeated; all files if left out")
-
-
-def user_of(request: Request) -> User:
-    return cast(User, request.user)
 
 
 def render(view: APIView, serializer: type[Any], data: Any, **kwargs: Any) -> Response:

@@ -1,9 +1,6 @@
 """The API of API keys, and of the service accounts that own some. People only: no key opens any of it."""
 
-from typing import cast
-
 from django.db.models import QuerySet
-from django.urls import reverse
 from django.utils import timezone
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema
@@ -13,6 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from tenants import access, apikeys, service_accounts
+from tenants.addresses import absolute_url
 from tenants.apikey_serializers import (
     ApiKeyOutput,
     CreateApiKeyInput,
@@ -21,7 +19,7 @@ from tenants.apikey_serializers import (
     ServiceAccountOutput,
 )
 from tenants.models import ApiKey, User
-from tenants.permissions import PEOPLE_ONLY
+from tenants.permissions import PEOPLE_ONLY, user_of
 
 
 class ApiKeyFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
@@ -37,10 +35,6 @@ class ApiKeyFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter ha
     def only_active(self, keys: QuerySet[ApiKey], name: str, value: str) -> QuerySet[ApiKey]:
         active = {"revoked_at": None, "expires_at__gt": timezone.now()}
         return keys.filter(**active) if value == "true" else keys.exclude(**active)
-
-
-def user_of(request: Request) -> User:
-    return cast(User, request.user)
 
 
 class ApiKeysView(generics.GenericAPIView[ApiKey]):
@@ -74,7 +68,7 @@ class ApiKeysView(generics.GenericAPIView[ApiKey]):
             by=user,
             now=timezone.now(),
         )
-        location = reverse("api-key", kwargs={"tenant": found.slug, "prefix": key.prefix})
+        location = absolute_url(request, "api-key", tenant=found.slug, prefix=key.prefix)
         shown = {**ApiKeyOutput(key).data, "key": text}
         headers = {"Location": location, "Cache-Control": "no-store"}
         return Response(shown, status=status.HTTP_201_CREATED, headers=headers)
@@ -121,7 +115,7 @@ class ServiceAccountsView(generics.GenericAPIView[User]):
         given = CreateServiceAccountInput(data=request.data)
         given.is_valid(raise_exception=True)
         account = service_accounts.create(tenant=found, **given.validated_data, by=user, now=timezone.now())
-        location = reverse("service-account", kwargs={"tenant": found.slug, "account": account.username})
+        location = absolute_url(request, "service-account", tenant=found.slug, account=account.username)
         shown = ServiceAccountOutput(service_accounts.get_account(user, found, account.username)).data
         return Response(shown, status=status.HTTP_201_CREATED, headers={"Location": location})
 

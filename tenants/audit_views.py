@@ -1,7 +1,5 @@
 """The audit trail over the API: a tenant's for its admins and auditors, the platform's for superusers."""
 
-from typing import cast
-
 from drf_spectacular.utils import extend_schema
 from rest_framework import generics
 from rest_framework.request import Request
@@ -9,8 +7,8 @@ from rest_framework.response import Response
 
 from tenants import access, audit
 from tenants.audit_serializers import AuditInput, EventOutput
-from tenants.models import AuditEvent, Scope, Tenant, User
-from tenants.permissions import PEOPLE_ONLY
+from tenants.models import AuditEvent, Scope, Tenant
+from tenants.permissions import PEOPLE_ONLY, user_of
 
 
 class Audit(generics.GenericAPIView[AuditEvent]):
@@ -34,7 +32,7 @@ class TenantAudit(Audit):
     @extend_schema(operation_id="audit_list", parameters=[AuditInput], responses=EventOutput(many=True))
     def get(self, request: Request, tenant: str) -> Response:
         """What was done in a tenant, newest first. For its admins and auditors."""
-        user = cast(User, request.user)
+        user = user_of(request)
         found = access.get_tenant(user, tenant, suspended=True)
         access.check_can_audit(user, found)
         return self.answer(request, found)
@@ -46,5 +44,5 @@ class PlatformAudit(Audit):
     @extend_schema(operation_id="platform_audit_list", parameters=[AuditInput], responses=EventOutput(many=True))
     def get(self, request: Request) -> Response:
         """What was done outside of every tenant: people, sessions, keys. For superusers."""
-        access.check_can_audit_platform(cast(User, request.user))
+        access.check_can_audit_platform(user_of(request))
         return self.answer(request, None)

@@ -1,6 +1,6 @@
 """The API of tenants, their members and invitations."""
 
-from typing import Any, cast
+from typing import Any
 
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
@@ -12,8 +12,8 @@ from rest_framework.views import APIView
 from tenants import access, people
 from tenants.addresses import absolute_url
 from tenants.filters import MemberFilter
-from tenants.models import Invitation, Membership, Scope, Tenant, User
-from tenants.permissions import ADMINISTER
+from tenants.models import Invitation, Membership, Scope, Tenant
+from tenants.permissions import ADMINISTER, user_of
 from tenants.serializers import (
     AcceptInput,
     AcceptOutput,
@@ -27,10 +27,6 @@ from tenants.serializers import (
     UpdateTenantInput,
 )
 from tenants.views import TokenView
-
-
-def user_of(request: Request) -> User:
-    return cast(User, request.user)  # IsAuthenticated let nobody else in
 
 
 def shown(request: Request, tenant: Tenant) -> dict[str, Any]:
