@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -148,12 +148,22 @@ def object_of(server: Server, member: Person, filename: str) -> Path:
     return server.home / "objects" / "vault" / str(key)
 
 
-def alter(path: Path, change: Callable[[bytearray], None]) -> None:
-    """As a disk does it that nobody told: the object's time stays."""
-    status, ciphertext = path.stat(), bytearray(path.read_bytes())
+@contextmanager
+def altered(path: Path, change: Callable[[bytearray], None]) -> Iterator[None]:
+    """As a disk does it that nobody told: the object's time stays. Mended afterwards: others look at all of this server's objects."""
+    status, whole = path.stat(), path.read_bytes()
+    ciphertext = bytearray(whole)
     change(ciphertext)
-    path.write_bytes(ciphertext)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def write(content: bytes) -> None:
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    write(ciphertext)
+    try:
+        yield
+    finally:
+        write(whole)
 
 
 def flip_at(position: int) -> Callable[[bytearray], None]:
@@ -185,15 +195,15 @@ def test_object_that_is_damaged_in_the_middle_ends_visibly_short(
 ) -> None:
     """INV-02, INV-03: no wrong byte, and no client that takes it for the whole file."""
     member.upload("a.bin", CONTENT)
-    alter(object_of(member.server, member, "a.bin"), change)
-    for url in (member.content("a.bin"), member.link("a.bin")):
-        got = member.curl("-o", tmp_path / "a.bin", url)
-        assert got.returncode == PARTIAL_FILE
-        received = (tmp_path / "a.bin").read_bytes()
-        assert 0 < len(received) < len(CONTENT)
-        assert CONTENT.startswith(received)
     archive = f"{member.server.url}/api/v1/collections/{member.collection}/archive.zip"
-    assert member.curl("-o", "/dev/null", archive).returncode == PARTIAL_FILE
+    with altered(object_of(member.server, member, "a.bin"), change):
+        for url in (member.content("a.bin"), member.link("a.bin")):
+            got = member.curl("-o", tmp_path / "a.bin", url)
+            assert got.returncode == PARTIAL_FILE
+            received = (tmp_path / "a.bin").read_bytes()
+            assert 0 < len(received) < len(CONTENT)
+            assert CONTENT.startswith(received)
+        assert member.curl("-o", "/dev/null", archive).returncode == PARTIAL_FILE
 
 
 @pytest.mark.parametrize(
@@ -208,14 +218,14 @@ def test_object_that_is_damaged_in_the_middle_ends_visibly_short(
 )
 def test_object_that_is_damaged_from_the_start_is_502(member: Person, change: Callable[[bytearray], Any], code: str) -> None:
     member.upload("a.bin", CONTENT)
-    alter(object_of(member.server, member, "a.bin"), change)
-    got = member.curl(member.content("a.bin"), "-w", "%{stderr}%{http_code}")
+    with altered(object_of(member.server, member, "a.bin"), change):
+        got = member.curl(member.content("a.bin"), "-w", "%{stderr}%{http_code}")
     assert (got.stderr, json.loads(got.stdout)["code"]) == (b"502", code)
 
 
 def test_object_that_is_gone_is_502_and_the_row_says_so(member: Person) -> None:
     member.upload("a.bin", CONTENT)
-    object_of(member.server, member, "a.bin").unlink()
+    object_of(member.server, member, "a.bin").unlink()  # not looked for any more: the row says that it is missing
     got = member.curl(member.content("a.bin"), "-w", "%{stderr}%{http_code}")
     assert (got.stderr, json.loads(got.stdout)["code"]) == (b"502", "object_missing")
     assert member.api("GET", f"{member.files}a.bin/")[1]["status"] == "missing"
