@@ -9,6 +9,7 @@ COPY --from=packages /venv /venv
 WORKDIR /app
 COPY manage.py .
 COPY config config
+COPY purge purge
 COPY files files
 COPY tenants tenants
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 STRONGROOM_HOME=/var/lib/strongroom STATIC_ROOT=/app/static

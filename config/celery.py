@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 from celery.schedules import crontab
 from celery.signals import beat_init, setup_logging, task_failure, worker_init
+from django.conf import settings
 
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
@@ -20,6 +21,12 @@ app.conf.beat_schedule = {
     "files": {"task": "files.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},
     "mail": {"task": "tenants.tasks.send_mail", "schedule": 5.0, "options": {"expires": 4}},
     "audit heads": {"task": "files.tasks.publish_audit_heads", "schedule": crontab(minute="*/10"), "options": {"expires": 540}},
+    "purge": {"task": "purge.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},
+    "purge expired": {
+        "task": "purge.tasks.purge_expired",
+        "schedule": crontab.from_string(settings.PURGE_CRON),
+        "options": {"expires": 3600},
+    },
     "tenants": {"task": "tenants.tasks.tick", "schedule": crontab(hour="3", minute="30"), "options": {"expires": 3600}},
 }
 
@@ -27,8 +34,6 @@ app.conf.beat_schedule = {
 @worker_init.connect
 @beat_init.connect
 def make_broker_folders(**_: Any) -> None:
-    from django.conf import settings
-
     if settings.BROKER_URL.startswith("filesystem:"):
         for folder in ("data_folder_in", "control_folder"):
             Path(settings.CELERY_BROKER_TRANSPORT_OPTIONS[folder]).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import environ
+from celery.schedules import ParseException, crontab
 
 
 class BadSetting(SystemExit):
@@ -36,6 +37,16 @@ def integer(name: str, default: int, *, least: int = 0) -> int:
     if number < least:
         raise BadSetting(name, f"is {number}; use at least {least}")
     return number
+
+
+def schedule(name: str, default: str) -> str:
+    """A crontab's five fields."""
+    value = text(name, default)
+    try:
+        crontab.from_string(value)
+    except (ValueError, ParseException):
+        raise BadSetting(name, f"is {value!r}; use minute, hour, day, month and weekday, such as 0 4 * * *") from None
+    return value
 
 
 def words(name: str, default: str = "") -> list[str]:

@@ -24,7 +24,7 @@ class Cursor(CursorPagination):
     """`{next, previous, results}`: the last page costs what the first does, and nothing shifts while a client walks."""
 
     ordering = ("-created_at", "-id")
-    page_size = 100
+    page_size = 25
     page_size_query_param = "page_size"
     max_page_size = 1000
     offset_cutoff = 2**31  # among rows of one value; DRF's 1,000 serves the same page for ever once there are more of them

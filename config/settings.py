@@ -52,6 +52,7 @@ APPEND_SLASH = False  # a redirect would turn a write into a GET
 # --- The application ---
 INSTALLED_APPS = [
     "config",
+    "purge",
     "files",
     "tenants",
     "tenants.apps.AdminConfig",
@@ -181,6 +182,10 @@ FILES_MAX_TRANSFERS = env.integer("FILES_MAX_TRANSFERS", WEB_THREADS - max(4, WE
 # Whoever reads request.FILES by accident gets a refusal, never a plaintext temp file. Uploads read the body themselves.
 FILE_UPLOAD_HANDLERS = ["files.uploads.RefuseUpload"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024**2  # JSON bodies
+
+# --- Purge ---
+DELETE_GRACE = env.integer("DELETE_GRACE", 24 * 3600)  # seconds in which a deleted collection can be restored
+PURGE_CRON = env.schedule("PURGE_CRON", "0 4 * * *")  # UTC: when what has expired is destroyed
 
 # --- People ---
 AUTH_USER_MODEL = "tenants.User"

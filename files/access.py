@@ -6,12 +6,12 @@ away.
 """
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from django.db.models import Case, Exists, F, IntegerField, Max, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Coalesce, Greatest
 
-from files.models import Collection, Grant, Level, StoredFile
+from files.models import Collection, Grant, Hold, Level, StoredFile
 from files.names import unique_key
 from tenants import access as people
 from tenants.access import Standing
@@ -22,6 +22,9 @@ from tenants.models import Role, Tenant, User
 
 NONE = 0  # below every level: not there
 Thing = TypeVar("Thing", Collection, StoredFile)
+# What a grant is worth on the collection: its name only, if it is on one of the files.
+HELD: Final = Exists(Hold.objects.filter(collection=OuterRef("pk")))
+ON_COLLECTION: Final = Case(When(file=None, then=F("level")), default=Value(Level.NAME), output_field=IntegerField())
 
 # --- Collections ---
 
@@ -53,9 +56,10 @@ def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
 # --- Files ---
 
 
-def visible_files(user: User, collection: Collection) -> QuerySet[StoredFile]:
-    """Files that the user may know of, in a collection that came from here, each with `my_level`."""
-    return _files(user, people.standing_of(user), collection, least=Level.METADATA)
+def visible_files(user: User, slug: str) -> QuerySet[StoredFile]:
+    """Files of a collection that the user may know of, each with `my_level`."""
+    standing = people.standing_of(user)
+    return _files(user, standing, _get_collection(user, standing, slug), least=Level.METADATA)
 
 
 def readable_files(user: User, collection: Collection) -> QuerySet[StoredFile]:
@@ -99,10 +103,10 @@ def get_readable_files(user: User, collection: Collection, filenames: Iterable[s
 def may_read(user: User, collection_id: int, file_id: int | None = None) -> bool:
     """Whether a stream that was allowed to begin may go on: of one file, or of whatever the collection has."""
     standing = people.standing_of(user)
-    collections = Collection.objects.filter(pk=collection_id, status=Collection.Status.OPEN)
+    collections = Collection.objects.filter(status=Collection.Status.OPEN)
     if file_id is not None:
         collections = collections.filter(files=file_id)
-    collection = _with_level(collections, user, standing).first()
+    collection = _find(collections, user, standing, pk=collection_id)
     if collection is None:
         return False
     if file_id is None or level_of(collection) >= Level.VIEWER:
@@ -121,7 +125,7 @@ def level_of(thing: Collection | StoredFile) -> Level:
 def level_on(user: User, collection: Collection, file: StoredFile | None = None) -> int:
     """As it is now, in whatever state the collection is; NONE for strangers. To be called on the locked row."""
     standing = people.standing_of(user)
-    found = _with_level(Collection.objects.filter(pk=collection.pk), user, standing).first()
+    found = _find(Collection.objects.all(), user, standing, pk=collection.pk)
     if found is None:
         return NONE
     if file is None:
@@ -177,10 +181,7 @@ def _check(level: int, least: Level, *, known_from: Level) -> None:
 
 def visible_grants(user: User, collection: Collection, file: StoredFile | None = None) -> QuerySet[Grant]:
     """All grants in a collection, or those on a file alone: for who may change them, and for auditors."""
-    thing = file or collection
-    is_auditor = collection.tenant_id in people.standing_of(user).holding(Role.AUDITOR)
-    if level_of(thing) < Level.MANAGER and not is_auditor:
-        raise Refused
+    _check_can_oversee(user, collection, file)
     return collection.grants.filter(file=file) if file else collection.grants.all()
 
 
@@ -195,13 +196,45 @@ def get_grant(user: User, grant_id: str, collection: Collection, file: StoredFil
 def tenant_grants(user: User, tenant: Tenant) -> QuerySet[Grant]:
     """Every grant on what the tenant keeps, for its admins and auditors."""
     people.check_can_audit(user, tenant)
-    return Grant.objects.filter(collection__tenant=tenant, collection__kind=Collection.Kind.FILES)
+    return Grant.objects.filter(tenant=tenant)
 
 
 def given_to(collection: Collection, file: StoredFile | None, *, username: str | None) -> QuerySet[Grant]:
     """What a person, or all members if None, was given on exactly this. For whoever may see it all."""
     given = Grant.objects.filter(collection=collection, file=file)
     return given.filter(user=None) if username is None else given.filter(user__username=username)
+
+
+# --- Holds ---
+
+
+def visible_holds(user: User, collection: Collection) -> QuerySet[Hold]:
+    """All in a collection: for its managers and for auditors."""
+    _check_can_oversee(user, collection)
+    return collection.holds.all()
+
+
+def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
+    holds = visible_holds(user, collection).select_related("collection", "file", "placed_by")
+    hold = holds.filter(pk=people.uuid_in(hold_id)).first()
+    if hold is None:
+        raise NotFound
+    return hold
+
+
+def check_can_hold(user: User, collection: Collection) -> None:
+    """Legal holds are for the tenant's admins alone: no grant, and no superuser, reaches that far."""
+    if collection.tenant_id not in people.standing_of(user).holding(Role.ADMIN):
+        raise Refused("Legal holds are placed and lifted by the tenant's admins.")
+
+
+def _check_can_oversee(user: User, collection: Collection, file: StoredFile | None = None) -> None:
+    is_manager = level_of(file or collection) >= Level.MANAGER
+    if not is_manager and collection.tenant_id not in people.standing_of(user).holding(Role.AUDITOR):
+        raise Refused
+
+
+# --- Operators ---
 
 
 def get_target_as_operator(slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
@@ -222,12 +255,30 @@ def get_target_as_operator(slug: str, filename: str | None) -> tuple[Collection,
 
 def _get_collection(user: User, standing: Standing, slug: str, *, deleted: bool = False) -> Collection:
     statuses = [Collection.Status.OPEN, Collection.Status.DELETED] if deleted else [Collection.Status.OPEN]
-    collections = Collection.objects.filter(slug=slug, status__in=statuses, kind=Collection.Kind.FILES)
-    collection = _with_level(collections, user, standing).select_related("tenant", "key", "created_by").first()
+    collections = Collection.objects.filter(status__in=statuses, kind=Collection.Kind.FILES)
+    collection = _find(collections.select_related("tenant", "key", "created_by"), user, standing, slug=slug)
     if collection is None or (collection.status != Collection.Status.OPEN and level_of(collection) < Level.MANAGER):
         raise NotFound
     tenant_id.set(str(collection.tenant_id))
     return collection
+
+
+def _find(collections: QuerySet[Collection], user: User, standing: Standing, **name: str | int) -> Collection | None:
+    """The one of this name, if it is there for the user: as `_with_level`, at two thirds of the time.
+
+    Both queries are made whatever the first one finds, so that not even the time tells a stranger more (INV-01).
+    """
+    if not standing.is_active:
+        return None
+    collection = _annotate(collections, is_held=HELD).filter(**name).first()
+    grants = _grants(user, standing).filter(**{f"collection__{field}": value for field, value in name.items()})
+    given: int = grants.aggregate(best=Max(ON_COLLECTION))["best"] or NONE
+    if collection is None:
+        return None
+    by_role = (Level.MANAGER, Role.ADMIN), (Level.METADATA, Role.AUDITOR)
+    held = [level for level, role in by_role if collection.tenant_id in standing.holding(role)]
+    collection.my_level = max(given, *held, NONE)
+    return collection if collection.my_level > NONE else None
 
 
 def _with_level(collections: QuerySet[Collection], user: User, standing: Standing) -> QuerySet[Collection]:
@@ -242,25 +293,26 @@ def _with_level(collections: QuerySet[Collection], user: User, standing: Standin
         default=Value(NONE),
         output_field=IntegerField(),
     )
-    on_collection = Case(When(file=None, then=F("level")), default=Value(Level.NAME), output_field=IntegerField())
-    there = collections.filter(Q(tenant__in=[*managed, *audited]) | Exists(given))
-    return _annotate(there, Greatest(by_role, _highest(given, "collection", on_collection)))
+    there = _annotate(collections, is_held=HELD).filter(Q(tenant__in=[*managed, *audited]) | Exists(given))
+    return _annotate(there, my_level=Greatest(by_role, _highest(given, "collection", ON_COLLECTION)))
 
 
 def _files(user: User, standing: Standing, collection: Collection, *, least: Level) -> QuerySet[StoredFile]:
-    files = collection.files.exclude(status=StoredFile.Status.DELETING)
+    held = Hold.objects.filter(Q(file=OuterRef("pk")) | Q(file=None), collection=collection)
+    files = _annotate(collection.files.exclude(status=StoredFile.Status.DELETING), is_held=Exists(held))
     level = level_of(collection)
     if level == Level.MANAGER:
-        return _annotate(files, Value(level, output_field=IntegerField()))
+        return _annotate(files, my_level=Value(level, output_field=IntegerField()))
     given = _grants(user, standing).filter(collection=collection, file__isnull=False)
     by_grant = _highest(given.filter(file=OuterRef("pk")), "file", F("level"))
     if level < least:
         files = files.filter(pk__in=given.values("file"))
-    return _annotate(files, Greatest(Value(level), by_grant))
+    return _annotate(files, my_level=Greatest(Value(level), by_grant))
 
 
-def _annotate(things: QuerySet[Thing], level: Any) -> QuerySet[Thing]:
-    return things.annotate(my_level=level)  # type: ignore[no-redef]  # the model names what is annotated
+def _annotate(things: QuerySet[Thing], **values: Any) -> QuerySet[Thing]:
+    """With attributes that the models declare."""
+    return things.annotate(**values)
 
 
 def _highest(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
@@ -271,8 +323,8 @@ def _highest(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
 def _grants(user: User, standing: Standing) -> QuerySet[Grant]:
     """Those that count for the user: their own and everybody's where they are a member, their own where they are none."""
     counting = Q(user=user) | Q(user=None)
-    counting &= Q(collection__tenant__in=standing.holding(Role.ADMIN, Role.MEMBER))
+    counting &= Q(tenant__in=standing.holding(Role.ADMIN, Role.MEMBER))
     if standing.only is None:
-        sharing = Q(collection__tenant__is_active=True, collection__tenant__allow_external_sharing=True)
-        counting |= Q(user=user, membership=None) & sharing & ~Q(collection__tenant__in=list(standing.roles))
+        sharing = Q(tenant__is_active=True, tenant__allow_external_sharing=True)
+        counting |= Q(user=user, membership=None) & sharing & ~Q(tenant__in=list(standing.roles))
     return Grant.objects.filter(counting)

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from files import sharing
-from files.models import Collection, Erasure, Grant, Upload
+from files.models import Collection, Erasure, Grant, Hold, Upload
 from tenants.models import User
 
 
@@ -71,6 +71,24 @@ class GrantAdmin(ReadOnly):
         for grant in queryset:
             sharing.revoke(grant, by=cast(User, request.user), now=timezone.now(), as_operator=True)
         self.message_user(request, f"{len(queryset)} taken away.")
+
+
+@admin.register(Hold)
+class HoldAdmin(ReadOnly):
+    """What stays as it is, and why. The tenant's admins place and lift legal holds, over the API."""
+
+    list_display = ("collection", "of_one_file", "kind", "ref", "reason", "placed_at", "placed_by")
+    list_filter = ("kind", "collection__tenant")
+    list_select_related = ("collection", "placed_by")
+    search_fields = ("collection__slug", "ref", "reason")
+    search_help_text = "Id of a collection, a matter's number, or words of the reason."
+    ordering = ("-placed_at",)
+    show_full_result_count = False
+    fields = ("id", "collection", "of_one_file", "kind", "ref", "reason", "placed_at", "placed_by")
+
+    @admin.display(boolean=True, description="one file only")
+    def of_one_file(self, hold: Hold) -> bool:
+        return hold.file_id is not None
 
 
 @admin.register(Upload)

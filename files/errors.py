@@ -21,6 +21,16 @@ class NotOpen(Conflict):
     default_code = "collection_not_open"
 
 
+class Held(Conflict):
+    default_detail = "A hold keeps this as it is."
+    default_code = "held"
+
+
+class NotLifted(Conflict):
+    default_detail = "This hold belongs to an egress request, and ends with it."
+    default_code = "hold_of_egress"
+
+
 class NotDeleted(Conflict):
     default_detail = "The collection is not deleted."
     default_code = "collection_not_deleted"

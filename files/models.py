@@ -84,7 +84,9 @@ class Collection(models.Model):
     file_count = models.BigIntegerField(default=0, editable=False)
     total_length = models.BigIntegerField(default=0, editable=False)
 
-    my_level: int  # annotated by files.access, the only way to one for whoever asks
+    # Annotated by files.access, the only way to one for whoever asks.
+    my_level: int
+    is_held: bool = False  # it, or one of its files
 
     class Meta:
         constraints: ClassVar = [
@@ -97,7 +99,11 @@ class Collection(models.Model):
                 name="collection_deleted_has_a_time",
             ),
         ]
-        indexes: ClassVar = [models.Index("tenant", "created_at", "id", name="collection_in_tenant_by_age")]
+        indexes: ClassVar = [
+            models.Index("tenant", "created_at", "id", name="collection_in_tenant_by_age"),
+            models.Index("deleted_at", condition=Q(status="deleted"), name="collection_deleted_by_time"),
+            models.Index("purge_at", condition=Q(status__in=["open", "deleted"]), name="collection_to_expire_by_time"),
+        ]
 
     def __str__(self) -> str:
         return self.slug
@@ -106,10 +112,14 @@ class Collection(models.Model):
     def key_owner(self) -> str:
         return f"{self.tenant_id}/{self.uuid}"
 
-    def object_key(self, object_id: UUID) -> str:
-        """Spread evenly by its first part, one prefix per collection, no user text."""
+    @property
+    def prefix(self) -> str:
+        """Of all its objects' keys. Spread evenly by its first part, one per collection, no user text."""
         spread = hashlib.sha256(str(self.uuid).encode()).hexdigest()[:4]
-        return f"{spread}/{self.tenant_id}/{self.uuid}/{object_id}"
+        return f"{spread}/{self.tenant_id}/{self.uuid}/"
+
+    def object_key(self, object_id: UUID) -> str:
+        return f"{self.prefix}{object_id}"
 
 
 class StoredFile(models.Model):
@@ -145,6 +155,7 @@ class StoredFile(models.Model):
     key_commitment = models.BinaryField(editable=False)
 
     my_level: int  # annotated by files.access, as above
+    is_held: bool = False  # by itself, or with all of its collection
 
     class Meta:
         constraints: ClassVar = [
@@ -194,6 +205,9 @@ class Grant(models.Model):
     """Access that was given: to a person or to all members of the tenant, on a collection or on one file of it."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    tenant = models.ForeignKey(
+        Tenant, models.CASCADE, related_name="+", editable=False, help_text="the collection's, who never changes it"
+    )
     collection = models.ForeignKey(Collection, models.CASCADE, related_name="grants")
     file = models.ForeignKey(
         StoredFile, models.CASCADE, null=True, blank=True, related_name="grants", help_text="none: all of them"
@@ -229,6 +243,7 @@ class Grant(models.Model):
         indexes: ClassVar = [
             models.Index("user", "collection", "file", "level", name="grant_of_a_person"),
             models.Index("collection", "created_at", "id", name="grant_in_collection_by_age"),
+            models.Index("tenant", "created_at", "id", name="grant_in_tenant_by_age"),
         ]
 
     def __str__(self) -> str:
@@ -242,6 +257,35 @@ class Grant(models.Model):
     def is_external(self) -> bool:
         """Given to somebody who was no member of the tenant."""
         return self.user_id is not None and self.membership_id is None
+
+
+class Hold(models.Model):
+    """A reason why a collection or one of its files stays as it is. What would change or destroy it is refused while one stands.
+
+    New files may come into a collection that is held, and are held with it.
+    """
+
+    class Kind(models.TextChoices):
+        LEGAL = "legal"  # an admin of the tenant places and lifts it
+        EGRESS = "egress"  # an egress request keeps what it was made for
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    collection = models.ForeignKey(Collection, models.PROTECT, related_name="holds")
+    file = models.ForeignKey(
+        StoredFile, models.PROTECT, null=True, blank=True, related_name="holds", help_text="none: all of them"
+    )
+    kind = models.CharField(max_length=10, choices=Kind)
+    ref = models.CharField(max_length=200, blank=True, help_text="a matter's number, or the egress request's uuid")
+    reason = models.CharField(max_length=1000)
+    placed_at = models.DateTimeField(editable=False)
+    placed_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
+
+    class Meta:
+        constraints: ClassVar = [models.CheckConstraint(condition=~Q(reason=""), name="hold_has_a_reason")]
+        indexes: ClassVar = [models.Index("collection", "placed_at", "id", name="hold_in_collection_by_age")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} hold {self.pk}"
 
 
 class Upload(models.Model):

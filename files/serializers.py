@@ -1,16 +1,17 @@
 """Shapes that come in and go out. Rules are in the services; nothing here is ever saved."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache, cached_property, partial
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from files.access import level_of
-from files.models import GRANTED, Cipher, Collection, DownloadLink, Grant, Level, StoredFile
-from tenants.addresses import absolute_url
+from files.models import GRANTED, Cipher, Collection, DownloadLink, Grant, Hold, Level, StoredFile
+from tenants.addresses import absolute_url, quoted
 from tenants.errors import Invalid
-from tenants.serializers import PlainText
+from tenants.serializers import Moment, PlainText
 
 
 class CreateCollectionInput(serializers.Serializer[Any]):
@@ -18,13 +19,13 @@ class CreateCollectionInput(serializers.Serializer[Any]):
         required=False, max_length=50, help_text="slug; may be left out by who belongs to one tenant only"
     )
     display_name = PlainText(max_length=200)
-    purge_at = serializers.DateTimeField(required=False, allow_null=True)
+    purge_at = Moment(required=False, allow_null=True)
     cipher = serializers.ChoiceField(choices=Cipher.choices, required=False)
 
 
 class UpdateCollectionInput(serializers.Serializer[Any]):
     display_name = PlainText(max_length=200, required=False)
-    purge_at = serializers.DateTimeField(required=False, allow_null=True, help_text="null takes the date away")
+    purge_at = Moment(required=False, allow_null=True, help_text="null takes the date away")
 
 
 class CollectionLinks(serializers.Serializer[Any]):
@@ -54,7 +55,7 @@ COLLECTION_ACTIONS = {
     "share": Level.MANAGER,
     "delete": Level.MANAGER,
 }
-ABOUT_ALL_FILES = ("egress_status", "purge_at", "created_by", "file_count", "total_length")
+ABOUT_ALL_FILES = ("egress_status", "purge_at", "created_by", "file_count", "total_length", "is_held")
 FILE_ACTIONS = {"download": Level.VIEWER, "update": Level.EDITOR, "delete": Level.EDITOR, "share": Level.MANAGER}
 
 
@@ -67,12 +68,13 @@ class CollectionOutput(serializers.Serializer[Collection]):
     status = serializers.ChoiceField(choices=Collection.Status.choices)
     egress_status = serializers.ChoiceField(choices=Collection.EgressStatus.choices, allow_null=True)
     cipher = serializers.ChoiceField(choices=Cipher.choices)
-    purge_at = serializers.DateTimeField(allow_null=True)
-    created_at = serializers.DateTimeField()
+    purge_at = Moment(allow_null=True)
+    created_at = Moment()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
-    deleted_at = serializers.DateTimeField(allow_null=True)
+    deleted_at = Moment(allow_null=True)
     file_count = serializers.IntegerField(allow_null=True)
     total_length = serializers.IntegerField(allow_null=True, help_text="plaintext bytes")
+    is_held = serializers.BooleanField(allow_null=True, help_text="something in it is under a hold: see holds/")
     my_level = LevelField()
     allowed_actions = serializers.SerializerMethodField()
     links = serializers.SerializerMethodField()
@@ -87,16 +89,13 @@ class CollectionOutput(serializers.Serializer[Collection]):
     def get_allowed_actions(self, collection: Collection) -> list[str]:
         if collection.status == Collection.Status.DELETED:
             return ["restore"]  # nobody but managers sees it
-        return [action for action, level in COLLECTION_ACTIONS.items() if level_of(collection) >= level]
+        mine, kept = level_of(collection), {"delete"} if collection.is_held else {}
+        return [action for action, level in COLLECTION_ACTIONS.items() if mine >= level and action not in kept]
 
     @extend_schema_field(CollectionLinks)
     def get_links(self, collection: Collection) -> dict[str, str]:
-        request = self.context["request"]
-        return {
-            "self": absolute_url(request, "collection", slug=collection.slug),
-            "files": absolute_url(request, "collection-files", slug=collection.slug),
-            "archive": absolute_url(request, "archive", slug=collection.slug),
-        }
+        here = absolute_url(self.context["request"], "collection", slug=collection.slug)
+        return {"self": here, "files": f"{here}files/", "archive": f"{here}archive.zip"}
 
 
 class FileLinks(serializers.Serializer[Any]):
@@ -117,27 +116,35 @@ class FileOutput(serializers.Serializer[StoredFile]):
     notes = serializers.CharField()
     cipher = serializers.ChoiceField(choices=Cipher.choices)
     status = serializers.ChoiceField(choices=StoredFile.Status.choices)
-    keep_until = serializers.DateTimeField(allow_null=True)
-    created_at = serializers.DateTimeField()
+    keep_until = Moment(allow_null=True)
+    created_at = Moment()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
-    updated_at = serializers.DateTimeField(help_text="of the content")
+    updated_at = Moment(help_text="of the content")
     updated_by = serializers.CharField(source="updated_by.username", default=None, allow_null=True)
+    is_held = serializers.BooleanField(help_text="a hold keeps it as it is")
     my_level = LevelField()
     allowed_actions = serializers.SerializerMethodField()
     links = serializers.SerializerMethodField()
 
+    @cached_property
+    def address_of(self) -> Callable[..., str]:
+        """Of a collection: the files of a list share it."""
+        return cache(partial(absolute_url, self.context["request"], "collection"))
+
     @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=[*FILE_ACTIONS])))
     def get_allowed_actions(self, file: StoredFile) -> list[str]:
-        return [action for action, level in FILE_ACTIONS.items() if level_of(file) >= level]
+        mine, kept = level_of(file), {"update", "delete"} if file.is_held else {}
+        return [action for action, level in FILE_ACTIONS.items() if mine >= level and action not in kept]
 
     @extend_schema_field(FileLinks)
     def get_links(self, file: StoredFile) -> dict[str, str]:
-        request, where = self.context["request"], {"slug": file.collection.slug, "filename": file.filename}
+        collection, name = self.address_of(slug=file.collection.slug), quoted(file.filename)
+        here = f"{collection}files/{name}/"
         return {
-            "self": absolute_url(request, "file", **where),
-            "preview": absolute_url(request, "preview", **where),
-            "enclosure": absolute_url(request, "file-download", **where),
-            "content": absolute_url(request, "content", **where),
+            "self": here,
+            "preview": f"{here}preview/",
+            "enclosure": f"{here}download/",
+            "content": f"{collection}content/{name}",
         }
 
 
@@ -162,8 +169,26 @@ class GrantOutput(serializers.Serializer[Grant]):
     everyone = serializers.BooleanField(source="is_for_everyone", help_text="given to all members of the tenant")
     is_external = serializers.BooleanField(help_text="given to somebody of another tenant")
     level = LevelField(GRANTED)
-    created_at = serializers.DateTimeField()
+    created_at = Moment()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
+
+
+class HoldInput(serializers.Serializer[Any]):
+    file = serializers.CharField(
+        required=False, max_length=255, trim_whitespace=False, help_text="filename; left out: all that the collection has"
+    )
+    reason = PlainText(max_length=1000)
+    ref = PlainText(max_length=200, required=False, default="", allow_blank=True, help_text="a matter's number")
+
+
+class HoldOutput(serializers.Serializer[Hold]):
+    id = serializers.UUIDField()
+    kind = serializers.ChoiceField(choices=Hold.Kind.choices)
+    file = serializers.CharField(source="file.filename", default=None, allow_null=True, help_text="null: all of the collection")
+    reason = serializers.CharField()
+    ref = serializers.CharField()
+    placed_at = Moment()
+    placed_by = serializers.CharField(source="placed_by.username", default=None, allow_null=True)
 
 
 class UpdateFileInput(serializers.Serializer[Any]):

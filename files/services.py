@@ -7,7 +7,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils.text import slugify
 
-from files import errors, keys, sharing
+from files import errors, holds, keys, sharing
 from files.access import check_can_edit, check_can_manage, check_can_rename
 from files.headers import if_match as etag_matches
 from files.models import Collection, StoredFile
@@ -126,6 +126,7 @@ def delete_collection(collection: Collection, *, by: User, now: datetime) -> Non
         locked = _lock(collection)
         check_can_manage(by, locked)
         _check_open(locked)
+        holds.check_free(locked)
         locked.status, locked.deleted_at = Collection.Status.DELETED, now
         locked.save(update_fields=["status", "deleted_at"])
         audit.record("collection.delete", by=by, tenant=locked.tenant, target=locked, now=now)
@@ -169,6 +170,7 @@ def update_file(
             return locked
         if "filename" in changes:
             check_can_rename(by, locked)
+        holds.check_free(collection, locked)
         for name, value in changes.items():
             setattr(locked, name, value)
         locked.name_key = unique_key(locked.filename)
@@ -188,6 +190,7 @@ def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | No
         collection, locked = _lock_file(file, by)
         if not etag_matches(if_match, locked.etag):
             raise errors.PreconditionFailed
+        holds.check_free(collection, locked)
         erase_later(locked, due_after=0, now=now)
         locked.delete()
         Collection.objects.filter(pk=collection.pk).update(

@@ -26,7 +26,7 @@ def grant_first(collection: Collection, *, by: User, now: datetime) -> None:
     if collection.tenant.new_collections != Tenant.NewCollections.PRIVATE:
         grants.append(Grant(level=Level[collection.tenant.new_collections.upper()]))
     for grant in grants:
-        grant.collection, grant.created_at, grant.created_by = collection, now, by
+        grant.collection, grant.tenant, grant.created_at, grant.created_by = collection, collection.tenant, now, by
     Grant.objects.bulk_create(grants)
 
 
@@ -45,7 +45,7 @@ def grant(
         before = None if given is None else Level(given.level).label
         is_new = given is None
         if given is None:
-            given = Grant(collection=locked, file=file, user=user, created_at=now, created_by=by)
+            given = Grant(tenant=locked.tenant, collection=locked, file=file, user=user, created_at=now, created_by=by)
         elif given.level == level and given.membership == membership:
             return given, False
         given.level, given.membership = level, membership

@@ -18,9 +18,10 @@ from tenants import access as people
 from tenants.addresses import absolute_url
 from tenants.models import Scope, User
 from tenants.permissions import user_of
+from tenants.related import with_only
 
 
-GRANT_PARTS: Final = ("collection", "file", "user", "created_by")
+SHOWN: Final = {"collection": "slug", "file": "filename", "user": "username", "created_by": "username"}
 
 
 def load(user: User, slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
@@ -41,7 +42,7 @@ class GrantsView(generics.GenericAPIView[Grant]):
     def get(self, request: Request, slug: str, filename: str | None = None) -> Response:
         """Who was given what. Of a collection, its single files included."""
         user = user_of(request)
-        grants = access.visible_grants(user, *load(user, slug, filename)).select_related(*GRANT_PARTS)
+        grants = with_only(access.visible_grants(user, *load(user, slug, filename)), **SHOWN)
         page = self.paginate_queryset(self.filter_queryset(grants))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
@@ -92,6 +93,6 @@ class TenantGrantsView(generics.GenericAPIView[Grant]):
     def get(self, request: Request, tenant: str) -> Response:
         """Who was given what in the tenant: for its admins and auditors. `external=true` shows what people of others have."""
         user = user_of(request)
-        grants = access.tenant_grants(user, people.get_tenant(user, tenant)).select_related(*GRANT_PARTS)
+        grants = with_only(access.tenant_grants(user, people.get_tenant(user, tenant)), **SHOWN)
         page = self.paginate_queryset(self.filter_queryset(grants))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)

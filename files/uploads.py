@@ -20,7 +20,7 @@ from django.db import IntegrityError, InterfaceError, OperationalError, transact
 from django.db.models import F, Sum
 from django.utils import timezone
 
-from files import crypto, errors, keys
+from files import crypto, errors, holds, keys
 from files.access import check_can_upload
 from files.erasing import erase_object
 from files.headers import if_match, if_none_match
@@ -176,13 +176,17 @@ class Incoming:
         self._beat = time.monotonic()
         try:
             # The other contender is the clean-up, which takes uploads without a heartbeat for dead.
-            beating = Upload.objects.filter(pk=self.upload.pk).update(heartbeat_at=timezone.now())
+            wanted = Upload.objects.filter(pk=self.upload.pk, collection__status=Collection.Status.OPEN)
+            beating = wanted.update(heartbeat_at=timezone.now())
+            is_lost = not beating and not Upload.objects.filter(pk=self.upload.pk).exists()
         except (OperationalError, InterfaceError):
             return  # there are many heartbeats to a life, and the commit needs the row anyway
         finally:
             return_connection()
-        if not beating:
+        if is_lost:
             raise errors.UploadLost
+        if not beating:
+            raise errors.NotOpen  # it would be refused at its end, and a destruction waits for it
 
     @retried
     def _make_file(self, *, by: User, now: datetime) -> StoredFile:
@@ -197,6 +201,8 @@ class Incoming:
             if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
                 raise errors.UploadLost
             replaced = self._lock_replaced()
+            if replaced:
+                holds.check_free(collection, replaced)
             _check_quota(
                 collection, more_files=0 if replaced else 1, more_bytes=file.length - (replaced.length if replaced else 0)
             )
@@ -230,6 +236,7 @@ class Incoming:
                 sha256=file.sha256,
                 cipher=file.cipher,
             )
+            file.is_held = holds.holding(collection, file).exists()
             self._is_committing = True  # what goes wrong before this line has changed nothing
             return file
 
@@ -286,6 +293,8 @@ def begin(
             raise errors.NameTaken
     else:
         conditions.check(existing)
+    if existing:
+        holds.check_free(collection, existing)
     if size is not None and size > settings.FILES_MAX_UPLOAD_BYTES:
         raise errors.TooLarge
     _check_quota(collection, more_files=0 if existing else 1, more_bytes=(size or 0) - (existing.length if existing else 0))

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from files import audit_views, sharing_views, tenant_views, views
+from files import audit_views, hold_views, sharing_views, tenant_views, views
 
 
 # Resources end in a slash. Byte URLs do not, so that `curl -T`, `curl -O` and `wget -c` name files rightly (T-11).
@@ -10,6 +10,8 @@ urlpatterns = [
     path("collections/<str:slug>/restore/", views.RestoreView.as_view(), name="collection-restore"),
     path("collections/<str:slug>/grants/", sharing_views.GrantsView.as_view(), name="grants"),
     path("collections/<str:slug>/grants/<str:grant_id>/", sharing_views.GrantView.as_view(), name="grant"),
+    path("collections/<str:slug>/holds/", hold_views.HoldsView.as_view(), name="holds"),
+    path("collections/<str:slug>/holds/<str:hold_id>/", hold_views.HoldView.as_view(), name="hold"),
     path("collections/<str:slug>/files/", views.CollectionFilesView.as_view(), name="collection-files"),
     path("collections/<str:slug>/files/<str:filename>/", views.FileView.as_view(), name="file"),
     path("collections/<str:slug>/files/<str:filename>/preview/", views.PreviewView.as_view(), name="preview"),

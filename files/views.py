@@ -39,6 +39,7 @@ from tenants.addresses import absolute_url
 from tenants.errors import Invalid
 from tenants.models import Scope
 from tenants.permissions import user_of
+from tenants.related import with_only
 
 
 BYTES = OpenApiResponse(OpenApiTypes.BINARY, "the bytes")
@@ -84,7 +85,7 @@ class CollectionsView(generics.GenericAPIView[Collection]):
     @extend_schema(operation_id="collections_list", responses=CollectionOutput(many=True))
     def get(self, request: Request) -> Response:
         """Collections that you can read."""
-        collections = access.visible_collections(user_of(request)).select_related("tenant", "created_by")
+        collections = with_only(access.visible_collections(user_of(request)), tenant="slug", created_by="username")
         page = self.paginate_queryset(self.filter_queryset(collections))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
@@ -188,9 +189,7 @@ class CollectionFilesView(generics.GenericAPIView[StoredFile]):
     @extend_schema(operation_id="files_list", responses=FileOutput(many=True))
     def get(self, request: Request, slug: str) -> Response:
         """Files of a collection."""
-        user = user_of(request)
-        collection = access.get_collection(user, slug)
-        files = access.visible_files(user, collection).select_related("collection", "created_by", "updated_by")
+        files = with_only(access.visible_files(user_of(request), slug), created_by="username", updated_by="username")
         page = self.paginate_queryset(self.filter_queryset(files))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 

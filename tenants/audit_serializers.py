@@ -5,6 +5,7 @@ from rest_framework import serializers
 
 from tenants import audit
 from tenants.models import AuditEvent
+from tenants.serializers import Moment
 
 
 class AuditInput(serializers.Serializer[Any]):
@@ -20,8 +21,8 @@ class AuditInput(serializers.Serializer[Any]):
     actor = serializers.CharField(required=False, max_length=150, help_text="username, or system")
     target = serializers.CharField(required=False, max_length=100, help_text="id of what it was done to")
     request_id = serializers.CharField(required=False, max_length=100, help_text="the X-Request-ID of a response")
-    since = serializers.DateTimeField(required=False)
-    until = serializers.DateTimeField(required=False, help_text="not included")
+    since = Moment(required=False)
+    until = Moment(required=False, help_text="not included")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if "since" in attrs and "until" in attrs and attrs["until"] < attrs["since"]:
@@ -31,7 +32,7 @@ class AuditInput(serializers.Serializer[Any]):
 
 class EventOutput(serializers.Serializer[AuditEvent]):
     seq = serializers.IntegerField(help_text="1, 2, 3, ... without a gap")
-    at = serializers.DateTimeField()
+    at = Moment()
     action = serializers.CharField()
     actor = serializers.CharField()
     actor_id = serializers.CharField(allow_blank=True)

@@ -1,3 +1,4 @@
+from datetime import UTC
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -8,6 +9,10 @@ from tenants.models import CIPHERS, LONGEST_RETENTION, ApiKey, Membership, Role,
 
 
 MOST = 2**63 - 1  # what the column holds
+
+
+class Moment(serializers.DateTimeField):
+    timezone = UTC  # which the field would else find out anew for each value: a quarter of the time of a long list
 
 
 class PlainText(serializers.CharField):
@@ -70,7 +75,7 @@ class MyKeyOutput(serializers.Serializer[ApiKey]):
     prefix = serializers.CharField()
     name = serializers.CharField()
     scopes = serializers.ListField(child=serializers.ChoiceField(choices=Scope.choices))
-    expires_at = serializers.DateTimeField()
+    expires_at = Moment()
 
 
 class MeOutput(serializers.Serializer[Any]):
@@ -122,7 +127,7 @@ class TenantOutput(serializers.Serializer[Tenant]):
     allowed_ciphers = serializers.ListField(child=serializers.ChoiceField(choices=CIPHERS))
     new_collections = serializers.ChoiceField(choices=Tenant.NewCollections.choices)
     allow_external_sharing = serializers.BooleanField()
-    created_at = serializers.DateTimeField()
+    created_at = Moment()
     my_roles = serializers.SerializerMethodField()
     allowed_actions = serializers.SerializerMethodField()
 
@@ -171,7 +176,7 @@ class MemberOutput(serializers.Serializer[Membership]):
     roles = serializers.ListField(child=serializers.CharField())
     is_active = serializers.BooleanField(source="user.is_active")
     is_service_account = serializers.SerializerMethodField()
-    created_at = serializers.DateTimeField(help_text="of the membership")
+    created_at = Moment(help_text="of the membership")
 
     def get_is_service_account(self, membership: Membership) -> bool:
         return membership.user.service_of_id is not None
@@ -186,8 +191,8 @@ class InvitationOutput(serializers.Serializer[Any]):
     email = serializers.EmailField()
     roles = serializers.ListField(child=serializers.CharField())
     invited_by = serializers.CharField(source="invited_by.username", default=None, allow_null=True)
-    created_at = serializers.DateTimeField()
-    expires_at = serializers.DateTimeField()
+    created_at = Moment()
+    expires_at = Moment()
 
 
 class AcceptInput(serializers.Serializer[Any]):

@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from uuid import uuid4
 
+from django.utils.text import slugify
+
+from purge.models import Destruction
 from tenants import apikeys
 from tenants.models import Membership, Scope, Tenant, User
 
@@ -35,3 +39,25 @@ def make_key(owner: User, *scopes: str, tenant: Tenant | None = None) -> str:
         tenant=tenant, owner=owner, name="nightly", scopes=wanted, expires_at=None, by=None, now=datetime.now(UTC)
     )
     return text
+
+
+def make_destruction(tenant: Tenant, display_name: str, *, began_by: str = "system") -> Destruction:
+    """Of a collection that is gone."""
+    now = datetime.now(UTC)
+    return Destruction.objects.create(
+        tenant=tenant,
+        collection_uuid=uuid4(),
+        slug=f"{slugify(display_name)}-7kq3",
+        display_name=display_name,
+        file_count=3,
+        total_length=1500,
+        unencrypted_count=0,
+        why=Destruction.Why.EXPIRED,
+        due_at=now,
+        began_at=now,
+        began_by=began_by,
+        status=Destruction.Status.DONE,
+        done_at=now,
+        certificate='{"version":1}',
+        signature="c2lnbmF0dXJl",
+    )

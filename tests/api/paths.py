@@ -47,5 +47,9 @@ def grants(slug: str) -> str:
     return f"{collection(slug)}grants/"
 
 
+def holds(slug: str) -> str:
+    return f"{collection(slug)}holds/"
+
+
 def file_grants(slug: str, filename: str) -> str:
     return f"{file(slug, filename)}grants/"

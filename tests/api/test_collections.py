@@ -57,6 +57,7 @@ def test_create_answers_with_the_collection_and_its_location(alice: User, api: A
         "deleted_at": None,
         "file_count": 0,
         "total_length": 0,
+        "is_held": False,
         "my_level": "manager",
         "allowed_actions": ["archive", "upload", "update", "share", "delete"],
     }

@@ -64,6 +64,7 @@ def test_details_of_a_file(bob: User, november: str, report: dict[str, Any], api
         "keep_until": None,
         "created_by": "bob",
         "updated_by": "bob",
+        "is_held": False,
         "my_level": "editor",
         "allowed_actions": ["download", "update", "delete"],
     }

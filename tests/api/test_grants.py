@@ -406,8 +406,8 @@ def test_lists_and_details_take_a_query_more_for_nobody(
         for address, queries in (
             (paths.COLLECTIONS, 3),
             (paths.files(filled), 5),
-            (paths.collection(filled), 3),
-            (paths.file(filled, NAMES[0]), 4),
+            (paths.collection(filled), 4),
+            (paths.file(filled, NAMES[0]), 5),
         ):
             with django_assert_num_queries(queries):
                 assert client.get(address).status_code == 200
@@ -439,6 +439,7 @@ def test_lists_and_details_take_a_query_more_for_nobody(
 def test_the_database_keeps_one_grant_for_each_subject_and_target(carol: User, filled: str, second: dict[str, Any]) -> None:
     def insert() -> None:
         Grant.objects.create(
+            tenant=Tenant.objects.get(),
             collection=Collection.objects.get(),
             file=StoredFile.objects.first() if second.get("file") else None,
             user=second["user"] and carol,
@@ -457,6 +458,7 @@ def test_the_database_refuses_a_grant_that_makes_no_sense(carol: User, filled: s
     with pytest.raises(IntegrityError), transaction.atomic():
         Grant.objects.create(
             id=uuid4(),
+            tenant=Tenant.objects.get(),
             collection=Collection.objects.get(),
             user=None,
             membership=membership,

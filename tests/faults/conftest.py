@@ -54,6 +54,7 @@ def started_site(home: Path, *, is_timed: bool = False, **settings: str) -> Iter
         stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release, public),
     ):
         environment = endpoint.environment(vault) | {
+            "DATABASE_POOL": "8",  # the sites of all test workers share the 100 connections that PostgreSQL has by default
             "S3_ENDPOINT_URL": s3.url,
             "S3_STAGING_BUCKET": staging,
             "S3_RELEASE_BUCKET": release,

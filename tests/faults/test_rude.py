@@ -53,7 +53,7 @@ class Asked:
 
     def check(self, *, is_long: bool) -> None:
         """A short form runs beside other tests, which delay it, too: it sees who is starved, the long one who is slowed down."""
-        assert self.quantile(0.99 if is_long else 0.5) < PATIENCE
+        assert self.quantile(0.99) < PATIENCE if is_long else self.quantile(0.5) < 5 * PATIENCE
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from rest_framework.test import APIClient
 
 from files import access, links, sharing
-from files.models import Collection, Grant, Level, StoredFile
+from files.models import Collection, Grant, Hold, Level, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
 from tenants.people import invite, token_of
-from tests.factories import PASSWORD, make_member, make_tenant, make_user
+from tests.factories import PASSWORD, make_destruction, make_member, make_tenant, make_user
 from tests.meta.matrix import EMPTY, Row
 
 
@@ -35,6 +35,8 @@ class Names:
     etag: str
     token: str
     grant_id: str
+    hold_id: str
+    destruction: str
     username: str
     prefix: str  # of an API key of the admin
     account: str  # a service account
@@ -50,12 +52,15 @@ UNKNOWN = Names(
     etag=f'"{"0" * 32}"',
     token="x" * 43,
     grant_id=str(UUID(int=7)),
+    hold_id=str(UUID(int=9)),
+    destruction=str(UUID(int=11)),
     username="nobody-at-all",
     prefix="sr_00000000",
     account="nobody@no-such-tenant",
     invitation=str(UUID(int=8)),
     invitation_token="x" * 80,
 )
+HOLD = UUID(int=10)
 NEW_FILE = "new.csv"
 NEW_PASSWORD = "another long password"
 
@@ -120,12 +125,14 @@ def make_world() -> World:
     prefix = alices.post(f"{about}/api-keys/", {"name": "From the third ward", "scopes": ["read"]}).json()["prefix"]
     account = alices.post(f"{about}/service-accounts/", {"name": "importer", "roles": ["member"]}).json()["username"]
     invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
+    destroyed = make_destruction(acme, "Third Ward Cohort", began_by="alice")
     User.objects.filter(username="ivan").update(is_active=False)
     clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})  # is on the platform's record
     people["root"].refresh_from_db()  # type: ignore[union-attr]  # a reset of the password depends on the last sign-in
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
         file.object_id.hex, str(file.object_id), file.sha256, "alice", prefix, account, str(invitation.pk), "newcomer@example",
+        "Third Ward", destroyed.slug, str(destroyed.pk),
     ]  # fmt: skip
     tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
     return World(
@@ -141,6 +148,8 @@ def make_world() -> World:
             etag=put["ETag"],
             token=token,
             grant_id=str(grants["file"].pk),
+            hold_id=str(HOLD),
+            destruction=str(destroyed.pk),
             username="carol",
             prefix=prefix,
             account=account,
@@ -218,6 +227,8 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
             return {"data": b"a,b\r\n", "content_type": "text/csv", "headers": {"If-Match": names.etag}}
         case "POST", "collections/{slug}/grants/" | "collections/{slug}/files/{filename}/grants/":
             data = {"user": names.username, "level": "viewer"}
+        case "POST", "collections/{slug}/holds/":
+            data = {"reason": "a suit"}
         case "PUT" | "PATCH", _:
             data = {"notes": "changed"}
         case _:
@@ -239,8 +250,12 @@ def ask_row(row: Row, world: World, names: Names, who: str, client: Client | Non
     return ask(client or world.clients[who], row.method, path, **request)
 
 
-def prepare(world: World, state: str, who: str) -> None:
-    if state == "deleted":
+def prepare(world: World, row: Row, who: str) -> None:
+    if row.state == "held" or "/holds/" in row.path:
+        world.collection.holds.create(
+            id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit about the third ward", placed_at=datetime.now(UTC)
+        )
+    if row.state == "deleted":
         Collection.objects.filter(pk=world.collection.pk).update(status="deleted", deleted_at=datetime.now(UTC))
     if who == "suspended":
         Tenant.objects.filter(pk=world.collection.tenant_id).update(is_active=False)

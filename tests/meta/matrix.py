@@ -63,6 +63,10 @@ open       GET    /api/v1/collections/{slug}/files/{filename}/grants/           
 open       POST   /api/v1/collections/{slug}/files/{filename}/grants/            share      201   201     403    403    404    403   403      403     404   404   404   401      404       401
 open       GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
 open       DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      204   204     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/holds/                              read       200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/holds/                              administer 201   403     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/holds/{hold_id}/                    read       200   200     403    403    404    403   403      200     404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/holds/{hold_id}/                    administer 204   403     403    403    404    403   403      403     404   404   404   401      404       401
 
 deleted    GET    /api/v1/collections/                                           read       empty empty   empty  empty  empty  empty empty    empty   empty empty empty 401      empty     401
 deleted    GET    /api/v1/collections/{slug}/                                    read       200   200     404    404    404    404   404      404     404   404   404   401      404       401
@@ -92,6 +96,16 @@ deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/           
 deleted    POST   /api/v1/collections/{slug}/files/{filename}/grants/            share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
 deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
 deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/holds/                              read       200   200     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/holds/                              administer 201   403     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/holds/{hold_id}/                    read       200   200     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/holds/{hold_id}/                    administer 204   403     404    404    404    404   404      404     404   404   404   401      404       401
+
+held       DELETE /api/v1/collections/{slug}/                                    write      409   409     403    403    404    403   403      403     404   404   404   401      404       401
+held       PUT    /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403      403     404   404   404   401      404       401
+held       PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403      403     404   404   404   401      404       401
+held       DELETE /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403      403     404   404   404   401      404       401
+held       PUT    /api/v1/collections/{slug}/content/{filename}                  write      409   409     409    403    404    403   403      403     404   404   404   401      404       401
 
 -          GET    /api/v1/tenants/{tenant}/grants/                               audit      200   403     403    403    403    403   404      200     403   404   200   401      404       401
 
@@ -123,6 +137,11 @@ deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/
 -          GET    /api/v1/tenants/{tenant}/audit.csv                             audit      200   403     403    403    403    403   404      200     403   404   200   401      404       401
 -          GET    /api/v1/audit/                                                 -          403   403     403    403    403    403   403      403     403   403   200   401      403       401
 -          GET    /api/v1/audit.csv                                              -          403   403     403    403    403    403   403      403     403   403   200   401      403       401
+
+-          GET    /api/v1/purge/destructions/                                    audit      200   empty   empty  empty  empty  empty empty    200     empty empty 200   401      empty     401
+-          GET    /api/v1/purge/destructions/{destruction}/                      audit      200   404     404    404    404    404   404      200     404   404   200   401      404       401
+-          GET    /api/v1/purge/certificates/                                    audit      200   empty   empty  empty  empty  empty empty    200     empty empty 200   401      empty     401
+-          GET    /api/v1/purge/certificates/{destruction}/                      audit      200   404     404    404    404    404   404      200     404   404   200   401      404       401
 
 -          GET    /api/schema/                                                   public     200   200     200    200    200    200   200      200     200   200   200   200      200       200
 -          GET    /api/docs/                                                     public     200   200     200    200    200    200   200      200     200   200   200   200      200       200
@@ -158,6 +177,7 @@ def page() -> str:
         "-": "Whatever state a collection is in",
         "open": "An open collection",
         "deleted": "A deleted collection, which waits for its destruction",
+        "held": "A collection under a legal hold: what differs from an open one",
     }
     tables = []
     for state, title in sections.items():

@@ -14,6 +14,7 @@ import pytest
 import schemathesis
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, transaction
+from django.utils import timezone
 from drf_spectacular.validation import validate_schema
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
@@ -24,11 +25,12 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from config.wsgi import application
-from files.models import Collection, DownloadLink, Grant
+from files.models import Collection, DownloadLink, Grant, Hold
+from purge.models import Destruction
 from tenants import tokens
 from tenants.models import ApiKey, Invitation, Tenant, User
 from tenants.people import OF_THE_PLATFORM, invite
-from tests.factories import PASSWORD
+from tests.factories import PASSWORD, make_destruction
 from tests.meta.leaks import insides
 
 
@@ -50,6 +52,8 @@ NEVER_RIGHT = {
     "HEAD /api/v1/audit.csv",
 }
 PUBLIC = {"/api/v1/auth/token/", "/api/v1/auth/token/revoke/", "/api/v1/auth/password/reset/", "/downloads/{token}"}
+HOLD = UUID("22222222-2222-4333-8444-555555555555")
+DESTRUCTION = UUID("33333333-2222-4333-8444-555555555555")
 INVITATION = "11111111-2222-4333-8444-555555555555"
 PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
 
@@ -65,6 +69,8 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
         "prefix": PREFIX,
         "account": ACCOUNT,
         "grant_id": str(GRANT),
+        "hold_id": str(HOLD),
+        "destruction": str(DESTRUCTION),
         "invitation": INVITATION,
     }
     for operations in document["paths"].values():
@@ -197,12 +203,16 @@ def november(alice: User, bob: User, now: datetime, api: Callable[[User | None],
     ApiKey.objects.update(prefix=PREFIX)
     invite(tenant=Tenant.objects.get(), email="dora@example.org", roles=["member"], by=alice, now=now)
     Invitation.objects.update(id=INVITATION)
+    make_destruction(Tenant.objects.get(), "October")
+    Destruction.objects.update(id=DESTRUCTION)
     DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest(), expires_at=now + timedelta(hours=1))
 
 
 @EXAMPLES
 @EACH
 def test_fuzzed_with_a_token(operation: Operation, november: None, alice: User, times: int) -> None:
+    if "{hold_id}" in operation.path:  # elsewhere it would be in the way
+        Collection.objects.get().holds.create(id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit", placed_at=timezone.now())
     statuses = fuzz(operation, examples=60 * times, token=tokens.mint(alice)["access"])
 
     # A fuzzer that is refused at the door finds nothing behind it.

@@ -269,7 +269,7 @@ def test_parse_range_costs_nothing_however_long(header: str) -> None:
     for _ in range(10):
         answer(header, 100)
 
-    assert time.process_time() - started < 0.1
+    assert time.process_time() - started < 1  # what is not linear takes minutes
 
 
 def test_content_range() -> None:

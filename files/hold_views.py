@@ -1,0 +1,63 @@
+"""The API of holds on a collection and on its files."""
+
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from files import access, holds
+from files.models import Hold
+from files.serializers import HoldInput, HoldOutput
+from files.views import render
+from tenants.addresses import absolute_url
+from tenants.models import Scope
+from tenants.permissions import user_of
+from tenants.related import with_only
+
+
+class HoldsView(generics.GenericAPIView[Hold]):
+    scopes = {"POST": Scope.ADMINISTER}
+    queryset = Hold.objects.none()  # for the schema: what is served comes from `access`
+    serializer_class = HoldOutput
+    ordering = ("-placed_at", "-id")
+
+    @extend_schema(responses=HoldOutput(many=True))
+    def get(self, request: Request, slug: str) -> Response:
+        """What keeps the collection, or files of it, from being changed and destroyed. For its managers and auditors."""
+        user = user_of(request)
+        found = access.visible_holds(user, access.get_collection(user, slug, deleted=True))
+        page = self.paginate_queryset(with_only(found, file="filename", placed_by="username"))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    @extend_schema(request=HoldInput, responses={201: HoldOutput})
+    def post(self, request: Request, slug: str) -> Response:
+        """Places a legal hold. For the tenant's admins; a deleted collection can be held, too, until it is destroyed."""
+        user = user_of(request)
+        collection = access.get_collection(user, slug, deleted=True)
+        given = HoldInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        wish = given.validated_data
+        hold = holds.place(
+            collection, filename=wish.get("file"), ref=wish["ref"], reason=wish["reason"], by=user, now=timezone.now()
+        )
+        location = absolute_url(request, "hold", slug=slug, hold_id=str(hold.pk))
+        return render(self, HoldOutput, hold, status=status.HTTP_201_CREATED, headers={"Location": location})
+
+
+class HoldView(APIView):
+    scopes = {"DELETE": Scope.ADMINISTER}
+
+    @extend_schema(responses=HoldOutput)
+    def get(self, request: Request, slug: str, hold_id: str) -> Response:
+        user = user_of(request)
+        return render(self, HoldOutput, access.get_hold(user, hold_id, access.get_collection(user, slug, deleted=True)))
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, slug: str, hold_id: str) -> Response:
+        """Lifts a legal hold. What other holds keep stays kept."""
+        user = user_of(request)
+        hold = access.get_hold(user, hold_id, access.get_collection(user, slug, deleted=True))
+        holds.lift(hold, by=user, now=timezone.now())
+        return Response(status=status.HTTP_204_NO_CONTENT)

@@ -1,0 +1,39 @@
+"""Who may see what was destroyed, and how far it is: a tenant's admins and auditors, and superusers."""
+
+from django.db.models import Count, Q, QuerySet, Sum
+
+from purge.models import Destruction
+from tenants import access as people
+from tenants.errors import NotFound
+from tenants.models import Role, User
+
+
+def visible_destructions(user: User) -> QuerySet[Destruction]:
+    """Each with how far it is: `erased`, `portions_done` of `portions_count`."""
+    standing = people.standing_of(user)
+    destructions = Destruction.objects.select_related("tenant")
+    if not standing.is_superuser:
+        destructions = destructions.filter(tenant__in=standing.holding(Role.ADMIN, Role.AUDITOR))
+    return destructions.annotate(
+        erased=Sum("portions__erased", default=0),
+        portions_count=Count("portions"),
+        portions_done=Count("portions", filter=Q(portions__verified_at__isnull=False)),
+    )
+
+
+def get_destruction(user: User, destruction_id: str) -> Destruction:
+    destruction = visible_destructions(user).filter(pk=people.uuid_in(destruction_id)).first()
+    if destruction is None:
+        raise NotFound
+    return destruction
+
+
+def get_certificate(user: User, destruction_id: str) -> Destruction:
+    destruction = get_destruction(user, destruction_id)
+    if destruction.status != Destruction.Status.DONE:
+        raise NotFound
+    return destruction
+
+
+def visible_certificates(user: User) -> QuerySet[Destruction]:
+    return visible_destructions(user).filter(status=Destruction.Status.DONE)

@@ -1,0 +1,57 @@
+"""Shows what is being destroyed and the certificates. Nothing to edit: what began cannot be stopped."""
+
+from typing import Any, cast
+
+from django.contrib import admin
+from django.db.models import QuerySet, Sum
+from django.http import HttpRequest
+from django.utils import timezone
+
+from files.admin import ReadOnly
+from purge import destroying
+from purge.models import Destruction
+from tenants.models import User
+
+
+@admin.register(Destruction)
+class DestructionAdmin(ReadOnly):
+    list_display = (
+        "slug",
+        "tenant",
+        "why",
+        "status",
+        "began_at",
+        "done_at",
+        "file_count",
+        "total_length",
+        "erased",
+        "blocked_by",
+    )
+    list_filter = ("status", "why", "tenant")
+    list_select_related = ("tenant",)
+    search_fields = ("slug", "display_name", "collection_uuid")
+    search_help_text = "Id, display name or uuid that the collection had."
+    ordering = ("-began_at",)
+    show_full_result_count = False
+    fields = (
+        "id", "tenant", "slug", "display_name", "collection_uuid", "file_count", "total_length", "unencrypted_count", "why",
+        "due_at", "began_at", "began_by", "status", "blocked_by", "erased", "done_at", "certificate", "signature",
+    )  # fmt: skip
+    readonly_fields = ("erased",)
+    actions = ("try_again",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        found: QuerySet[Destruction] = super().get_queryset(request)
+        return found.annotate(total_erased=Sum("portions__erased"))
+
+    @admin.display(description="objects and versions erased")
+    def erased(self, destruction: Any) -> int:
+        return destruction.total_erased or 0
+
+    def has_try_again_permission(self, request: HttpRequest) -> bool:
+        return isinstance(request.user, User) and request.user.is_superuser
+
+    @admin.action(description="Try again what is blocked", permissions=["try_again"])
+    def try_again(self, request: HttpRequest, queryset: QuerySet[Destruction]) -> None:
+        tried = sum(destroying.try_again(each, by=cast(User, request.user), now=timezone.now()) for each in queryset)
+        self.message_user(request, f"{tried} will be tried again.")

@@ -1,0 +1,74 @@
+"""Certificates of destruction: what was destroyed, when, why and how, signed so that the database need not be believed."""
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.db.models import Max, Sum
+
+from files import keys
+from files.models import Collection
+from purge.models import Destruction
+
+
+CONTEXT: Final = b"strongroom/destruction/v1\n"  # before what is signed: the key's signatures mean nothing elsewhere
+SHREDDED: Final = "shredded: the key was destroyed first, then every version of every object was deleted, and listed as absent"
+DELETED: Final = "deleted: every version of every object was deleted, and listed as absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    text: str  # canonical JSON
+    signature: str  # Ed25519 over CONTEXT and the text, base64
+
+    @property
+    def sha256(self) -> str:
+        return sha256(self.text.encode()).hexdigest()
+
+
+def make(destruction: Destruction, collection: Collection, *, now: datetime) -> Certificate:
+    """Raises WrongKey if the keyring does not open the signing key."""
+    key = keys.audit_key(now=now)
+    stores = destruction.portions.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
+    encrypted = destruction.file_count - destruction.unencrypted_count
+    text = json.dumps(
+        {
+            "version": 1,
+            "id": str(destruction.pk),
+            "tenant": {"id": str(destruction.tenant_id), "slug": destruction.tenant.slug},
+            "collection": {
+                "id": destruction.slug,
+                "uuid": str(destruction.collection_uuid),
+                "display_name": destruction.display_name,
+                "key": str(collection.key_id),
+            },
+            "why": destruction.why,
+            "due_at": _text(destruction.due_at),
+            "began_at": _text(destruction.began_at),
+            "began_by": destruction.began_by,
+            "done_at": _text(now),
+            "total_length": destruction.total_length,
+            "methods": [
+                {"files": count, "method": method}
+                for count, method in ((encrypted, SHREDDED), (destruction.unencrypted_count, DELETED))
+                if count
+            ],
+            "stores": [
+                {"store": each["store"], "erased": each["erased"], "verified_at": _text(each["verified_at"])} for each in stores
+            ],
+            "signed_with": str(key.id),
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
+    )
+    signer = Ed25519PrivateKey.from_private_bytes(keys.open_key(key))
+    return Certificate(text, base64.b64encode(signer.sign(CONTEXT + text.encode())).decode())
+
+
+def _text(moment: datetime | Any) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

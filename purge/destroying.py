@@ -1,0 +1,249 @@
+"""The end of a collection: its key first, then its objects with every version, then its rows, and a certificate in their place.
+
+From the first transaction on nobody reads it, and nothing leads back (INV-08). Everything behind it is repeated until it is done:
+each step looks for what is left, so that a kill costs no more than a step (F-26), and two workers do nothing twice (F-33).
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Exists, F, OuterRef, QuerySet
+from django.utils import timezone
+
+from files import holds
+from files.models import Cipher, Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
+from files.stores import Failure, ObjectStore, StoreError, StoreUnavailable, get_store
+from purge import certificates
+from purge.due import rule_for
+from purge.models import Destruction, Portion
+from tenants import audit
+from tenants.leases import LeaseLost, claim
+from tenants.models import User
+from tenants.retries import retried
+
+
+log = logging.getLogger(__name__)
+
+MANY: Final = 5_000  # files from which on the objects are shared out among workers
+BATCH: Final = 1_000  # objects in one request, which is what S3 takes
+ROWS: Final = 2_000  # in one transaction
+PATIENCE: Final = timedelta(minutes=5)  # without a sign of life, before another worker takes over
+
+
+class Blocked(Exception):
+    """Something in the store will not go, and trying again at once helps nobody."""
+
+
+# --- The beginning ---
+
+
+@retried
+def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruction | None:
+    """Destroys the key. None if there is no reason to, as the locked row stands, or a hold against it."""
+    with transaction.atomic():
+        locked = Collection.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=collection.pk).first()
+        rule = rule_for(locked, now) if locked else None
+        if locked is None or rule is None or holds.holding(locked).exists():
+            return None
+        destruction = Destruction.objects.create(
+            tenant=locked.tenant,
+            collection=locked,
+            collection_uuid=locked.uuid,
+            slug=locked.slug,
+            display_name=locked.display_name,
+            file_count=locked.file_count,
+            total_length=locked.total_length,
+            unencrypted_count=locked.files.filter(cipher=Cipher.NONE).count(),
+            why=rule.why,
+            due_at=rule.due_at(locked) or now,
+            began_at=now,
+            began_by=by.username if by else "system",
+        )
+        Portion.objects.bulk_create(_portions(destruction, locked))
+        Key.objects.filter(pk=locked.key_id).update(wrapped=None, destroyed_at=now)
+        DownloadLink.objects.filter(collection=locked).delete()
+        Collection.objects.filter(pk=locked.pk).update(status=Collection.Status.PURGING)
+        audit.record(
+            "collection.shred",
+            by=by,
+            tenant=locked.tenant,
+            target=locked,
+            now=now,
+            slug=locked.slug,
+            why=rule.why,
+            files=locked.file_count,
+            length=locked.total_length,
+        )
+    return destruction
+
+
+def _portions(destruction: Destruction, collection: Collection) -> list[Portion]:
+    """In every bucket that there is: a certificate says of each that nothing was left."""
+    stores = {*settings.BUCKETS, collection.tenant.vault_alias, *collection.files.values_list("store", flat=True).distinct()}
+    stores |= set(collection.uploads.values_list("store", flat=True))
+    ways = [f"{collection.prefix}{digit}" for digit in "0123456789abcdef"]
+    prefixes = ways if collection.file_count > MANY else [collection.prefix]
+    return [Portion(destruction=destruction, store=store, prefix=prefix) for store in sorted(stores) for prefix in prefixes]
+
+
+# --- The work ---
+
+
+def work(*, now: datetime, seconds: float, only: Iterable[Destruction] | None = None) -> bool:
+    """Does one piece of the work there is, for about so long. False if there was nothing to do, or others are at it."""
+    running = Destruction.objects.filter(status=Destruction.Status.RUNNING)
+    if only is not None:
+        running = running.filter(pk__in=[each.pk for each in only])
+    # What is still arriving would lie there behind our listing: it ends first, or is given up for dead.
+    arriving = Upload.objects.filter(collection__destruction=OuterRef("destruction"))
+    portions = Portion.objects.filter(destruction__in=running, verified_at=None).exclude(Exists(arriving))
+    for portion in claim(portions.select_related("destruction").order_by("attempts", "pk"), now=now, limit=1, patience=PATIENCE):
+        _attempt(portion.destruction, partial(_erase, portion, until=time.monotonic() + seconds), portion)
+        return True
+    unverified = Portion.objects.filter(destruction=OuterRef("pk"), verified_at=None)
+    for destruction in claim(running.exclude(Exists(unverified)).order_by("began_at"), now=now, limit=1, patience=PATIENCE):
+        _attempt(destruction, partial(_finish, destruction), destruction)
+        return True
+    return False
+
+
+def _attempt(destruction: Destruction, step: Any, leased: Portion | Destruction) -> None:
+    """What goes wrong with one collection must not hold up the others."""
+    try:
+        step()
+    except LeaseLost:
+        return
+    except StoreUnavailable as error:  # its lease runs out, and somebody tries again
+        log.warning("the store did not answer", extra={"destruction": str(destruction.pk), "error": str(error)})
+    except (Blocked, StoreError, FileNotFoundError) as error:
+        _block(destruction, str(error) or "the bucket is not there")
+        with suppress(LeaseLost):
+            leased.release()
+    except Exception:  # a bug met by one collection: the others go on, its lease runs out, and the log has it
+        log.exception("a destruction did not go on", extra={"destruction": str(destruction.pk)})
+
+
+def _erase(portion: Portion, *, until: float) -> None:
+    """Every version of every object, until a listing finds none."""
+    store = get_store(portion.store)
+    while _erase_pass(portion, store, until=until):
+        if time.monotonic() > until:
+            portion.release()
+            return
+    if portion.fenced().update(verified_at=timezone.now(), lease_owner="", lease_at=None) != 1:
+        raise LeaseLost
+
+
+def _erase_pass(portion: Portion, store: ObjectStore, *, until: float) -> int:
+    entries, found = store.entries(portion.prefix), 0
+    remaining: list[Failure] = []
+    while batch := list(islice(entries, BATCH)):
+        failures = store.erase(batch)
+        found += len(batch)
+        remaining += failures[: 1 - len(remaining)]
+        gone = F("erased") + len(batch) - len(failures)
+        if portion.fenced().update(erased=gone, lease_at=timezone.now()) != 1:
+            raise LeaseLost
+        if time.monotonic() > until and not remaining:
+            return found
+    if remaining:
+        raise Blocked(remaining[0].reason)
+    return found
+
+
+@retried
+def _block(destruction: Destruction, reason: str) -> None:
+    with transaction.atomic():
+        running = Destruction.objects.filter(pk=destruction.pk, status=Destruction.Status.RUNNING)
+        if running.update(status=Destruction.Status.BLOCKED, blocked_by=reason[:500]) != 1:
+            return  # another worker's portion met the same
+        _set_status(destruction, Collection.Status.BLOCKED)
+        _record("collection.purge_blocked", destruction, by=None, now=timezone.now(), reason=reason[:500])
+
+
+@retried
+def try_again(destruction: Destruction, *, by: User | None, now: datetime) -> bool:
+    """Whatever was in the way may have gone: a lock that ran out, a permission that was given."""
+    with transaction.atomic():
+        blocked = Destruction.objects.filter(pk=destruction.pk, status=Destruction.Status.BLOCKED)
+        if blocked.update(status=Destruction.Status.RUNNING, blocked_by="") != 1:
+            return False
+        _set_status(destruction, Collection.Status.PURGING)
+        _record("collection.purge_retried", destruction, by=by, now=now)
+    return True
+
+
+def _set_status(destruction: Destruction, status: str) -> None:
+    Collection.objects.filter(destruction=destruction).update(status=status)
+
+
+# --- The end ---
+
+
+def _finish(destruction: Destruction) -> None:
+    """Looks once more, then removes the rows and leaves the certificate in their place."""
+    collection = Collection.objects.get(destruction=destruction)
+    for portion in destruction.portions.all():
+        if next(get_store(portion.store).entries(portion.prefix), None) is not None:
+            Portion.objects.filter(pk=portion.pk).update(verified_at=None)  # an upload that had been given up for dead was not
+            destruction.release()
+            return
+        destruction.heartbeat(timezone.now())
+    for rows in (
+        DownloadLink.objects.filter(collection=collection),
+        Grant.objects.filter(collection=collection),
+        Erasure.objects.filter(object_key__startswith=collection.prefix),
+        StoredFile.objects.filter(collection=collection),
+    ):
+        _delete(rows, destruction)
+    _certify(destruction, collection)
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds deleted rows until it is written anew
+
+
+def _delete(rows: QuerySet[Any], destruction: Destruction) -> None:
+    """In batches, and past the ORM's collector, which would load every row and what hangs on it (D-10)."""
+    while pks := list(rows.order_by("pk").values_list("pk", flat=True)[:ROWS]):
+        with transaction.atomic():
+            destruction.heartbeat(timezone.now())  # whoever has lost the lease deletes nothing more
+            rows.model._default_manager.filter(pk__in=pks)._raw_delete(connection.alias)
+
+
+@retried
+def _certify(destruction: Destruction, collection: Collection) -> None:
+    now = timezone.now()
+    certificate = certificates.make(destruction, collection, now=now)
+    destruction.collection = collection  # what the last event is about
+    with transaction.atomic():
+        Collection.objects.select_for_update().get(pk=collection.pk)
+        if Upload.objects.filter(collection=collection).exists():  # it began in the moment of the shredding
+            destruction.portions.update(verified_at=None)
+            destruction.release()
+            return
+        done = destruction.fenced().update(
+            collection=None,
+            status=Destruction.Status.DONE,
+            done_at=now,
+            certificate=certificate.text,
+            signature=certificate.signature,
+            lease_owner="",
+            lease_at=None,
+        )
+        if done != 1:
+            raise LeaseLost
+        Collection.objects.filter(pk=collection.pk)._raw_delete(connection.alias)
+        Key.objects.filter(pk=collection.key_id)._raw_delete(connection.alias)
+        _record("collection.purge", destruction, by=None, now=now, certificate=certificate.sha256)
+
+
+def _record(action: str, destruction: Destruction, *, by: User | None, now: datetime, **facts: str) -> None:
+    audit.record(action, by=by, tenant=destruction.tenant, target=destruction.collection, now=now, slug=destruction.slug, **facts)

@@ -1,0 +1,60 @@
+import json
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from purge.models import Destruction
+from tenants.addresses import absolute_url
+from tenants.serializers import Moment
+
+
+class Progress(serializers.Serializer[Any]):
+    """Objects, old versions, delete markers and unfinished uploads that are gone; parts of the buckets that were listed empty."""
+
+    erased = serializers.IntegerField()
+    parts = serializers.IntegerField(source="portions_count")
+    parts_verified = serializers.IntegerField(source="portions_done")
+
+
+class DestructionLinks(serializers.Serializer[Any]):
+    self = serializers.URLField()
+    certificate = serializers.URLField(allow_null=True, help_text="null until everything is gone")
+
+
+class DestructionOutput(serializers.Serializer[Destruction]):
+    id = serializers.UUIDField()
+    tenant = serializers.CharField(source="tenant.slug")
+    collection = serializers.CharField(source="slug", help_text="the id that it had")
+    display_name = serializers.CharField()
+    why = serializers.ChoiceField(choices=Destruction.Why.choices)
+    due_at = Moment()
+    began_at = Moment(help_text="nobody could read it from here on")
+    began_by = serializers.CharField(help_text="username, or system")
+    status = serializers.ChoiceField(choices=Destruction.Status.choices)
+    blocked_by = serializers.CharField(help_text="what the storage said; tried again every day")
+    done_at = Moment(allow_null=True)
+    file_count = serializers.IntegerField()
+    total_length = serializers.IntegerField(help_text="plaintext bytes")
+    progress = Progress(source="*")
+    links = serializers.SerializerMethodField()
+
+    @extend_schema_field(DestructionLinks)
+    def get_links(self, destruction: Destruction) -> dict[str, str | None]:
+        request, where = self.context["request"], {"destruction": str(destruction.pk)}
+        is_done = destruction.status == Destruction.Status.DONE
+        return {
+            "self": absolute_url(request, "destruction", **where),
+            "certificate": absolute_url(request, "certificate", **where) if is_done else None,
+        }
+
+
+class CertificateOutput(serializers.Serializer[Destruction]):
+    id = serializers.UUIDField()
+    certificate = serializers.SerializerMethodField()
+    signed = serializers.CharField(source="certificate", help_text="canonical JSON of the same, which the signature is of")
+    signature = serializers.CharField(help_text="Ed25519, base64: docs/retention.md")
+
+    @extend_schema_field(serializers.DictField())
+    def get_certificate(self, destruction: Destruction) -> Any:
+        return json.loads(destruction.certificate)

@@ -1,0 +1,61 @@
+"""The API of what is being destroyed and of what was: to be read, by admins and auditors."""
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from purge import access
+from purge.filters import CertificateFilter, DestructionFilter
+from purge.models import Destruction
+from purge.serializers import CertificateOutput, DestructionOutput
+from tenants.models import Scope
+from tenants.permissions import user_of
+
+
+class DestructionsView(generics.GenericAPIView[Destruction]):
+    scopes = {"GET": Scope.AUDIT}
+    filterset_class = DestructionFilter
+    queryset = Destruction.objects.none()  # for the schema: what is served comes from `access`
+    serializer_class = DestructionOutput
+    ordering = ("-began_at", "-id")
+
+    @extend_schema(operation_id="destructions_list", responses=DestructionOutput(many=True))
+    def get(self, request: Request) -> Response:
+        """Collections that are being destroyed or were, in the tenants that you administer or audit."""
+        page = self.paginate_queryset(self.filter_queryset(access.visible_destructions(user_of(request))))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+
+class DestructionView(APIView):
+    scopes = {"GET": Scope.AUDIT}
+
+    @extend_schema(operation_id="destructions_retrieve", responses=DestructionOutput)
+    def get(self, request: Request, destruction: str) -> Response:
+        """How far it is, and what is in its way."""
+        found = access.get_destruction(user_of(request), destruction)
+        return Response(DestructionOutput(found, context={"request": request}).data)
+
+
+class CertificatesView(generics.GenericAPIView[Destruction]):
+    scopes = {"GET": Scope.AUDIT}
+    filterset_class = CertificateFilter
+    queryset = Destruction.objects.none()
+    serializer_class = CertificateOutput
+    ordering = ("-began_at", "-id")
+
+    @extend_schema(operation_id="certificates_list", responses=CertificateOutput(many=True))
+    def get(self, request: Request) -> Response:
+        """Certificates of destruction, in the tenants that you administer or audit."""
+        page = self.paginate_queryset(self.filter_queryset(access.visible_certificates(user_of(request))))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+
+class CertificateView(APIView):
+    scopes = {"GET": Scope.AUDIT}
+
+    @extend_schema(operation_id="certificates_retrieve", responses=CertificateOutput)
+    def get(self, request: Request, destruction: str) -> Response:
+        """What was destroyed, when, why and how, signed. 404 until everything is gone."""
+        return Response(CertificateOutput(access.get_certificate(user_of(request), destruction)).data)
