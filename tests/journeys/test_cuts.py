@@ -150,12 +150,12 @@ def object_of(server: Server, member: Person, filename: str) -> Path:
 
 @contextmanager
 def altered(path: Path, change: Callable[[bytearray], None]) -> Iterator[None]:
-    """As a disk does it that nobody told: the object's time stays. Mended afterwards: others look at all of this server's objects."""
+    """As a disk does it that nobody told: the object's time stays. Mended afterwards: others look at all objects of this server."""
     status, whole = path.stat(), path.read_bytes()
     ciphertext = bytearray(whole)
     change(ciphertext)
 
-    def write(content: bytes) -> None:
+    def write(content: bytes | bytearray) -> None:
         path.write_bytes(content)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 

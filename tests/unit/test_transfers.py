@@ -15,6 +15,7 @@ from files.transfers import Slots, Transfer, TransferEnded, return_connection
 
 pytestmark = pytest.mark.django_db  # whatever ran before: a transfer gives back the connection that it finds open
 
+
 def test_transfer_of_a_content_that_ends_early_breaks_and_does_not_just_end() -> None:
     """INV-02: a server that is given no error waits for the rest, or ends the response as if it were whole."""
     transfer = Transfer((piece for piece in [b"abc", b""]), length=5, still_allowed=lambda: True, slots=Slots(1))
