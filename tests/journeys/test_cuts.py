@@ -150,7 +150,7 @@ def object_of(server: Server, member: Person, filename: str) -> Path:
 
 @contextmanager
 def altered(path: Path, change: Callable[[bytearray], None]) -> Iterator[None]:
-    """As a disk does it that nobody told: the object's time stays. Mended afterwards: others look at all objects of this server."""
+    """As a disk does it that nobody told: the object's time stays. Mended afterwards: others look at all of its objects."""
     status, whole = path.stat(), path.read_bytes()
     ciphertext = bytearray(whole)
     change(ciphertext)
