@@ -4,22 +4,19 @@ A publication is one object, `{"publication": {...}, "signature": ...}` as canon
 before it and its digest. Everything under `.strongroom/` has no row: purge and sweep leave it alone.
 """
 
-import base64
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from files import crypto, keys
-from files.models import Key
-from files.stores import ObjectChanged, ObjectStore, StoreError, get_store
+from files import crypto, keys, signing
+from files.models import Deployment, Key
+from files.stores import ObjectStore, StoreError, get_store
 from tenants.audit import Damage
 from tenants.models import AuditEvent, AuditHead
 
@@ -27,8 +24,7 @@ from tenants.models import AuditEvent, AuditHead
 log = logging.getLogger(__name__)
 
 PREFIX: Final = ".strongroom/audit/"
-CONTEXT: Final = b"strongroom/audit-heads/v1\n"  # before what is signed: the key's signatures mean nothing elsewhere
-MAX_BYTES: Final = 64 * 1024**2  # half a million chains
+CONTEXT: Final = b"strongroom/audit-heads/v1\n"
 
 
 class Head(NamedTuple):
@@ -69,12 +65,12 @@ def publish(*, now: datetime) -> str | None:
 
 def _publish(store: ObjectStore, now: datetime) -> str | None:
     key = keys.audit_key(now=now)
-    signer = Ed25519PrivateKey.from_private_bytes(keys.open_key(key))
+    signer = signing.signer_of(key)
     previous = _newest(store, key, signer.public_key(), now)
     heads = {chain: Head(seq, hash_) for chain, seq, hash_ in AuditHead.objects.values_list("chain", "seq", "hash")}
     signed = previous.heads if previous else {}
-    for chain, head in signed.items():
-        if heads.get(chain) != head and not AuditEvent.objects.filter(chain=chain, seq=head.seq, hash=head.hash).exists():
+    if previous and not is_known_to_be_lost(previous):
+        for chain, head in _lost(previous, heads):
             # Signing what is there now would bury what was there. The old head stays until an operator has looked.
             log.error("an event that was signed is gone", extra={"chain": chain, "seq": head.seq})
             heads[chain] = head
@@ -88,9 +84,31 @@ def _publish(store: ObjectStore, now: datetime) -> str | None:
         "previous": previous and {"key": previous.key, "sha256": previous.digest},
         "heads": {chain: head._asdict() for chain, head in heads.items()},
     }
-    signature = base64.b64encode(signer.sign(CONTEXT + canonical(publication))).decode()
-    _create(store, name, canonical({"publication": publication, "signature": signature}))
+    signing.put(store, name, signing.sealed("publication", publication, context=CONTEXT, signer=signer))
     return name
+
+
+def lost(*, now: datetime) -> Publication | None:
+    """The newest publication if it has events that this database lacks, as a backup does. None if all are there, or an operator
+    knows of it. Raises StoreError, and WrongKey if the keyring does not open the key."""
+    key = keys.existing_audit_key()
+    if key is None:
+        return None
+    newest = _newest(get_store("vault"), key, signing.signer_of(key).public_key(), now)
+    if newest is None or is_known_to_be_lost(newest):
+        return None
+    heads = {chain: Head(seq, hash_) for chain, seq, hash_ in AuditHead.objects.values_list("chain", "seq", "hash")}
+    return newest if any(_lost(newest, heads)) else None
+
+
+def is_known_to_be_lost(publication: Publication) -> bool:
+    return Deployment.objects.filter(lost_until__gte=publication.key).exists()
+
+
+def _lost(publication: Publication, heads: dict[str, Head]) -> Iterator[tuple[str, Head]]:
+    for chain, head in publication.heads.items():
+        if heads.get(chain) != head and not AuditEvent.objects.filter(chain=chain, seq=head.seq, hash=head.hash).exists():
+            yield chain, head
 
 
 def name_of(now: datetime) -> str:
@@ -99,29 +117,15 @@ def name_of(now: datetime) -> str:
     return f"{PREFIX}{now:%Y-%m-%dT%H}{now.minute // 10}0Z.json"
 
 
-def canonical(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
-
-
 def _newest(store: ObjectStore, key: Key, public: Ed25519PublicKey, now: datetime) -> Publication | None:
     """The newest that is sound. A year has 50,000: today's are looked at first, then the month's, then all."""
     for prefix in (f"{PREFIX}{now.astimezone(UTC):%Y-%m-%d}", f"{PREFIX}{now.astimezone(UTC):%Y-%m}", PREFIX):
         for name in sorted((entry.key for entry in store.entries(prefix) if entry.kind == "object"), reverse=True):
             try:
-                return _parse(name, _fetch(store, name), key, public)
+                return _parse(name, signing.fetch(store, name), key, public)
             except BadPublication as error:
                 log.error("a publication is damaged", extra={"error": str(error)})
     return None
-
-
-def _create(store: ObjectStore, name: str, content: bytes) -> None:
-    writer = store.create(name, size=len(content))
-    try:
-        writer.write(content)
-        writer.commit()
-    except BaseException:
-        writer.abort()
-        raise
 
 
 # --- Verifying ---
@@ -152,13 +156,13 @@ def verify(*, chain: str | None = None, every: bool = False) -> Verdict:
         bad[""] = BadPublication(
             "(none)", f"none is left, though the key that signs them was made at {key.created_at:%Y-%m-%d %H:%M}"
         )
-    public = Ed25519PrivateKey.from_private_bytes(keys.open_key(key)).public_key()
+    public = signing.signer_of(key).public_key()
     newest: Publication | None = None
     digests: dict[str, str] = {}
     followed: list[tuple[str, tuple[str, str]]] = []
     signed: dict[str, dict[Head, str]] = {}  # chain -> head -> the first publication that has it
     for name in names if every else reversed(names):
-        content = _fetch(store, name)
+        content = signing.fetch(store, name)
         digests[name] = sha256(content).hexdigest()
         try:
             newest = _parse(name, content, key, public)
@@ -212,43 +216,21 @@ def public_key() -> str | None:
     key = keys.existing_audit_key()
     if key is None:
         return None
-    public = Ed25519PrivateKey.from_private_bytes(keys.open_key(key)).public_key()
+    public = signing.signer_of(key).public_key()
     return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-
-
-# --- Objects ---
-
-
-def _fetch(store: ObjectStore, name: str) -> bytes:
-    pieces = []
-    try:
-        _, body = store.open(name, start=0, length=MAX_BYTES, etag=None)
-    except ObjectChanged:  # it has no first byte
-        return b""
-    try:
-        while piece := body.read(1024**2):
-            pieces.append(piece)
-    finally:
-        body.close()
-    return b"".join(pieces)
 
 
 def _parse(name: str, content: bytes, key: Key, public: Ed25519PublicKey) -> Publication:
     """Nothing of it is believed before the signature fits, and the name belongs to what is signed: an older publication under
     a newer name would make the trail look shorter."""
     try:
-        document = json.loads(content)
-        publication, signature = document["publication"], base64.b64decode(document["signature"], validate=True)
-        is_canonical = canonical(document) == content
-        public.verify(signature, CONTEXT + canonical(publication))
-    except InvalidSignature:
-        raise BadPublication(name, "was not signed by this deployment's key, or was edited") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise BadPublication(name, "is no publication") from None
+        publication = signing.opened("publication", content, context=CONTEXT, public=public)
+    except signing.BadDocument as error:
+        raise BadPublication(name, str(error)) from None
     if publication["version"] != 1 or publication["key"] != str(key.id):
         raise BadPublication(name, "is of another version or key")
     at = datetime.fromisoformat(publication["at"])
-    if not is_canonical or name_of(at) != name:
+    if name_of(at) != name:
         raise BadPublication(name, "is another publication under this name")
     previous = publication["previous"]
     return Publication(

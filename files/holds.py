@@ -7,6 +7,7 @@ from django.db.models import Q, QuerySet
 
 from files import errors
 from files.access import check_can_hold
+from files.locks import lock_collection
 from files.models import Collection, Hold, StoredFile
 from files.names import unique_key
 from tenants import audit
@@ -34,7 +35,7 @@ def check_free(collection: Collection, file: StoredFile | None = None) -> None:
 def place(collection: Collection, *, filename: str | None, ref: str, reason: str, by: User, now: datetime) -> Hold:
     """A legal hold on one file, or on the collection with all that it has and will have."""
     with transaction.atomic():
-        locked = _lock(collection)
+        locked = lock_collection(collection)
         check_can_hold(by, locked)
         if locked.status not in {Collection.Status.OPEN, Collection.Status.DELETED}:
             raise errors.NotOpen("The collection is being destroyed.")
@@ -55,7 +56,7 @@ def place(collection: Collection, *, filename: str | None, ref: str, reason: str
 @retried
 def lift(hold: Hold, *, by: User, now: datetime) -> None:
     with transaction.atomic():
-        locked = _lock(hold.collection)
+        locked = lock_collection(hold.collection)
         check_can_hold(by, locked)
         stored = Hold.objects.select_related("file").filter(pk=hold.pk).first()
         if stored is None:
@@ -79,10 +80,3 @@ def _named(collection: Collection, filename: str) -> StoredFile:
     if file is None:
         raise Invalid("file", "The collection has no file of this name.", code="unknown_file")
     return file
-
-
-def _lock(collection: Collection) -> Collection:
-    locked = Collection.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=collection.pk).first()
-    if locked is None:
-        raise NotFound
-    return locked

@@ -50,6 +50,23 @@ class Key(models.Model):
         return f"{self.purpose} key {self.id}"
 
 
+class Deployment(models.Model):
+    """Which database this is. One row; its vault has a mark with the same uuid."""
+
+    uuid = models.UUIDField(default=uuid4, editable=False)
+    marked_at = models.DateTimeField(null=True, editable=False, help_text="since when its vault has the mark")
+    ledger_number = models.BigIntegerField(default=0, editable=False, help_text="of the last destruction that it knows of")
+    lost_until = models.CharField(
+        max_length=200, blank=True, editable=False, help_text="an operator knows: events signed up to this publication are gone"
+    )
+
+    class Meta:
+        constraints: ClassVar = [models.CheckConstraint(condition=Q(id=1), name="deployment_is_one")]
+
+    def __str__(self) -> str:
+        return str(self.uuid)
+
+
 class Collection(models.Model):
     class Kind(models.TextChoices):
         FILES = "files"

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from django.core.files import File
+from django.utils import timezone
 
-from files import keys
+from files import deployment, keys
 from files.crypto import CorruptObject, Opener
 from files.models import StoredFile
 from files.stores import Body, ObjectStore, StoreUnavailable, get_store
@@ -51,7 +52,9 @@ class Content:
 
 
 def content_of(file: StoredFile) -> Content:
-    """The bytes of a file's object and the key to them. Raises KeyUnavailable; WrongKey if the row commits to another key."""
+    """The bytes of a file's object and the key to them. Raises KeyUnavailable; WrongKey if the row commits to another key; and
+    what `deployment.check` raises: a restored database shows nothing that may have been destroyed since."""
+    deployment.check(now=timezone.now())
     return Content(get_store(file.store), file.object_key, file.object_etag, keys.opener_of(file, file.collection))
 
 

@@ -10,6 +10,7 @@ from django.utils.text import slugify
 from files import errors, holds, keys, sharing
 from files.access import check_can_edit, check_can_manage, check_can_rename
 from files.headers import if_match as etag_matches
+from files.locks import lock_collection, lock_file
 from files.models import Collection, StoredFile
 from files.names import check_filename, unique_key
 from files.uploads import erase_later, is_media_type
@@ -99,7 +100,7 @@ def update_collection(
 ) -> None:
     """None leaves a value as it is; `keep` takes the purge date away."""
     with transaction.atomic():
-        locked = _lock(collection)
+        locked = lock_collection(collection)
         check_can_manage(by, locked)
         _check_open(locked)
         changes: dict[str, str | None] = {}
@@ -123,7 +124,7 @@ def update_collection(
 def delete_collection(collection: Collection, *, by: User, now: datetime) -> None:
     """Unreadable at once; destroyed when the grace is over, until then `restore_collection` undoes it."""
     with transaction.atomic():
-        locked = _lock(collection)
+        locked = lock_collection(collection)
         check_can_manage(by, locked)
         _check_open(locked)
         holds.check_free(locked)
@@ -135,7 +136,7 @@ def delete_collection(collection: Collection, *, by: User, now: datetime) -> Non
 @retried
 def restore_collection(collection: Collection, *, by: User, now: datetime) -> None:
     with transaction.atomic():
-        locked = _lock(collection)
+        locked = lock_collection(collection)
         check_can_manage(by, locked)
         if locked.status != Collection.Status.DELETED:
             raise errors.NotDeleted
@@ -209,20 +210,8 @@ def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | No
         )
 
 
-def _lock(collection: Collection) -> Collection:
-    locked = Collection.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=collection.pk).first()
-    if locked is None:
-        raise NotFound
-    return locked
-
-
 def _lock_file(file: StoredFile, by: User) -> tuple[Collection, StoredFile]:
-    """The collection first, then the file: the order in which an upload's commit takes them."""
-    collection = _lock(file.collection)
-    locked = StoredFile.objects.select_for_update().filter(pk=file.pk).first()
-    if locked is None:
-        raise NotFound
-    locked.collection = collection
+    collection, locked = lock_file(file)
     check_can_edit(by, locked)
     _check_open(collection)
     return collection, locked

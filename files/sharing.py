@@ -8,6 +8,7 @@ from django.db.models import Q
 
 from files import errors
 from files.access import check_can_share
+from files.locks import lock_collection, lock_file
 from files.models import Collection, Grant, Level, StoredFile
 from tenants import audit
 from tenants.errors import Invalid, NotFound
@@ -87,15 +88,11 @@ def revoke(given: Grant, *, by: User | None, now: datetime, as_operator: bool = 
 
 
 def _lock(collection: Collection, file: StoredFile | None, *, by: User | None) -> tuple[Collection, StoredFile | None]:
-    """The collection first, as everywhere. Under its lock, two grants to one person take turns."""
-    locked = Collection.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=collection.pk).first()
-    if locked is None:
-        raise NotFound
-    if file is not None:
-        file = StoredFile.objects.select_for_update().filter(pk=file.pk).first()
-        if file is None:
-            raise NotFound
-        file.collection = locked
+    """Under the collection's lock, two grants to one person take turns."""
+    if file is None:
+        locked = lock_collection(collection)
+    else:
+        locked, file = lock_file(file)
     if by is not None:
         check_can_share(by, locked, file)
     if locked.status != Collection.Status.OPEN:

@@ -20,7 +20,7 @@ from django.db import IntegrityError, InterfaceError, OperationalError, transact
 from django.db.models import F, Sum
 from django.utils import timezone
 
-from files import crypto, errors, holds, keys
+from files import crypto, deployment, errors, holds, keys
 from files.access import check_can_upload
 from files.erasing import erase_object
 from files.headers import if_match, if_none_match
@@ -286,6 +286,7 @@ def begin(
         check_filename(filename)
     except ValueError as error:
         raise Invalid("filename", str(error), code="bad_filename") from None
+    deployment.check(now=now)
     existing = collection.files.filter(name_key=unique_key(filename)).first()
     check_can_upload(by, collection, existing)
     if conditions is None:

@@ -1,21 +1,18 @@
 """Certificates of destruction: what was destroyed, when, why and how, signed so that the database need not be believed."""
 
-import base64
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.db.models import Max, Sum
 
-from files import keys
+from files import keys, signing
 from files.models import Collection
 from purge.models import Destruction
 
 
-CONTEXT: Final = b"strongroom/destruction/v1\n"  # before what is signed: the key's signatures mean nothing elsewhere
+CONTEXT: Final = b"strongroom/destruction/v1\n"
 SHREDDED: Final = "shredded: the key was destroyed first, then every version of every object was deleted, and listed as absent"
 DELETED: Final = "deleted: every version of every object was deleted, and listed as absent"
 
@@ -35,7 +32,7 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
     key = keys.audit_key(now=now)
     stores = destruction.portions.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
     encrypted = destruction.file_count - destruction.unencrypted_count
-    text = json.dumps(
+    text = signing.canonical(
         {
             "version": 1,
             "id": str(destruction.pk),
@@ -46,6 +43,7 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
                 "display_name": destruction.display_name,
                 "key": str(collection.key_id),
             },
+            "ledger": destruction.number,
             "why": destruction.why,
             "due_at": _text(destruction.due_at),
             "began_at": _text(destruction.began_at),
@@ -61,13 +59,9 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
                 {"store": each["store"], "erased": each["erased"], "verified_at": _text(each["verified_at"])} for each in stores
             ],
             "signed_with": str(key.id),
-        },
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=True,
+        }
     )
-    signer = Ed25519PrivateKey.from_private_bytes(keys.open_key(key))
-    return Certificate(text, base64.b64encode(signer.sign(CONTEXT + text.encode())).decode())
+    return Certificate(text.decode(), signing.sign(signing.signer_of(key), CONTEXT, text))
 
 
 def _text(moment: datetime | Any) -> str:

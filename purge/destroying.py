@@ -1,4 +1,4 @@
-"""The end of a collection: its key first, then its objects with every version, then its rows, and a certificate in their place.
+"""The end of a collection: its key first, then an entry in the ledger, its objects with every version, its rows, a certificate.
 
 From the first transaction on nobody reads it, and nothing leads back (INV-08). Everything behind it is repeated until it is done:
 each step looks for what is left, so that a kill costs no more than a step (F-26), and two workers do nothing twice (F-33).
@@ -18,13 +18,16 @@ from django.db import connection, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
-from files import holds
-from files.models import Cipher, Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
+from files import deployment, holds
+from files.locks import lock_collection
+from files.models import Cipher, Collection, DownloadLink, Erasure, Grant, Hold, Key, StoredFile, Upload
 from files.stores import Failure, ObjectStore, StoreError, StoreUnavailable, get_store
-from purge import certificates
+from purge import certificates, ledger
 from purge.due import rule_for
+from purge.ledger import Entry
 from purge.models import Destruction, Portion
 from tenants import audit
+from tenants.errors import NotFound
 from tenants.leases import LeaseLost, claim
 from tenants.models import User
 from tenants.retries import retried
@@ -48,40 +51,79 @@ class Blocked(Exception):
 @retried
 def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruction | None:
     """Destroys the key. None if there is no reason to, as the locked row stands, or a hold against it."""
-    with transaction.atomic():
-        locked = Collection.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=collection.pk).first()
-        rule = rule_for(locked, now) if locked else None
-        if locked is None or rule is None or holds.holding(locked).exists():
+    with suppress(NotFound), transaction.atomic():
+        locked = lock_collection(collection)
+        rule = rule_for(locked, now)
+        if rule is None or holds.holding(locked).exists():
             return None
-        destruction = Destruction.objects.create(
-            tenant=locked.tenant,
-            collection=locked,
-            collection_uuid=locked.uuid,
-            slug=locked.slug,
-            display_name=locked.display_name,
-            file_count=locked.file_count,
-            total_length=locked.total_length,
-            unencrypted_count=locked.files.filter(cipher=Cipher.NONE).count(),
+        return _shred(
+            locked,
             why=rule.why,
             due_at=rule.due_at(locked) or now,
-            began_at=now,
-            began_by=by.username if by else "system",
-        )
-        Portion.objects.bulk_create(_portions(destruction, locked))
-        Key.objects.filter(pk=locked.key_id).update(wrapped=None, destroyed_at=now)
-        DownloadLink.objects.filter(collection=locked).delete()
-        Collection.objects.filter(pk=locked.pk).update(status=Collection.Status.PURGING)
-        audit.record(
-            "collection.shred",
             by=by,
-            tenant=locked.tenant,
-            target=locked,
             now=now,
-            slug=locked.slug,
-            why=rule.why,
-            files=locked.file_count,
-            length=locked.total_length,
+            number=deployment.next_number(),
+            entered_at=None,
         )
+    return None  # another worker was faster, and it is gone
+
+
+@retried
+def begin_again(collection: Collection, entry: Entry, *, now: datetime) -> Destruction | None:
+    """What the ledger says is destroyed, and a restored database brought back. A hold from then counts no more."""
+    with suppress(NotFound), transaction.atomic():
+        locked = lock_collection(collection)
+        if locked.status in {Collection.Status.PURGING, Collection.Status.BLOCKED}:
+            return None
+        Hold.objects.filter(collection=locked).delete()
+        return _shred(
+            locked, why=entry.why, due_at=entry.began_at, by=None, now=now, number=entry.number, entered_at=entry.began_at
+        )
+    return None
+
+
+def _shred(
+    locked: Collection,
+    *,
+    why: str,
+    due_at: datetime,
+    by: User | None,
+    now: datetime,
+    number: int,
+    entered_at: datetime | None,
+) -> Destruction:
+    destruction = Destruction.objects.create(
+        tenant=locked.tenant,
+        collection=locked,
+        collection_uuid=locked.uuid,
+        slug=locked.slug,
+        display_name=locked.display_name,
+        file_count=locked.file_count,
+        total_length=locked.total_length,
+        unencrypted_count=locked.files.filter(cipher=Cipher.NONE).count(),
+        number=number,
+        ledgered_at=entered_at,
+        why=why,
+        due_at=due_at,
+        began_at=now,
+        began_by=by.username if by else "system",
+    )
+    Portion.objects.bulk_create(_portions(destruction, locked))
+    Key.objects.filter(pk=locked.key_id).update(wrapped=None, destroyed_at=now)
+    DownloadLink.objects.filter(collection=locked).delete()
+    Collection.objects.filter(pk=locked.pk).update(status=Collection.Status.PURGING)
+    audit.record(
+        "collection.shred",
+        by=by,
+        tenant=locked.tenant,
+        target=locked,
+        now=now,
+        slug=locked.slug,
+        why=why,
+        files=locked.file_count,
+        length=locked.total_length,
+        ledger=number,
+    )
     return destruction
 
 
@@ -102,6 +144,10 @@ def work(*, now: datetime, seconds: float, only: Iterable[Destruction] | None = 
     running = Destruction.objects.filter(status=Destruction.Status.RUNNING)
     if only is not None:
         running = running.filter(pk__in=[each.pk for each in only])
+    for destruction in claim(running.filter(ledgered_at=None).order_by("number"), now=now, limit=1, patience=PATIENCE):
+        _attempt(destruction, partial(_enter, destruction), destruction)
+        return True
+    running = running.exclude(ledgered_at=None)
     # What is still arriving would lie there behind our listing: it ends first, or is given up for dead.
     arriving = Upload.objects.filter(collection__destruction=OuterRef("destruction"))
     portions = Portion.objects.filter(destruction__in=running, verified_at=None).exclude(Exists(arriving))
@@ -129,6 +175,13 @@ def _attempt(destruction: Destruction, step: Any, leased: Portion | Destruction)
             leased.release()
     except Exception:  # a bug met by one collection: the others go on, its lease runs out, and the log has it
         log.exception("a destruction did not go on", extra={"destruction": str(destruction.pk)})
+
+
+def _enter(destruction: Destruction) -> None:
+    """Before the first object goes: a database from before must not be believed any more (INV-08)."""
+    ledger.enter(destruction)
+    if destruction.fenced().update(ledgered_at=timezone.now(), lease_owner="", lease_at=None) != 1:
+        raise LeaseLost
 
 
 def _erase(portion: Portion, *, until: float) -> None:

@@ -39,6 +39,8 @@ class Destruction(Leased):
     total_length = models.BigIntegerField(editable=False, help_text="plaintext bytes")
     unencrypted_count = models.BigIntegerField(editable=False, help_text="files that were kept without encryption")
 
+    number = models.BigIntegerField(unique=True, editable=False, help_text="of its entry in the ledger")
+    ledgered_at = models.DateTimeField(null=True, editable=False, help_text="since when the entry is in the vault")
     why = models.CharField(max_length=10, choices=Why, editable=False)
     due_at = models.DateTimeField(editable=False, help_text="when its purge date, or its grace, was over")
     began_at = models.DateTimeField(editable=False, help_text="its key was destroyed: nobody can read it from here on")

@@ -8,7 +8,7 @@ from typing import Final
 from django.utils import timezone
 
 from files.models import Collection
-from purge import destroying
+from purge import destroying, restoring
 from purge.due import Deleted, find_due
 from purge.models import Destruction
 
@@ -20,6 +20,8 @@ TICK: Final = 4.0  # seconds: a tick is over before the next one
 
 def purge_expired(*, now: datetime) -> int:
     """Begins the end of whatever is due and not held; returns of how many. What was blocked is tried again."""
+    if not (restoring.catch_up(now=now) and restoring.has_whole_history(now=now)):
+        return 0
     for destruction in Destruction.objects.filter(status=Destruction.Status.BLOCKED).order_by("began_at"):
         destroying.try_again(destruction, by=None, now=now)
     return sum(_begin(due.collection, now=now) for due in find_due(now) if not due.is_held)
@@ -27,8 +29,12 @@ def purge_expired(*, now: datetime) -> int:
 
 def tick(*, now: datetime) -> None:
     """Deleted collections go when their grace is over, at whatever hour."""
-    for collection in Deleted().due(now).order_by("deleted_at")[:20]:
-        _begin(collection, now=now)
+    if not restoring.catch_up(now=now):
+        return
+    due = Deleted().due(now).order_by("deleted_at")[:20]
+    if due and restoring.has_whole_history(now=now):
+        for collection in due:
+            _begin(collection, now=now)
     until = time.monotonic() + TICK
     while (left := until - time.monotonic()) > 0 and destroying.work(now=timezone.now(), seconds=left):
         pass

@@ -3,16 +3,20 @@
 alice is admin and bob and carol are members of acme; mallory is a member of globex; root is the superuser and member of nothing.
 """
 
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import hypothesis
 import pytest
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.backends.base.operations import BaseDatabaseOperations
 from rest_framework.test import APIClient
 
-from files import crypto
+from files import crypto, deployment
 from files.stores import ensure_buckets
 from tenants import tokens, triggers
 from tenants.models import Tenant, User
@@ -69,6 +73,23 @@ def slots_are_given_back() -> Iterator[None]:
     """INV-19, after every test: one that leaks transfer slots fails itself, not the tests that run after it."""
     yield
     invariants.check_slots()
+
+
+@pytest.fixture(autouse=True)
+def vault_is_known(stores_prepared: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test's database is rolled back, and the vault is not: each test finds it without a mark and a ledger.
+
+    As if this process had just looked: whoever tests that calls `deployment.forget()`.
+    """
+    far_off = time.monotonic() + 24 * 3600
+    monkeypatch.setattr(deployment, "_checked_at", {"vault": far_off, "history": far_off})
+    vault = Path(settings.STORAGES["vault"]["OPTIONS"]["location"])
+    yield
+    for kept in (vault / deployment.MARK, vault / deployment.LEDGER):
+        if kept.is_dir():
+            shutil.rmtree(kept)
+        else:
+            kept.unlink(missing_ok=True)
 
 
 @pytest.fixture

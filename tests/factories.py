@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from django.utils.text import slugify
 
+from files import deployment
 from purge.models import Destruction
 from tenants import apikeys
 from tenants.models import Membership, Scope, Tenant, User
@@ -49,6 +50,8 @@ def make_destruction(tenant: Tenant, display_name: str, *, began_by: str = "syst
         collection_uuid=uuid4(),
         slug=f"{slugify(display_name)}-7kq3",
         display_name=display_name,
+        number=deployment.next_number(),
+        ledgered_at=now,
         file_count=3,
         total_length=1500,
         unencrypted_count=0,

@@ -20,7 +20,7 @@ from django.db import connection
 from pytest_django import Settings
 
 from config.celery import app
-from files import audit_heads, keys, tasks
+from files import audit_heads, keys, signing, tasks
 from files.models import Key
 from files.stores import ObjectStore, StoreUnavailable, get_store
 from tenants import audit, triggers
@@ -118,7 +118,7 @@ def test_publication_names_every_head_and_whoever_has_the_public_key_can_check_i
         "heads": heads,
     }
     assert {head["seq"] for head in publication["heads"].values()} == {1, 2, 4}  # the platform's has the making of the key
-    pem, content = verified("--public-key").encode(), audit_heads.canonical(document)
+    pem, content = verified("--public-key").encode(), signing.canonical(document)
     assert check()(pem, content) == publication
     with pytest.raises(InvalidSignature):
         check()(pem, content.replace(b'"seq":4', b'"seq":3'))
@@ -344,9 +344,9 @@ def replace(store: ObjectStore, key: str, content: bytes) -> None:
 
 
 def signed(document: dict[str, Any], seed: bytes) -> bytes:
-    publication = audit_heads.canonical(document["publication"])
+    publication = signing.canonical(document["publication"])
     signature = Ed25519PrivateKey.from_private_bytes(seed).sign(b"strongroom/audit-heads/v1\n" + publication)
-    return audit_heads.canonical({**document, "signature": base64.b64encode(signature).decode()})
+    return signing.canonical({**document, "signature": base64.b64encode(signature).decode()})
 
 
 def edited(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def test_publication_deleted_from_the_middle_is_missed_by_the_next(vault: Object
 @pytest.mark.parametrize("place", [1, 2])
 def test_publication_that_was_edited_is_damage(vault: ObjectStore, three: list[str], place: int) -> None:
     document = read(vault, three[place])
-    replace(vault, three[place], audit_heads.canonical(edited(document, heads={})))
+    replace(vault, three[place], signing.canonical(edited(document, heads={})))
     line = f"publication {three[place]}: was not signed by this deployment's key, or was edited"
     assert damaged("--all") == [line]
     if place == 2:
@@ -376,7 +376,7 @@ def test_publication_signed_with_another_key_is_damage(vault: ObjectStore, three
 
 def test_older_publication_under_the_newest_name_is_damage(vault: ObjectStore, three: list[str]) -> None:
     """Whoever cuts the tail as well would otherwise have a signature for what is left."""
-    replace(vault, three[2], audit_heads.canonical(read(vault, three[0])))
+    replace(vault, three[2], signing.canonical(read(vault, three[0])))
     assert damaged() == [f"publication {three[2]}: is another publication under this name"]
 
 
@@ -404,7 +404,7 @@ def test_publication_that_is_written_otherwise_is_damage(local: Path, acme: Tena
     assert key
     document = read(get_store("vault"), key)
     replace(get_store("vault"), key, json.dumps(document).encode())
-    assert damaged() == [f"publication {key}: is another publication under this name"]
+    assert damaged() == [f"publication {key}: was edited"]
 
 
 def test_every_publication_deleted_is_damage(vault: ObjectStore, three: list[str]) -> None:
@@ -422,13 +422,13 @@ def test_publications_without_their_key_are_damage(vault: ObjectStore, three: li
 def test_damaged_newest_publication_is_not_followed(vault: ObjectStore, three: list[str], acme: Tenant, now: datetime) -> None:
     """It would take the heads with it that a later one has to keep."""
     document = read(vault, three[2])
-    replace(vault, three[2], audit_heads.canonical(edited(document, heads={})))
+    replace(vault, three[2], signing.canonical(edited(document, heads={})))
     append(acme, now)
     key = publish(3)
     assert key
     previous = read(vault, key)["publication"]["previous"]
     assert previous["key"] == three[1]
-    assert previous["sha256"] == sha256(audit_heads.canonical(read(vault, three[1]))).hexdigest()
+    assert previous["sha256"] == sha256(signing.canonical(read(vault, three[1]))).hexdigest()
 
 
 def test_publication_deleted_in_a_bucket_with_versions_is_told_by_its_marker(

@@ -1,12 +1,16 @@
 import sys
 import time
 from argparse import ArgumentParser
+from datetime import datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Sum
 from django.utils import timezone
+from rest_framework.exceptions import APIException
 
+from files import deployment
+from files.crypto import WrongKey
 from purge import destroying
 from purge.due import Due, find_due
 from purge.models import Destruction, Portion
@@ -35,6 +39,7 @@ class Command(BaseCommand):
         if dry_run:
             self._print(due, list(begun.select_related("tenant").order_by("began_at")))
             return
+        self._refuse_in_doubt(now)
         for destruction in begun.filter(status=Destruction.Status.BLOCKED):
             destroying.try_again(destruction, by=None, now=now)
         destructions = list(begun)
@@ -44,6 +49,13 @@ class Command(BaseCommand):
             elif new := destroying.begin(each.collection, by=None, now=now):
                 destructions.append(new)
         self._finish(destructions)
+
+    def _refuse_in_doubt(self, now: datetime) -> None:
+        try:
+            deployment.check(now=now)
+            deployment.check_history(now=now)
+        except (APIException, WrongKey) as error:
+            raise CommandError(f"{error} Nothing was done; see manage.py ledger.") from error
 
     def _print(self, due: list[Due], begun: list[Destruction]) -> None:
         rows = [

@@ -1,0 +1,71 @@
+"""The ledger: one signed entry in the vault for each destruction, which a restored database cannot have forgotten with its rows.
+
+It is written when the key is destroyed and before the first object goes. A database that comes from a backup finds entries that
+it does not know (`files.deployment`), serves nothing until they are applied to it, and then destroys those collections again.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from django.utils import timezone
+
+from files import deployment, keys, signing
+from files.stores import StoreRefused, get_store
+from purge.models import Destruction
+
+
+CONTEXT: Final = b"strongroom/ledger/v1\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    number: int
+    collection: UUID
+    why: str
+    began_at: datetime
+
+
+def enter(destruction: Destruction) -> None:
+    """Writes the entry, once. Raises StoreError; StoreRefused if the number has somebody else's entry."""
+    store, name = get_store("vault"), deployment.entry_name(destruction.number)
+    key = keys.audit_key(now=timezone.now())
+    body = {
+        "version": 1,
+        "deployment": str(deployment.current().uuid),
+        "number": destruction.number,
+        "destruction": str(destruction.pk),
+        "tenant": str(destruction.tenant_id),
+        "collection": str(destruction.collection_uuid),
+        "why": destruction.why,
+        "began_at": destruction.began_at.isoformat(),
+        "signed_with": str(key.id),
+    }
+    content = signing.sealed("destroyed", body, context=CONTEXT, signer=signing.signer_of(key))
+    try:
+        signing.put(store, name, content)
+    except FileExistsError:
+        if signing.fetch(store, name) != content:  # Ed25519 signs the same bytes the same way
+            raise StoreRefused(f"{name} is there already, and is not about this destruction") from None
+
+
+def unknown() -> tuple[list[Entry], list[str]]:
+    """What the vault says is destroyed and this database has not heard of, in order, and what is wrong with entries that cannot
+    be believed. Raises StoreError, FileNotFoundError, and WrongKey if the keyring does not open the key that signs."""
+    store, here = get_store("vault"), deployment.current()
+    key = keys.existing_audit_key()
+    public = signing.signer_of(key).public_key() if key else None
+    entries, problems = [], []
+    for name in sorted(entry.key for entry in deployment.unknown_entries(store, here, every=True)):
+        try:
+            if public is None:
+                raise signing.BadDocument("there is no key that could have signed it")
+            body = signing.opened("destroyed", signing.fetch(store, name), context=CONTEXT, public=public)
+            if body["deployment"] != str(here.uuid) or deployment.entry_name(body["number"]) != name:
+                raise signing.BadDocument("is another entry under this name")
+            began_at = datetime.fromisoformat(body["began_at"])
+            entries.append(Entry(body["number"], UUID(body["collection"]), body["why"], began_at))
+        except signing.BadDocument as error:
+            problems.append(f"{name} {error}")
+    return entries, problems

@@ -1,0 +1,108 @@
+"""A database that was restored from a backup: what was destroyed since is destroyed in it again before it serves (F-63)."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from django.db import transaction
+
+from files import audit_heads, deployment, errors
+from files.audit_heads import Publication
+from files.crypto import WrongKey
+from files.models import Collection, Deployment
+from files.stores import StoreError
+from purge import destroying, ledger
+from purge.ledger import Entry
+from tenants import audit
+from tenants.retries import retried
+
+
+log = logging.getLogger(__name__)
+
+FEW: Final = 10  # entries that are applied without an operator
+
+
+class NotBelieved(Exception):
+    """There are entries that nobody signed. The text names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What the vault has and the database lacks."""
+
+    entries: list[Entry]
+    problems: list[str]  # entries that nobody signed
+    lost: Publication | None  # it names audit events that are gone
+
+
+def find_gap(*, now: datetime) -> Gap:
+    """Raises StoreError, FileNotFoundError, WrongKey."""
+    entries, problems = ledger.unknown()
+    return Gap(entries, problems, audit_heads.lost(now=now))
+
+
+def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
+    """Destroys what the entries name, as far as the database brought it back; returns how many collections that is.
+
+    `lost_too`: an operator accepts that events are lost. Raises NotBelieved, and has done nothing then.
+    """
+    if gap.problems:
+        raise NotBelieved("; ".join(gap.problems))
+    destroyed = 0
+    for entry in gap.entries:
+        if collection := Collection.objects.filter(uuid=entry.collection).first():
+            destroyed += destroying.begin_again(collection, entry, now=now) is not None
+    _note(gap, destroyed, lost_until=gap.lost.key if gap.lost and lost_too else "", now=now)
+    deployment.forget()
+    return destroyed
+
+
+@retried
+def _note(gap: Gap, destroyed: int, *, lost_until: str, now: datetime) -> None:
+    here = deployment.current()
+    changes: dict[str, int | str] = {}
+    if gap.entries:
+        changes["ledger_number"] = gap.entries[-1].number
+    if lost_until:
+        changes["lost_until"] = lost_until
+    if not changes:
+        return
+    with transaction.atomic():
+        Deployment.objects.filter(pk=here.pk).update(**changes)
+        audit.record("deployment.catch_up", by=None, tenant=None, target=here, now=now, destroyed=destroyed, **changes)
+
+
+def catch_up(*, now: datetime) -> bool:
+    """Whether work may go on: the vault is ours, and nothing was destroyed that we do not know of.
+
+    A few entries are applied; many, or unsigned ones, wait for an operator.
+    """
+    try:
+        try:
+            deployment.check(now=now)
+        except errors.DatabaseRestored:
+            gap = find_gap(now=now)
+            if len(gap.entries) > FEW:
+                raise
+            close_gap(gap, now=now, lost_too=False)
+            log.warning("a restored database: the ledger was applied", extra={"entries": len(gap.entries)})
+            deployment.check(now=now)
+    except (errors.ForeignVault, errors.DatabaseRestored, NotBelieved, WrongKey) as error:
+        log.error("nothing is destroyed until an operator has looked: manage.py ledger", extra={"problem": str(error)})
+        return False
+    except (StoreError, FileNotFoundError, errors.StoreUnavailable):
+        return False
+    return True
+
+
+def has_whole_history(*, now: datetime) -> bool:
+    """Whether what is due by this database still is: a backup does not know what was kept, held or restored since."""
+    try:
+        deployment.check_history(now=now)
+    except (errors.DatabaseRestored, WrongKey) as error:
+        log.error("nothing new is destroyed until an operator has looked: manage.py ledger", extra={"problem": str(error)})
+        return False
+    except errors.StoreUnavailable:
+        return False
+    return True
