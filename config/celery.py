@@ -27,6 +27,12 @@ app.conf.beat_schedule = {
         "schedule": crontab.from_string(settings.PURGE_CRON),
         "options": {"expires": 3600},
     },
+    "recount": {"task": "files.tasks.recount", "schedule": crontab(hour="3", minute="15"), "options": {"expires": 3600}},
+    "differences": {
+        "task": "purge.tasks.report_differences",
+        "schedule": crontab(day_of_week="sun", hour="2", minute="0"),
+        "options": {"expires": 3600},
+    },
     "tenants": {"task": "tenants.tasks.tick", "schedule": crontab(hour="3", minute="30"), "options": {"expires": 3600}},
 }
 

@@ -186,6 +186,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 1024**2  # JSON bodies
 # --- Purge ---
 DELETE_GRACE = env.integer("DELETE_GRACE", 24 * 3600)  # seconds in which a deleted collection can be restored
 PURGE_CRON = env.schedule("PURGE_CRON", "0 4 * * *")  # UTC: when what has expired is destroyed
+SWEEP_GRACE = env.integer("SWEEP_GRACE", 7 * 24 * 3600, least=3600)  # seconds for which an object may be without a row
 
 # --- People ---
 AUTH_USER_MODEL = "tenants.User"

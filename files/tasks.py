@@ -1,7 +1,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from files import audit_heads, erasing
+from files import audit_heads, erasing, recounting
 
 
 @shared_task(ignore_result=True)
@@ -15,3 +15,8 @@ def tick() -> None:
 @shared_task(ignore_result=True)
 def publish_audit_heads() -> None:
     audit_heads.publish(now=timezone.now())
+
+
+@shared_task(ignore_result=True)
+def recount() -> None:
+    recounting.recount(now=timezone.now())
