@@ -1,4 +1,4 @@
-"""What the database itself refuses, whoever asks and however. Each app registers guards of its own tables, in its `guards.py`.
+"""What the database itself refuses, whoever asks and however. Each app registers its guards, in its `guards.py`.
 
 Django's SQLite schema editor drops triggers when it rebuilds a table, so that they are put back after every `migrate`;
 `/readyz` reports `missing()`.
