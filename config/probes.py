@@ -41,7 +41,7 @@ def healthz() -> HttpResponseBase:
 
 def readyz() -> HttpResponseBase:
     """503 names the part that does not work; the log says why."""
-    checks = {"database": _database, "audit_triggers": _triggers, "storage": stores.check, "keyring": keyring}
+    checks = {"database": _database, "guards": _guards, "storage": stores.check, "keyring": keyring}
     results = {}
     for name, check in checks.items():
         try:
@@ -60,6 +60,6 @@ def _database() -> None:
         raise DatabaseError("migrations are missing")
 
 
-def _triggers() -> None:
+def _guards() -> None:
     if missing := triggers.missing(connection):
-        raise DatabaseError(f"triggers are missing: {missing}")
+        raise DatabaseError(f"triggers are missing: {', '.join(missing)}")

@@ -1,28 +1,32 @@
-from typing import Any
+from collections.abc import Sequence
 
 from django.apps import AppConfig
 from django.contrib.admin import apps as admin_apps
 from django.db import connections
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 from tenants import triggers
 
 
-def install_triggers(*, using: str, **_: Any) -> None:
-    connection = connections[using]
-    # `migrate tenants zero` ends here too, without the table.
-    if triggers.TABLE in connection.introspection.table_names():
-        triggers.install(connection)
+def lift_guards(*, using: str, plan: Sequence[object], **_: object) -> None:
+    """A table cannot be rebuilt, nor be gone, while the guard of another one asks it."""
+    if plan:
+        triggers.remove(connections[using], [guard for guard in triggers.guards if guard.asks])
+
+
+def install_guards(*, using: str, **_: object) -> None:
+    triggers.install(connections[using])
 
 
 class TenantsConfig(AppConfig):
     name = "tenants"
 
     def ready(self) -> None:
-        # Once they are imported, the outbox knows their letters, and drf-spectacular what schema describes.
-        from tenants import passwords, people, schema  # noqa: F401
+        # Once they are imported, the outbox knows their letters, drf-spectacular what schema describes, and triggers the guards.
+        from tenants import guards, passwords, people, schema  # noqa: F401
 
-        post_migrate.connect(install_triggers, sender=self)
+        pre_migrate.connect(lift_guards, sender=self)
+        post_migrate.connect(install_guards, sender=self)
 
 
 class AdminConfig(admin_apps.AdminConfig):

@@ -268,7 +268,7 @@ class Mail(Leased):
 class AuditEvent(models.Model):
     """One thing that was done. Ids are text without foreign keys, so that the event outlives what it describes.
 
-    Written by `tenants.audit.record` only; the database refuses UPDATE, DELETE and TRUNCATE (`tenants.triggers`). `body` is the
+    Written by `tenants.audit.record` only; the database refuses UPDATE, DELETE and TRUNCATE (`tenants.guards`). `body` is the
     truth: canonical JSON of every other column and the facts. The columns beside it are there to be searched.
     """
 

@@ -1,72 +1,96 @@
-"""The database itself refuses to change or forget an audit event, whoever asks and however.
+"""What the database itself refuses, whoever asks and however. Each app registers its guards, in its `guards.py`.
 
-Django's SQLite schema editor drops triggers when it rebuilds a table, so that they are installed again after every
-`migrate`; `/readyz` reports `missing()`.
+Django's SQLite schema editor drops triggers when it rebuilds a table, so that they are put back after every `migrate`;
+`/readyz` reports `missing()`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 
-TABLE = "tenants_auditevent"
-REFUSAL = "audit events are append-only"
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A trigger of this name, which refuses one kind of statement on one table.
 
-_SQLITE = {
-    "audit_event_no_update": f"BEFORE UPDATE ON {TABLE} BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END",
-    "audit_event_no_delete": f"BEFORE DELETE ON {TABLE} BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END",
-    # INSERT OR REPLACE deletes the row in its way without firing the trigger above.
-    "audit_event_no_replace": (
-        f"BEFORE INSERT ON {TABLE} WHEN EXISTS (SELECT 1 FROM {TABLE}"  # noqa: S608  constants
-        f" WHERE rowid = NEW.rowid OR id = NEW.id OR (chain = NEW.chain AND seq = NEW.seq))"
-        f" BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
-    ),
-}
-_POSTGRESQL = {
-    "audit_event_no_change": f"BEFORE UPDATE OR DELETE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION audit_event_refuse()",
-    "audit_event_no_truncate": f"BEFORE TRUNCATE ON {TABLE} FOR EACH STATEMENT EXECUTE FUNCTION audit_event_refuse()",
-}
-_POSTGRESQL_FUNCTION = f"""
-    CREATE OR REPLACE FUNCTION audit_event_refuse() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN RAISE EXCEPTION '{REFUSAL}' USING ERRCODE = 'restrict_violation'; END $$
-"""
+    `when` is SQL on the rows OLD and NEW, in words that both databases know. REPLACE is SQLite's INSERT OR REPLACE, which deletes
+    the rows in its way without firing a trigger of DELETE: its `when` says of a row whether it is in the way of NEW. TRUNCATE is
+    PostgreSQL's.
+    """
+
+    name: str
+    table: str
+    on: Literal["INSERT", "UPDATE", "DELETE", "REPLACE", "TRUNCATE"]
+    refusal: str  # told to whoever tried; without apostrophes
+    when: str = "TRUE"
+    asks: str = ""  # another table, which `when` looks into
 
 
-def _wanted(connection: BaseDatabaseWrapper) -> dict[str, str]:
-    return {"sqlite": _SQLITE, "postgresql": _POSTGRESQL}[connection.vendor]
+guards: Final[list[Guard]] = []
+
+
+def register(*more: Guard) -> None:
+    guards.extend(more)
 
 
 def install(connection: BaseDatabaseWrapper) -> None:
-    """Puts every trigger in place, also one that was disabled."""
+    """Puts every guard in place, also one that was disabled or meant something else. Not those of tables that are not there."""
+    tables = {*connection.introspection.table_names(), ""}
+    absent = missing(connection)
+    for guard in _guards_of(connection):
+        if guard.name in absent and {guard.table, guard.asks} <= tables:
+            remove(connection, [guard])
+            with connection.cursor() as cursor:
+                if connection.vendor == "postgresql":
+                    cursor.execute(_function(guard))
+                cursor.execute(_trigger(guard, connection.vendor))
+
+
+def remove(connection: BaseDatabaseWrapper, some: Iterable[Guard] = guards) -> None:
+    """For migrations, and for tests that must empty or damage a table."""
     with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute(_POSTGRESQL_FUNCTION)
-        absent = missing(connection)
-        for name, definition in _wanted(connection).items():
-            if name in absent:
-                _drop(connection, name)
-                cursor.execute(f"CREATE TRIGGER {name} {definition}")
-
-
-def remove(connection: BaseDatabaseWrapper) -> None:
-    """For migrations backwards, and for tests that must empty or damage the table."""
-    for name in _wanted(connection):
-        _drop(connection, name)
+        for guard in some:
+            on_table = f" ON {guard.table}" if connection.vendor == "postgresql" else ""
+            cursor.execute(f"DROP TRIGGER IF EXISTS {guard.name}{on_table}")
 
 
 def missing(connection: BaseDatabaseWrapper) -> Sequence[str]:
-    """Names of the triggers that are not in force; empty when all is well."""
+    """Names of the guards that are not in force; empty when all is well."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             # 'D' is disabled; 'R' fires in replication only.
-            cursor.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = to_regclass(%s) AND tgenabled IN ('O', 'A')", [TABLE])
-        else:
-            cursor.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = %s", [TABLE])
-        present = {name for (name,) in cursor.fetchall()}
-    return [name for name in _wanted(connection) if name not in present]
+            cursor.execute(
+                "SELECT relname, tgname, prosrc FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid"
+                " JOIN pg_proc ON pg_proc.oid = tgfoid WHERE tgenabled IN ('O', 'A') AND pg_table_is_visible(tgrelid)"
+            )
+            present = set(cursor.fetchall())
+            return [guard.name for guard in _guards_of(connection) if (guard.table, guard.name, _body(guard)) not in present]
+        cursor.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'")
+        definitions = {sql for (sql,) in cursor.fetchall()}
+        return [guard.name for guard in _guards_of(connection) if _trigger(guard, connection.vendor) not in definitions]
 
 
-def _drop(connection: BaseDatabaseWrapper, name: str) -> None:
-    on_table = f" ON {TABLE}" if connection.vendor == "postgresql" else ""
-    with connection.cursor() as cursor:
-        cursor.execute(f"DROP TRIGGER IF EXISTS {name}{on_table}")
+def _guards_of(connection: BaseDatabaseWrapper) -> list[Guard]:
+    unknown = {"sqlite": "TRUNCATE", "postgresql": "REPLACE"}[connection.vendor]
+    return [guard for guard in guards if guard.on != unknown]
+
+
+def _trigger(guard: Guard, vendor: str) -> str:
+    name, table, on, when = guard.name, guard.table, guard.on, guard.when
+    if vendor == "postgresql":
+        row = "STATEMENT" if on == "TRUNCATE" else "ROW"
+        return f"CREATE TRIGGER {name} BEFORE {on} ON {table} FOR EACH {row} EXECUTE FUNCTION {name}()"
+    if on == "REPLACE":
+        on, when = "INSERT", f"EXISTS (SELECT 1 FROM {table} WHERE {when})"  # noqa: S608  constants
+    return f"CREATE TRIGGER {name} BEFORE {on} ON {table} WHEN {when} BEGIN SELECT RAISE(ABORT, '{guard.refusal}'); END"
+
+
+def _function(guard: Guard) -> str:
+    return f"CREATE OR REPLACE FUNCTION {guard.name}() RETURNS trigger LANGUAGE plpgsql AS $${_body(guard)}$$"
+
+
+def _body(guard: Guard) -> str:
+    refuse = f"RAISE EXCEPTION USING MESSAGE = '{guard.refusal}', ERRCODE = 'restrict_violation'"
+    return f"BEGIN IF {guard.when} THEN {refuse}; END IF; RETURN COALESCE(NEW, OLD); END"

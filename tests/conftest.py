@@ -12,16 +12,17 @@ from pathlib import Path
 import hypothesis
 import pytest
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection
 from django.db.backends.base.operations import BaseDatabaseOperations
 from rest_framework.test import APIClient
 
 from files import crypto, deployment
 from files.stores import ensure_buckets
-from tenants import tokens, triggers
+from tenants import tokens
 from tenants.models import Tenant, User
 from tests import invariants, nonces
 from tests.factories import make_member, make_tenant, make_user
+from tests.lifted import guards_lifted
 
 
 pytest_plugins = ["tests.live.fixtures"]
@@ -32,16 +33,14 @@ hypothesis.settings.load_profile("strongroom")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def flush_past_triggers() -> Iterator[None]:
-    """A test with transaction=True ends with a flush, which the audit triggers refuse: they are lifted for that alone."""
+def flush_past_guards() -> Iterator[None]:
+    """A test with transaction=True ends with a flush, which the database refuses: its guards are lifted for that alone."""
     operations = type(connection.ops)
     refused = operations.execute_sql_flush
 
     def execute_sql_flush(self: BaseDatabaseOperations, sql_list: list[str]) -> None:
-        with transaction.atomic():
-            triggers.remove(connection)
+        with guards_lifted():
             refused(self, sql_list)
-            triggers.install(connection)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operations, "execute_sql_flush", execute_sql_flush)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.utils.text import slugify
 
@@ -42,10 +42,11 @@ def make_key(owner: User, *scopes: str, tenant: Tenant | None = None) -> str:
     return text
 
 
-def make_destruction(tenant: Tenant, display_name: str, *, began_by: str = "system") -> Destruction:
+def make_destruction(tenant: Tenant, display_name: str, *, began_by: str = "system", pk: UUID | None = None) -> Destruction:
     """Of a collection that is gone."""
     now = datetime.now(UTC)
     return Destruction.objects.create(
+        pk=pk or uuid4(),
         tenant=tenant,
         collection_uuid=uuid4(),
         slug=f"{slugify(display_name)}-7kq3",

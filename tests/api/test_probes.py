@@ -63,7 +63,7 @@ def test_readyz_misses_the_triggers_of_the_audit_trail(probe: Client) -> None:
     answer = probe.get("/readyz")
 
     assert answer.status_code == 503
-    assert answer.json()["checks"]["audit_triggers"] == "failed"
+    assert answer.json()["checks"]["guards"] == "failed"
 
 
 @pytest.mark.django_db

@@ -168,7 +168,7 @@ def read_until_it_breaks(response: http.client.HTTPResponse) -> bytes:
 # --- A store that is not there ---
 
 
-READY = dict.fromkeys(("database", "audit_triggers", "storage", "keyring"), "ok")
+READY = dict.fromkeys(("database", "guards", "storage", "keyring"), "ok")
 
 
 @pytest.mark.parametrize(

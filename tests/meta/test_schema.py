@@ -26,7 +26,6 @@ from schemathesis.specs.openapi import checks
 
 from config.wsgi import application
 from files.models import Collection, DownloadLink, Grant, Hold
-from purge.models import Destruction
 from tenants import tokens
 from tenants.models import ApiKey, Invitation, Tenant, User
 from tenants.people import OF_THE_PLATFORM, invite
@@ -203,8 +202,7 @@ def november(alice: User, bob: User, now: datetime, api: Callable[[User | None],
     ApiKey.objects.update(prefix=PREFIX)
     invite(tenant=Tenant.objects.get(), email="dora@example.org", roles=["member"], by=alice, now=now)
     Invitation.objects.update(id=INVITATION)
-    make_destruction(Tenant.objects.get(), "October")
-    Destruction.objects.update(id=DESTRUCTION)
+    make_destruction(Tenant.objects.get(), "October", pk=DESTRUCTION)
     DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest(), expires_at=now + timedelta(hours=1))
 
 

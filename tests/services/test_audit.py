@@ -157,7 +157,7 @@ def test_triggers_that_are_gone_are_named_and_come_back_with_migrate(db: None) -
 
 def test_one_trigger_that_is_out_of_force_is_named_and_comes_back(db: None) -> None:
     name, sql = {
-        "postgresql": ("audit_event_no_change", "ALTER TABLE tenants_auditevent DISABLE TRIGGER audit_event_no_change"),
+        "postgresql": ("audit_event_no_update", "ALTER TABLE tenants_auditevent DISABLE TRIGGER audit_event_no_update"),
         "sqlite": ("audit_event_no_replace", "DROP TRIGGER audit_event_no_replace"),
     }[connection.vendor]
     with connection.cursor() as cursor:

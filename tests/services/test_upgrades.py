@@ -8,6 +8,8 @@ import pytest
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
+from tenants import triggers
+
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -17,10 +19,12 @@ def before_grants_were_given() -> Iterator[Any]:
     """The models of a database in which all members of a tenant wrote to its collections."""
     newest = MigrationExecutor(connection).loader.graph.leaf_nodes()
     executor = MigrationExecutor(connection)
+    triggers.remove(connection)  # which the command `migrate` does by itself
     try:
         yield executor.migrate([("files", "0002_grants")]).apps
     finally:
         MigrationExecutor(connection).migrate(newest)
+        triggers.install(connection)
 
 
 def test_creators_manage_what_they_made_and_grants_know_their_tenant(before_grants_were_given: Any, now: datetime) -> None:
