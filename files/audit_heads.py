@@ -93,6 +93,13 @@ def _publish(store: ObjectStore, now: datetime) -> str | None:
     return name
 
 
+def signing_key(*, now: datetime) -> Key:
+    """The key for what else it signs. The heads are published first: a key without a publication is a trail that was cut."""
+    if keys.existing_audit_key() is None:
+        publish(now=now)
+    return keys.audit_key(now=now)
+
+
 def name_of(now: datetime) -> str:
     """One for each ten minutes, so that of two workers at once one finds it taken. Later ones sort behind it."""
     now = now.astimezone(UTC)

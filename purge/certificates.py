@@ -10,7 +10,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.db.models import Max, Sum
 
-from files import keys
+from files import audit_heads, keys
 from files.models import Collection
 from purge.models import Destruction
 
@@ -32,7 +32,7 @@ class Certificate:
 
 def make(destruction: Destruction, collection: Collection, *, now: datetime) -> Certificate:
     """Raises WrongKey if the keyring does not open the signing key."""
-    key = keys.audit_key(now=now)
+    key = audit_heads.signing_key(now=now)
     stores = destruction.portions.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
     encrypted = destruction.file_count - destruction.unencrypted_count
     text = json.dumps(

@@ -95,7 +95,7 @@ FAULTS: Final = """
 57 * A collection expires during a review.
 58   Uploads of one name at once: one wins, the others are told, no object stays.
 59   Rotation while files are read, written and replaced, twice at once, killed half-way: nothing is lost.
-60 * Deletion of 100,000 files.
+60   Deletion of 100,000 files.
 61   Rows that nobody may write, written past the application: refused by the database.
 62   Exports that a spreadsheet would execute, or that are long: disarmed, in flat memory, visibly cut when they fail.
 63 * A database backup from before a purge.

@@ -6,6 +6,7 @@ INV-07, INV-08; F-59. What is in its way is in test_purge_broken.py, buckets wit
 import base64
 import json
 from datetime import datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ from uuid import uuid4
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -147,6 +149,13 @@ def test_certificate_says_what_is_gone_and_is_signed(filled: Collection, alice: 
     public.verify(signature, certificates.CONTEXT + destruction.certificate.encode())
     with pytest.raises(InvalidSignature):
         public.verify(signature, certificates.CONTEXT + destruction.certificate.replace("1500", "1501").encode())
+
+
+def test_first_certificate_leaves_the_audit_trail_whole(filled: Collection) -> None:
+    """The key that signs it is made for it, before any head was published: that must not look like a trail that was cut."""
+    assert keys.existing_audit_key() is None
+    end(filled)
+    call_command("verify_audit", stdout=StringIO())
 
 
 def test_certificate_says_what_was_never_encrypted(own_buckets: Path, api: Api, alice: User, bob: User) -> None:
