@@ -48,15 +48,21 @@ def expire(*people: Person) -> None:
         person.server.sql("UPDATE files_collection SET purge_at = ? WHERE slug = ?", LONG_AGO, person.collection)
 
 
-def purge(server: Server) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+@contextmanager
+def purge(server: Server) -> Iterator["subprocess.Popen[str]"]:
+    """`manage.py purge`, killed at the end of the block if it still runs."""
+    with subprocess.Popen(
         [sys.executable, "manage.py", "purge"],
         cwd=ROOT,
         env=server.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def has_begun(server: Server) -> int:
@@ -67,11 +73,10 @@ def has_begun(server: Server) -> int:
 
 def kill_at_work(server: Server, delay: float) -> None:
     """So many seconds after it has taken something up, if it is not done by then."""
-    before, process = has_begun(server), purge(server)
-    wait_for(lambda: has_begun(server) > before or process.poll() is not None, seconds=60)
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
+    before = has_begun(server)
+    with purge(server) as process:
+        wait_for(lambda: has_begun(server) > before or process.poll() is not None, seconds=60)
+        time.sleep(delay)
 
 
 def destroyed(server: Server) -> list[str]:
@@ -135,13 +140,12 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
     expire(october)
     is_over = Event()
     uploaders = [Uploader(person) for person in (october, december, kept)]
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(3) as pool, purge(server) as first, purge(server) as second:
         uploads = [pool.submit(each.upload, is_over) for each in uploaders]
         try:
-            purges = [purge(server), purge(server)]
             assert ask(november, "DELETE", f"/api/v1/collections/{november.collection}/").status == 404
             assert ask(december, "DELETE", f"/api/v1/collections/{december.collection}/").status == 202
-            for process in purges:
+            for process in (first, second):
                 _, complaint = process.communicate(timeout=60)
                 assert process.returncode == 0, complaint
             wait_for(lambda: len(destroyed(server)) == 3, seconds=30)
@@ -217,10 +221,8 @@ def test_purge_that_is_killed_is_ended_by_the_next(site: Site, tmp_path: Path, w
     november, kept = (make(server, tmp_path / name, files=10) for name in ("november", "kept"))
     expire(november)
     with proxy.during(Fault(request=held, way=way, then="hang")):  # type: ignore[arg-type]
-        process = purge(server)
-        wait_for(lambda: proxy.happened, seconds=30)
-        process.kill()
-        process.communicate()
+        with purge(server):
+            wait_for(lambda: proxy.happened, seconds=30)
         server.kill()
     assert destroyed(server) == before
     begun = server.sql("SELECT count(*) FROM purge_destruction WHERE status = 'running'") == [(1,)]
