@@ -88,6 +88,13 @@ def _publish(store: ObjectStore, now: datetime) -> str | None:
     return name
 
 
+def signing_key(*, now: datetime) -> Key:
+    """The key for what else it signs. The heads are published first: a key without a publication is a trail that was cut."""
+    if keys.existing_audit_key() is None:
+        publish(now=now)
+    return keys.audit_key(now=now)
+
+
 def lost(*, now: datetime) -> Publication | None:
     """The newest publication if it has events that this database lacks, as a backup does. None if all are there, or an operator
     knows of it. Raises StoreError, and WrongKey if the keyring does not open the key."""

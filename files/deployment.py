@@ -14,7 +14,7 @@ from typing import Final
 from django.db import transaction
 from django.db.models import F
 
-from files import audit_heads, errors, keys, signing
+from files import audit_heads, errors, signing
 from files.models import Deployment
 from files.stores import Entry, ObjectStore, StoreError, get_store
 from tenants import audit
@@ -123,7 +123,7 @@ def _check_mark(store: ObjectStore, now: datetime) -> Deployment:
     if marked_for != str(deployment.uuid):
         raise errors.ForeignVault
     if deployment.marked_at is None:
-        keys.audit_key(now=now)  # what the ledger is signed with is in every backup from here on
+        audit_heads.signing_key(now=now)  # what the ledger is signed with is in every backup from here on
         Deployment.objects.filter(pk=1).update(marked_at=now)
     return deployment
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from django.db.models import Max, Sum
 
-from files import keys, signing
+from files import audit_heads, signing
 from files.models import Collection
 from purge.models import Destruction
 
@@ -29,7 +29,7 @@ class Certificate:
 
 def make(destruction: Destruction, collection: Collection, *, now: datetime) -> Certificate:
     """Raises WrongKey if the keyring does not open the signing key."""
-    key = keys.audit_key(now=now)
+    key = audit_heads.signing_key(now=now)
     stores = destruction.portions.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
     encrypted = destruction.file_count - destruction.unencrypted_count
     text = signing.canonical(

@@ -197,18 +197,20 @@ def _erase(portion: Portion, *, until: float) -> None:
 
 def _erase_pass(portion: Portion, store: ObjectStore, *, until: float) -> int:
     entries, found = store.entries(portion.prefix), 0
-    remaining: list[Failure] = []
+    remaining: dict[bool, Failure] = {}  # one of those that may pass, and one of those that will not
     while batch := list(islice(entries, BATCH)):
         failures = store.erase(batch)
         found += len(batch)
-        remaining += failures[: 1 - len(remaining)]
+        remaining |= {failure.may_pass: failure for failure in failures}
         gone = F("erased") + len(batch) - len(failures)
         if portion.fenced().update(erased=gone, lease_at=timezone.now()) != 1:
             raise LeaseLost
         if time.monotonic() > until and not remaining:
             return found
-    if remaining:
-        raise Blocked(remaining[0].reason)
+    if refused := remaining.get(False):
+        raise Blocked(refused.reason)
+    if delayed := remaining.get(True):
+        raise StoreUnavailable(delayed.reason)
     return found
 
 

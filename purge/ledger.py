@@ -11,7 +11,7 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from files import deployment, keys, signing
+from files import audit_heads, deployment, keys, signing
 from files.stores import StoreRefused, get_store
 from purge.models import Destruction
 
@@ -30,7 +30,7 @@ class Entry:
 def enter(destruction: Destruction) -> None:
     """Writes the entry, once. Raises StoreError; StoreRefused if the number has somebody else's entry."""
     store, name = get_store("vault"), deployment.entry_name(destruction.number)
-    key = keys.audit_key(now=timezone.now())
+    key = audit_heads.signing_key(now=timezone.now())
     body = {
         "version": 1,
         "deployment": str(deployment.current().uuid),

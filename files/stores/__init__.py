@@ -55,6 +55,7 @@ class Entry:
 class Failure:
     entry: Entry
     reason: str
+    may_pass: bool = False  # the store was busy or in trouble, and did not refuse
 
 
 class Writer(Protocol):

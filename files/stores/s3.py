@@ -243,7 +243,7 @@ class S3Store(ThroughPort, S3Storage):  # type: ignore[misc]  # django-storages 
     def _erase_objects(self, entries: list[Entry]) -> list[Failure]:
         failures = self._delete(entries)
         for attempt in range(3):
-            passing = {failure.entry for failure in failures if failure.reason.partition(":")[0] in PASSING}
+            passing = {failure.entry for failure in failures if failure.may_pass}
             if not passing:
                 break
             pause(attempt)
@@ -266,7 +266,8 @@ class S3Store(ThroughPort, S3Storage):  # type: ignore[misc]  # django-storages 
             if code not in GONE:
                 # An error that names none of ours leaves all of them in doubt.
                 meant = [entry for entry in entries if entry.key == key and version in {entry.version, None, ""}] or entries
-                failures += [Failure(entry, f"{code}: {problem.get('Message') or 'no message'}") for entry in meant]
+                reason = f"{code}: {problem.get('Message') or 'no message'}"
+                failures += [Failure(entry, reason, may_pass=code in PASSING) for entry in meant]
         return failures
 
     def _erase_upload(self, entry: Entry) -> list[Failure]:

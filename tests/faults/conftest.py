@@ -1,4 +1,4 @@
-"""A server on PostgreSQL and the real S3 server, and doors to both that can be made to fail."""
+"""A server on PostgreSQL and the real S3 server, and doors to both that can be made to fail; a door to moto for this process."""
 
 import uuid
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from psycopg import sql
+from pytest_django import Settings
 
 from tests import servers, stores
 from tests.live.people import Person
@@ -94,6 +95,14 @@ def site(shared_site: Site) -> Iterator[Site]:
 @pytest.fixture
 def member(site: Site, tmp_path: Path) -> Person:
     return Person(site.server, "member", tmp_path)
+
+
+@pytest.fixture
+def faults(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[stores.Faults]:
+    """The door of the store that services in this process write to: moto. Nobody waits between two attempts."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with stores.stored_in(stores.moto(), settings):
+        yield stores.moto_server()[1]
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """The store fails under the API: a clear answer, nothing kept, and all works again once it does (F-01, F-02, F-12, F-13)."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import time_machine
-from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import reading
@@ -25,14 +24,6 @@ Api = Callable[[User | None], APIClient]
 MIB = 1024 * 1024
 SMALL, BIG = random.Random(1).randbytes(300_000), random.Random(1).randbytes(17 * MIB)
 START, GET, LIST, DELETE = ("POST", "^uploads"), ("GET", "^$"), ("GET", "prefix="), ("POST", "^delete")
-
-
-@pytest.fixture
-def faults(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[stores.Faults]:
-    """The door of the store that the API writes to. Nobody waits between two attempts."""
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    with stores.stored_in(stores.moto(), settings):
-        yield stores.moto_server()[1]
 
 
 @pytest.fixture

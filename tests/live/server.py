@@ -153,7 +153,8 @@ class Server:
             with psycopg.connect(self.database, connect_timeout=10) as postgresql:
                 cursor = postgresql.execute(statement.replace("?", "%s"), values)
                 return cursor.fetchall() if cursor.description else []
-        stored = [f"{value:%Y-%m-%d %H:%M:%S.%f}" if isinstance(value, datetime) else value for value in values]
+        # As Django writes them, which compares them as text: without a fraction if there is none.
+        stored = [value.replace(tzinfo=None).isoformat(" ") if isinstance(value, datetime) else value for value in values]
         with closing(sqlite3.connect(self.home / "strongroom.sqlite3", timeout=20)) as database, database:
             return database.execute(statement, stored).fetchall()
 
@@ -191,10 +192,11 @@ class Server:
         assert sorted(self.sql(counted)) == sorted((pk, count, int(total)) for pk, count, total in self.sql(there))
 
     def forget_heartbeats(self) -> None:
-        """As if uploads had been silent for a quarter of an hour, and the clean-up's leases had run out."""
+        """As if uploads had been silent for a quarter of an hour, and the leases of the clean-up and of purges had run out."""
         long_ago = datetime(2020, 1, 1, tzinfo=UTC)
         self.sql("UPDATE files_upload SET heartbeat_at = ?", long_ago)
-        self.sql("UPDATE files_erasure SET lease_at = ? WHERE lease_at IS NOT NULL", long_ago)
+        for table in ("files_erasure", "purge_portion", "purge_destruction"):
+            self.sql(f"UPDATE {table} SET lease_at = ? WHERE lease_at IS NOT NULL", long_ago)  # noqa: S608  our own tables
 
     def objects(self) -> list[Path]:
         """Every file in its buckets, finished or not."""

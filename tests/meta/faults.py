@@ -19,7 +19,7 @@ INVARIANTS: Final = """
 04   No pair of key and nonce is used twice.
 05   A segment opens only at its own place in its own version of its own file, collection and tenant.
 06   Every file has its object, of the recorded size; every object has a row that knows of it.
-07 * After a purge nothing is under the collection's prefix, in any version, and its key is gone.
+07   After a purge nothing is under the collection's prefix, in any version, and its key is gone.
 08   Nothing makes a destroyed key, or a purged collection, readable again.
 09   A link is redeemed at most once, counted over all processes.
 10 * What is released was approved by distinct people with the right to do so, then and now.
@@ -53,7 +53,7 @@ FAULTS: Final = """
 15   More parts than S3 counts: part sizes grow.
 16 * Copies above 5 GiB for staging.
 17   Deletion fails in part: what remains is tried again until the listing is empty.
-18 * Versioned and locked buckets in a purge.
+18   Versioned and locked buckets in a purge.
 19   A listing is incomplete: an error, never taken for all there is.
 20 * Wrong or empty bucket, old database: the sweep refuses.
 21   The store refuses boto3's additional checksums: both settings work.
@@ -68,7 +68,7 @@ FAULTS: Final = """
 30 * The broker is gone or emptied: nothing is lost.
 31   A tick is delivered twice, late or out of order: a lease decides.
 32   Two beats, a dead beat, a tick longer than its period: a lease decides.
-33 * Purges and a deletion in parallel.
+33   Purges and a deletion in parallel.
 34   The mail server is down, slow or refuses: what the mail tells of stands, and the mail comes later, once.
 35   The disk is full or read-only: transfers to S3 need none; else 503 and nothing half-done.
 36   Out of descriptors, threads or database connections: 503 or refused, and recovery without a restart.
@@ -95,7 +95,7 @@ FAULTS: Final = """
 57 * A collection expires during a review.
 58   Uploads of one name at once: one wins, the others are told, no object stays.
 59   Rotation while files are read, written and replaced, twice at once, killed half-way: nothing is lost.
-60 * Deletion of 100,000 files.
+60   Deletion of 100,000 files.
 61   Rows that nobody may write, written past the application: refused by the database.
 62   Exports that a spreadsheet would execute, or that are long: disarmed, in flat memory, visibly cut when they fail.
 63 * A database backup from before a purge.

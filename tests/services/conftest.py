@@ -7,9 +7,10 @@ import pytest
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files.models import Collection
+from files.models import Collection, StoredFile
 from files.stores import ensure_buckets
 from tenants.models import User
+from tests.services import purging
 
 
 @pytest.fixture
@@ -32,3 +33,19 @@ def make_collection(api: Callable[[User | None], APIClient]) -> Callable[[User, 
         return Collection.objects.get(slug=made.json()["id"])
 
     return make
+
+
+@pytest.fixture
+def filled(own_buckets: Path, api: Callable[[User | None], APIClient], alice: User, bob: User) -> Collection:
+    """alice's, with three files."""
+    return purging.fill(api(alice))
+
+
+@pytest.fixture
+def stubborn(filled: Collection, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The key of an object in the vault that will not go."""
+    vault = settings.STORAGES["vault"]
+    settings.STORAGES = settings.STORAGES | {"vault": vault | {"BACKEND": "tests.services.purging.Stubborn"}}
+    key = StoredFile.objects.order_by("pk")[1].object_key
+    monkeypatch.setattr(purging.Stubborn, "locked", key)
+    return key

@@ -29,7 +29,7 @@ from purge.models import Destruction
 from tenants import audit
 from tenants.models import AuditEvent, Tenant, User
 from tests.lifted import guards_lifted
-from tests.services.test_purge import expire, fill, under, work_on
+from tests.services.purging import expire, fill, under, work_on
 
 
 Api = Callable[[User | None], APIClient]

@@ -29,7 +29,7 @@ from tenants.models import AuditEvent, AuditHead, Tenant, User
 from tests import invariants, stores
 from tests.invariants import entries
 from tests.lifted import guards_lifted
-from tests.services.test_purge import expire, fill
+from tests.services.purging import expire, fill
 
 
 Api = Callable[[User | None], APIClient]

@@ -1,0 +1,245 @@
+"""Purges are killed at any moment, doubled, and met by uploads and deletions: each collection goes once, and nobody else's does.
+
+INV-07, INV-08; F-26, F-31, F-32, F-33. Each query and each request to the store is in services/test_purge_broken.py.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+from uuid import UUID
+
+import pytest
+
+from tests.faults.answers import ask, get, put
+from tests.faults.conftest import Site
+from tests.live.people import Person
+from tests.live.proxy import Fault
+from tests.live.server import ROOT, Server
+from tests.live.waiting import wait_for
+
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+DELAYS = (0, 0.01, 0.03, 0.1, 0.3)
+
+
+def make(server: Server, folder: Path, *, files: int) -> Person:
+    """A person with a collection of so many small files."""
+    folder.mkdir()
+    person = Person(server, "member", folder)
+    parts = [
+        f'--cut\r\nContent-Disposition: form-data; name="file"; filename="{number}.bin"\r\n\r\n{number}\r\n'
+        for number in range(files)
+    ]
+    form = "".join([*parts, "--cut--\r\n"]).encode()
+    answer = ask(person, "POST", person.files, form, Content_Type="multipart/form-data; boundary=cut")
+    assert answer.status in {200, 201}, answer
+    assert person.api("GET", f"/api/v1/collections/{person.collection}/")[1]["file_count"] == files
+    return person
+
+
+def expire(*people: Person) -> None:
+    for person in people:
+        person.server.sql("UPDATE files_collection SET purge_at = ? WHERE slug = ?", LONG_AGO, person.collection)
+
+
+@contextmanager
+def purge(server: Server) -> Iterator["subprocess.Popen[str]"]:
+    """`manage.py purge`, killed at the end of the block if it still runs."""
+    with subprocess.Popen(
+        [sys.executable, "manage.py", "purge"],
+        cwd=ROOT,
+        env=server.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def has_begun(server: Server) -> int:
+    """Grows with each destruction, and with each time that a worker takes up a part of one."""
+    attempts = "SELECT count(*) + coalesce(sum(attempts), 0) FROM "
+    return sum(int(server.sql(attempts + table)[0][0]) for table in ("purge_destruction", "purge_portion"))
+
+
+def kill_at_work(server: Server, delay: float) -> None:
+    """So many seconds after it has taken something up, if it is not done by then."""
+    before = has_begun(server)
+    with purge(server) as process:
+        wait_for(lambda: has_begun(server) > before or process.poll() is not None, seconds=60)
+        time.sleep(delay)
+
+
+def destroyed(server: Server) -> list[str]:
+    """Their former ids."""
+    return sorted(slug for (slug,) in server.sql("SELECT slug FROM purge_destruction WHERE status = 'done'"))
+
+
+def assert_gone(server: Server, *people: Person) -> None:
+    """INV-07; and each of them once, whoever took part in it."""
+    certified = server.sql("SELECT slug, certificate, collection_uuid FROM purge_destruction WHERE status = 'done'")
+    assert sorted(slug for slug, _, _ in certified) == sorted(person.collection for person in people)
+    assert all(certificate for _, certificate, _ in certified)
+    uuids = {str(UUID(str(uuid))) for _, _, uuid in certified}
+    assert [key for key in everything(server) for uuid in uuids if uuid in key] == []
+    for action in ("collection.shred", "collection.purge"):
+        events = server.sql("SELECT target_id FROM tenants_auditevent WHERE action = ?", action)
+        assert sorted(target for (target,) in events) == sorted(uuids)
+    assert server.sql("SELECT count(*) FROM purge_portion WHERE verified_at IS NULL") == [(0,)]
+    server.manage("verify_audit")
+    server.check()
+
+
+def everything(server: Server) -> list[str]:
+    return [str(path) for path in server.objects()] + list(server.stored())
+
+
+def assert_untouched(person: Person, *, files: int) -> None:
+    for number in range(files):
+        assert get(person, f"{number}.bin").content == f"{number}".encode()
+
+
+class Uploader:
+    """Uploads one small file after the other until it is told to stop."""
+
+    def __init__(self, person: Person) -> None:
+        self.person, self.statuses = person, list[int]()
+
+    def upload(self, is_over: Event) -> None:
+        while not is_over.is_set():
+            self.statuses.append(put(self.person, f"late-{len(self.statuses)}", b"late").status)
+            time.sleep(0.05)
+
+
+@pytest.mark.timeout(300)  # a busy machine takes four times as long
+def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., Server], tmp_path: Path) -> None:
+    """F-26, F-31, F-33: on a collection that was begun five times, on one that expires now, and on one that its owner deletes."""
+    server = ready_server(DELETE_GRACE="1").start()
+    november = make(server, tmp_path / "november", files=300)
+    october, december, kept = (make(server, tmp_path / name, files=50) for name in ("october", "december", "kept"))
+    assert server.stop() == 0
+
+    expire(november)
+    kills = 0
+    for delay in DELAYS:
+        kill_at_work(server, delay)
+        kills += november.collection not in destroyed(server)
+        server.forget_heartbeats()
+    assert kills > 0
+
+    server.start()
+    expire(october)
+    is_over = Event()
+    uploaders = [Uploader(person) for person in (october, december, kept)]
+    with ThreadPoolExecutor(3) as pool, purge(server) as first, purge(server) as second:
+        uploads = [pool.submit(each.upload, is_over) for each in uploaders]
+        try:
+            assert ask(november, "DELETE", f"/api/v1/collections/{november.collection}/").status == 404
+            assert ask(december, "DELETE", f"/api/v1/collections/{december.collection}/").status == 202
+            for process in (first, second):
+                _, complaint = process.communicate(timeout=60)
+                assert process.returncode == 0, complaint
+            wait_for(lambda: len(destroyed(server)) == 3, seconds=30)
+        finally:
+            is_over.set()
+    for upload in uploads:
+        upload.result()
+
+    wait_for(server.is_tidy)
+    assert_gone(server, november, october, december)
+    assert [{*each.statuses} - {201, 404, 409} for each in uploaders[:2]] == [set(), set()]
+    assert set(uploaders[2].statuses) == {201}
+    assert_untouched(kept, files=50)
+
+
+# --- Doubled beats and workers ---
+
+
+@contextmanager
+def another(server: Server, *arguments: str) -> Iterator[None]:
+    """One more beat or worker, as on a second host."""
+    command = [sys.executable, "-m", "celery", "--app", "config.celery", "--quiet", *arguments]
+    with (server.home / "another").open("ab") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=server.environment, stdout=output, stderr=output)
+    try:
+        yield
+        assert process.poll() is None, (server.home / "another").read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_two_beats_and_two_workers_do_it_once(ready_server: Callable[..., Server], tmp_path: Path) -> None:
+    """F-31, F-32: and the daily task comes ten times over."""
+    server = ready_server(DELETE_GRACE="1").start()
+    people = [make(server, tmp_path / f"{number}", files=20) for number in range(6)]
+    *due, kept = people
+    second = ("worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat")
+    with another(server, *second), another(server, "beat", "--schedule", str(server.home / "second-schedule"), "--pidfile="):
+        expire(*due[:3])
+        for person in due[3:]:
+            assert ask(person, "DELETE", f"/api/v1/collections/{person.collection}/").status == 202
+        send = "from config.celery import app\nfor _ in range(10):\n    app.send_task('purge.tasks.purge_expired')"
+        subprocess.run([sys.executable, "-c", send], cwd=ROOT, env=server.environment, check=True)
+        wait_for(lambda: len(destroyed(server)) == len(due), seconds=60)
+        time.sleep(6)  # one more tick of each
+    assert_gone(server, *due)
+    assert_untouched(kept, files=20)
+
+
+# --- On PostgreSQL and a real S3 server, at chosen moments ---
+
+S3, DATABASE = "s3", "database"
+MOMENTS = [
+    pytest.param(DATABASE, rb'INSERT INTO "purge_destruction"', "request", id="begins", marks=pytest.mark.slow),
+    pytest.param(DATABASE, rb'UPDATE "files_key" SET "wrapped"', "answer", id="key-not-committed", marks=pytest.mark.slow),
+    pytest.param(DATABASE, rb'UPDATE "purge_portion"', "request", id="claims", marks=pytest.mark.slow),
+    pytest.param(S3, rb"^GET \S+versions", "request", id="lists", marks=pytest.mark.slow),
+    pytest.param(S3, rb"^POST \S+\?delete", "request", id="deletes", marks=pytest.mark.slow),
+    pytest.param(S3, rb"^POST \S+\?delete", "answer", id="deleted-unheard"),
+    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "request", id="rows-go", marks=pytest.mark.slow),
+    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "answer", id="rows-gone-unheard", marks=pytest.mark.slow),
+    pytest.param(DATABASE, rb'DELETE FROM "files_collection"', "request", id="certifies"),
+    pytest.param(DATABASE, rb'DELETE FROM "files_key"', "answer", id="certificate-not-committed", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("where", "held", "way"), MOMENTS)
+def test_purge_that_is_killed_is_ended_by_the_next(site: Site, tmp_path: Path, where: str, held: bytes, way: str) -> None:
+    """F-26: the command or the worker, whichever comes that far; both are killed, as when the machine loses power."""
+    server, proxy = site.server, site.s3 if where == S3 else site.database
+    before = destroyed(server)
+    november, kept = (make(server, tmp_path / name, files=10) for name in ("november", "kept"))
+    expire(november)
+    with proxy.during(Fault(request=held, way=way, then="hang")):  # type: ignore[arg-type]
+        with purge(server):
+            wait_for(lambda: proxy.happened, seconds=30)
+        server.kill()
+    assert destroyed(server) == before
+    begun = server.sql("SELECT count(*) FROM purge_destruction WHERE status = 'running'") == [(1,)]
+    wrapped = "SELECT wrapped IS NOT NULL FROM files_key JOIN files_collection ON key_id = files_key.id WHERE slug = ?"
+    assert server.sql(wrapped, november.collection) == [(not begun,)]
+
+    server.start()
+    server.forget_heartbeats()
+    answer = get(november, "1.bin")
+    assert (answer.status, answer.content == b"1") == ((404, False) if begun else (200, True))
+    server.manage("purge")
+    assert sorted({*destroyed(server)} - {*before}) == [november.collection]
+    assert [key for key in sorted(site.keys()) if key.split("/")[2] == prefix_of(server, november)] == []
+    server.manage("verify_audit")
+    assert_untouched(kept, files=10)
+
+
+def prefix_of(server: Server, person: Person) -> str:
+    ((uuid,),) = server.sql("SELECT collection_uuid FROM purge_destruction WHERE slug = ?", person.collection)
+    return str(uuid)

@@ -1,0 +1,199 @@
+"""The store fails under a purge: it goes on later, says so meanwhile, and never takes less than all for all there is.
+
+INV-07; F-17, F-19. What a store refuses is in services/test_purge_broken.py, too.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from files.models import Collection
+from purge import destroying
+from tenants.models import User
+from tests import stores
+from tests.contracts.test_s3_faults import answer, answering, is_request, reply, s3_error
+from tests.faults.test_storage import DELETE, LIST
+from tests.services.purging import (
+    NAMES,
+    Api,
+    assert_destroyed,
+    assert_gone,
+    assert_waits,
+    end,
+    fill,
+    of,
+    under,
+    work_later,
+    work_on,
+)
+
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    Fault = Callable[[WSGIEnvironment, StartResponse, WSGIApplication], Iterable[bytes] | None]
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.any_database]
+VERSIONS = ("GET", "versions")
+EMPTY = b"<ListVersionsResult><IsTruncated>false</IsTruncated></ListVersionsResult>"
+CUT = b"<ListVersionsResult><IsTruncated>true</IsTruncated></ListVersionsResult>"  # there is more, but it does not say where
+
+
+@pytest.fixture
+def filled(faults: stores.Faults, api: Api, alice: User, bob: User) -> Collection:
+    """In the place of the local one: in buckets of moto."""
+    return fill(api(alice))
+
+
+# --- Throttled ---
+
+
+def throttled_from(number: int) -> "Fault":
+    """Every request from this one on, counted from 1. Before that two entries are a page: servers may give fewer than asked."""
+    asked = count(1)
+
+    def fault(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication") -> Iterable[bytes] | None:
+        if next(asked) >= number:
+            return answer(environ, start, "503 Slow Down", s3_error("SlowDown"))
+        if is_request(environ, *LIST):
+            environ["QUERY_STRING"] += "&max-keys=2"
+        return None
+
+    return fault
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_store_that_throttles_from_any_request_on_is_waited_for(
+    faults: stores.Faults, api: Api, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """In the middle of a listing, between two batches of a deletion, at the last look."""
+    monkeypatch.setattr(destroying, "BATCH", 2)
+    for number in count(1, step):
+        collection = fill(api(alice), f"Number {number}")
+        with faults.during(throttled_from(number)) as seen:
+            end(collection)
+        if len(seen) < number:
+            break
+        assert_waits(collection)
+        work_on()
+        assert_waits(collection)  # whoever had it may be alive: not before his lease has run out
+        work_later()
+        assert_destroyed(collection)
+    assert_destroyed(collection)
+    assert number > 20
+
+
+# --- Deletions ---
+
+
+def failing_in_part(code: str, key: str, *, times: int) -> "Fault":
+    """The first `times` deletions do their work but for one key, of which they say that."""
+    left = iter(range(times))
+
+    def fault(environ: "WSGIEnvironment", start: "StartResponse", application: "WSGIApplication") -> Iterable[bytes] | None:
+        if not is_request(environ, *DELETE) or next(left, None) is None:
+            return None
+        asked = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+        rest = re.sub(rb"<Object><Key>%b</Key>.*?</Object>" % re.escape(key.encode()), b"", asked)
+        assert rest != asked
+        if b"<Object>" in rest:
+            passed = environ | {"wsgi.input": BytesIO(rest), "CONTENT_LENGTH": str(len(rest))}
+            b"".join(application(passed, lambda *_: lambda _: None))
+        error = f"<Error><Key>{key}</Key><VersionId>null</VersionId><Code>{code}</Code><Message>a fault</Message></Error>"
+        return reply(start, "200 OK", f"<DeleteResult>{error}</DeleteResult>".encode())
+
+    return fault
+
+
+@pytest.mark.parametrize("code", ["InternalError", "SlowDown", "AccessDenied"])
+@pytest.mark.parametrize("times", [2, 10**6])
+def test_deletion_that_fails_in_part_is_repeated_for_what_remains(
+    filled: Collection, faults: stores.Faults, code: str, times: int
+) -> None:
+    """A store in trouble is waited for, and only what it refuses blocks. Nothing is called gone that is there."""
+    kept = under(filled)[1].key
+    with faults.during(failing_in_part(code, kept, times=times)) as seen:
+        destruction = end(filled)
+    asked = sum(is_request(environ, *DELETE) for environ in seen)
+    if code == "AccessDenied":
+        assert (destruction.status, destruction.blocked_by, asked) == ("blocked", "AccessDenied: a fault", 1)
+        assert destroying.try_again(destruction, by=None, now=destruction.began_at)
+    elif times > 2:
+        assert asked == 4
+        assert_waits(filled)
+    if destruction.status != "done":
+        assert [entry.key for entry in under(filled)] == [kept]
+        assert sum(destruction.portions.values_list("erased", flat=True)) == len(NAMES) - 1
+        work_later()
+    assert_gone(filled)
+    assert sum(of(filled).portions.values_list("erased", flat=True)) == len(NAMES)
+
+
+@pytest.mark.parametrize("code", ["", "NoSuchKey", "NoSuchVersion"])
+def test_key_that_somebody_else_has_deleted_is_gone(filled: Collection, faults: stores.Faults, code: str) -> None:
+    """Between the listing and the deletion; servers differ in what they say to that."""
+    client = stores.moto().client
+    keys = [entry.key for entry in under(filled)]
+
+    def fault(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication") -> Iterable[bytes] | None:
+        if not is_request(environ, *DELETE):
+            return None
+        for key in keys:
+            client.delete_object(Bucket=environ["PATH_INFO"].strip("/"), Key=key)
+        errors = "".join(f"<Error><Key>{key}</Key><Code>{code}</Code></Error>" for key in keys)
+        return answer(environ, start, "200 OK", f"<DeleteResult>{errors}</DeleteResult>".encode()) if code else None
+
+    with faults.during(fault):
+        end(filled)
+    assert_gone(filled)
+
+
+# --- Listings ---
+
+
+@pytest.mark.parametrize("page", [CUT, b"<ListVersionsResult/>", b"<html>not S3</html>", b""])
+def test_listing_that_is_cut_short_is_never_taken_for_all_there_is(
+    filled: Collection, faults: stores.Faults, page: bytes
+) -> None:
+    with faults.during(answering(*VERSIONS, "200 OK", page)):
+        end(filled)
+    assert len(under(filled)) == len(NAMES)
+    assert_waits(filled)
+    work_later()
+    assert_gone(filled)
+
+
+@pytest.mark.parametrize("stale", range(1, 5))
+def test_listing_that_is_stale_is_not_the_last(filled: Collection, faults: stores.Faults, stale: int) -> None:
+    """One listing of each bucket in turn says that nothing is there: the look behind it finds what is."""
+    asked = count(1)
+
+    def fault(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication") -> Iterable[bytes] | None:
+        if not is_request(environ, *VERSIONS) or next(asked) != stale:
+            return None
+        return answer(environ, start, "200 OK", EMPTY)
+
+    with faults.during(fault):
+        end(filled)
+    assert_gone(filled)
+
+
+def test_answer_to_a_deletion_that_is_lost_costs_another_look(filled: Collection, faults: stores.Faults) -> None:
+    """All of it was done and none of it heard: what is gone is not counted, and nothing is left."""
+
+    def fault(environ: "WSGIEnvironment", start: "StartResponse", application: Any) -> Iterable[bytes] | None:
+        if not is_request(environ, *DELETE):
+            return None
+        b"".join(application(environ, lambda *_: lambda _: None))
+        return reply(start, "500 Internal Server Error", s3_error("InternalError"))
+
+    with faults.during(fault):
+        end(filled)
+    assert under(filled) == []
+    assert_waits(filled)
+    work_later()
+    assert_gone(filled)

@@ -1,0 +1,132 @@
+"""A purge that is refused, kept waiting, killed, doubled and raced: it ends the same, and is never called done before.
+
+INV-08; F-17, F-18, F-26, F-31, F-33.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from itertools import count
+
+import pytest
+from django.db import DatabaseError
+from django.utils import timezone
+from pytest_django import Settings
+from rest_framework.exceptions import APIException
+
+from files import services
+from files.models import Collection, Key
+from files.stores import Entry, StoreUnavailable
+from files.stores.local import LocalStore
+from purge import destroying, schedule
+from purge.models import Destruction
+from tenants.models import AuditEvent, User
+from tests.faults.breaking import FUSE, KINDS
+from tests.races import race
+from tests.services.purging import Api, Stubborn, assert_gone, assert_waits, end, expire, fill, under, work_later, work_on
+
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+# --- What is in its way ---
+
+
+def test_object_that_will_not_go_blocks_with_its_reason(
+    filled: Collection, stubborn: str, monkeypatch: pytest.MonkeyPatch, alice: User
+) -> None:
+    """F-18: never called purged. All else of it goes, and it goes on when the reason is gone."""
+    destruction = end(filled)
+
+    assert (destruction.status, destruction.blocked_by, destruction.certificate) == ("blocked", "AccessDenied: Access Denied", "")
+    assert Collection.objects.get().status == "blocked"
+    assert [entry.key for entry in under(filled)] == [stubborn]
+    assert Key.objects.get(pk=filled.key_id).wrapped is None
+    work_on()
+    assert Destruction.objects.get().status == "blocked"
+
+    schedule.purge_expired(now=timezone.now())  # tomorrow
+    work_on()
+    assert Destruction.objects.get().status == "blocked"
+    assert AuditEvent.objects.filter(action="collection.purge_blocked").count() == 2
+
+    monkeypatch.setattr(Stubborn, "locked", "")
+    assert destroying.try_again(destruction, by=alice, now=timezone.now())
+    assert not destroying.try_again(destruction, by=alice, now=timezone.now())
+    work_on()
+    assert_gone(filled)
+
+
+def test_store_that_is_away_is_waited_for(filled: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_away(*_: object) -> Iterator[Entry]:
+        raise StoreUnavailable("ListObjectVersions: no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "entries", is_away)
+        end(filled)
+    assert_waits(filled)
+
+    work_later()
+    assert_gone(filled)
+
+
+# --- Killed, doubled and raced ---
+
+
+@pytest.fixture
+def breaking(filled: Collection, settings: Settings) -> None:
+    settings.STORAGES = settings.STORAGES | {
+        alias: settings.STORAGES[alias] | {"BACKEND": "tests.faults.breaking.BreakingLocal"} for alias in settings.BUCKETS
+    }
+
+
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("breaking")
+def test_broken_off_at_any_point_it_is_taken_up_again(filled: Collection, kind: str, api: Api, alice: User, step: int) -> None:
+    """F-26, at every query and every request to the store; it is never readable again, and ends the same."""
+    first = 1 + list(KINDS).index(kind)
+    for point in count(first, step):
+        collection = filled if point == first else fill(api(alice), f"Number {point}")
+        expire(collection)
+        with FUSE.armed(point, kind), suppress(APIException, DatabaseError):
+            destroying.begin(collection, by=None, now=timezone.now())
+            work_on()
+        is_over = not FUSE.is_blown
+        FUSE.disarm()
+
+        destroying.begin(collection, by=None, now=timezone.now())
+        work_later()
+        assert_gone(collection)
+        if is_over:
+            break
+    assert point > 30
+
+
+def test_many_at_once_do_it_once(filled: Collection) -> None:
+    """F-31, F-33."""
+    expire(filled)
+
+    begun = race([lambda: destroying.begin(filled, by=None, now=timezone.now())] * 6)
+    race([work_on] * 4)
+    work_on()
+
+    assert sum(each is not None for each in begun) == 1
+    assert_gone(filled)
+
+
+def test_restore_against_the_end_of_the_grace(filled: Collection, alice: User, settings: Settings) -> None:
+    services.delete_collection(filled, by=alice, now=timezone.now())
+    later = timezone.now() + timedelta(seconds=settings.DELETE_GRACE + 1)
+
+    def restore() -> bool:
+        try:
+            services.restore_collection(filled, by=alice, now=later)
+        except APIException:
+            return False
+        return True
+
+    is_restored, destruction = race([restore, lambda: destroying.begin(filled, by=None, now=later)])
+
+    assert is_restored == (destruction is None) == (Collection.objects.get().status == "open")
+    assert (Key.objects.get(pk=filled.key_id).wrapped is None) == (destruction is not None)
