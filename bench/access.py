@@ -40,6 +40,7 @@ def own_database(server: str, name: str) -> Iterator[None]:
         connection.execute(f"CREATE DATABASE {name}")
         os.environ["DATABASE_URL"] = f"{server}/{name}"
         os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+        os.environ.setdefault("LOG_LEVEL", "WARNING")  # or there was a line for each request
         try:
             import django
             from django.core.management import call_command
