@@ -5,8 +5,8 @@
 
 Makes and drops a database and buckets of its own. The bare loop is given the keys and does nothing but one DeleteObjects of
 1,000 keys after the other, with boto3 as it comes. A worker is a process that calls `destroying.work` as the tick does: it
-lists what there is, deletes every version of it, lists again, and keeps its lease. Each round takes both ways with one process
-and with two, on as many objects, so that a machine whose speed drifts is the same machine for all of them; what counts is the
+lists what there is, deletes every version of it, lists again, and keeps its lease. Each round takes both ways, with one process
+or with two, on as many objects, so that a machine whose speed drifts is the same machine for all of them; what counts is the
 median of the ratios. Exits with 1 if a collection is readable for longer than a second after its end began, if one worker
 keeps less than 0.8 of the bare rate, or if the worker's memory grows with the number of files.
 """
@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from files.models import Collection
     from tenants.models import User
 
-PER_ROUND = 10_000
+SHARE = 10_000  # files for each worker in a round
 BATCH = 1_000  # keys in one request, which is what S3 takes
 BODY = os.urandom(1_024)  # bytes
 PUTTERS = 8  # threads
@@ -125,26 +125,17 @@ def delete(keys: list[str]) -> None:
         assert not answer.get("Errors"), answer
 
 
-def erase(slug: str) -> None:
-    """Everything in the buckets, until listings find nothing."""
-    work_until(slug, lambda portions: not portions.filter(verified_at=None).exists())
-
-
-def finish(slug: str) -> None:
-    """The last listing, the rows and the certificate."""
-    work_until(slug, lambda portions: not portions.filter(destruction__status="running").exists())
-
-
-def work_until(slug: str, is_over: Callable[[Any], bool]) -> None:
+def work(slug: str) -> None:
+    """As ticks do, until the certificate is there."""
     from django.utils import timezone
 
     from purge import destroying, schedule
-    from purge.models import Portion
+    from purge.models import Destruction
 
-    portions = Portion.objects.filter(destruction__slug=slug)
-    while not is_over(portions):
+    running = Destruction.objects.filter(slug=slug).exclude(status="done")
+    while running.exists():
         if not destroying.work(now=timezone.now(), seconds=schedule.TICK):
-            assert not portions.filter(destruction__status="blocked").exists()
+            assert not running.filter(status="blocked").exists()
             time.sleep(0.02)  # the other worker has the last of it
 
 
@@ -191,64 +182,61 @@ def begin(owner: "User", collection: "Collection") -> tuple[float, float]:
     return begun, time.perf_counter() - started
 
 
-def check_gone(collection: "Collection") -> None:
+def destroy(collection: "Collection", workers: list[Worker]) -> tuple[float, float]:
+    """Seconds for the objects, until listings found none in any bucket, and for the rows behind them, until the certificate."""
     from purge.models import Destruction
 
+    started = time.time()
+    total = seconds_of(*((each, work, collection.slug) for each in workers))
     destruction = Destruction.objects.get(slug=collection.slug)
-    erased = sum(destruction.portions.values_list("erased", flat=True))
-    assert (destruction.status, erased) == ("done", destruction.file_count), (destruction.status, erased)
-    assert (
-        endpoint().client.list_object_versions(Bucket=os.environ["S3_BUCKET"], Prefix=collection.prefix).get("Versions") is None
-    )
+    portions = list(destruction.portions.values_list("erased", "verified_at"))
+    assert sum(erased for erased, _ in portions) == destruction.file_count, portions
+    assert "Versions" not in endpoint().client.list_object_versions(Bucket=os.environ["S3_BUCKET"], Prefix=collection.prefix)
+    for_objects = max(at for _, at in portions if at).timestamp() - started
+    return for_objects, total - for_objects
 
 
-def compare(owner: "User", workers: list[Worker]) -> float:
-    """One round with so many processes: the purge's rate as a part of the bare one's."""
-    keys = [f"bare/{uuid4()}" for _ in range(PER_ROUND)]
+def compare(owner: "User", workers: list[Worker], share: int) -> float:
+    """One round with so many files for each of the processes: the purge's rate as a part of the bare one's."""
+    count = share * len(workers)
+    keys = [f"bare/{uuid4()}" for _ in range(count)]
     put(keys)
-    collection = fill(owner, PER_ROUND)
+    collection = fill(owner, count)
     begin(owner, collection)
-    step = -(-PER_ROUND // len(workers))
-    bare = seconds_of(*((each, delete, keys[n * step : (n + 1) * step]) for n, each in enumerate(workers)))
-    erased = seconds_of(*((each, erase, collection.slug) for each in workers))
-    finished = seconds_of((workers[0], finish, collection.slug))
-    check_gone(collection)
-    rates = [PER_ROUND / seconds for seconds in (bare, erased, finished, erased + finished)]
-    shown = "".join(f"{rate:10,.0f}" for rate in rates)
-    print(f"{len(workers):>7}{shown}{bare / erased:9.2f}", flush=True)
-    return bare / erased
+    bare = seconds_of(*((each, delete, keys[n :: len(workers)]) for n, each in enumerate(workers)))
+    objects, rows = destroy(collection, workers)
+    rates = [count / seconds for seconds in (bare, objects, rows, objects + rows)]
+    print(f"{len(workers):>7}{''.join(f'{rate:10,.0f}' for rate in rates)}{bare / objects:9.2f}", flush=True)
+    return bare / objects
 
 
 def run(owner: "User", first: Worker, second: Worker, *, files: int, rounds: int) -> bool:
     """Whether all of it is as it should be."""
-    compare(owner, [first])  # whatever is done once in a process is done now
-    print("\nper second:\nworkers      bare   objects      rows      both    ratio")
-    ratios: dict[int, list[float]] = {1: [], 2: []}
+    print("per second:\nworkers      bare   objects      rows      both    ratio")
+    compare(owner, [first, second], BATCH)  # whatever is done once in a process is done now
     with peak_memory(first.memory) as small:
-        for _ in range(rounds):
-            for workers in ([first], [first, second]):
-                ratios[len(workers)].append(compare(owner, workers))
-    medians = {count: statistics.median(each) for count, each in ratios.items()}
-    print(f"median ratio with one worker {medians[1]:.2f}, with two {medians[2]:.2f}\n")
+        one = statistics.median(compare(owner, [first], SHARE) for _ in range(rounds))
+    two = statistics.median(compare(owner, [first, second], SHARE) for _ in range(-(-rounds // 2)))
+    print(f"median ratio with one worker {one:.2f}, with two {two:.2f}; the first line does not count\n")
 
     collection = fill(owner, files)
     begun, refused = begin(owner, collection)
     print(f"{files:,} files: the key is gone after {begun:.2f} s, and a read was refused after {refused:.2f} s", flush=True)
     with peak_memory(first.memory) as large:
-        erased = seconds_of((first, erase, collection.slug))
-        finished = seconds_of((first, finish, collection.slug))
-    check_gone(collection)
-    print(f"one worker deleted the objects in {erased:.1f} s ({files / erased:,.0f}/s),")
-    print(f"the rows in {finished:.1f} s ({files / finished:,.0f}/s), and all of it in {erased + finished:.1f} s")
+        objects, rows = destroy(collection, [first])
+    print(f"one worker deleted the objects in {objects:.1f} s ({files / objects:,.0f}/s),")
+    print(f"the rows in {rows:.1f} s ({files / rows:,.0f}/s), and all of it in {objects + rows:.1f} s")
     print(f"its memory grew by {small[0]:.1f} MiB in the rounds, and by {large[0]:.1f} MiB here")
-    return refused < UNREADABLE and medians[1] >= RATE and large[0] < GROWTH
+    return refused < UNREADABLE and one >= RATE and large[0] < GROWTH
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("server", help="postgresql://user@host:port, without a database")
     options.add_argument("--files", type=int, default=100_000, help="of the large collection (100000)")
-    options.add_argument("--rounds", type=int, default=5, help="how often both ways are taken (5)")
+    options.add_argument(
+        "--rounds", type=int, default=5, help="how often both ways are taken, and half as often with two workers (5)"
+    )
     chosen = options.parse_args()
     assert urlsplit(chosen.server).scheme == "postgresql", "a PostgreSQL server, please"
     if "S3_TEST_ENDPOINT_URL" not in os.environ:
