@@ -153,7 +153,7 @@ def _erase_pass(portion: Portion, store: ObjectStore, *, until: float) -> int:
     entries, found = store.entries(portion.prefix), 0
     remaining: list[Failure] = []
     with ThreadPoolExecutor(1, "purge-listing") as lister:
-        batch = list(islice(entries, BATCH))
+        batch = list(islice(entries, BATCH // 2))  # a whole page ends with what a store gives away only when it has the next
         while batch:
             following = lister.submit(lambda: list(islice(entries, BATCH)))
             failures = store.erase(batch)
