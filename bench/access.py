@@ -30,17 +30,17 @@ COLLECTIONS, FILES, GRANTS, PEOPLE = 1_000, 100_000, 20_000, 500
 DETAILS = 20  # rounds of one thing for each round through a list
 LARGEST = 10_000  # files of the first collection
 LIMIT = 0.050  # seconds
-NAME = "strongroom_bench_access"
 
 
 @contextmanager
-def own_database(server: str) -> Iterator[None]:
+def own_database(server: str, name: str) -> Iterator[None]:
     """An empty one, migrated, as the database of this process' Django."""
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE IF EXISTS {NAME} WITH (FORCE)")
-        connection.execute(f"CREATE DATABASE {NAME}")
-        os.environ["DATABASE_URL"] = f"{server}/{NAME}"
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {name}")
+        os.environ["DATABASE_URL"] = f"{server}/{name}"
         os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+        os.environ.setdefault("LOG_LEVEL", "WARNING")  # or there was a line for each request
         try:
             import django
             from django.core.management import call_command
@@ -49,7 +49,7 @@ def own_database(server: str) -> Iterator[None]:
             call_command("migrate", verbosity=0)
             yield
         finally:
-            connection.execute(f"DROP DATABASE {NAME} WITH (FORCE)")
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def fill(now: datetime) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def main() -> int:
     chosen = options.parse_args()
     server = urlsplit(chosen.server)
     assert server.scheme == "postgresql", "a PostgreSQL server, please"
-    with own_database(chosen.server.rstrip("/")):
+    with own_database(chosen.server.rstrip("/"), "strongroom_bench_access"):
         from rest_framework.test import APIClient
 
         from tenants import tokens

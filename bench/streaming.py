@@ -100,13 +100,13 @@ def nginx(endpoint: str) -> Iterator[tuple[str, Callable[[], list[psutil.Process
 
 
 @contextmanager
-def peak_memory(server: Server) -> Iterator[list[float]]:
-    """Growth in MiB (PSS of all its processes) while the block runs."""
-    base, growth, is_over = server.memory(), [0.0], threading.Event()
+def peak_memory(memory: Callable[[], int]) -> Iterator[list[float]]:
+    """Growth in MiB of so many bytes while the block runs."""
+    base, growth, is_over = memory(), [0.0], threading.Event()
 
     def watch() -> None:
         while not is_over.wait(0.1):
-            growth[0] = max(growth[0], (server.memory() - base) / MIB)
+            growth[0] = max(growth[0], (memory() - base) / MIB)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -158,7 +158,7 @@ def run(
     token = headers["Authorization"].removeprefix("Bearer ")
     _, collection = server.request("POST", "/api/v1/collections/", token=token, body={"display_name": "bench"})
     content = f"/api/v1/collections/{collection['id']}/content"
-    with peak_memory(server) as growth:
+    with peak_memory(server.memory) as growth:
         rate = upload(server, f"{content}/big.bin", headers, mib)
     print(f"upload of {mib} MiB: {rate:.0f} MiB/s, memory of all processes grew by {growth[0]:.1f} MiB")
 
@@ -175,7 +175,7 @@ def run(
     samples: dict[str, list[Sample]] = {way.name: [] for way in ways}
     for way in ways:
         way.fetch(mib * MIB)
-    with peak_memory(server) as growth:
+    with peak_memory(server.memory) as growth:
         for _ in range(rounds):
             for way in ways:
                 samples[way.name].append(way.fetch(mib * MIB))

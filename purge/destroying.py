@@ -7,6 +7,7 @@ each step looks for what is left, so that a kill costs no more than a step (F-26
 import logging
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Exists, F, OuterRef, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from files import deployment, holds
@@ -35,8 +36,8 @@ from tenants.retries import retried
 
 log = logging.getLogger(__name__)
 
-MANY: Final = 5_000  # files from which on the objects are shared out among workers
 BATCH: Final = 1_000  # objects in one request, which is what S3 takes
+MANY: Final = 16 * BATCH  # files in one bucket from which on they are shared out among workers, in 16 portions
 ROWS: Final = 2_000  # in one transaction
 PATIENCE: Final = timedelta(minutes=5)  # without a sign of life, before another worker takes over
 
@@ -129,11 +130,16 @@ def _shred(
 
 def _portions(destruction: Destruction, collection: Collection) -> list[Portion]:
     """In every bucket that there is: a certificate says of each that nothing was left."""
-    stores = {*settings.BUCKETS, collection.tenant.vault_alias, *collection.files.values_list("store", flat=True).distinct()}
+    stores = {*settings.BUCKETS, collection.tenant.vault_alias}
     stores |= set(collection.uploads.values_list("store", flat=True))
-    ways = [f"{collection.prefix}{digit}" for digit in "0123456789abcdef"]
-    prefixes = ways if collection.file_count > MANY else [collection.prefix]
-    return [Portion(destruction=destruction, store=store, prefix=prefix) for store in sorted(stores) for prefix in prefixes]
+    counts = dict.fromkeys(stores, 0)
+    counts |= dict(collection.files.values_list("store").annotate(Count("pk")))
+    whole, ways = [collection.prefix], [f"{collection.prefix}{digit}" for digit in "0123456789abcdef"]
+    return [
+        Portion(destruction=destruction, store=store, prefix=prefix)
+        for store, count in sorted(counts.items())
+        for prefix in (ways if count > MANY else whole)
+    ]
 
 
 # --- The work ---
@@ -196,17 +202,22 @@ def _erase(portion: Portion, *, until: float) -> None:
 
 
 def _erase_pass(portion: Portion, store: ObjectStore, *, until: float) -> int:
+    """Deletes what a listing finds; returns how much that was. The next page is listed while the one before it is deleted."""
     entries, found = store.entries(portion.prefix), 0
     remaining: dict[bool, Failure] = {}  # one of those that may pass, and one of those that will not
-    while batch := list(islice(entries, BATCH)):
-        failures = store.erase(batch)
-        found += len(batch)
-        remaining |= {failure.may_pass: failure for failure in failures}
-        gone = F("erased") + len(batch) - len(failures)
-        if portion.fenced().update(erased=gone, lease_at=timezone.now()) != 1:
-            raise LeaseLost
-        if time.monotonic() > until and not remaining:
-            return found
+    with ThreadPoolExecutor(1, "purge-listing") as lister:
+        batch = list(islice(entries, BATCH // 2))  # a whole page ends with what a store gives away only when it has the next
+        while batch:
+            following = lister.submit(lambda: list(islice(entries, BATCH)))
+            failures = store.erase(batch)
+            found += len(batch)
+            remaining |= {failure.may_pass: failure for failure in failures}
+            gone = F("erased") + len(batch) - len(failures)
+            if portion.fenced().update(erased=gone, lease_at=timezone.now()) != 1:
+                raise LeaseLost
+            if time.monotonic() > until and not remaining:
+                return found
+            batch = following.result()
     if refused := remaining.get(False):
         raise Blocked(refused.reason)
     if delayed := remaining.get(True):

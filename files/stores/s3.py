@@ -135,13 +135,16 @@ class S3Store(ThroughPort, S3Storage):  # type: ignore[misc]  # django-storages 
             held: list[Entry] = []
             position: dict[str, str] | None = {}
             while position is not None:
-                found, following = read_page(prefix, position)
+                page, following = read_page(prefix, position)
                 # Only now: whoever erases what it is given would else erase the entry that this page starts behind.
                 yield from held
-                held = [entry for entry in found if entry.key.startswith(prefix)]
                 if following == position or following == {}:
                     raise StoreUnavailable("listing: there is more, but no way to it")
                 position = following
+                found = [entry for entry in page if entry.key.startswith(prefix)]
+                last = (position or {}).get("KeyMarker")
+                held = [entry for entry in found if entry.key == last]
+                yield from (entry for entry in found if entry.key != last)
             yield from held
 
     def erase(self, entries: Iterable[Entry]) -> list[Failure]:

@@ -14,6 +14,7 @@ from files.crypto import WrongKey
 from purge import destroying
 from purge.due import Due, find_due
 from purge.models import Destruction, Portion
+from purge.schedule import TICK
 
 
 class Command(BaseCommand):
@@ -88,7 +89,7 @@ class Command(BaseCommand):
         running = Destruction.objects.filter(pk__in=pks, status=Destruction.Status.RUNNING)
         expected = sum(each.file_count for each in destructions)
         while running.exists():
-            if not destroying.work(now=timezone.now(), seconds=1, only=destructions):
+            if not destroying.work(now=timezone.now(), seconds=TICK, only=destructions):
                 time.sleep(0.2)  # a worker of the server is at it, or an upload is just ending
             self._show(pks, expected)
         blocked = Destruction.objects.filter(pk__in=pks, status=Destruction.Status.BLOCKED)
