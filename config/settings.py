@@ -186,6 +186,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 1024**2  # JSON bodies
 # --- Purge ---
 DELETE_GRACE = env.integer("DELETE_GRACE", 24 * 3600)  # seconds in which a deleted collection can be restored
 PURGE_CRON = env.schedule("PURGE_CRON", "0 4 * * *")  # UTC: when what has expired is destroyed
+UNUSED_FILE_DAYS = env.integer("UNUSED_FILE_DAYS", 0, most=36_500)  # after which a file that nobody ever used goes; 0: never
 
 # --- People ---
 AUTH_USER_MODEL = "tenants.User"

@@ -10,6 +10,7 @@ from django.utils import timezone
 from files.models import Collection
 from purge import destroying
 from purge.due import Deleted, find_due
+from purge.files import destroy_each, find_free
 from purge.models import Destruction
 
 
@@ -19,10 +20,13 @@ TICK: Final = 4.0  # seconds: a tick is over before the next one
 
 
 def purge_expired(*, now: datetime) -> int:
-    """Begins the end of whatever is due and not held; returns of how many. What was blocked is tried again."""
+    """Begins the end of whatever is due and not held; returns of how many collections. What was blocked is tried again."""
     for destruction in Destruction.objects.filter(status=Destruction.Status.BLOCKED).order_by("began_at"):
         destroying.try_again(destruction, by=None, now=now)
-    return sum(_begin(due.collection, now=now) for due in find_due(now) if not due.is_held)
+    begun = sum(_begin(due.collection, now=now) for due in find_due(now) if not due.is_held)
+    for files in find_free(now):
+        destroy_each(files, by=None, now=now)
+    return begun
 
 
 def tick(*, now: datetime) -> None:
