@@ -9,7 +9,8 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from files import erasing
-from purge import destroying
+from files.stores import StoreError
+from purge import destroying, pacing
 from purge.due import Due, DueFiles, find_due, find_due_files
 from purge.files import destroy_each, find_free
 from purge.models import Destruction, Portion
@@ -21,7 +22,8 @@ class Command(BaseCommand):
         "before it ends: the key first, so that nobody can read them any more, then every version of every object, then the "
         "rows. Then the single files whose keep_until is over, and those that nobody ever used if UNUSED_FILE_DAYS says so. What "
         "is under a hold stays. What was begun before, and was killed or blocked, is taken up again. The server may run "
-        "meanwhile, and its workers help. Exit 1 if something would not go."
+        "meanwhile, and its workers help. The schedule's daily limits do not count here, but this host's clock must not be ahead "
+        "of the vault's. Exit 1 if something would not go."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -40,6 +42,10 @@ class Command(BaseCommand):
         if dry_run:
             self._print(due, list(begun.select_related("tenant").order_by("began_at")), due_files, now)
             return
+        try:
+            pacing.check_clock(now)
+        except (pacing.ClockAhead, StoreError) as error:
+            raise CommandError(f"Nothing was done: {error}") from error
         for destruction in begun.filter(status=Destruction.Status.BLOCKED):
             destroying.try_again(destruction, by=None, now=now)
         destructions = list(begun)
