@@ -1,7 +1,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from purge import schedule
+from purge import announcing, schedule
 
 
 @shared_task(ignore_result=True)
@@ -12,3 +12,8 @@ def tick() -> None:
 @shared_task(ignore_result=True)
 def purge_expired() -> None:
     schedule.purge_expired(now=timezone.now())
+
+
+@shared_task(ignore_result=True)
+def announce() -> None:
+    announcing.announce(now=timezone.now())
