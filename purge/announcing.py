@@ -35,10 +35,10 @@ def announce(*, now: datetime) -> None:
             _tell(COLLECTION, collection, _days_left(purge_at, now), purge_at.isoformat(), now)
     days = _expiring_files(now).filter(keep_until__lte=now + WEEK).annotate(day=TruncDate("keep_until", tzinfo=UTC))
     groups = list(days.values("collection", "day").annotate(first=Min("keep_until")).order_by("first", "collection"))
-    collections = Collection.objects.in_bulk({group["collection"] for group in groups})
+    those = Collection.objects.in_bulk({group["collection"] for group in groups})
     for group in groups:
-        if collection := collections.get(group["collection"]):
-            _tell(FILES, collection, _days_left(group["first"], now), group["day"].isoformat(), now)
+        if of_these := those.get(group["collection"]):
+            _tell(FILES, of_these, _days_left(group["first"], now), group["day"].isoformat(), now)
 
 
 def _tell(kind: str, collection: Collection, days_left: int, at: str, now: datetime) -> None:
