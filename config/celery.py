@@ -33,6 +33,7 @@ app.conf.beat_schedule = {
         "schedule": crontab(day_of_week="sun", hour="2", minute="0"),
         "options": {"expires": 3600},
     },
+    "purge announced": {"task": "purge.tasks.announce", "schedule": crontab(minute="17"), "options": {"expires": 3000}},
     "tenants": {"task": "tenants.tasks.tick", "schedule": crontab(hour="3", minute="30"), "options": {"expires": 3600}},
 }
 

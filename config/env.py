@@ -28,7 +28,7 @@ def flag(name: str, *, default: bool) -> bool:
     raise BadSetting(name, f"is {value!r}; use 1 or 0")
 
 
-def integer(name: str, default: int, *, least: int = 0) -> int:
+def integer(name: str, default: int, *, least: int = 0, most: int | None = None) -> int:
     value = text(name, str(default))
     try:
         number = int(value)
@@ -36,6 +36,8 @@ def integer(name: str, default: int, *, least: int = 0) -> int:
         raise BadSetting(name, f"is {value!r}; use a whole number") from None
     if number < least:
         raise BadSetting(name, f"is {number}; use at least {least}")
+    if most is not None and number > most:
+        raise BadSetting(name, f"is {number}; use at most {most}")
     return number
 
 

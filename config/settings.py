@@ -187,6 +187,10 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 1024**2  # JSON bodies
 DELETE_GRACE = env.integer("DELETE_GRACE", 24 * 3600)  # seconds in which a deleted collection can be restored
 PURGE_CRON = env.schedule("PURGE_CRON", "0 4 * * *")  # UTC: when what has expired is destroyed
 SWEEP_GRACE = env.integer("SWEEP_GRACE", 7 * 24 * 3600, least=3600)  # seconds for which an object may be without a row
+# How much of it begins by itself in a day. More than that is a clock that jumped, or a mistake: somebody has to look.
+PURGE_DAILY_LIMIT = env.integer("PURGE_DAILY_LIMIT", 200)  # collections
+PURGE_DAILY_FILE_LIMIT = env.integer("PURGE_DAILY_FILE_LIMIT", 100_000)  # single files
+UNUSED_FILE_DAYS = env.integer("UNUSED_FILE_DAYS", 0, most=36_500)  # after which a file that nobody ever used goes; 0: never
 
 # --- People ---
 AUTH_USER_MODEL = "tenants.User"

@@ -50,6 +50,7 @@ class FileFilter(filters.FilterSet):
     search = filters.CharFilter(field_name="filename", lookup_expr="icontains", max_length=200)
     content_type = filters.CharFilter(max_length=127)
     status = filters.ChoiceFilter(choices=StoredFile.Status.choices)
+    keep_before = MomentFilter(field_name="keep_until", lookup_expr="lt")
 
     class Meta:
         model = StoredFile

@@ -158,7 +158,7 @@ class StoredFile(models.Model):
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
     updated_at = models.DateTimeField(editable=False, help_text="of the content")
     updated_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
-    keep_until = models.DateTimeField(null=True, blank=True)
+    keep_until = models.DateTimeField(null=True, blank=True, help_text="when it is destroyed; none: with its collection")
     # The content, new as a whole whenever it is replaced. The cipher of a row is final.
     cipher = models.CharField(max_length=10, choices=Cipher, editable=False)
     segment_size = models.PositiveIntegerField(editable=False, help_text="ciphertext bytes of a full segment")
@@ -181,6 +181,7 @@ class StoredFile(models.Model):
         ]
         indexes: ClassVar = [
             models.Index("collection", "created_at", "id", name="file_in_collection_by_age"),
+            models.Index("keep_until", condition=Q(keep_until__isnull=False), name="file_to_expire_by_time"),
         ]
 
     def __str__(self) -> str:

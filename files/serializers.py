@@ -116,7 +116,7 @@ class FileOutput(serializers.Serializer[StoredFile]):
     notes = serializers.CharField()
     cipher = serializers.ChoiceField(choices=Cipher.choices)
     status = serializers.ChoiceField(choices=StoredFile.Status.choices)
-    keep_until = Moment(allow_null=True)
+    keep_until = Moment(allow_null=True, help_text="when it is destroyed; null: with its collection")
     created_at = Moment()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
     updated_at = Moment(help_text="of the content")
@@ -192,11 +192,12 @@ class HoldOutput(serializers.Serializer[Hold]):
 
 
 class UpdateFileInput(serializers.Serializer[Any]):
-    """Absent and null leave a value as it is; other members are ignored."""
+    """Absent and null leave a value as it is, except that null takes `keep_until` away; other members are ignored."""
 
     filename = serializers.CharField(required=False, allow_null=True, trim_whitespace=False, max_length=255)
     content_type = serializers.CharField(required=False, allow_null=True, max_length=127)
     notes = serializers.CharField(required=False, allow_null=True, allow_blank=True, trim_whitespace=False, max_length=10_000)
+    keep_until = Moment(required=False, allow_null=True, help_text="when the file is destroyed; null takes the date away")
 
 
 class FileUploadResult(serializers.Serializer[Any]):

@@ -45,7 +45,7 @@ def create_collection(
         raise Invalid("cipher", f"The tenant allows {', '.join(tenant.allowed_ciphers)}.", code="cipher_not_allowed")
     if purge_at is None and tenant.default_retention_days is not None:
         purge_at = now + timedelta(days=tenant.default_retention_days)
-    _check_purge_at(purge_at, now)
+    _check_ahead("purge_at", purge_at, now)
     collection = Collection(
         tenant=tenant,
         display_name=display_name,
@@ -107,7 +107,7 @@ def update_collection(
         if display_name is not None and display_name != locked.display_name:
             changes["display_name"] = locked.display_name = display_name
         if keep or (purge_at is not None and purge_at != locked.purge_at):
-            _check_purge_at(purge_at, now)
+            _check_ahead("purge_at", purge_at, now)
             locked.purge_at = None if keep else purge_at
             changes["purge_at"] = _text(locked.purge_at)
         if not changes:
@@ -154,8 +154,10 @@ def update_file(
     filename: str | None = None,
     content_type: str | None = None,
     notes: str | None = None,
+    keep_until: datetime | None = None,
+    keep: bool = False,
 ) -> StoredFile:
-    """The file as it is afterwards. None leaves a value as it is."""
+    """The file as it is afterwards. None leaves a value as it is; `keep` takes the date of its destruction away."""
     if filename is not None:
         try:
             check_filename(filename)
@@ -163,10 +165,12 @@ def update_file(
             raise Invalid("filename", str(error), code="bad_filename") from None
     if content_type is not None and not is_media_type(content_type):
         raise Invalid("content_type", "Use a media type such as text/csv, without parameters.")
+    _check_ahead("keep_until", keep_until, now)
     with transaction.atomic():
         collection, locked = _lock_file(file, by)
-        wanted = {"filename": filename, "content_type": content_type, "notes": notes}
-        changes = {name: value for name, value in wanted.items() if value is not None and value != getattr(locked, name)}
+        wanted = {"filename": filename, "content_type": content_type, "notes": notes, "keep_until": keep_until}
+        given = {name: value for name, value in wanted.items() if value is not None or (keep and name == "keep_until")}
+        changes = {name: value for name, value in given.items() if value != getattr(locked, name)}
         if not changes:
             return locked
         if "filename" in changes:
@@ -180,7 +184,8 @@ def update_file(
                 locked.save(update_fields=[*changes, "name_key"])
         except IntegrityError:
             raise errors.NameTaken from None
-        audit.record("file.update", by=by, tenant=collection.tenant, target=locked, now=now, **changes)
+        facts = {name: _text(value) if isinstance(value, datetime) else value for name, value in changes.items()}
+        audit.record("file.update", by=by, tenant=collection.tenant, target=locked, now=now, **facts)
         return locked
 
 
@@ -222,9 +227,9 @@ def _check_open(collection: Collection) -> None:
         raise errors.NotOpen
 
 
-def _check_purge_at(purge_at: datetime | None, now: datetime) -> None:
-    if purge_at is not None and purge_at <= now:
-        raise Invalid("purge_at", "The time has to lie ahead.")
+def _check_ahead(field: str, moment: datetime | None, now: datetime) -> None:
+    if moment is not None and moment <= now:
+        raise Invalid(field, "The time has to lie ahead.")
 
 
 def _text(moment: datetime | None) -> str | None:

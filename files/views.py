@@ -232,16 +232,18 @@ class FileView(APIView):
 
     @extend_schema(operation_id="files_update", request=UpdateFileInput, responses=FileOutput)
     def put(self, request: Request, slug: str, filename: str) -> Response:
-        """Changes the name, the type or the notes. As PATCH: what is absent or null stays."""
+        """As PATCH: what is absent stays."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
         given = UpdateFileInput(data=request.data)
         given.is_valid(raise_exception=True)
-        return render(self, FileOutput, services.update_file(file, by=user, now=timezone.now(), **given.validated_data))
+        wish = given.validated_data
+        keep = "keep_until" in wish and wish["keep_until"] is None
+        return render(self, FileOutput, services.update_file(file, by=user, now=timezone.now(), keep=keep, **wish))
 
     @extend_schema(operation_id="files_partial_update", request=UpdateFileInput, responses=FileOutput)
     def patch(self, request: Request, slug: str, filename: str) -> Response:
-        """Changes the name, the type or the notes: what is absent or null stays."""
+        """Changes the name, the type, the notes or `keep_until`, which null takes away: what is absent stays."""
         return self.put(request, slug, filename)
 
     @extend_schema(operation_id="files_delete", parameters=header_parameters("If-Match"), responses={204: None})

@@ -6,4 +6,5 @@ class PurgeConfig(AppConfig):
     verbose_name = "Purge"
 
     def ready(self) -> None:
-        from purge import guards  # noqa: F401  registers what the database refuses
+        # Once they are imported, the outbox knows their letters, and triggers the guards.
+        from purge import announcing, guards  # noqa: F401

@@ -1,15 +1,20 @@
-"""Why a collection can go. Each rule says it in words, which the dry run prints, and finds what it applies to."""
+"""Why a collection, or a single file, can go. Each rule says it in words, and finds what it applies to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from itertools import product
+from typing import Any, Final, Protocol
 
 from django.conf import settings
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import CharField, Count, Exists, Func, OuterRef, Q, QuerySet, Sum
 
-from files.models import Collection, Hold
+from files.models import Collection, Hold, StoredFile
 from purge.models import Destruction
+from tenants.models import AuditEvent
+
+
+# --- Collections ---
 
 
 class Rule(Protocol):
@@ -20,7 +25,7 @@ class Rule(Protocol):
     def due_at(self, collection: Collection) -> datetime | None:
         """Since when it can go, for one that can."""
 
-    def explain(self, collection: Collection) -> str: ...
+    def explain(self, collection: Collection, now: datetime) -> str: ...
 
 
 class Expired:
@@ -34,8 +39,8 @@ class Expired:
     def due_at(self, collection: Collection) -> datetime | None:
         return collection.purge_at
 
-    def explain(self, collection: Collection) -> str:
-        return f"expired on {collection.purge_at:%Y-%m-%d %H:%M} UTC"
+    def explain(self, collection: Collection, now: datetime) -> str:
+        return f"expired on {_since(collection.purge_at, now)}"
 
 
 class Deleted:
@@ -49,11 +54,12 @@ class Deleted:
     def due_at(self, collection: Collection) -> datetime | None:
         return collection.deleted_at and collection.deleted_at + grace()
 
-    def explain(self, collection: Collection) -> str:
-        return f"deleted on {collection.deleted_at:%Y-%m-%d %H:%M} UTC"
+    def explain(self, collection: Collection, now: datetime) -> str:
+        return f"deleted on {_since(collection.deleted_at, now)}"
 
 
 RULES: tuple[Rule, ...] = (Expired(), Deleted())
+HOLDS: Final = Hold.objects.filter(collection=OuterRef("pk"))  # on it, or on one of its files
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def find_due(now: datetime, *, slugs: list[str] | None = None) -> Iterator[Due]:
     """Everything that can go, held or not, the longest due first by rule. Of these ids only, if any are given."""
     seen = set()
     for rule in RULES:
-        found = rule.due(now).select_related("tenant").annotate(held=Exists(Hold.objects.filter(collection=OuterRef("pk"))))
+        found = rule.due(now).select_related("tenant").annotate(held=Exists(HOLDS))
         for collection in (found.filter(slug__in=slugs) if slugs else found).order_by("purge_at", "deleted_at", "pk"):
             if collection.pk not in seen:
                 seen.add(collection.pk)
@@ -86,3 +92,113 @@ def rule_for(collection: Collection, now: datetime) -> Rule | None:
         if rule.due(now).filter(pk=collection.pk).exists():
             return rule
     return None
+
+
+# --- Single files ---
+
+
+class FileRule(Protocol):
+    why: str  # as the audit trail has it
+
+    def due(self, now: datetime) -> QuerySet[StoredFile]: ...
+
+    def explain(self, file: StoredFile, now: datetime) -> str: ...
+
+
+class KeptLongEnough:
+    """Its `keep_until` is over."""
+
+    why = "kept_long_enough"
+
+    def due(self, now: datetime) -> QuerySet[StoredFile]:
+        return StoredFile.objects.filter(collection__status="open", keep_until__lte=now)
+
+    def explain(self, file: StoredFile, now: datetime) -> str:
+        return f"to be kept until {_since(file.keep_until, now)}"
+
+
+class AuditId(Func):
+    """A column of uuids as the audit trail writes them."""
+
+    output_field = CharField()
+    template = "CAST(%(expressions)s AS varchar)"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> tuple[str, Any]:
+        parts = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))  # it keeps the 32 digits alone
+        return self.as_sql(
+            compiler, connection, template=" || '-' || ".join(f"substr(%(expressions)s, {at}, {size})" for at, size in parts)
+        )
+
+
+class NeverUsed:
+    """It has lain there for UNUSED_FILE_DAYS, and nobody ever downloaded, previewed or replaced it, or said how long to keep it.
+
+    The audit trail has every use, and is never cut. An archive is on record with its collection alone: it counts as a use of
+    whatever was there.
+    """
+
+    why = "never_used"
+    uses: Final = ("file.download", "file.download_range", "file.replace", "file.corrupt", "link.claim", "link.resume")
+    uses_of_all: Final = ("collection.archive", "link.claim")
+
+    def due(self, now: datetime) -> QuerySet[StoredFile]:
+        if not settings.UNUSED_FILE_DAYS:
+            return StoredFile.objects.none()
+        return StoredFile.objects.filter(
+            ~Exists(AuditEvent.objects.filter(target_id=AuditId(OuterRef("uuid")), action__in=self.uses)),
+            ~Exists(
+                AuditEvent.objects.filter(
+                    target_id=AuditId(OuterRef("collection__uuid")), action__in=self.uses_of_all, at__gte=OuterRef("created_at")
+                )
+            ),
+            collection__status="open",
+            status=StoredFile.Status.READY,
+            keep_until=None,
+            created_at__lte=now - timedelta(days=settings.UNUSED_FILE_DAYS),
+        )
+
+    def explain(self, file: StoredFile, now: datetime) -> str:
+        return f"never downloaded, previewed or replaced since {_since(file.created_at, now)}"
+
+
+FILE_RULES: tuple[FileRule, ...] = (KeptLongEnough(), NeverUsed())
+FILE_HOLDS: Final = Hold.objects.filter(Q(file=OuterRef("pk")) | Q(file=None), collection=OuterRef("collection"))
+
+
+@dataclass(frozen=True, slots=True)
+class DueFiles:
+    """Files of one collection that can go for one reason, held or not."""
+
+    collection: Collection
+    rule: FileRule
+    first: StoredFile  # that was due
+    count: int
+    length: int  # plaintext bytes
+    is_held: bool
+
+
+def find_due_files(now: datetime, *, slugs: list[str] | None = None) -> Iterator[DueFiles]:
+    """All files that can go, held or not, by rule and collection. Of these collections only, if any are given."""
+    for rule, is_held in product(FILE_RULES, (False, True)):
+        found = files_due(rule, now, is_held=is_held, slugs=slugs)
+        for each in found.values("collection").annotate(count=Count("pk"), sum=Sum("length")).order_by("collection"):
+            files = found.filter(collection=each["collection"]).select_related("collection__tenant")
+            first = files.order_by("keep_until", "created_at", "pk").first()
+            if first is not None:  # or somebody deleted it just now
+                yield DueFiles(first.collection, rule, first, each["count"], each["sum"], is_held)
+
+
+def files_due(rule: FileRule, now: datetime, *, is_held: bool, slugs: list[str] | None = None) -> QuerySet[StoredFile]:
+    held = Exists(FILE_HOLDS)
+    found = rule.due(now).filter(held if is_held else ~held)
+    return found.filter(collection__slug__in=slugs) if slugs else found
+
+
+def file_rule_for(file: StoredFile, now: datetime) -> FileRule | None:
+    """Why this file can go, as its locked row stands."""
+    return next((rule for rule in FILE_RULES if rule.due(now).filter(pk=file.pk).exists()), None)
+
+
+def _since(moment: datetime | None, now: datetime) -> str:
+    days = (now - moment).days if moment else 0
+    return f"{moment:%Y-%m-%d %H:%M} UTC, {f'{days} days ago' if days else 'today'}"

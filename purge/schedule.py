@@ -2,14 +2,17 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
+from django.db.models import Exists
 from django.utils import timezone
 
 from files.models import Collection
-from purge import destroying, restoring
-from purge.due import Deleted, find_due
+from purge import destroying, pacing, restoring
+from purge.due import HOLDS, Deleted, find_due
+from purge.files import destroy_each, find_free
 from purge.models import Destruction
 
 
@@ -19,25 +22,53 @@ TICK: Final = 4.0  # seconds: a tick is over before the next one
 
 
 def purge_expired(*, now: datetime) -> int:
-    """Begins the end of whatever is due and not held; returns of how many. What was blocked is tried again."""
-    if not (restoring.catch_up(now=now) and restoring.has_whole_history(now=now)):
+    """Begins the end of whatever is due and not held; returns of how many collections. What was blocked is tried again."""
+    if not restoring.catch_up(now=now):
         return 0
     for destruction in Destruction.objects.filter(status=Destruction.Status.BLOCKED).order_by("began_at"):
         destroying.try_again(destruction, by=None, now=now)
-    return sum(_begin(due.collection, now=now) for due in find_due(now) if not due.is_held)
+    begun = _begin_each((due.collection for due in find_due(now) if not due.is_held), now=now)
+    _destroy_files(now=now)
+    return begun
 
 
 def tick(*, now: datetime) -> None:
     """Deleted collections go when their grace is over, at whatever hour."""
     if not restoring.catch_up(now=now):
         return
-    due = Deleted().due(now).order_by("deleted_at")[:20]
-    if due and restoring.has_whole_history(now=now):
-        for collection in due:
-            _begin(collection, now=now)
+    _begin_each(Deleted().due(now).filter(~Exists(HOLDS)).order_by("deleted_at")[:20], now=now)
     until = time.monotonic() + TICK
     while (left := until - time.monotonic()) > 0 and destroying.work(now=timezone.now(), seconds=left):
         pass
+
+
+def _may_begin(now: datetime) -> bool:
+    """Whether the clock and the database are to be believed. Asked only when something is due."""
+    return pacing.is_time(now) and restoring.has_whole_history(now=now)
+
+
+def _begin_each(collections: Iterable[Collection], *, now: datetime) -> int:
+    begun = 0
+    for number, collection in enumerate(collections):
+        if number == 0 and not _may_begin(now):
+            break
+        # Counted each time: other workers may be at the same.
+        if not pacing.room_for_collections(now):
+            pacing.tell_that_some_wait("collections")
+            break
+        begun += _begin(collection, now=now)
+    return begun
+
+
+def _destroy_files(*, now: datetime) -> None:
+    for number, files in enumerate(find_free(now)):
+        if number == 0 and not _may_begin(now):
+            break
+        room = pacing.room_for_files(now)
+        destroy_each(files[:room], by=None, now=now)
+        if room < len(files):
+            pacing.tell_that_some_wait("files")
+            break
 
 
 def _begin(collection: Collection, *, now: datetime) -> bool:

@@ -1,7 +1,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from purge import schedule, sweeping
+from purge import announcing, schedule, sweeping
 
 
 @shared_task(ignore_result=True)
@@ -17,3 +17,8 @@ def purge_expired() -> None:
 @shared_task(ignore_result=True)
 def report_differences() -> None:
     sweeping.report(now=timezone.now())
+
+
+@shared_task(ignore_result=True)
+def announce() -> None:
+    announcing.announce(now=timezone.now())

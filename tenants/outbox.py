@@ -28,6 +28,7 @@ FIRST_PAUSE: Final = timedelta(seconds=30)
 LONGEST_PAUSE: Final = timedelta(hours=1)
 MOST_ATTEMPTS: Final = 80  # three days: the pauses double up to the longest
 KEPT: Final = timedelta(days=30)
+EVER: Final = timedelta.max  # as `once_in`: one such mail and no other, for as long as it is kept
 
 Letter = dict[str, str]
 Writer = Callable[[Mail, datetime], Letter | None]

@@ -119,6 +119,9 @@ class ObjectStore(Protocol):
     def check(self) -> None:
         """Raises StoreError unless the bucket answers."""
 
+    def clock(self) -> datetime | None:
+        """What time it is for the store, to the second; None if it does not say. StoreUnavailable if it does not answer."""
+
     def prepare(self, *, create: bool) -> None:
         """As `check`, and creates a missing bucket if it may."""
 

@@ -84,6 +84,9 @@ class LocalStore(ThroughPort, FileSystemStorage):
         if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
             raise StoreRefused("check: the directory cannot be written")
 
+    def clock(self) -> None:
+        """It is this host's, which is asked already."""
+
     def prepare(self, *, create: bool) -> None:
         """A local directory is always created: nobody else can have meant another one."""
         with translated():

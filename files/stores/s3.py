@@ -4,9 +4,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from botocore.exceptions import ClientError
 from django.conf import settings
 from storages.backends.s3 import S3Storage
 
@@ -21,7 +23,7 @@ from files.stores import (
     ThroughPort,
     check_key,
 )
-from files.stores.service import PART_PATIENCE, BufferFile, Endpoint, Service, UploadGone, service_of, translated
+from files.stores.service import PART_PATIENCE, BufferFile, Endpoint, Service, UploadGone, sent_at, service_of, translated
 from tenants.retries import pause
 
 
@@ -162,6 +164,13 @@ class S3Store(ThroughPort, S3Storage):  # type: ignore[misc]  # django-storages 
     def check(self) -> None:
         if not self._has_bucket():
             raise StoreRefused("HeadBucket: there is no such bucket")
+
+    def clock(self) -> datetime | None:
+        with self.service.request("HeadBucket") as client:
+            try:
+                return sent_at(client.head_bucket(Bucket=self.bucket_name))
+            except ClientError as error:  # a clock that is far off is a reason to refuse, and the refusal is dated, too
+                return sent_at(error.response)
 
     def prepare(self, *, create: bool) -> None:
         if create and not self._has_bucket():

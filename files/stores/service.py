@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3
@@ -190,6 +191,15 @@ def meaning(operation: str, response: Any) -> StoreError | FileNotFoundError | F
     if status in {408, 409, 429} or status >= 500 or code == "RequestTimeout":
         return StoreUnavailable(text)
     return StoreRefused(text)
+
+
+def sent_at(response: Any) -> datetime | None:
+    """The Date of an answer (RFC 9110, 6.6.1); None if it has none that can be read."""
+    try:
+        moment = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
+    except (KeyError, ValueError):
+        return None
+    return moment if moment.tzinfo else None
 
 
 class BufferFile:

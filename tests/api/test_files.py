@@ -171,7 +171,7 @@ def test_files_are_404_on_the_request_after_the_membership_ended(
         ({"filename": "REPORT.csv"}, {"filename": "REPORT.csv"}),
         ({"filename": None, "content_type": None, "notes": None}, {}),
         ({}, {}),
-        ({"length": 0, "sha256": "", "id": "mine", "status": "missing", "cipher": "NONE", "keep_until": "2050-01-01"}, {}),
+        ({"length": 0, "sha256": "", "id": "mine", "status": "missing", "cipher": "NONE"}, {}),
         ({"notes": "x", "collection": "elsewhere", "color": {"a": [1]}}, {"notes": "x"}),
         (
             {"filename": "n.csv", "content_type": "a/b", "notes": "c"},

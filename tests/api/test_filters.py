@@ -108,6 +108,18 @@ def test_list_of_files_filters_and_orders(bob: User, filed: str, api: Api, query
     assert shown(api(bob).get(paths.files(filed), query), "filename") == found
 
 
+def test_list_of_files_by_how_long_they_are_kept(bob: User, november: str, put: Put, api: Api) -> None:
+    for name, keep_until in (("a.csv", "2090-01-01T00:00:00Z"), ("b.csv", "2095-01-01T00:00:00Z"), ("c.csv", None)):
+        put(api(bob), november, name, b"1")
+        api(bob).patch(paths.file(november, name), {"keep_until": keep_until})
+    for before, found in (
+        ("2090-01-01T00:00:00Z", []),
+        ("2095-01-01T02:00:00+02:00", ["a.csv"]),
+        ("2099-01-01", ["b.csv", "a.csv"]),
+    ):
+        assert shown(api(bob).get(paths.files(november), {"keep_before": before}), "filename") == found
+
+
 def test_list_of_files_leaves_out_what_is_being_deleted(bob: User, filed: str, api: Api) -> None:
     StoredFile.objects.filter(filename="b.txt").update(status="missing")
     assert shown(api(bob).get(paths.files(filed), {"status": "missing"}), "filename") == ["b.txt"]
@@ -197,6 +209,7 @@ BAD_IN_BOTH = {
     "search-201": ("search", "x" * 201),
 }
 BAD_IN_ONE = {
+    "keep-before-a-word": (LIST_OF_FILES, "keep_before", "tomorrow"),
     "purge-before-a-word": (LIST_OF_COLLECTIONS, "purge_before", "tomorrow"),
     "purge-before-a-number": (LIST_OF_COLLECTIONS, "purge_before", "12"),
     "purge-before-no-such-day": (LIST_OF_COLLECTIONS, "purge_before", "2026-02-30"),

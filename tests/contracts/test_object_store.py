@@ -364,6 +364,16 @@ def test_check_of_a_bucket_that_answers(vault: ObjectStore) -> None:
     vault.prepare(create=True)
 
 
+def test_clock_is_the_stores_own(vault: ObjectStore) -> None:
+    """F-65: a second opinion on what time it is. A directory has none."""
+    said = vault.clock()
+    if isinstance(vault, LocalStore):
+        assert said is None
+    else:
+        assert said is not None
+        assert abs(datetime.now(UTC) - said) < timedelta(seconds=10)
+
+
 def test_django_reaches_no_object_past_the_port(vault: ObjectStore, prefix: str) -> None:
     assert isinstance(vault, LocalStore | S3Store)
     put(vault, prefix + "a", b"1")

@@ -100,7 +100,7 @@ FAULTS: Final = """
 62   Exports that a spreadsheet would execute, or that are long: disarmed, in flat memory, visibly cut when they fail.
 63 * A database backup from before a purge.
 64 * Bucket and database from different days.
-65 * Clocks that jump.
+65   The clock jumps ahead: nothing goes that the vault's clock does not confirm, and no more than a day's limit.
 66   Canaries of plaintext, tokens, names and keys: nowhere outside their columns.
 67   A master key that is wrong, missing or readable by others: refused, or 503; never a second key.
 68 * Secrets of another installation.

@@ -9,10 +9,12 @@ from django.db.models import Sum
 from django.utils import timezone
 from rest_framework.exceptions import APIException
 
-from files import deployment
+from files import deployment, erasing
 from files.crypto import WrongKey
-from purge import destroying
-from purge.due import Due, find_due
+from files.stores import StoreError
+from purge import destroying, pacing
+from purge.due import Due, DueFiles, find_due, find_due_files
+from purge.files import destroy_each, find_free
 from purge.models import Destruction, Portion
 from purge.schedule import TICK
 
@@ -21,24 +23,27 @@ class Command(BaseCommand):
     help = (
         "Destroys the collections whose purge date is over, or that were deleted longer ago than DELETE_GRACE, and finishes "
         "before it ends: the key first, so that nobody can read them any more, then every version of every object, then the "
-        "rows. What is under a hold stays. What was begun before, and was killed or blocked, is taken up again. The server may "
-        "run meanwhile, and its workers help. Exit 1 if something in the storage would not go."
+        "rows. Then the single files whose keep_until is over, and those that nobody ever used if UNUSED_FILE_DAYS says so. What "
+        "is under a hold stays. What was begun before, and was killed or blocked, is taken up again. The server may run "
+        "meanwhile, and its workers help. The schedule's daily limits do not count here, but this host's clock must not be ahead "
+        "of the vault's. Exit 1 if something would not go."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("collection", nargs="*", help="ids; without any, all that are due")
+        parser.add_argument("collection", nargs="*", help="ids, of which what is due goes, or files of it; without any, all")
         parser.add_argument("--dry-run", action="store_true", help="print what would go, why, how much and what blocks it")
 
     def handle(self, *, collection: list[str], dry_run: bool, **options: Any) -> None:
         now = timezone.now()
-        due = list(find_due(now, slugs=collection))
+        due, due_files = list(find_due(now, slugs=collection)), list(find_due_files(now, slugs=collection))
         begun = Destruction.objects.exclude(status=Destruction.Status.DONE)
         begun = begun.filter(slug__in=collection) if collection else begun
-        known = {each.collection.slug for each in due} | set(begun.values_list("slug", flat=True))
+        known = {each.collection.slug for each in due} | {each.collection.slug for each in due_files}
+        known |= set(begun.values_list("slug", flat=True))
         if unknown := [slug for slug in collection if slug not in known]:
             raise CommandError(f"Not due, or not there: {', '.join(unknown)}. Nothing was done.")
         if dry_run:
-            self._print(due, list(begun.select_related("tenant").order_by("began_at")))
+            self._print(due, list(begun.select_related("tenant").order_by("began_at")), due_files, now)
             return
         self._refuse_in_doubt(now)
         for destruction in begun.filter(status=Destruction.Status.BLOCKED):
@@ -49,21 +54,35 @@ class Command(BaseCommand):
                 self.stdout.write(f"{each.collection.slug}: held, and stays")
             elif new := destroying.begin(each.collection, by=None, now=now):
                 destructions.append(new)
+        remaining = self._destroy_files(collection, now) if due_files else 0
         self._finish(destructions)
+        if remaining:
+            raise CommandError(f"{remaining} single files would not go: the log says why.")
 
     def _refuse_in_doubt(self, now: datetime) -> None:
         try:
             deployment.check(now=now)
             deployment.check_history(now=now)
+            pacing.check_clock(now)
         except (APIException, WrongKey) as error:
-            raise CommandError(f"{error} Nothing was done; see manage.py ledger.") from error
+            raise CommandError(f"Nothing was done: {error} See manage.py ledger.") from error
+        except (pacing.ClockAhead, StoreError) as error:
+            raise CommandError(f"Nothing was done: {error}") from error
 
-    def _print(self, due: list[Due], begun: list[Destruction]) -> None:
+    def _destroy_files(self, slugs: list[str], now: datetime) -> int:
+        """Returns how many are left."""
+        gone = sum(destroy_each(files, by=None, now=now) for files in find_free(now, slugs=slugs))
+        while erasing.erase_due(now=timezone.now()):
+            pass
+        self.stdout.write(f"{gone} single files destroyed.")
+        return sum(each.count for each in find_due_files(now, slugs=slugs) if not each.is_held)
+
+    def _print(self, due: list[Due], begun: list[Destruction], due_files: list[DueFiles], now: datetime) -> None:
         rows = [
             (
                 each.collection.slug,
                 each.collection.tenant.slug,
-                each.rule.explain(each.collection),
+                each.rule.explain(each.collection, now),
                 str(each.collection.file_count),
                 str(each.collection.total_length),
                 "a hold" if each.is_held else "",
@@ -74,15 +93,30 @@ class Command(BaseCommand):
             (each.slug, each.tenant.slug, f"{each.why}; begun", str(each.file_count), str(each.total_length), each.blocked_by)
             for each in begun
         ]
+        free = [each.collection for each in due if not each.is_held]
+        single = [each for each in due_files if each.collection not in free]
+        rows += [
+            (
+                each.collection.slug,
+                each.collection.tenant.slug,
+                f"single files: {each.rule.explain(each.first, now)}{' and others' if each.count > 1 else ''}",
+                str(each.count),
+                str(each.length),
+                "a hold" if each.is_held else "",
+            )
+            for each in single
+        ]
         head = ("collection", "tenant", "why", "files", "bytes", "blocked by")
         widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
         for row in [head, *rows]:
             self.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        free = [each.collection for each in due if not each.is_held]
         self.stdout.write(
             f"{len(free)} collections would go, with {sum(each.file_count for each in free)} files of "
             f"{sum(each.total_length for each in free)} bytes."
         )
+        if single:
+            gone = [each for each in single if not each.is_held]
+            self.stdout.write(f"{sum(e.count for e in gone)} single files would go, of {sum(e.length for e in gone)} bytes.")
 
     def _finish(self, destructions: list[Destruction]) -> None:
         pks = [each.pk for each in destructions]
