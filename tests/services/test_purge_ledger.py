@@ -234,7 +234,7 @@ def test_backup_that_lost_only_events_serves_and_destroys_nothing(november: Coll
     expire(december)
     backup = back_up()
     services.restore_collection(november, by=alice, now=timezone.now())
-    assert audit_heads.publish(now=timezone.now())
+    assert audit_heads.publish(now=timezone.now() + timedelta(minutes=10))
     restore(backup)
     deleted = timezone.now() + timedelta(days=2)
 
@@ -252,7 +252,7 @@ def test_backup_that_lost_only_events_serves_and_destroys_nothing(november: Coll
 
     assert "belong together" in run()
     assert AuditEvent.objects.filter(action="deployment.catch_up").count() == 1
-    assert audit_heads.publish(now=timezone.now() + timedelta(minutes=10))
+    assert audit_heads.publish(now=timezone.now() + timedelta(minutes=20))
     assert not audit_heads.verify().damages
     assert schedule.purge_expired(now=timezone.now()) == 1
 

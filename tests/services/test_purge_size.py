@@ -10,6 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from files import deployment
 from files.models import Collection, Key, StoredFile
 from purge import destroying, schedule
 from purge.models import Destruction, Portion
@@ -56,6 +57,7 @@ def test_deletion_asks_no_more_for_many_files_than_for_few(filled: Collection, a
 
 
 def test_key_is_destroyed_at_once_however_many_files_there_are(filled: Collection, api: Api, alice: User) -> None:
+    deployment.current()  # which the first destruction else makes
     counts = []
     for size in SIZES:
         collection = fill(api(alice), f"{size} files")

@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("files", "0007_due_collections"),
+        ("files", "0008_deployment"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
