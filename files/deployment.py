@@ -6,6 +6,7 @@ writes. A database that does not know the newest entry is a backup from before; 
 """
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -28,6 +29,7 @@ PER_FOLDER: Final = 1000
 CHECK_SECONDS: Final = 60.0
 
 
+_asking = threading.Lock()
 _checked_at: dict[str, float] = {}  # what, and the monotonic time at which it was well
 
 
@@ -37,8 +39,17 @@ def check(*, now: datetime) -> None:
     Asks the vault once a minute, and each time while something is wrong. One that does not answer says nothing new:
     StoreUnavailable only in a process that has never reached it.
     """
-    if _is_fresh("vault"):
+    # One thread asks; who knows of an earlier answer does not wait for it.
+    if _is_fresh("vault") or not _asking.acquire(blocking="vault" not in _checked_at):
         return
+    try:
+        if not _is_fresh("vault"):
+            _ask_vault(now)
+    finally:
+        _asking.release()
+
+
+def _ask_vault(now: datetime) -> None:
     try:
         store = get_store("vault")
         deployment = _check_mark(store, now)
@@ -47,8 +58,11 @@ def check(*, now: datetime) -> None:
     except (StoreError, FileNotFoundError) as error:
         if "vault" not in _checked_at:
             raise errors.StoreUnavailable from error
-        return
-    _checked_at["vault"] = time.monotonic()
+    except (errors.ForeignVault, errors.DatabaseRestored):
+        _checked_at.pop("vault", None)  # the others wait for the answer from here on
+        raise
+    else:
+        _checked_at["vault"] = time.monotonic()
 
 
 def check_history(*, now: datetime) -> None:
