@@ -76,7 +76,7 @@ def slots_are_given_back() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def vault_is_known(stores_prepared: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test's database is rolled back, and the vault is not: each test finds it without a mark and a ledger.
+    """A test's database is rolled back, and the vault is not: each test finds it without a mark, ledger and heads.
 
     As if this process had just looked: whoever tests that calls `deployment.forget()`.
     """
@@ -84,11 +84,7 @@ def vault_is_known(stores_prepared: None, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(deployment, "_checked_at", {"vault": far_off, "history": far_off})
     vault = Path(settings.STORAGES["vault"]["OPTIONS"]["location"])
     yield
-    for kept in (vault / deployment.MARK, vault / deployment.LEDGER):
-        if kept.is_dir():
-            shutil.rmtree(kept)
-        else:
-            kept.unlink(missing_ok=True)
+    shutil.rmtree(vault / deployment.OWN, ignore_errors=True)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import io
 import itertools
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -19,6 +20,8 @@ from files import keys
 from files.models import Key
 from files.tasks import tick
 from files.transfers import TransferEnded
+from purge import schedule
+from purge.models import Destruction
 from tenants.models import Membership
 from tests.api import paths
 from tests.faults.breaking import FUSE, Killed
@@ -27,6 +30,7 @@ from tests.faults.world import (
     CASES,
     ETAG,
     FAULT,
+    GONE,
     LENGTH,
     LINK_LIFE,
     LINKS,
@@ -194,6 +198,20 @@ class Strongroom(GoingIn):
             before = rows()
             tick()
             assert rows() == before
+
+    @rule(fault=FAULT)
+    def purge(self, fault: Fault) -> None:
+        """The grace of what was deleted is over. Broken off or not, in the end it is as if it had never been (INV-07, INV-08)."""
+        self.clock.shift(timedelta(hours=25))
+        with FUSE.armed(*(fault or (0, ""))), suppress(OperationalError):
+            schedule.tick(now=self.now)
+        if FUSE.is_blown:
+            self.clock.shift(timedelta(minutes=10))  # whoever had it is dead
+            schedule.tick(now=self.now)
+        self.sign_in()
+        self.state = {number: GONE if case.is_deleted else case for number, case in self.state.items()}
+        certified = Destruction.objects.filter(status=Destruction.Status.DONE).count()
+        assert certified == Destruction.objects.count() == sum(case == GONE for case in self.state.values())
 
     @rule(batches=st.integers(0, 4), fault=FAULT)
     def rotate(self, batches: int, fault: Fault) -> None:

@@ -1,5 +1,5 @@
 """The API against a model of it: any order of operations, some of them broken off at any point, and the invariants after each
-(INV-01..INV-06, INV-15..INV-20).
+(INV-01..INV-08, INV-15..INV-20).
 
 The model is a dict. An operation that was broken off has either happened or not, which only a GET tells; from there on it counts.
 People of both tenants try everything, so that each operation is also tried by strangers, by members without the right and by
@@ -66,6 +66,7 @@ OPERATIONS: dict[str, Callable[[Strongroom, int, Fault], object]] = {
     "link": lambda room, case, fault: room.use_link(room.mint("bob", case, OLD, None), "get", fault),
     "clean-up": lambda room, case, fault: (room.delete_file("bob", case, OLD, "none", None), room.tick(0, fault)),
     "rotate": lambda room, case, fault: room.rotate(2, fault),
+    "purge": lambda room, case, fault: (room.delete_collection("alice", case, None), room.purge(fault)),
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant
 from rest_framework.test import APIClient
 
 from config.logs import JsonFormatter
+from files import deployment
 from files.models import Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
 from files.stores import get_store
 from files.tasks import tick
@@ -79,6 +80,9 @@ class Case:
             return "deleted"
         files = {file.filename: (file.content, file.notes) for file in self.files.values()}
         return len(files), sum(len(content) for content, _ in files.values()), files
+
+
+GONE: Final = Case("", "", "", {}, is_deleted=True)  # nobody's, and nothing says that it ever was
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,8 @@ class World(RuleBasedStateMachine):
             for _ in range(3):  # whatever was broken off, it is cleared away in the end
                 self.clock.shift(timedelta(hours=2))
                 tick()
-            assert {entry.key for _, entry in invariants.entries()} == set(
-                StoredFile.objects.values_list("object_key", flat=True)
-            )
+            there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(deployment.OWN)}
+            assert there == set(StoredFile.objects.values_list("object_key", flat=True))
             assert not Upload.objects.exists()
             assert not Erasure.objects.exists()
             assert not DownloadLink.objects.exists()
@@ -252,7 +255,10 @@ class World(RuleBasedStateMachine):
                 self.listed[tenant, case["display_name"]] = (case["id"], files)
         listed = {slug for slug, _ in self.listed.values()}
         for (kind, number), slug in self.seen.items():
-            if kind == "slug" and slug not in listed:
+            if kind == "slug" and self.state[number] == GONE:
+                for admin in ADMINS.values():
+                    assert self.clients[admin].get(paths.collection(slug)).status_code == 404  # INV-08
+            elif kind == "slug" and slug not in listed:
                 case = self.get(ADMINS[self.state[number].tenant], paths.collection(slug))
                 found[case["tenant"], case["display_name"]] = case["status"]
         return found
@@ -297,4 +303,4 @@ def rows() -> list[list[dict[str, Any]]]:
 
 
 def shown(state: State) -> dict[tuple[str, str], object]:
-    return {(case.tenant, case.title): case.shown for case in state.values()}
+    return {(case.tenant, case.title): case.shown for case in state.values() if case != GONE}

@@ -23,6 +23,11 @@ Result = TypeVar("Result")
 SIZES = (10, 6_000)  # of which the larger is shared out among workers
 
 
+@pytest.fixture(autouse=True)
+def shared_out_from_5_000_files_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(destroying, "MANY", 5_000)
+
+
 def grow(collection: Collection, count: int) -> None:
     """To so many files, by rows without objects: as many as somebody else has already erased."""
     (template,) = StoredFile.objects.filter(collection=collection)[:1]
