@@ -58,9 +58,8 @@ class Command(BaseCommand):
         here = deployment.current()
         self.stdout.write(f"Deployment {here.uuid}; the last destruction has number {here.ledger_number}.")
         if gap.entries or gap.problems or gap.lost:
-            lost = f" Events up to {gap.lost.at:%Y-%m-%d %H:%M} UTC are gone." if gap.lost else ""
-            raise CommandError(
-                f"The database is older than the vault: {len(gap.entries)} destructions are not in it, {len(gap.problems)} more "
-                f"entries nobody signed.{lost} See docs/operations.md."
-            )
+            found = [f"{len(gap.entries)} destructions are not in it"] if gap.entries else []
+            found += [f"{len(gap.problems)} entries are signed by nobody"] if gap.problems else []
+            found += [f"its events up to {gap.lost.at:%Y-%m-%d %H:%M} UTC are gone"] if gap.lost else []
+            raise CommandError(f"The database is older than the vault: {', '.join(found)}. See docs/operations.md.")
         self.stdout.write("The database and the vault belong together, and nothing is missing.")
