@@ -197,11 +197,7 @@ def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | No
         if not etag_matches(if_match, locked.etag):
             raise errors.PreconditionFailed
         holds.check_free(collection, locked)
-        erase_later(locked, due_after=0, now=now)
-        locked.delete()
-        Collection.objects.filter(pk=collection.pk).update(
-            file_count=F("file_count") - 1, total_length=F("total_length") - locked.length
-        )
+        drop_file(collection, locked, now=now)
         audit.record(
             "file.delete",
             by=by,
@@ -213,6 +209,15 @@ def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | No
             length=locked.length,
             sha256=locked.sha256,
         )
+
+
+def drop_file(collection: Collection, locked: StoredFile, *, now: datetime) -> None:
+    """Of locked rows that nothing holds: the row goes, its object is queued, and the counts follow."""
+    erase_later(locked, due_after=0, now=now)
+    locked.delete()
+    Collection.objects.filter(pk=collection.pk).update(
+        file_count=F("file_count") - 1, total_length=F("total_length") - locked.length
+    )
 
 
 def _lock_file(file: StoredFile, by: User) -> tuple[Collection, StoredFile]:

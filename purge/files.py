@@ -7,12 +7,11 @@ from datetime import datetime
 from typing import Final
 
 from django.db import transaction
-from django.db.models import F
 
 from files import holds
 from files.locks import lock_file
-from files.models import Collection, StoredFile
-from files.uploads import erase_later
+from files.models import StoredFile
+from files.services import drop_file
 from purge.due import FILE_RULES, file_rule_for, files_due
 from tenants import audit
 from tenants.errors import NotFound
@@ -47,11 +46,8 @@ def destroy(file: StoredFile, *, by: User | None, now: datetime) -> bool:
         rule = file_rule_for(locked, now)
         if rule is None or holds.holding(collection, locked).exists():
             return False
-        erase_later(locked, due_after=0, now=now)
-        locked.delete()
-        Collection.objects.filter(pk=collection.pk).update(
-            file_count=F("file_count") - 1, total_length=F("total_length") - locked.length
-        )
+        explanation = rule.explain(locked, now)
+        drop_file(collection, locked, now=now)
         audit.record(
             "file.purge",
             by=by,
@@ -63,7 +59,7 @@ def destroy(file: StoredFile, *, by: User | None, now: datetime) -> bool:
             length=locked.length,
             sha256=locked.sha256,
             why=rule.why,
-            explanation=rule.explain(locked, now),
+            explanation=explanation,
         )
         return True
     return False  # somebody else was faster

@@ -245,7 +245,7 @@ def test_backup_that_lost_only_events_serves_and_destroys_nothing(november: Coll
             call_command("purge", *args)
     assert not Destruction.objects.exists()
     assert read(api, alice, december) == (200, "")
-    with pytest.raises(CommandError, match="its events up to .* are gone"):
+    with pytest.raises(CommandError, match=r"its events up to .* are gone"):
         run()
 
     run("--apply")
