@@ -55,7 +55,7 @@ FAULTS: Final = """
 17   Deletion fails in part: what remains is tried again until the listing is empty.
 18   Versioned and locked buckets in a purge.
 19   A listing is incomplete: an error, never taken for all there is.
-20 * Wrong or empty bucket, old database: the sweep refuses.
+20   Wrong or empty bucket, old database: the sweep refuses.
 21   The store refuses boto3's additional checksums: both settings work.
 22   The database goes between the object and its row: an error or an unknown outcome is told; the object does not stay alone.
 23   The database goes while a download runs: it goes on without it for a while; none holds a connection.
@@ -98,14 +98,14 @@ FAULTS: Final = """
 60   Deletion of 100,000 files.
 61   Rows that nobody may write, written past the application: refused by the database.
 62   Exports that a spreadsheet would execute, or that are long: disarmed, in flat memory, visibly cut when they fail.
-63 * A database backup from before a purge.
-64 * Bucket and database from different days.
+63   A database backup from before a purge.
+64   Bucket and database from different days.
 65   The clock jumps ahead: nothing goes that the vault's clock does not confirm, and no more than a day's limit.
 66   Canaries of plaintext, tokens, names and keys: nowhere outside their columns.
 67   A master key that is wrong, missing or readable by others: refused, or 503; never a second key.
-68 * Secrets of another installation.
+68   Secrets of another installation.
 69   Log injection: one JSON line.
-70 * Counters that drifted.
+70   Counters that drifted.
 """
 
 
