@@ -20,7 +20,8 @@ def first_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
     with (shared / "first-home.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not home.exists():
-            server = Server(shared / "first-home.new")
+            # Without a broker nothing ticks: a worker would mark this home's own vault, and the copies have others.
+            server = Server(shared / "first-home.new", BROKER_URL="redis://127.0.0.1:1/0")
             try:
                 server.start()
                 assert server.stop() == 0

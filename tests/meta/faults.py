@@ -64,8 +64,8 @@ FAULTS: Final = """
 26   A worker is killed between two steps: the next one converges.
 27 * Packaging is killed.
 28   The server is told to stop while transfers run: they end, or are cut cleanly.
-29 * A kill between COMMIT and a task: nothing is enqueued, rows are found by ticks.
-30 * The broker is gone or emptied: nothing is lost.
+29   A kill between COMMIT and a task: nothing is enqueued, rows are found by ticks.
+30   The broker is gone or emptied: nothing is lost.
 31   A tick is delivered twice, late or out of order: a lease decides.
 32   Two beats, a dead beat, a tick longer than its period: a lease decides.
 33   Purges and a deletion in parallel.
