@@ -39,7 +39,7 @@ def is_time(now: datetime) -> bool:
     try:
         check_clock(now)
     except (ClockAhead, StoreError) as error:
-        _tell("nothing is destroyed by itself: the vault does not confirm this host's clock", error=str(error))
+        tell("nothing is destroyed by itself: the vault does not confirm this host's clock", error=str(error))
         return False
     return True
 
@@ -56,10 +56,11 @@ def room_for_files(now: datetime) -> int:
 
 
 def tell_that_some_wait(what: str) -> None:
-    _tell(f"more {what} are due than may go by themselves in a day, and the rest waits: look at `manage.py purge --dry-run`")
+    tell(f"more {what} are due than may go by themselves in a day, and the rest waits: look at `manage.py purge --dry-run`")
 
 
-def _tell(problem: str, **facts: str) -> None:
+def tell(problem: str, **facts: str) -> None:
+    """In the log, once an hour from each process."""
     if time.monotonic() - _told_at.get(problem, -TOLD_EVERY) >= TOLD_EVERY:
         _told_at[problem] = time.monotonic()
         log.error(problem, extra=facts)

@@ -14,6 +14,7 @@ from files.models import Collection, Deployment
 from files.stores import StoreError
 from purge import destroying, ledger
 from purge.ledger import Entry
+from purge.pacing import tell
 from tenants import audit
 from tenants.retries import retried
 
@@ -89,7 +90,7 @@ def catch_up(*, now: datetime) -> bool:
             log.warning("a restored database: the ledger was applied", extra={"entries": len(gap.entries)})
             deployment.check(now=now)
     except (errors.ForeignVault, errors.DatabaseRestored, NotBelieved, WrongKey) as error:
-        log.error("nothing is destroyed until an operator has looked: manage.py ledger", extra={"problem": str(error)})
+        tell("nothing is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
     except (StoreError, FileNotFoundError, errors.StoreUnavailable):
         return False
@@ -101,7 +102,7 @@ def has_whole_history(*, now: datetime) -> bool:
     try:
         deployment.check_history(now=now)
     except (errors.DatabaseRestored, WrongKey) as error:
-        log.error("nothing new is destroyed until an operator has looked: manage.py ledger", extra={"problem": str(error)})
+        tell("nothing new is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
     except errors.StoreUnavailable:
         return False
