@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 
 PIECE = 64 * 1024
+OWN = b".strongroom"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing throws away what is unsent and resets the connection
 
 Way = Literal["request", "answer"]
@@ -181,6 +182,8 @@ class Connection:
         fault = self._proxy.fault
         if self._fault is not None and self._fault is not fault:
             self._fault = None
+        if OWN in data.partition(b"\r\n")[0]:
+            return  # the server looks after its vault, in the middle of any test: what is counted there is not what befell it
         if fault and self._fault is None and re.search(fault.request, data) and self._proxy.meets(fault):
             self._left, self._is_counting, self._fault = fault.after, not fault.behind, fault
 
