@@ -8,7 +8,6 @@ writes. A database that does not know the newest entry is a backup from before; 
 import json
 import threading
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
@@ -17,7 +16,7 @@ from django.db.models import F
 
 from files import audit_heads, errors, signing
 from files.models import Deployment
-from files.stores import Entry, ObjectStore, StoreError, get_store
+from files.stores import ObjectStore, StoreError, get_store
 from tenants import audit
 from tenants.retries import retried
 
@@ -52,8 +51,8 @@ def check(*, now: datetime) -> None:
 def _ask_vault(now: datetime) -> None:
     try:
         store = get_store("vault")
-        deployment = _check_mark(store, now)
-        if next(unknown_entries(store, deployment), None):
+        _check_mark(store, now)
+        if unknown_entries(store):
             raise errors.DatabaseRestored
     except (StoreError, FileNotFoundError) as error:
         if "vault" not in _checked_at:
@@ -102,13 +101,14 @@ def entry_name(number: int) -> str:
     return f"{LEDGER}{number // PER_FOLDER:06}/{number:09}.json"
 
 
-def unknown_entries(store: ObjectStore, deployment: Deployment, *, every: bool = False) -> Iterator[Entry]:
-    """Entries with a number that this database has not come to. Unless all are wanted, some of them, if there are any."""
-    folder = deployment.ledger_number // PER_FOLDER
-    for place in [LEDGER] if every else [f"{LEDGER}{following:06}/" for following in (folder, folder + 1)]:
-        for entry in store.entries(place):
-            if entry.kind == "object" and entry.key > entry_name(deployment.ledger_number):
-                yield entry
+def unknown_entries(store: ObjectStore, *, every: bool = False) -> list[str]:
+    """Names of entries with numbers that this database has not come to; unless all are wanted, some of them if there are any."""
+    folder = current().ledger_number // PER_FOLDER
+    places = [LEDGER] if every else [f"{LEDGER}{following:06}/" for following in (folder, folder + 1)]
+    there = [entry.key for place in places for entry in store.entries(place) if entry.kind == "object"]
+    # Read behind the listing: a destruction of this moment has its number before it has its entry.
+    newest = entry_name(current().ledger_number)
+    return sorted(name for name in there if name > newest)
 
 
 @retried
@@ -128,7 +128,7 @@ def adopt(*, now: datetime) -> None:
     forget()
 
 
-def _check_mark(store: ObjectStore, now: datetime) -> Deployment:
+def _check_mark(store: ObjectStore, now: datetime) -> None:
     deployment = current()
     marked_for = _marked_for(store)
     if marked_for is None and deployment.marked_at is None:
@@ -139,7 +139,6 @@ def _check_mark(store: ObjectStore, now: datetime) -> Deployment:
     if deployment.marked_at is None:
         audit_heads.signing_key(now=now)  # what the ledger is signed with is in every backup from here on
         Deployment.objects.filter(pk=1).update(marked_at=now)
-    return deployment
 
 
 def _marked_for(store: ObjectStore) -> str | None:

@@ -57,7 +57,7 @@ def unknown() -> tuple[list[Entry], list[str]]:
     key = keys.existing_audit_key()
     public = signing.signer_of(key).public_key() if key else None
     entries, problems = [], []
-    for name in sorted(entry.key for entry in deployment.unknown_entries(store, here, every=True)):
+    for name in deployment.unknown_entries(store, every=True):
         try:
             if public is None:
                 raise signing.BadDocument("there is no key that could have signed it")

@@ -135,6 +135,26 @@ def test_number_that_has_somebody_elses_entry_blocks(november: Collection, vault
     assert len(under(november)) == 3
 
 
+def test_destruction_of_this_moment_is_no_sign_of_a_backup(
+    november: Collection, alice: User, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number is committed, and its entry written, between what another process reads of the one and of the other."""
+    december = fill(api(alice), "December")
+    store = type(get_store("vault"))
+    entries = store.entries
+
+    def meanwhile(self: Any, prefix: str) -> Any:
+        if prefix.startswith(deployment.LEDGER) and not Destruction.objects.exists():
+            destroy(december)
+        return entries(self, prefix)
+
+    deployment.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "entries", meanwhile)
+        assert read(api, alice, november) == (200, "")
+    assert Destruction.objects.get().status == "done"
+
+
 # --- A backup from before ---
 
 
