@@ -10,6 +10,7 @@ WORKDIR /app
 COPY manage.py .
 COPY config config
 COPY purge purge
+COPY egress egress
 COPY files files
 COPY tenants tenants
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 STRONGROOM_HOME=/var/lib/strongroom STATIC_ROOT=/app/static

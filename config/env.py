@@ -72,7 +72,7 @@ def mail_server(name: str) -> dict[str, Any]:
     if not config:
         raise BadSetting(name, f"is no address of a mail server; use {', '.join(f'{scheme}://host' for scheme in ports)}")
     known = {setting: value for setting, value in config.items() if setting.startswith("EMAIL_") and setting != "EMAIL_FILE_PATH"}
-    return known | {"EMAIL_PORT": url.port or ports[url.scheme]}
+    return known | {"EMAIL_BACKEND": "config.mail.Server", "EMAIL_PORT": url.port or ports[url.scheme]}
 
 
 def secret(name: str, *, file: Path | None = None) -> str:

@@ -1,7 +1,55 @@
+"""How mails leave: to a mail server, or as files."""
+
+import logging
+import smtplib
+from collections.abc import Sequence
+from email.parser import BytesHeaderParser
 from pathlib import Path
 from typing import Any
 
-from django.core.mail.backends import filebased
+from django.core.mail.backends import filebased, smtp
+
+
+log = logging.getLogger(__name__)
+
+
+class Conversation(smtplib.SMTP):
+    """One whose first recipient is who the mail is for: refused that one, it goes to nobody, or a copy would count as the mail.
+
+    A copy that is refused is logged, and keeps the mail from nobody.
+    """
+
+    def sendmail(
+        self,
+        from_addr: str,
+        to_addrs: str | Sequence[str],
+        msg: Any,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> dict[str, tuple[int, bytes]]:
+        self._recipient = to_addrs[0]
+        refused = super().sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
+        if refused:
+            message_id = BytesHeaderParser().parsebytes(msg)["Message-ID"]
+            codes = sorted(code for code, _ in refused.values())
+            log.warning("copies of a mail were refused", extra={"message_id": message_id, "codes": codes})
+        return refused
+
+    def rcpt(self, recip: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
+        code, answer = super().rcpt(recip, options)
+        if recip == self._recipient and code not in (250, 251):
+            raise smtplib.SMTPRecipientsRefused({recip: (code, answer)})
+        return code, answer
+
+
+class SecureConversation(Conversation, smtplib.SMTP_SSL):
+    pass
+
+
+class Server(smtp.EmailBackend):
+    @property
+    def connection_class(self) -> type[smtplib.SMTP_SSL | smtplib.SMTP]:
+        return SecureConversation if self.use_ssl else Conversation
 
 
 class PrivateFiles(filebased.EmailBackend):

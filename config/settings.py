@@ -53,6 +53,7 @@ APPEND_SLASH = False  # a redirect would turn a write into a GET
 INSTALLED_APPS = [
     "config",
     "purge",
+    "egress",
     "files",
     "tenants",
     "tenants.apps.AdminConfig",
@@ -192,6 +193,9 @@ PURGE_DAILY_LIMIT = env.integer("PURGE_DAILY_LIMIT", 200)  # collections
 PURGE_DAILY_FILE_LIMIT = env.integer("PURGE_DAILY_FILE_LIMIT", 100_000)  # single files
 UNUSED_FILE_DAYS = env.integer("UNUSED_FILE_DAYS", 0, most=36_500)  # after which a file that nobody ever used goes; 0: never
 
+# --- Egress ---
+EGRESS_PACKAGES_AT_ONCE = env.integer("EGRESS_PACKAGES_AT_ONCE", 1, least=1)  # by all workers together
+
 # --- People ---
 AUTH_USER_MODEL = "tenants.User"
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
@@ -267,6 +271,11 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "ENUM_NAME_OVERRIDES": {  # of fields that have the same name, and other values
+        "EgressStateEnum": "egress.states.State",
+        "EgressItemStatusEnum": "egress.models.Item.Status",
+        "EgressActionEnum": "egress.access.ACTIONS",
+    },
     "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "config.schema.add_problem"],
 }
 

@@ -9,6 +9,7 @@ from files.urls import download_urlpatterns
 urlpatterns = [
     path("api/v1/", include("tenants.urls")),
     path("api/v1/", include("files.urls")),
+    path("api/v1/", include("egress.urls")),
     path("api/v1/", include("purge.urls")),
     path("api/schema/", SpectacularJSONAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),

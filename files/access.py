@@ -103,7 +103,7 @@ def get_readable_files(user: User, collection: Collection, filenames: Iterable[s
 def may_read(user: User, collection_id: int, file_id: int | None = None) -> bool:
     """Whether a stream that was allowed to begin may go on: of one file, or of whatever the collection has."""
     standing = people.standing_of(user)
-    collections = Collection.objects.filter(status=Collection.Status.OPEN)
+    collections = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
     if file_id is not None:
         collections = collections.filter(files=file_id)
     collection = _find(collections, user, standing, pk=collection_id)

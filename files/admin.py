@@ -40,6 +40,10 @@ class CollectionAdmin(ReadOnly):
         "created_at", "created_by", "deleted_at",
     )  # fmt: skip
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        found: QuerySet[Collection] = super().get_queryset(request)
+        return found.filter(kind=Collection.Kind.FILES)
+
 
 @admin.register(Grant)
 class GrantAdmin(ReadOnly):

@@ -21,8 +21,8 @@ from zipstream import ZipStream
 
 from files import access, crypto, errors
 from files.headers import Unsatisfiable, content_disposition, if_match, if_none_match, if_range, parse_range, repr_digest
-from files.models import Cipher, Collection, Level, StoredFile
-from files.reading import content_of
+from files.models import Collection, Level, StoredFile
+from files.reading import Content, content_of
 from files.stores import ObjectChanged, StoreError
 from files.transfers import SLOTS, Meter, Transfer, TransferEnded, return_connection
 from tenants import audit
@@ -57,6 +57,22 @@ class Answer:
     body: Transfer | None = None
 
 
+@dataclass(frozen=True)
+class Source:
+    """One content that can be streamed. Whoever makes it has checked that the reader may begin."""
+
+    filename: str
+    content_type: str
+    length: int  # plaintext bytes
+    sha256: str  # of the plaintext, hex
+    etag: str
+    read: Callable[[int, int], Generator[bytes, None, None]]  # plaintext [start, stop), of which nothing is fetched before `next`
+    still_allowed: Callable[[], bool]  # asked every few seconds
+
+
+Start = Callable[[int, int], None]  # takes the first byte and the number of bytes that are about to leave
+
+
 def open_file(
     file: StoredFile,
     *,
@@ -64,46 +80,59 @@ def open_file(
     wanted: Wanted,
     disposition: str,
     now: datetime,
-    start: Callable[[], None] | None = None,
+    start: Start | None = None,
     meter: Meter | None = None,
 ) -> Answer:
-    """The answer to a GET or HEAD for `file`, which came from `access`.
-
-    `start` runs in a transaction of its own once the first segment is verified and before a byte leaves; by default it writes the
-    audit row.
-    """
+    """The answer to a GET or HEAD for `file`, which came from `access`. By default `start` writes the audit row."""
     access.check_can_read(file)
-    if not if_match(wanted.if_match, file.etag):
+    still_allowed = partial(access.may_read, by, file.collection_id, file.pk)
+    source = source_of(file, by=by, still_allowed=still_allowed, now=now)
+    start = start or partial(_record_download, file, by, now)
+    return open_source(source, wanted=wanted, disposition=disposition, start=start, meter=meter)
+
+
+def source_of(file: StoredFile, *, by: User, still_allowed: Callable[[], bool], now: datetime) -> Source:
+    return Source(
+        filename=file.filename,
+        content_type=file.content_type,
+        length=file.length,
+        sha256=file.sha256,
+        etag=file.etag,
+        read=partial(read_file, file, by=by, now=now),
+        still_allowed=still_allowed,
+    )
+
+
+def open_source(source: Source, *, wanted: Wanted, disposition: str, start: Start, meter: Meter | None = None) -> Answer:
+    """The answer to a GET or HEAD for `source`.
+
+    `start` runs in a transaction of its own once the first segment is verified and before a byte leaves.
+    """
+    if not if_match(wanted.if_match, source.etag):
         raise errors.PreconditionFailed
-    headers = byte_headers(disposition, file.filename, file.content_type) | {
-        "ETag": file.etag,
+    headers = byte_headers(disposition, source.filename, source.content_type) | {
+        "ETag": source.etag,
         "Accept-Ranges": "bytes",
-        "Repr-Digest": repr_digest(file.sha256),
+        "Repr-Digest": repr_digest(source.sha256),
     }
-    if not if_none_match(wanted.if_none_match, file.etag):
+    if not if_none_match(wanted.if_none_match, source.etag):
         # The length that 200 would have, or none at all (RFC 9110, 8.6); Django would write 0.
         kept = {name: headers[name] for name in ("ETag", "Cache-Control")}
-        return Answer(HTTPStatus.NOT_MODIFIED, kept | {"Content-Length": str(file.length)})
-    first, stop, status = 0, file.length, HTTPStatus.OK
-    if not wanted.head and if_range(wanted.if_range, file.etag):
+        return Answer(HTTPStatus.NOT_MODIFIED, kept | {"Content-Length": str(source.length)})
+    first, stop, status = 0, source.length, HTTPStatus.OK
+    if not wanted.head and if_range(wanted.if_range, source.etag):
         try:
-            part = parse_range(wanted.range, file.length)
+            part = parse_range(wanted.range, source.length)
         except Unsatisfiable:
-            raise errors.RangeNotSatisfiable(length=file.length) from None
+            raise errors.RangeNotSatisfiable(length=source.length) from None
         if part:
             first, stop, status = part.start, part.stop, HTTPStatus.PARTIAL_CONTENT
-            headers["Content-Range"] = part.content_range(file.length)
+            headers["Content-Range"] = part.content_range(source.length)
     headers["Content-Length"] = str(stop - first)
     if wanted.head:
         return Answer(status, headers)
-    body = Transfer(
-        _read(file, first, stop, by=by, now=now),
-        length=stop - first,
-        still_allowed=partial(access.may_read, by, file.collection_id, file.pk),
-        slots=SLOTS,
-        meter=meter,
-    )
-    begin(body, start or partial(_record_download, file, by, now, first, stop - first))
+    body = Transfer(source.read(first, stop), length=stop - first, still_allowed=source.still_allowed, slots=SLOTS, meter=meter)
+    begin(body, partial(start, first, stop - first))
     return Answer(status, headers, body)
 
 
@@ -153,52 +182,83 @@ def begin(body: Transfer, record: Callable[[], None]) -> None:
     return_connection()  # the stream takes no database connection with it (T-15)
 
 
-def _read(file: StoredFile, start: int, stop: int, *, by: User, now: datetime) -> Generator[bytes, None, None]:
-    """Plaintext [start, stop) of a file. What the store and the cipher say of it becomes a problem, and known to the operator."""
+def read_file(file: StoredFile, start: int, stop: int, *, by: User | None, now: datetime) -> Generator[bytes, None, None]:
+    """Plaintext [start, stop) of a file, as `read_verified`. What is wrong with its object is written on its row."""
+    pieces = read_verified(
+        partial(content_of, file),
+        start,
+        stop,
+        sha256=file.sha256,
+        missing=partial(_missing, file, by, now),
+        corrupt=partial(_alarm, "file.corrupt", file, by, now),
+        etag_changed=partial(_note_etag, file, by, now),
+    )
+    with closing(pieces):
+        first = next(pieces)
+        if file.status == StoredFile.Status.MISSING:
+            _found_again(file, by, now)
+        yield first
+        yield from pieces
+
+
+def read_verified(
+    content: Callable[[], Content],
+    start: int,
+    stop: int,
+    *,
+    sha256: str,
+    missing: Callable[[Exception], None],
+    corrupt: Callable[[Exception], None],
+    etag_changed: Callable[[str], None],
+) -> Generator[bytes, None, None]:
+    """Plaintext [start, stop) of a content. What the store and the cipher say of it becomes a problem.
+
+    `missing` and `corrupt` put that on record before anybody hears of it; `etag_changed` is told what ETag the object has by now.
+    """
     try:
-        is_whole_plain = file.cipher == Cipher.NONE and (start, stop) == (0, file.length)
-        with closing(_first_segment_verified(file, start, stop, by=by, now=now)) as read:
-            pieces = _matching(read, file.sha256) if is_whole_plain else read
-            first = next(pieces)
-            if file.status == StoredFile.Status.MISSING:
-                _found_again(file, by, now)
-            yield first
-            yield from pieces
+        opened = content()
+        is_whole_plain = isinstance(opened.opener, crypto.PlainReader) and (start, stop) == (0, opened.opener.layout.length)
+        with closing(_first_segment_verified(opened, start, stop, etag_changed)) as pieces:
+            yield from _matching(pieces, sha256) if is_whole_plain else pieces
     except FileNotFoundError as error:
-        with transaction.atomic():
-            row = StoredFile.objects.filter(pk=file.pk, object_id=file.object_id)
-            if not row.update(status=StoredFile.Status.MISSING):
-                raise NotFound from error  # deleted or replaced since the row was read
-            _alarm("file.missing", file, by, now, error)
+        missing(error)
         raise errors.ObjectMissing from error
     except (crypto.CorruptObject, crypto.WrongKey, ObjectChanged) as error:
-        with transaction.atomic():
-            _alarm("file.corrupt", file, by, now, error)
+        corrupt(error)
         raise errors.ObjectCorrupt from error
     except StoreError as error:
         raise errors.StoreUnavailable from error
 
 
-def _first_segment_verified(file: StoredFile, start: int, stop: int, *, by: User, now: datetime) -> Generator[bytes, None, None]:
-    """As `content_of(file).read`, and also of an object that was restored by copying, which gave it another ETag."""
-    content = content_of(file)
+def _first_segment_verified(
+    content: Content, start: int, stop: int, etag_changed: Callable[[str], None]
+) -> Generator[bytes, None, None]:
+    """As `content.read`, and also of an object that was restored by copying, which gave it another ETag."""
     pieces = content.read(start, stop)
     try:
         first = next(pieces)
     except ObjectChanged:
-        if file.cipher == Cipher.NONE:
+        if isinstance(content.opener, crypto.PlainReader):
             raise  # nothing else proves a part of it
         # Its size and its tags prove every byte of it. The ETag only has to stay the same from here on.
         content = replace(content, etag=content.store.stat(content.key).etag)
         pieces = content.read(start, stop)
         first = next(pieces)
-        _note_etag(file, content.etag, by, now)
+        etag_changed(content.etag)
     with closing(pieces):
         yield first
         yield from pieces
 
 
-def _note_etag(file: StoredFile, etag: str, by: User, now: datetime) -> None:
+def _missing(file: StoredFile, by: User | None, now: datetime, error: Exception) -> None:
+    with transaction.atomic():
+        row = StoredFile.objects.filter(pk=file.pk, object_id=file.object_id)
+        if not row.update(status=StoredFile.Status.MISSING):
+            raise NotFound from error  # deleted or replaced since the row was read
+        _alarm("file.missing", file, by, now, error)
+
+
+def _note_etag(file: StoredFile, by: User | None, now: datetime, etag: str) -> None:
     with transaction.atomic():
         if StoredFile.objects.filter(pk=file.pk, object_id=file.object_id).exclude(object_etag=etag).update(object_etag=etag):
             audit.record("file.etag", by=by, tenant=file.collection.tenant, target=file, now=now, object=str(file.object_id))
@@ -217,17 +277,17 @@ def _matching(pieces: Iterator[bytes], sha256_hex: str) -> Iterator[bytes]:
     yield held
 
 
-def _found_again(file: StoredFile, by: User, now: datetime) -> None:
+def _found_again(file: StoredFile, by: User | None, now: datetime) -> None:
     with transaction.atomic():
         if StoredFile.objects.filter(pk=file.pk, status=StoredFile.Status.MISSING).update(status=StoredFile.Status.READY):
             audit.record("file.found", by=by, tenant=file.collection.tenant, target=file, now=now, object=str(file.object_id))
 
 
-def _alarm(action: str, file: StoredFile, by: User, now: datetime, error: Exception) -> None:
+def _alarm(action: str, file: StoredFile, by: User | None, now: datetime, error: Exception) -> None:
     log.error(action, extra={"file": str(file.uuid), "object": str(file.object_id), "error": str(error)})
-    audit.record(
-        action, by=by, tenant=file.collection.tenant, target=file, now=now, object=str(file.object_id), error=type(error).__name__
-    )
+    facts = {"object": str(file.object_id), "error": type(error).__name__}
+    with transaction.atomic():
+        audit.record(action, by=by, tenant=file.collection.tenant, target=file, now=now, **facts)
 
 
 def _record_download(file: StoredFile, by: User, now: datetime, first: int, count: int) -> None:
@@ -275,7 +335,7 @@ class _Member:
         if self._is_checked and not access.may_read(self._by, file.collection_id, self.pk):
             raise TransferEnded("access to a file of the archive was taken away")
         self.is_open = True
-        self._pieces = _read(file, 0, file.length, by=self._by, now=self._now)
+        self._pieces = read_file(file, 0, file.length, by=self._by, now=self._now)
         self._first = next(self._pieces)
         return_connection()
 

@@ -28,21 +28,21 @@ def create_collection_key(collection: Collection, *, now: datetime) -> Key:
     return _create_key(Key.Purpose.COLLECTION, collection.key_owner, now)
 
 
-def existing_audit_key() -> Key | None:
-    return Key.objects.filter(purpose=Key.Purpose.AUDIT, owner=DEPLOYMENT).first()
+def existing_signing_key(purpose: Key.Purpose) -> Key | None:
+    return Key.objects.filter(purpose=purpose, owner=DEPLOYMENT).first()
 
 
 @retried
-def audit_key(*, now: datetime) -> Key:
-    """The seed that signs the heads of the audit chains, made when it is first asked for."""
-    if key := existing_audit_key():
+def signing_key(purpose: Key.Purpose, *, now: datetime) -> Key:
+    """The deployment's seed for signatures of this purpose, made when it is first asked for."""
+    if key := existing_signing_key(purpose):
         return key
     try:
         with transaction.atomic():
-            key = _create_key(Key.Purpose.AUDIT, DEPLOYMENT, now)
+            key = _create_key(purpose, DEPLOYMENT, now)
             audit.record("key.create", by=None, tenant=None, target=key, now=now, purpose=key.purpose)
     except IntegrityError:  # another worker was faster: there is one of each purpose and owner
-        key = Key.objects.get(purpose=Key.Purpose.AUDIT, owner=DEPLOYMENT)
+        key = Key.objects.get(purpose=purpose, owner=DEPLOYMENT)
     return key
 
 

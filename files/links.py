@@ -3,21 +3,23 @@
 A link is a grant of one content's bytes. It is claimed by one conditional update after the first segment is verified; from then
 on a transfer that broke may be resumed, by Range, for ten minutes and within a budget. Used, expired, unknown and foreign ones
 look alike.
+
+What a link to a collection of another kind opens, and for whom, says the app that registered the kind.
 """
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final, Protocol
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 
 from files import access, downloads
-from files.downloads import Answer, Wanted
+from files.downloads import Answer, Start, Wanted
 from files.errors import LinkDead
 from files.headers import Unsatisfiable, if_range, parse_range
 from files.models import Collection, DownloadLink, StoredFile
@@ -33,7 +35,20 @@ RESUME_EXTRA: Final = 16 * 1024**2  # what lay in buffers when the transfer brok
 PAID_IN_ADVANCE: Final = 8 * 1024**2
 
 
-@retried
+class Opener(Protocol):
+    """The answer to a link. NotFound is the same to whoever holds the link as if there were none."""
+
+    def __call__(self, link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer: ...
+
+
+_openers: dict[str, Opener] = {}
+
+
+def register(kind: str, opener: Opener) -> None:
+    """`opener` answers for links into collections of this kind; nothing else is checked of who minted them."""
+    _openers[kind] = opener
+
+
 def mint(
     *,
     collection: Collection,
@@ -50,13 +65,27 @@ def mint(
     else:
         readable = access.get_readable_files(by, collection, filenames := list(filenames))
         selection = [str(uuid) for uuid in readable.values_list("uuid", flat=True)] if filenames else []
+    return issue(collection=collection, file=file, selection=selection, disposition=disposition, by=by, now=now)
+
+
+@retried
+def issue(
+    *,
+    collection: Collection,
+    by: User,
+    now: datetime,
+    file: StoredFile | None = None,
+    selection: Sequence[str] = (),
+    disposition: str = DownloadLink.Disposition.ATTACHMENT,
+) -> str:
+    """A token, for whoever has just been found to be allowed it."""
     token = secrets.token_urlsafe(32)
     with transaction.atomic():
         DownloadLink.objects.create(
             token_hash=_hash(token),
             collection=collection,
             file=file,
-            selection=selection,
+            selection=list(selection),
             disposition=disposition,
             minted_by=by,
             minted_with=by.key,
@@ -75,37 +104,44 @@ def open_link(token: str, *, wanted: Wanted, now: datetime) -> Answer:
         raise LinkDead
     by = link.minted_by
     by.key = link.minted_with
+    opener = _openers.get(link.collection.kind, _open)
     try:
-        collection = access.get_collection(by, link.collection.slug)  # the minter's access, as it is now
-        if link.file is None:
-            return _open_archive(link, collection, by=by, wanted=wanted, now=now)
-        return _open_file(link, access.get_file(by, collection.slug, link.file.filename), by=by, wanted=wanted, now=now)
+        return opener(link, by=by, wanted=wanted, now=now)
     except NotFound:
         raise LinkDead from None
 
 
-def _open_file(link: DownloadLink, file: StoredFile, *, by: User, wanted: Wanted, now: datetime) -> Answer:
-    is_resumed = link.claimed_at is not None and _asks_for_a_part(wanted, file)
-    if is_resumed:
-        is_over = link.claimed_at + RESUME_WINDOW < now  # type: ignore[operator]
+def _open(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer:
+    collection = access.get_collection(by, link.collection.slug)  # the minter's access, as it is now
+    if link.file is None:
+        return _open_archive(link, collection, by=by, wanted=wanted, now=now)
+    file = access.get_file(by, collection.slug, link.file.filename)
+    start = start_of(link, file, by=by, wanted=wanted, now=now)
+    budget = Budget(DownloadLink.objects.filter(pk=link.pk))
+    return downloads.open_file(file, by=by, wanted=wanted, disposition=link.disposition, now=now, start=start, meter=budget)
+
+
+def start_of(link: DownloadLink, file: StoredFile, *, by: User, wanted: Wanted, now: datetime) -> Start:
+    """What claims the link when its bytes start, or says on record that they are resumed. LinkDead if neither is to be had."""
+    if link.claimed_at is not None and part_of(wanted, etag=file.etag, length=file.length) is not None:
+        is_over = link.claimed_at + RESUME_WINDOW < now
         if is_over or link.object_id != file.object_id or link.bytes_left == 0:
             raise LinkDead
-    elif link.claimed_at is not None or link.expires_at <= now:
+        return lambda first, count: _resume(link, file, by, now)
+    if link.claimed_at is not None or link.expires_at <= now:
         raise LinkDead
-    start = partial(_resume, link, file, by, now) if is_resumed else partial(_claim, link, file, by, now)
-    return downloads.open_file(
-        file, by=by, wanted=wanted, disposition=link.disposition, now=now, start=start, meter=_Budget(link)
-    )
+    return lambda first, count: claim(link, file, by=by, now=now)
 
 
-def _asks_for_a_part(wanted: Wanted, file: StoredFile) -> bool:
-    """Whether Range counts. One that is ignored (RFC 9110, 14.2) would bring the whole file once more."""
-    if wanted.head or not if_range(wanted.if_range, file.etag):
-        return False
+def part_of(wanted: Wanted, *, etag: str, length: int) -> int | None:
+    """How many bytes Range asks for, if it counts. One that is ignored (RFC 9110, 14.2) would bring the whole file once more."""
+    if wanted.head or not if_range(wanted.if_range, etag):
+        return None
     try:
-        return parse_range(wanted.range, file.length) is not None
+        part = parse_range(wanted.range, length)
     except Unsatisfiable:
-        return True
+        return 0
+    return part.stop - part.start if part else None
 
 
 def _open_archive(link: DownloadLink, collection: Collection, *, by: User, wanted: Wanted, now: datetime) -> Answer:
@@ -115,11 +151,12 @@ def _open_archive(link: DownloadLink, collection: Collection, *, by: User, wante
     if chosen is not None and chosen.count() != len(link.selection):
         raise LinkDead
     names = chosen.values_list("filename", flat=True) if chosen is not None else []
-    start = partial(_claim, link, None, by, now)
+    start = partial(claim, link, None, by=by, now=now)
     return downloads.open_archive(collection, by=by, filenames=names, head=wanted.head, now=now, start=start)
 
 
-def _claim(link: DownloadLink, file: StoredFile | None, by: User, now: datetime) -> None:
+def claim(link: DownloadLink, file: StoredFile | None, *, by: User, now: datetime) -> None:
+    """Uses it up, in the caller's transaction. Raises LinkDead if somebody else did."""
     budget = file.length + RESUME_EXTRA if file else 0
     # The other contenders are all other requests for this link: exactly one of them finds it unclaimed (INV-09).
     unclaimed = DownloadLink.objects.filter(pk=link.pk, claimed_at=None, expires_at__gt=now)
@@ -133,27 +170,29 @@ def _resume(link: DownloadLink, file: StoredFile, by: User, now: datetime) -> No
         audit.record("link.resume", by=by, tenant=link.collection.tenant, target=file, now=now)
 
 
-class _Budget:
-    """Pays a link's bytes in advance, a slice at a time, so that parallel transfers cannot overdraw it."""
+class Budget:
+    """Pays from the `bytes_left` of a row in advance, a slice at a time, so that parallel transfers cannot overdraw it."""
 
-    def __init__(self, link: DownloadLink) -> None:
-        self._link = DownloadLink.objects.filter(pk=link.pk)
+    def __init__(self, row: QuerySet[Any]) -> None:
+        self._row = row
         self._paid = 0
 
-    def pay(self, count: int) -> None:
+    def pay(self, count: int, *, left: int) -> None:
         missing = count - self._paid
-        if missing > 0 and not (self._take(max(missing, PAID_IN_ADVANCE)) or self._take(missing)):
-            raise TransferEnded("the link's budget is used up")
+        # Never for bytes that do not come: they are other transfers', when a client fetches many parts at once.
+        advance = max(missing, min(PAID_IN_ADVANCE, left - self._paid))
+        if missing > 0 and not (self._take(advance) or self._take(missing)):
+            raise TransferEnded("the budget is used up")
         self._paid -= count
 
     def settle(self) -> None:
         if self._paid:
-            self._link.update(bytes_left=F("bytes_left") + self._paid)
+            self._row.update(bytes_left=F("bytes_left") + self._paid)
             self._paid = 0
 
     def _take(self, count: int) -> bool:
-        # The other contenders are resumed transfers of the same link.
-        if self._link.filter(bytes_left__gte=count).update(bytes_left=F("bytes_left") - count) != 1:
+        # The other contenders are resumed transfers of the same grant.
+        if self._row.filter(bytes_left__gte=count).update(bytes_left=F("bytes_left") - count) != 1:
             return False
         self._paid += count
         return True

@@ -25,6 +25,7 @@ class Key(models.Model):
     class Purpose(models.TextChoices):
         COLLECTION = "collection"
         AUDIT = "audit"  # the seed that signs the heads of the audit chains
+        EGRESS = "egress"  # the seed that signs release manifests
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     purpose = models.CharField(max_length=20, choices=Purpose)
@@ -70,7 +71,7 @@ class Deployment(models.Model):
 class Collection(models.Model):
     class Kind(models.TextChoices):
         FILES = "files"
-        RELEASE = "release"
+        RELEASE = "release"  # has one package of egress, and is nobody's to see
 
     class Status(models.TextChoices):
         OPEN = "open"
@@ -107,7 +108,8 @@ class Collection(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            models.UniqueConstraint("tenant", "display_name", name="collection_name_unique_in_tenant"),
+            # What nobody sees takes no name from anybody, nor can its name be taken before.
+            models.UniqueConstraint("tenant", "display_name", condition=Q(kind="files"), name="collection_name_unique_in_tenant"),
             models.CheckConstraint(condition=Q(file_count__gte=0, total_length__gte=0), name="collection_counts_not_negative"),
             models.CheckConstraint(
                 condition=Q(status="open", deleted_at__isnull=True)
@@ -171,7 +173,7 @@ class StoredFile(models.Model):
     key_salt = models.BinaryField(editable=False, help_text="exists only here: without this row the object is noise")
     key_commitment = models.BinaryField(editable=False)
 
-    my_level: int  # annotated by files.access, as above
+    my_level: int = 0  # annotated by files.access, as above
     is_held: bool = False  # by itself, or with all of its collection
 
     class Meta:
@@ -318,7 +320,9 @@ class Upload(models.Model):
     object_id = models.UUIDField(unique=True)
     object_key = models.CharField(max_length=200, unique=True)
     collection = models.ForeignKey(Collection, models.PROTECT, related_name="uploads")
-    started_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    started_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.CASCADE, null=True, related_name="+", help_text="none: the system"
+    )
     started_at = models.DateTimeField()
     heartbeat_at = models.DateTimeField(db_index=True)
 

@@ -43,19 +43,25 @@ class Content:
     etag: str
     opener: Opener
 
-    def read(self, start: int, stop: int) -> Generator[bytes, None, None]:
+    def read(self, start: int, stop: int, *, is_for_us: bool = False) -> Generator[bytes, None, None]:
         """Plaintext bytes [start, stop), in pieces of at most one segment; at least one piece, if only an empty one.
 
+        With `is_for_us` it goes to no client, but to a worker, which need not show first that it takes a whole window.
         Raises FileNotFoundError, ObjectChanged or StoreUnavailable of the store, or CorruptObject, in place of a piece.
         """
-        return _read(self, start, stop)
+        return _read(self, start, stop, is_for_us=is_for_us)
 
 
 def content_of(file: StoredFile) -> Content:
     """The bytes of a file's object and the key to them. Raises KeyUnavailable; WrongKey if the row commits to another key; and
     what `deployment.check` raises: a restored database shows nothing that may have been destroyed since."""
+    return content_at(file, store=file.store, key=file.object_key, etag=file.object_etag)
+
+
+def content_at(file: StoredFile, *, store: str, key: str, etag: str) -> Content:
+    """As `content_of`, of a copy of the object under another key or in another store. No row of `files` knows of the copy."""
     deployment.check(now=timezone.now())
-    return Content(get_store(file.store), file.object_key, file.object_etag, keys.opener_of(file, file.collection))
+    return Content(get_store(store), key, etag, keys.opener_of(file, file.collection))
 
 
 class PlaintextFile(File):  # type: ignore[type-arg]  # outside the stubs, File takes no type argument
@@ -116,10 +122,10 @@ class _Raw(io.RawIOBase):
         self._pieces, self._left = None, memoryview(b"")
 
 
-def _read(content: Content, start: int, stop: int) -> Generator[bytes, None, None]:
+def _read(content: Content, start: int, stop: int, *, is_for_us: bool) -> Generator[bytes, None, None]:
     layout = content.opener.layout
     index, end = layout.index_of(start), layout.index_of(max(start, stop - 1)) + 1
-    pace = _Pace(layout.segment_size)
+    pace = _Pace(layout.segment_size, is_for_us=is_for_us)
     while index < end:
         if pace.is_fast and end - index > pace.window and OPEN_BODIES.acquire(blocking=False):
             try:
@@ -155,10 +161,10 @@ def _cut(piece: bytes, offset: int, start: int, stop: int) -> bytes:
 class _Pace:
     """How fast the client takes what it is given, and what that allows."""
 
-    def __init__(self, segment_size: int) -> None:
-        self.window = 1  # segments of the next buffered read
-        self.stalled = False
+    def __init__(self, segment_size: int, *, is_for_us: bool) -> None:
         self._most = max(1, BUFFERED_BYTES // segment_size)
+        self.window = self._most if is_for_us else 1  # segments of the next buffered read
+        self.stalled = False
         self._segment_size = segment_size
         self._sent = 0
         self._since, self._sent_since = time.monotonic(), 0

@@ -83,7 +83,8 @@ def _insert(collection: Collection) -> None:
                 collection.save(force_insert=True)
                 return
         except IntegrityError:
-            if Collection.objects.filter(tenant=collection.tenant, display_name=collection.display_name).exists():
+            same = Collection.objects.filter(tenant=collection.tenant, display_name=collection.display_name)
+            if same.filter(kind=Collection.Kind.FILES).exists():
                 raise errors.CollectionNameTaken from None
     raise Unavailable
 

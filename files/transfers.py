@@ -47,8 +47,8 @@ SLOTS: Final = Slots(settings.FILES_MAX_TRANSFERS)
 
 
 class Meter(Protocol):
-    def pay(self, count: int) -> None:
-        """Pays for the next `count` bytes. Raises TransferEnded when the budget is used up."""
+    def pay(self, count: int, *, left: int) -> None:
+        """Pays for the next `count` of the `left` bytes to come. Raises TransferEnded when the budget is used up."""
 
     def settle(self) -> None:
         """Takes back what was paid and not sent."""
@@ -92,7 +92,7 @@ class Transfer:
         piece, self._first = (self._first, None) if self._first is not None else (self._next(), None)
         if self._meter:
             try:
-                self._meter.pay(len(piece))
+                self._meter.pay(len(piece), left=len(piece) if self.length is None else self.length - self._sent)
             except (OperationalError, InterfaceError):
                 raise TransferEnded("the database did not take the payment") from None
         self._sent += len(piece)

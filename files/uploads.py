@@ -12,7 +12,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from django.conf import settings
 from django.core.files.uploadhandler import FileUploadHandler
@@ -74,7 +74,12 @@ class Conditions:
 
 
 class Incoming:
-    """One content on its way in: `write` as often as needed, then `commit`. Leaving its `with` block without that abandons it."""
+    """One content on its way in: `write` as often as needed, then `commit`. Leaving its `with` block without that abandons it.
+
+    This is somebody's upload. What a worker writes is a subclass, which makes another kind of file, in other limits.
+    """
+
+    slots: ClassVar[Slots] = SLOTS  # shared by all that comes over the web; a worker's has its own
 
     def __init__(
         self,
@@ -92,9 +97,47 @@ class Incoming:
         self._sha256 = hashlib.sha256()
         self._length = 0
         self._beat = time.monotonic()
-        self._slots: Slots | None = SLOTS  # taken by `begin`
+        self._slots: Slots | None = self.slots  # taken by `receive`
         self._unsent = sealer.header  # goes with the first segment
         self._is_committing = False
+
+    @classmethod
+    def receive(
+        cls, draft: StoredFile, *, by: User | None, size: int | None, now: datetime, replaces: StoredFile | None = None
+    ) -> Self:
+        """The way in for the content of `draft`, a row to be that names its object. Leaves an `Upload` row, and checks nothing.
+
+        `size` is the announced number of plaintext bytes. `by` is None for the system.
+        """
+        sealer = keys.sealer_of(draft, draft.collection)
+        expected = StoredFile(length=size or 0, cipher=draft.cipher, segment_size=draft.segment_size).layout.object_size
+        cls.slots.take()
+        try:
+            upload = Upload.objects.create(
+                store=draft.store,
+                object_id=draft.object_id,
+                object_key=draft.object_key,
+                collection=draft.collection,
+                started_by=by,
+                started_at=now,
+                heartbeat_at=now,
+            )
+            try:
+                store = get_store(draft.store)
+                writer = store.create(draft.object_key, size=None if size is None else expected)
+            except BaseException:
+                upload.delete()  # nothing has reached the store
+                raise
+        except BaseException:
+            cls.slots.give_back()
+            raise
+        return_connection()  # bytes may take hours; they take no database connection with them
+        return cls(upload=upload, writer=writer, sealer=sealer, draft=draft, replaces=replaces, store=store)
+
+    @property
+    def limit(self) -> int | None:
+        """Plaintext bytes that it may have at most, if anybody minds."""
+        return settings.FILES_MAX_UPLOAD_BYTES
 
     @property
     def is_replacement(self) -> bool:
@@ -108,7 +151,7 @@ class Incoming:
 
     def write(self, data: bytes | bytearray) -> None:
         self._length += len(data)
-        if self._length > settings.FILES_MAX_UPLOAD_BYTES:
+        if self.limit is not None and self._length > self.limit:
             raise errors.TooLarge
         self._sha256.update(data)
         if sealed := self._sealer.update(data):
@@ -116,7 +159,7 @@ class Incoming:
         if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
             self._heartbeat()
 
-    def commit(self, *, by: User, now: datetime, notes: str | None = None, digest: bytes | None = None) -> StoredFile:
+    def commit(self, *, by: User | None, now: datetime, notes: str | None = None, digest: bytes | None = None) -> StoredFile:
         """The file, new or replaced. Keeps nothing if the digest, access, quota, name or collection do not allow it."""
         if digest is not None and digest != self._sha256.digest():
             raise errors.DigestMismatch
@@ -189,7 +232,9 @@ class Incoming:
             raise errors.NotOpen  # it would be refused at its end, and a destruction waits for it
 
     @retried
-    def _make_file(self, *, by: User, now: datetime) -> StoredFile:
+    def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
+        """The row, in a transaction that also deletes the `Upload` row; sets `_is_committing` as its last act."""
+        assert by is not None  # noqa: S101  for the type checker: an upload is somebody's
         file = self.draft
         self._is_committing = False
         with transaction.atomic():
@@ -312,30 +357,7 @@ def begin(
         store=collection.tenant.vault_alias,
     )
     draft.object_key = collection.object_key(draft.object_id)
-    sealer = keys.sealer_of(draft, collection)
-    expected = StoredFile(length=size or 0, cipher=draft.cipher, segment_size=draft.segment_size).layout.object_size
-    SLOTS.take()
-    try:
-        upload = Upload.objects.create(
-            store=draft.store,
-            object_id=draft.object_id,
-            object_key=draft.object_key,
-            collection=collection,
-            started_by=by,
-            started_at=now,
-            heartbeat_at=now,
-        )
-        try:
-            store = get_store(draft.store)
-            writer = store.create(draft.object_key, size=None if size is None else expected)
-        except BaseException:
-            upload.delete()  # nothing has reached the store
-            raise
-    except BaseException:
-        SLOTS.give_back()
-        raise
-    return_connection()  # bytes may take hours; they take no database connection with them
-    return Incoming(upload=upload, writer=writer, sealer=sealer, draft=draft, replaces=existing, store=store)
+    return Incoming.receive(draft, by=by, size=size, now=now, replaces=existing)
 
 
 def media_type(given: str, filename: str) -> str:
@@ -376,7 +398,8 @@ def _check_quota(collection: Collection, *, more_files: int, more_bytes: int) ->
     tenant = collection.tenant
     if not _has_quota(tenant):
         return
-    used = Collection.objects.filter(tenant=tenant).aggregate(
+    # A package is no use of the quota: it goes by itself, and a release must not fail for want of room.
+    used = Collection.objects.filter(tenant=tenant, kind=Collection.Kind.FILES).aggregate(
         files=Sum("file_count", default=0), length=Sum("total_length", default=0)
     )
     # What adds nothing is let through: a tenant whose quota was lowered must be able to get below it again.

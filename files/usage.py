@@ -18,8 +18,9 @@ class Usage(TypedDict):
 
 
 def usage_of(tenant: Tenant) -> Usage:
-    """Counts what the quota counts: every collection, deleted ones too, whose objects are still there (INV-18)."""
-    totals = Collection.objects.filter(tenant=tenant).aggregate(
+    """Counts what the quota counts: every collection, deleted ones too, whose objects are still there (INV-18). No packages."""
+    collections = Collection.objects.filter(tenant=tenant, kind=Collection.Kind.FILES)
+    totals = collections.aggregate(
         collections=Count("pk"), files=Sum("file_count", default=0), length=Sum("total_length", default=0)
     )
     return Usage(
@@ -28,5 +29,5 @@ def usage_of(tenant: Tenant) -> Usage:
         quota_files=tenant.quota_files,
         total_length=totals["length"],
         quota_bytes=tenant.quota_bytes,
-        uploads=Upload.objects.filter(collection__tenant=tenant).count(),
+        uploads=Upload.objects.filter(collection__in=collections).count(),
     )

@@ -60,13 +60,14 @@ def _tell(kind: str, collection: Collection, days_left: int, at: str, now: datet
 
 def _expiring(now: datetime) -> QuerySet[Collection]:
     """Open collections that will go by their date, if nobody does anything."""
-    return Collection.objects.filter(~Exists(HOLDS), status="open", tenant__is_active=True, purge_at__gt=now)
+    ordinary = Collection.objects.filter(kind=Collection.Kind.FILES)  # who may fetch a package was told when it ends
+    return ordinary.filter(~Exists(HOLDS), status="open", tenant__is_active=True, purge_at__gt=now)
 
 
 def _expiring_files(now: datetime) -> QuerySet[StoredFile]:
     """Likewise, and not with their collection before that."""
     outlived = Q(collection__purge_at=None) | Q(collection__purge_at__gt=F("keep_until"))
-    open_ones = Q(collection__status="open", collection__tenant__is_active=True)
+    open_ones = Q(collection__status="open", collection__kind=Collection.Kind.FILES, collection__tenant__is_active=True)
     return StoredFile.objects.filter(~Exists(FILE_HOLDS), outlived, open_ones, keep_until__gt=now)
 
 

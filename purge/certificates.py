@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from django.db.models import Max, Sum
 
+from egress import forgetting
 from files import audit_heads, signing
 from files.models import Collection
 from purge.models import Destruction
@@ -57,6 +58,14 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
             ],
             "stores": [
                 {"store": each["store"], "erased": each["erased"], "verified_at": _text(each["verified_at"])} for each in stores
+            ],
+            "packages": [
+                {
+                    "request": str(each.pk),
+                    "collection": str(each.package_collection.uuid) if each.package_collection else "",
+                    "available_until": _text(each.available_until),
+                }
+                for each in forgetting.packages_in_window(collection)
             ],
             "signed_with": str(key.id),
         }

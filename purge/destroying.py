@@ -19,6 +19,7 @@ from django.db import connection, transaction
 from django.db.models import Count, Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
+from egress import forgetting
 from files import deployment, holds
 from files.locks import lock_collection
 from files.models import Cipher, Collection, DownloadLink, Erasure, Grant, Hold, Key, StoredFile, Upload
@@ -76,6 +77,7 @@ def begin_again(collection: Collection, entry: Entry, *, now: datetime) -> Destr
         locked = lock_collection(collection)
         if locked.status in {Collection.Status.PURGING, Collection.Status.BLOCKED}:
             return None
+        forgetting.end_all(locked, now=now)
         Hold.objects.filter(collection=locked).delete()
         return _shred(
             locked, why=entry.why, due_at=entry.began_at, by=None, now=now, number=entry.number, entered_at=entry.began_at
@@ -263,6 +265,7 @@ def _finish(destruction: Destruction) -> None:
             destruction.release()
             return
         destruction.heartbeat(timezone.now())
+    forgetting.let_go_of_rows(collection)
     for rows in (
         DownloadLink.objects.filter(collection=collection),
         Grant.objects.filter(collection=collection),

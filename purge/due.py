@@ -34,13 +34,28 @@ class Expired:
     why: Destruction.Why = Destruction.Why.EXPIRED
 
     def due(self, now: datetime) -> QuerySet[Collection]:
-        return Collection.objects.filter(status__in=["open", "deleted"], purge_at__lte=now)
+        return _past(now).filter(kind=Collection.Kind.FILES)
 
     def due_at(self, collection: Collection) -> datetime | None:
         return collection.purge_at
 
     def explain(self, collection: Collection, now: datetime) -> str:
         return f"expired on {_since(collection.purge_at, now)}"
+
+
+class Ended:
+    """It holds a package, which may not be fetched any more. It goes at that moment, where others wait for the day's run."""
+
+    why: Destruction.Why = Destruction.Why.ENDED
+
+    def due(self, now: datetime) -> QuerySet[Collection]:
+        return _past(now).filter(kind=Collection.Kind.RELEASE)
+
+    def due_at(self, collection: Collection) -> datetime | None:
+        return collection.purge_at
+
+    def explain(self, collection: Collection, now: datetime) -> str:
+        return f"a package whose window ended on {_since(collection.purge_at, now)}"
 
 
 class Deleted:
@@ -58,7 +73,7 @@ class Deleted:
         return f"deleted on {_since(collection.deleted_at, now)}"
 
 
-RULES: tuple[Rule, ...] = (Expired(), Deleted())
+RULES: tuple[Rule, ...] = (Expired(), Deleted(), Ended())
 HOLDS: Final = Hold.objects.filter(collection=OuterRef("pk"))  # on it, or on one of its files
 
 
@@ -67,6 +82,10 @@ class Due:
     collection: Collection
     rule: Rule
     is_held: bool
+
+
+def _past(now: datetime) -> QuerySet[Collection]:
+    return Collection.objects.filter(status__in=["open", "deleted"], purge_at__lte=now)
 
 
 def grace() -> timedelta:
@@ -152,6 +171,7 @@ class NeverUsed:
                 )
             ),
             collection__status="open",
+            collection__kind=Collection.Kind.FILES,
             status=StoredFile.Status.READY,
             keep_until=None,
             created_at__lte=now - timedelta(days=settings.UNUSED_FILE_DAYS),

@@ -12,6 +12,7 @@ from uuid import UUID
 from django.utils import timezone
 
 from files import audit_heads, deployment, keys, signing
+from files.models import Key
 from files.stores import StoreRefused, get_store
 from purge.models import Destruction
 
@@ -54,7 +55,7 @@ def unknown() -> tuple[list[Entry], list[str]]:
     """What the vault says is destroyed and this database has not heard of, in order, and what is wrong with entries that cannot
     be believed. Raises StoreError, FileNotFoundError, and WrongKey if the keyring does not open the key that signs."""
     store, here = get_store("vault"), deployment.current()
-    key = keys.existing_audit_key()
+    key = keys.existing_signing_key(Key.Purpose.AUDIT)
     public = signing.signer_of(key).public_key() if key else None
     entries, problems = [], []
     for name in deployment.unknown_entries(store, every=True):

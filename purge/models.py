@@ -20,6 +20,7 @@ class Destruction(Leased):
     class Why(models.TextChoices):
         EXPIRED = "expired"  # its purge date is over
         DELETED = "deleted"  # somebody deleted it, and the grace is over
+        ENDED = "ended"  # it held a package, which may not be fetched any more
 
     class Status(models.TextChoices):
         RUNNING = "running"

@@ -45,9 +45,9 @@ def is_time(now: datetime) -> bool:
 
 
 def room_for_collections(now: datetime) -> int:
-    """How many more may begin today. What was begun by hand counts, too: the system's name is on both."""
-    begun = Destruction.objects.filter(began_by="system", began_at__gt=now - DAY).count()
-    return max(0, settings.PURGE_DAILY_LIMIT - begun)
+    """How many more may begin today. What was begun by hand counts, too: the system's name is on both. Packages are copies."""
+    begun = Destruction.objects.filter(began_by="system", began_at__gt=now - DAY).exclude(why=Destruction.Why.ENDED)
+    return max(0, settings.PURGE_DAILY_LIMIT - begun.count())
 
 
 def room_for_files(now: datetime) -> int:

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from files.models import Collection
 from purge import destroying, pacing, restoring
-from purge.due import HOLDS, Deleted, find_due
+from purge.due import HOLDS, Deleted, Ended, find_due
 from purge.files import destroy_each, find_free
 from purge.models import Destruction
 
@@ -33,10 +33,11 @@ def purge_expired(*, now: datetime) -> int:
 
 
 def tick(*, now: datetime) -> None:
-    """Deleted collections go when their grace is over, at whatever hour."""
+    """Deleted collections go when their grace is over, and packages with their window, at whatever hour."""
     if not restoring.catch_up(now=now):
         return
-    _begin_each(Deleted().due(now).filter(~Exists(HOLDS)).order_by("deleted_at")[:20], now=now)
+    for rule in (Deleted(), Ended()):
+        _begin_each(rule.due(now).filter(~Exists(HOLDS)).order_by("deleted_at", "purge_at")[:20], now=now)
     until = time.monotonic() + TICK
     while (left := until - time.monotonic()) > 0 and destroying.work(now=timezone.now(), seconds=left):
         pass
@@ -52,8 +53,8 @@ def _begin_each(collections: Iterable[Collection], *, now: datetime) -> int:
     for number, collection in enumerate(collections):
         if number == 0 and not _may_begin(now):
             break
-        # Counted each time: other workers may be at the same.
-        if not pacing.room_for_collections(now):
+        # Counted each time: other workers may be at the same. A package is a copy that had its time: it waits for nothing.
+        if collection.kind == Collection.Kind.FILES and not pacing.room_for_collections(now):
             pacing.tell_that_some_wait("collections")
             break
         begun += _begin(collection, now=now)

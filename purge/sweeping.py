@@ -20,6 +20,7 @@ from django.db import models, transaction
 from django.db.models import Count
 from django.utils import timezone
 
+from egress.models import Item
 from files import deployment
 from files.models import Collection, Erasure, StoredFile, Upload
 from files.stores import Entry, ObjectStore, get_store
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # Every model whose rows name objects, in the order in which a name moves from one to the next: whoever asks them in this order
 # does not miss one on its way.
-HOLDERS: Final[tuple[type[models.Model], ...]] = (Upload, StoredFile, Erasure)
+HOLDERS: Final[tuple[type[models.Model], ...]] = (Upload, StoredFile, Erasure, Item)
 UUID_FORM: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 KEY: Final = re.compile(rf"[0-9a-f]{{4}}/({UUID_FORM})/({UUID_FORM})/{UUID_FORM}")
 BATCH: Final = 1_000
@@ -158,7 +159,8 @@ def _named(alias: str, keys: set[str]) -> dict[str, Any]:
 
 
 def _rows(model: type[models.Model], alias: str, keys: set[str]) -> models.QuerySet[Any]:
-    return model._default_manager.filter(store=alias, object_key__in=keys)
+    rows = model._default_manager.filter(store=alias, object_key__in=keys)
+    return rows.exclude(status=Item.Status.WIPED) if model is Item else rows  # its tombstone names what has to be gone
 
 
 def _ending(collections: set[str]) -> set[str]:

@@ -242,6 +242,12 @@ class Invitation(models.Model):
         return f"invitation {self.pk}"
 
 
+class MailState(models.TextChoices):
+    WAITING = "waiting"
+    SENT = "sent"
+    FAILED = "failed"  # given up
+
+
 class Mail(Leased):
     """A mail that is to be sent: written in the transaction of what it tells of, sent by the tick (`tenants.outbox`).
 
@@ -251,6 +257,8 @@ class Mail(Leased):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(max_length=40, help_text="names the template")
     recipient = models.EmailField()
+    copies = models.JSONField(default=list, help_text="who else gets it, in Cc")
+    about = models.CharField(max_length=36, blank=True, db_index=True, help_text="uuid of what it tells of")
     facts = models.JSONField(default=dict, help_text="what the template is filled with")
     created_at = models.DateTimeField()
     due_at = models.DateTimeField()
@@ -263,6 +271,12 @@ class Mail(Leased):
 
     def __str__(self) -> str:
         return f"{self.kind} mail {self.pk}"
+
+    @property
+    def state(self) -> MailState:
+        if self.sent_at is not None:
+            return MailState.SENT
+        return MailState.WAITING if self.failed_at is None else MailState.FAILED
 
 
 class AuditEvent(models.Model):

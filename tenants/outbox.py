@@ -4,8 +4,9 @@ A row holds no secret and no text. Both are made when it is sent, by the functio
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from email.headerregistry import Address
 from email.utils import parseaddr
 from smtplib import SMTPDataError, SMTPRecipientsRefused, SMTPResponseException
 from typing import Final
@@ -15,6 +16,7 @@ from uuid import NAMESPACE_URL, uuid4, uuid5
 from django.conf import settings
 from django.core.mail import EmailMultiAlternatives
 from django.db import connection, transaction
+from django.db.models import QuerySet
 from django.template.loader import render_to_string
 from django.utils import timezone
 
@@ -30,9 +32,16 @@ MOST_ATTEMPTS: Final = 80  # three days: the pauses double up to the longest
 KEPT: Final = timedelta(days=30)
 EVER: Final = timedelta.max  # as `once_in`: one such mail and no other, for as long as it is kept
 
-Letter = dict[str, str]
+Letter = dict[str, str]  # what fills the templates; `contact`, if there is one, is also who the mail is from
 Writer = Callable[[Mail, datetime], Letter | None]
 _writers: dict[str, Writer] = {}
+
+
+class Lines(str):
+    """A value of a letter that keeps its lines: somebody's own words, quoted in the text so that they pass for no others.
+
+    The template has it on a line of its own; that of the HTML as `<blockquote>{{ it|linebreaksbr }}</blockquote>`.
+    """
 
 
 def letter(kind: str) -> Callable[[Writer], Writer]:
@@ -46,17 +55,43 @@ def letter(kind: str) -> Callable[[Writer], Writer]:
 
 
 def queue(
-    kind: str, *, to: str, now: datetime, due_at: datetime | None = None, once_in: timedelta | None = None, **facts: str
+    kind: str,
+    *,
+    to: str,
+    now: datetime,
+    due_at: datetime | None = None,
+    once_in: timedelta | None = None,
+    about: str = "",
+    copies: Iterable[str] = (),
+    **facts: str,
 ) -> None:
-    """Writes the mail in the caller's transaction. With `once_in`, at most one such mail in each stretch of that length."""
+    """Writes the mail in the caller's transaction. With `once_in`, at most one such mail in each stretch of that length.
+
+    `about` is the uuid of what it tells of, for `mails_about`; `copies` are the addresses in Cc of the same message.
+    """
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("A mail is written in the transaction of what it tells of.")
     pk = uuid4()
     if once_in is not None:
         # The other contender asks for the same at the same moment: both come to one id.
-        pk = uuid5(NAMESPACE_URL, f"{kind} {to} {sorted(facts.items())} {now.timestamp() // once_in.total_seconds()}")
-    mail = Mail(pk=pk, kind=kind, recipient=to, facts=facts, created_at=now, due_at=due_at or now)
+        such = f"{kind} {to} {sorted(facts.items())} {now.timestamp() // once_in.total_seconds()}{about}"
+        pk = uuid5(NAMESPACE_URL, such)
+    mail = Mail(
+        pk=pk,
+        kind=kind,
+        recipient=to,
+        copies=sorted(set(copies) - {to}),
+        about=about,
+        facts=facts,
+        created_at=now,
+        due_at=due_at or now,
+    )
     Mail.objects.bulk_create([mail], ignore_conflicts=True)
+
+
+def mails_about(about: str) -> QuerySet[Mail]:
+    """What became of the mails that tell of it: see `Mail.state`. They are forgotten after a month."""
+    return Mail.objects.filter(about=about).order_by("created_at", "recipient")
 
 
 def opening(page: str, token: str) -> Letter:
@@ -105,17 +140,32 @@ def _send(mail: Mail, now: datetime) -> bool:
 
 
 def _message(mail: Mail, filled: Letter) -> EmailMultiAlternatives:
-    filled = {name: " ".join(value.split()) for name, value in filled.items()}  # a name must not begin a line of its own
-    subject, _, text = render_to_string(f"mail/{mail.kind}.txt", filled).partition("\n")
+    subject, _, text = render_to_string(f"mail/{mail.kind}.txt", _tamed(filled, quote="> ")).partition("\n")
     domain = parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2]
+    headers = {"Message-ID": f"<{mail.pk}@{domain}>", "Auto-Submitted": "auto-generated"}
+    if contact := filled.get("contact"):
+        # The contact is the author, whom an answer reaches, and we are the sender (RFC 5322, 3.6.2). The envelope stays ours:
+        # SPF is asked of it, and what comes back comes to us. DMARC is asked of the contact's domain, which has to know of us.
+        headers |= {"From": str(Address(addr_spec=contact)), "Sender": settings.DEFAULT_FROM_EMAIL}
     message = EmailMultiAlternatives(
-        subject=subject,
-        body=text.strip() + "\n",
-        to=[mail.recipient],
-        headers={"Message-ID": f"<{mail.pk}@{domain}>", "Auto-Submitted": "auto-generated"},
+        subject=subject, body=text.strip() + "\n", to=[mail.recipient], cc=mail.copies, headers=headers
     )
-    message.attach_alternative(render_to_string(f"mail/{mail.kind}.html", filled), "text/html")
+    message.attach_alternative(render_to_string(f"mail/{mail.kind}.html", _tamed(filled, quote="")), "text/html")
     return message
+
+
+def _tamed(filled: Letter, *, quote: str) -> Letter:
+    """A name must not begin a line of its own; words that may have lines begin each with `quote`."""
+    return {
+        name: "\n".join(quote + _in_one_line(line) for line in value.strip().splitlines())
+        if isinstance(value, Lines)
+        else _in_one_line(value)
+        for name, value in filled.items()
+    }
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _postpone(mail: Mail, error: Exception, now: datetime) -> None:

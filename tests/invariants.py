@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from django.conf import settings
 from django.db.models import Sum
 
+from egress.models import Item
 from files import deployment
 from files.models import Collection, Erasure, StoredFile, Upload
 from files.reading import OPEN_BODIES
@@ -27,6 +28,7 @@ def check_objects() -> None:
     known: set[tuple[str, str]] = set()
     for rows in (StoredFile.objects, Upload.objects, Erasure.objects):
         known |= set(rows.values_list("store", "object_key"))
+    known |= set(Item.objects.exclude(status=Item.Status.WIPED).values_list("store", "object_key"))
     assert {(alias, entry.key) for alias, entry in entries() if not entry.key.startswith(deployment.OWN)} <= known
 
 

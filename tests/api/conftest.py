@@ -51,7 +51,7 @@ def vault(db: None, settings: Settings, tmp_path: Path) -> Iterator[WatchedStore
 
 
 def assert_everything_adds_up(store: WatchedStore) -> None:
-    ready = StoredFile.objects.filter(status=StoredFile.Status.READY).values_list("object_key", flat=True)
+    ready = StoredFile.objects.filter(status=StoredFile.Status.READY, store="vault").values_list("object_key", flat=True)
     stored = store.keys()
     objects = {key for key in stored if not key.startswith(deployment.OWN)}
     assert objects == {*ready, *Erasure.objects.values_list("object_key", flat=True)}  # INV-06

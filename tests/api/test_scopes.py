@@ -21,6 +21,11 @@ ROWS: Final = sorted({(row.method, row.path, row.scope) for row in matrix.ROWS i
 EACH = pytest.mark.parametrize(("method", "path", "scope"), ROWS, ids=[f"{method} {path}" for method, path, _ in ROWS])
 
 
+def at(path: str) -> str:
+    """An address of nothing that there is."""
+    return path.replace("{number}", "1")
+
+
 def test_every_view_asks_who_it_is_or_takes_no_token() -> None:
     """A key must not slip past its scopes because a view has a permission of its own."""
     for path, view in views().items():
@@ -46,6 +51,7 @@ def test_key_with_every_other_scope_is_refused(api: Api, alice: User, method: st
     """RFC 6750, 3.1. Before anything is looked for, so that the answer tells nothing of it."""
     client = api(make_key(alice, *(other for other in Scope.values if other != scope)))
 
+    path = at(path)
     refused = client.generic(method, path)
 
     assert refused.status_code == 403
@@ -59,6 +65,6 @@ def test_key_with_every_other_scope_is_refused(api: Api, alice: User, method: st
 
 @pytest.mark.parametrize(("method", "path", "scope"), [row for row in ROWS if row[2] != WITHOUT])
 def test_key_with_this_scope_alone_is_let_in(api: Api, alice: User, method: str, path: str, scope: str) -> None:
-    answer = api(make_key(alice, scope)).generic(method, path)
+    answer = api(make_key(alice, scope)).generic(method, at(path))
     assert answer.status_code != 401
     assert answer.status_code == 200 or answer.json()["code"] not in {"insufficient_scope", "people_only"}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -60,6 +61,31 @@ def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> N
     assert (unshared["status"], taken_away["status"]) == (404, 404)
     with zipfile.ZipFile(tmp_path / "some.zip") as archive:
         assert archive.namelist() == [today["filename"]]
+
+
+def test_letting_files_out_works_word_for_word(server: Server, tmp_path: Path) -> None:
+    """Four people, one request, and a zip that anybody can verify."""
+    (given, *_), lines = shell_blocks("README.md", "## One worked example"), shell_blocks("README.md", "## Letting files out")
+    verifying = shell_blocks("docs/egress.md", "## The package")
+    output = run(given, *lines, verifying[1], server=server, folder=tmp_path)
+    me, held, awaiting, used_up, request, trail = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert me["username"] == "member"
+    assert (held["status"], held["code"], used_up["code"]) == (409, "held", "downloads_used")
+    assert [each["awaited_role"] for each in awaiting["results"]] == ["information_governance"]
+    assert "the same bytes, staged\nin_review\napproved\n" in output
+    assert "the same bytes, out" in output
+    assert output.count("table1.csv: OK") == 1
+    assert "Signature Verified Successfully" in output
+    assert [decision["by"] for decision in request["decisions"]] == ["information_governance", "research_it"]
+    assert [[each["by"] for each in item["opened_by"]] for item in request["items"]] == [["information_governance"], []]
+    assert [row["by"] for row in request["downloads"]] == ["member"]
+    assert {event["action"] for event in trail["results"]} >= {"egress.submit", "egress.read", "egress.approve", "egress.release"}
+    (package,) = tmp_path.glob("egress-*.zip")
+    checked = run(verifying[0], server=server, PACKAGE=str(package))
+    assert "The package is what was released: 2 files" in checked
+    for tool in (["unzip", "-tq"], ["7z", "t"]):
+        if shutil.which(tool[0]) or "CI" in os.environ:
+            assert subprocess.run([*tool, package], capture_output=True, check=False).returncode == 0
 
 
 def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:

@@ -199,8 +199,9 @@ class Server:
             self.sql(f"UPDATE {table} SET lease_at = ? WHERE lease_at IS NOT NULL", long_ago)  # noqa: S608  our own tables
 
     def objects(self) -> list[Path]:
-        """Every file in its buckets, finished or not."""
-        return [path for path in (self.home / "objects").rglob("*") if path.is_file() and OWN not in f"{path}"]
+        """Every file in its buckets, finished or not. A folder may go while they are looked for, which `rglob` does not stand."""
+        found = [Path(folder, name) for folder, _, names in os.walk(self.home / "objects") for name in names]
+        return [path for path in found if OWN not in f"{path}"]
 
     def request(self, method: str, path: str, *, token: str = "", body: Any = None) -> tuple[int, Any]:
         """Status and JSON of one call of the API."""

@@ -15,13 +15,16 @@ from django.test import Client
 from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from rest_framework.test import APIClient
 
-from files import access, links, sharing
-from files.models import Collection, Grant, Hold, Level, StoredFile
+from egress.models import EgressRequest
+from files import access, keys, links, sharing
+from files.models import Collection, Grant, Hold, Key, Level, StoredFile
+from files.stores import get_store
 from tenants import tokens
 from tenants.models import Tenant, User
 from tenants.people import invite, token_of
 from tests.factories import PASSWORD, make_destruction, make_member, make_tenant, make_user
 from tests.meta.matrix import EMPTY, Row
+from tests.services import egress
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Names:
     grant_id: str
     hold_id: str
     destruction: str
+    request_id: str
+    number: str  # of a file in the request
     username: str
     prefix: str  # of an API key of the admin
     account: str  # a service account
@@ -54,6 +59,8 @@ UNKNOWN = Names(
     grant_id=str(UUID(int=7)),
     hold_id=str(UUID(int=9)),
     destruction=str(UUID(int=11)),
+    request_id=str(UUID(int=12)),
+    number="12",
     username="nobody-at-all",
     prefix="sr_00000000",
     account="nobody@no-such-tenant",
@@ -96,9 +103,11 @@ def make_world() -> World:
         "viewer": make_member(acme, "vera", "member"),
         "member": make_member(acme, "bob", "member"),
         "file": make_member(acme, "fred", "member"),
+        "requester": make_member(acme, "rosa", "member"),
         "external": make_member(globex, "xena", "member"),
         "auditor": make_member(acme, "erin", "auditor"),
         "stage": make_member(acme, "gina", "information_governance"),
+        "last": make_member(acme, "rick", "research_it"),
         "other": make_member(globex, "mallory", "admin", "member"),
         "root": make_user("root", is_superuser=True),
         "inactive": make_member(acme, "ivan", "member"),
@@ -126,13 +135,15 @@ def make_world() -> World:
     account = alices.post(f"{about}/service-accounts/", {"name": "importer", "roles": ["member"]}).json()["username"]
     invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
     destroyed = make_destruction(acme, "Third Ward Cohort", began_by="alice")
+    request = returned(clients, slug)
+    keys.signing_key(Key.Purpose.EGRESS, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
     clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})  # is on the platform's record
     people["root"].refresh_from_db()  # type: ignore[union-attr]  # a reset of the password depends on the last sign-in
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
         file.object_id.hex, str(file.object_id), file.sha256, "alice", prefix, account, str(invitation.pk), "newcomer@example",
-        "Third Ward", destroyed.slug, str(destroyed.pk),
+        "Third Ward", destroyed.slug, str(destroyed.pk), request["id"], request["content_sha256"], "rosa", "release-", "Release ",
     ]  # fmt: skip
     tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
     return World(
@@ -150,6 +161,8 @@ def make_world() -> World:
             grant_id=str(grants["file"].pk),
             hold_id=str(HOLD),
             destruction=str(destroyed.pk),
+            request_id=request["id"],
+            number="1",
             username="carol",
             prefix=prefix,
             account=account,
@@ -165,6 +178,7 @@ GIVEN = {
     "manager": Level.MANAGER,
     "editor": Level.EDITOR,
     "viewer": Level.VIEWER,
+    "requester": Level.VIEWER,
     "external": Level.VIEWER,
     "inactive": Level.MANAGER,
     "suspended": Level.MANAGER,
@@ -175,6 +189,34 @@ def give(collection: Collection, user: User | None, level: Level, *, file: Store
     assert user
     grant, _ = sharing.grant(collection, file=file, username=user.username, level=level, by=None, now=datetime.now(UTC))
     return grant
+
+
+def returned(clients: dict[str, APIClient], slug: str) -> Any:
+    """An egress request about the file, sent back to its requester: it keeps nobody from anything."""
+    request = egress.submit(clients["requester"], slug, justification="The third ward publishes its readings.")
+    egress.work_on()
+    assert egress.decide(clients["stage"], request, "return", "The third ward is named.").status_code == 201
+    egress.work_on()
+    return request
+
+
+def bring(world: World, state: str) -> None:
+    """The request to this state."""
+    request = {"id": world.names.request_id}
+    if state == "withdrawn":
+        assert world.clients["requester"].post(egress.path(request, "withdraw/"), {}).status_code == 200
+    if state not in {"in_review", "failed", "released"}:
+        return
+    assert world.clients["requester"].post(egress.path(request, "resubmit/"), {}).status_code == 200
+    egress.work_on()
+    if state in {"failed", "released"}:
+        for who in ("stage", "last"):
+            assert egress.decide(world.clients[who], request).status_code == 201
+        if state == "failed":
+            staging = get_store("staging")
+            staging.erase(list(staging.entries("")))
+        egress.work_on()
+    assert EgressRequest.objects.get(pk=request["id"]).status == state
 
 
 def form(**fields: str) -> dict[str, Any]:
@@ -229,6 +271,16 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
             data = {"user": names.username, "level": "viewer"}
         case "POST", "collections/{slug}/holds/":
             data = {"reason": "a suit"}
+        case "POST", "egress/requests/":
+            data = {"collection": names.slug, "files": [names.filename], "justification": "It is for our paper."}
+        case "POST", "egress/requests/{request_id}/decisions/":
+            data = {"verdict": "return" if row.state == "failed" else "approve", "reason": "It is as the protocol says."}
+        case "POST", "egress/requests/{request_id}/extend/":
+            data = {"days": 1, "reason": "They were on holiday."}
+        case "POST", "egress/requests/{request_id}/revoke/":
+            data = {"reason": "It was a mistake."}
+        case "PUT", "tenants/{tenant}/egress-policy/":
+            data = {"single_approval": True}
         case "PUT" | "PATCH", _:
             data = {"notes": "changed"}
         case _:
@@ -250,13 +302,20 @@ def ask_row(row: Row, world: World, names: Names, who: str, client: Client | Non
     return ask(client or world.clients[who], row.method, path, **request)
 
 
-def prepare(world: World, row: Row, who: str) -> None:
+def set_up(world: World, row: Row) -> None:
+    """The state that the row is about, in the caller's block: it takes longer than what is asked there."""
+    if (row.method, row.path) == ("POST", "/api/v1/egress/requests/"):
+        bring(world, "withdrawn")  # a collection has one at a time
+    bring(world, row.state)
     if row.state == "held" or "/holds/" in row.path:
         world.collection.holds.create(
             id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit about the third ward", placed_at=datetime.now(UTC)
         )
     if row.state == "deleted":
         Collection.objects.filter(pk=world.collection.pk).update(status="deleted", deleted_at=datetime.now(UTC))
+
+
+def prepare(world: World, who: str) -> None:
     if who == "suspended":
         Tenant.objects.filter(pk=world.collection.tenant_id).update(is_active=False)
 

@@ -22,10 +22,10 @@ INVARIANTS: Final = """
 07   After a purge nothing is under the collection's prefix, in any version, and its key is gone.
 08   Nothing makes a destroyed key, or a purged collection, readable again.
 09   A link is redeemed at most once, counted over all processes.
-10 * What is released was approved by distinct people with the right to do so, then and now.
-11 * What was approved is what is released.
-12 * A request moves along listed transitions only.
-13 * A request has one outcome and at most one package.
+10   What is released was approved by distinct people with the right to do so, then and now.
+11   What was approved is what is released.
+12   A request moves along listed transitions only.
+13   A request has one outcome and at most one package.
 14   Every security-relevant action has exactly one audit row, in the transaction of the change; rows are append-only.
 15   No plaintext, key, token or filename is in logs, temporary files, object keys or metadata.
 16   Losing a right counts on the next request, and on running streams within seconds.
@@ -51,7 +51,7 @@ FAULTS: Final = """
 13   The end of a multipart upload is in doubt: the object itself decides.
 14   A kill in mid-upload: what it left is cleared away.
 15   More parts than S3 counts: part sizes grow.
-16 * Copies above 5 GiB for staging.
+16   Copies above 5 GiB for staging.
 17   Deletion fails in part: what remains is tried again until the listing is empty.
 18   Versioned and locked buckets in a purge.
 19   A listing is incomplete: an error, never taken for all there is.
@@ -62,7 +62,7 @@ FAULTS: Final = """
 24   The answer to a COMMIT is lost: the row is read back.
 25   Deadlock, serialization failure, locked database: tried again a few times, then 503.
 26   A worker is killed between two steps: the next one converges.
-27 * Packaging is killed.
+27   Packaging is killed.
 28   The server is told to stop while transfers run: they end, or are cut cleanly.
 29   A kill between COMMIT and a task: nothing is enqueued, rows are found by ticks.
 30   The broker is gone or emptied: nothing is lost.
@@ -87,12 +87,12 @@ FAULTS: Final = """
 49   People who are deactivated or lose a role in between: denied.
 50   Every object of another tenant, by every method: 404.
 51   A one-off link by many at once, late, by HEAD, after its file or minter is gone: one 200, else the same 404.
-52 * Deciders at once.
-53 * Roles that change during a review.
-54 * Files that change between approval and packaging.
-55 * More downloads of a package than allowed, in parallel.
-56 * The release bucket fails.
-57 * A collection expires during a review.
+52   Deciders at once.
+53   Roles that change during a review.
+54   Files that change between approval and packaging.
+55   More downloads of a package than allowed, in parallel.
+56   The release bucket fails.
+57   A collection expires during a review.
 58   Uploads of one name at once: one wins, the others are told, no object stays.
 59   Rotation while files are read, written and replaced, twice at once, killed half-way: nothing is lost.
 60   Deletion of 100,000 files.

@@ -15,9 +15,11 @@ COLUMNS: Final = {
     "viewer": "the same, `viewer`",
     "member": "member of the tenant who was granted nothing",
     "file": "member of the tenant who was granted `viewer` on the one file",
+    "requester": "member of the tenant who was granted `viewer` on the collection, and made the egress request about it",
     "external": "member of another tenant who was granted `viewer` on the collection, which its tenant allows",
     "auditor": "whose only role in the tenant is `auditor`",
-    "stage": "whose only role in the tenant is that of an egress stage, such as `information_governance`",
+    "stage": "whose only role in the tenant is that of the first egress stage, `information_governance`",
+    "last": "the same, of the last one, `research_it`",
     "other": "admin of another tenant",
     "root": "superuser who is in no tenant",
     "inactive": "deactivated member who was granted `manager`, with a token from before",
@@ -28,123 +30,158 @@ COLUMNS: Final = {
 # Each row is a request that would succeed if its sender had every right. `collection` is the state of the one it is about;
 # `scope` is what an API key needs: `-` where none is let in, `public` where nobody is asked who they are.
 TABLE: Final = """
-collection method path                                                           scope      admin manager editor viewer member file  external auditor stage other root  inactive suspended nobody
--          POST   /api/v1/auth/token/                                            public     200   200     200    200    200    200   200      200     200   200   200   401      200       401
--          POST   /api/v1/auth/token/refresh/                                    public     200   200     200    200    200    200   200      200     200   200   200   401      200       401
--          POST   /api/v1/auth/token/revoke/                                     public     204   204     204    204    204    204   204      204     204   204   204   204      204       204
--          GET    /api/v1/me/                                                    read       200   200     200    200    200    200   200      200     200   200   200   401      200       401
--          POST   /api/v1/collections/                                           write      201   201     201    201    201    201   400      403     403   400   403   401      400       401
+collection method path                                                           scope      admin manager editor viewer member file  requester external auditor stage last  other root  inactive suspended nobody
+-          POST   /api/v1/auth/token/                                            public     200   200     200    200    200    200   200       200      200     200   200   200   200   401      200       401
+-          POST   /api/v1/auth/token/refresh/                                    public     200   200     200    200    200    200   200       200      200     200   200   200   200   401      200       401
+-          POST   /api/v1/auth/token/revoke/                                     public     204   204     204    204    204    204   204       204      204     204   204   204   204   204      204       204
+-          GET    /api/v1/me/                                                    read       200   200     200    200    200    200   200       200      200     200   200   200   200   401      200       401
+-          POST   /api/v1/collections/                                           write      201   201     201    201    201    201   201       400      403     403   403   400   403   401      400       401
 
-open       GET    /api/v1/collections/                                           read       200   200     200    200    empty  200   200      200     empty empty empty 401      empty     401
-open       GET    /api/v1/collections/{slug}/                                    read       200   200     200    200    404    200   200      200     404   404   404   401      404       401
-open       PATCH  /api/v1/collections/{slug}/                                    write      200   200     403    403    404    403   403      403     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/                                    write      202   202     403    403    404    403   403      403     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/restore/                            write      409   409     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/archive.zip                         read       200   200     200    200    404    200   200      403     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/archive/                            read       201   201     201    201    404    201   201      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/                              read       200   200     200    200    404    200   200      200     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/files/                              write      201   201     201    403    404    403   403      403     404   404   404   401      404       401
-open       POST   /api/v1/files/                                                 write      201   201     201    403    400    403   403      403     400   400   400   401      400       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/                   read       200   200     200    200    404    200   200      200     404   404   404   401      404       401
-open       PUT    /api/v1/collections/{slug}/files/{filename}/                   write      200   200     200    403    404    403   403      403     404   404   404   401      404       401
-open       PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      200   200     200    403    404    403   403      403     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/files/{filename}/                   write      204   204     204    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/preview/           read       200   200     200    200    404    200   200      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/download/          read       303   303     303    303    404    303   303      403     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/files/{filename}/download/          read       201   201     201    201    404    201   201      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/content/{filename}                  read       200   200     200    200    404    200   200      403     404   404   404   401      404       401
-open       PUT    /api/v1/collections/{slug}/content/{filename}                  write      200   200     200    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /downloads/{token}                                             public     200   200     200    200    200    200   200      200     200   200   200   200      404       200
-open       GET    /api/v1/collections/{slug}/grants/                             share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/grants/                             share      201   201     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/grants/{grant_id}/                  share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  share      204   204     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/grants/            share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/files/{filename}/grants/            share      201   201     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      204   204     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/holds/                              read       200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       POST   /api/v1/collections/{slug}/holds/                              administer 201   403     403    403    404    403   403      403     404   404   404   401      404       401
-open       GET    /api/v1/collections/{slug}/holds/{hold_id}/                    read       200   200     403    403    404    403   403      200     404   404   404   401      404       401
-open       DELETE /api/v1/collections/{slug}/holds/{hold_id}/                    administer 204   403     403    403    404    403   403      403     404   404   404   401      404       401
+open       GET    /api/v1/collections/                                           read       200   200     200    200    empty  200   200       200      200     empty empty empty empty 401      empty     401
+open       GET    /api/v1/collections/{slug}/                                    read       200   200     200    200    404    200   200       200      200     404   404   404   404   401      404       401
+open       PATCH  /api/v1/collections/{slug}/                                    write      200   200     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/                                    write      202   202     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/restore/                            write      409   409     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/archive.zip                         read       200   200     200    200    404    200   200       200      403     404   404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/archive/                            read       201   201     201    201    404    201   201       201      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/                              read       200   200     200    200    404    200   200       200      200     404   404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/                              write      201   201     201    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       POST   /api/v1/files/                                                 write      201   201     201    403    400    403   403       403      403     400   400   400   400   401      400       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/                   read       200   200     200    200    404    200   200       200      200     404   404   404   404   401      404       401
+open       PUT    /api/v1/collections/{slug}/files/{filename}/                   write      200   200     200    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      200   200     200    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/files/{filename}/                   write      204   204     204    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/preview/           read       200   200     200    200    404    200   200       200      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/download/          read       303   303     303    303    404    303   303       303      403     404   404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/{filename}/download/          read       201   201     201    201    404    201   201       201      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/content/{filename}                  read       200   200     200    200    404    200   200       200      403     404   404   404   404   401      404       401
+open       PUT    /api/v1/collections/{slug}/content/{filename}                  write      200   200     200    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       GET    /downloads/{token}                                             public     200   200     200    200    200    200   200       200      200     200   200   200   200   200      404       200
+open       GET    /api/v1/collections/{slug}/grants/                             share      200   200     403    403    404    403   403       403      200     404   404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/grants/                             share      201   201     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/grants/{grant_id}/                  share      200   200     403    403    404    403   403       403      200     404   404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  share      204   204     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/grants/            share      200   200     403    403    404    403   403       403      200     404   404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/files/{filename}/grants/            share      201   201     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      200   200     403    403    404    403   403       403      200     404   404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      204   204     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/holds/                              read       200   200     403    403    404    403   403       403      200     404   404   404   404   401      404       401
+open       POST   /api/v1/collections/{slug}/holds/                              administer 201   403     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+open       GET    /api/v1/collections/{slug}/holds/{hold_id}/                    read       200   200     403    403    404    403   403       403      200     404   404   404   404   401      404       401
+open       DELETE /api/v1/collections/{slug}/holds/{hold_id}/                    administer 204   403     403    403    404    403   403       403      403     404   404   404   404   401      404       401
 
-deleted    GET    /api/v1/collections/                                           read       empty empty   empty  empty  empty  empty empty    empty   empty empty empty 401      empty     401
-deleted    GET    /api/v1/collections/{slug}/                                    read       200   200     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    PATCH  /api/v1/collections/{slug}/                                    write      409   409     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/                                    write      409   409     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/restore/                            write      200   200     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/archive.zip                         read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/archive/                            read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/                              read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/files/                              write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/files/                                                 write      400   400     400    400    400    400   400      400     400   400   400   401      400       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/                   read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    PUT    /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/preview/           read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/download/          read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/files/{filename}/download/          read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/content/{filename}                  read       404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    PUT    /api/v1/collections/{slug}/content/{filename}                  write      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /downloads/{token}                                             public     404   404     404    404    404    404   404      404     404   404   404   404      404       404
-deleted    GET    /api/v1/collections/{slug}/grants/                             share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/grants/                             share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/grants/{grant_id}/                  share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/            share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/files/{filename}/grants/            share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      404   404     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/holds/                              read       200   200     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    POST   /api/v1/collections/{slug}/holds/                              administer 201   403     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    GET    /api/v1/collections/{slug}/holds/{hold_id}/                    read       200   200     404    404    404    404   404      404     404   404   404   401      404       401
-deleted    DELETE /api/v1/collections/{slug}/holds/{hold_id}/                    administer 204   403     404    404    404    404   404      404     404   404   404   401      404       401
+deleted    GET    /api/v1/collections/                                           read       empty empty   empty  empty  empty  empty empty     empty    empty   empty empty empty empty 401      empty     401
+deleted    GET    /api/v1/collections/{slug}/                                    read       200   200     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    PATCH  /api/v1/collections/{slug}/                                    write      409   409     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/                                    write      409   409     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/restore/                            write      200   200     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/archive.zip                         read       404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/archive/                            read       404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/                              read       404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/                              write      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    POST   /api/v1/files/                                                 write      400   400     400    400    400    400   400       400      400     400   400   400   400   401      400       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/                   read       404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    PUT    /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/files/{filename}/                   write      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/preview/           read       404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/download/          read       404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/{filename}/download/          read       404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/content/{filename}                  read       404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    PUT    /api/v1/collections/{slug}/content/{filename}                  write      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /downloads/{token}                                             public     404   404     404    404    404    404   404       404      404     404   404   404   404   404      404       404
+deleted    GET    /api/v1/collections/{slug}/grants/                             share      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/grants/                             share      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/grants/{grant_id}/                  share      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/grants/{grant_id}/                  share      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/            share      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/files/{filename}/grants/            share      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/files/{filename}/grants/{grant_id}/ share      404   404     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/holds/                              read       200   200     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    POST   /api/v1/collections/{slug}/holds/                              administer 201   403     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    GET    /api/v1/collections/{slug}/holds/{hold_id}/                    read       200   200     404    404    404    404   404       404      404     404   404   404   404   401      404       401
+deleted    DELETE /api/v1/collections/{slug}/holds/{hold_id}/                    administer 204   403     404    404    404    404   404       404      404     404   404   404   404   401      404       401
 
-held       DELETE /api/v1/collections/{slug}/                                    write      409   409     403    403    404    403   403      403     404   404   404   401      404       401
-held       PUT    /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403      403     404   404   404   401      404       401
-held       PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403      403     404   404   404   401      404       401
-held       DELETE /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403      403     404   404   404   401      404       401
-held       PUT    /api/v1/collections/{slug}/content/{filename}                  write      409   409     409    403    404    403   403      403     404   404   404   401      404       401
+held       DELETE /api/v1/collections/{slug}/                                    write      409   409     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+held       PUT    /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403       403      403     404   404   404   404   401      404       401
+held       PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403       403      403     404   404   404   404   401      404       401
+held       DELETE /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403       403      403     404   404   404   404   401      404       401
+held       PUT    /api/v1/collections/{slug}/content/{filename}                  write      409   409     409    403    404    403   403       403      403     404   404   404   404   401      404       401
 
--          GET    /api/v1/tenants/{tenant}/grants/                               audit      200   403     403    403    403    403   404      200     403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/grants/                               audit      200   403     403    403    403    403   403       404      200     403   403   404   200   401      404       401
 
--          GET    /api/v1/tenants/{tenant}/api-keys/                             -          200   empty   empty  empty  empty  empty 404      200     empty 404   200   401      404       401
--          POST   /api/v1/tenants/{tenant}/api-keys/                             -          201   201     201    201    201    201   404      201     201   404   403   401      404       401
--          GET    /api/v1/tenants/{tenant}/api-keys/{prefix}/                    -          200   404     404    404    404    404   404      200     404   404   200   401      404       401
--          DELETE /api/v1/tenants/{tenant}/api-keys/{prefix}/                    -          204   404     404    404    404    404   404      403     404   404   204   401      404       401
--          GET    /api/v1/tenants/{tenant}/service-accounts/                     -          200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          POST   /api/v1/tenants/{tenant}/service-accounts/                     -          201   403     403    403    403    403   404      403     403   404   201   401      404       401
--          GET    /api/v1/tenants/{tenant}/service-accounts/{account}/           -          200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          DELETE /api/v1/tenants/{tenant}/service-accounts/{account}/           -          204   403     403    403    403    403   404      403     403   404   204   401      404       401
--          POST   /api/v1/auth/password/change/                                  -          200   200     200    200    200    200   200      200     200   200   200   401      200       401
--          POST   /api/v1/auth/password/reset/                                   public     202   202     202    202    202    202   202      202     202   202   202   202      202       202
--          POST   /api/v1/auth/password/reset/confirm/                           public     204   204     204    204    204    204   204      204     204   204   204   400      204       400
--          POST   /api/v1/auth/invitations/accept/                               public     201   201     201    201    201    201   201      201     201   201   201   201      400       201
--          GET    /api/v1/tenants/                                               read       200   200     200    200    200    200   200      200     200   200   200   401      empty     401
--          POST   /api/v1/tenants/                                               -          403   403     403    403    403    403   403      403     403   403   201   401      403       401
--          GET    /api/v1/tenants/{tenant}/                                      read       200   200     200    200    200    200   404      200     200   404   200   401      404       401
--          PATCH  /api/v1/tenants/{tenant}/                                      administer 200   403     403    403    403    403   404      403     403   404   200   401      404       401
--          GET    /api/v1/tenants/{tenant}/usage/                                administer 200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          GET    /api/v1/tenants/{tenant}/members/                              administer 200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          POST   /api/v1/tenants/{tenant}/members/                              administer 202   403     403    403    403    403   404      403     403   404   202   401      404       401
--          PATCH  /api/v1/tenants/{tenant}/members/{username}/                   administer 200   403     403    403    403    403   404      403     403   404   200   401      404       401
--          DELETE /api/v1/tenants/{tenant}/members/{username}/                   administer 204   403     403    403    403    403   404      403     403   404   204   401      404       401
--          GET    /api/v1/tenants/{tenant}/invitations/                          administer 200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/             administer 204   403     403    403    403    403   404      403     403   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/api-keys/                             -          200   empty   empty  empty  empty  empty empty     404      200     empty empty 404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/api-keys/                             -          201   201     201    201    201    201   201       404      201     201   201   404   403   401      404       401
+-          GET    /api/v1/tenants/{tenant}/api-keys/{prefix}/                    -          200   404     404    404    404    404   404       404      200     404   404   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/api-keys/{prefix}/                    -          204   404     404    404    404    404   404       404      403     404   404   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/service-accounts/                     -          200   403     403    403    403    403   403       404      200     403   403   404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/service-accounts/                     -          201   403     403    403    403    403   403       404      403     403   403   404   201   401      404       401
+-          GET    /api/v1/tenants/{tenant}/service-accounts/{account}/           -          200   403     403    403    403    403   403       404      200     403   403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/service-accounts/{account}/           -          204   403     403    403    403    403   403       404      403     403   403   404   204   401      404       401
+-          POST   /api/v1/auth/password/change/                                  -          200   200     200    200    200    200   200       200      200     200   200   200   200   401      200       401
+-          POST   /api/v1/auth/password/reset/                                   public     202   202     202    202    202    202   202       202      202     202   202   202   202   202      202       202
+-          POST   /api/v1/auth/password/reset/confirm/                           public     204   204     204    204    204    204   204       204      204     204   204   204   204   400      204       400
+-          POST   /api/v1/auth/invitations/accept/                               public     201   201     201    201    201    201   201       201      201     201   201   201   201   201      400       201
+-          GET    /api/v1/tenants/                                               read       200   200     200    200    200    200   200       200      200     200   200   200   200   401      empty     401
+-          POST   /api/v1/tenants/                                               -          403   403     403    403    403    403   403       403      403     403   403   403   201   401      403       401
+-          GET    /api/v1/tenants/{tenant}/                                      read       200   200     200    200    200    200   200       404      200     200   200   404   200   401      404       401
+-          PATCH  /api/v1/tenants/{tenant}/                                      administer 200   403     403    403    403    403   403       404      403     403   403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/usage/                                administer 200   403     403    403    403    403   403       404      200     403   403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/members/                              administer 200   403     403    403    403    403   403       404      200     403   403   404   200   401      404       401
+-          POST   /api/v1/tenants/{tenant}/members/                              administer 202   403     403    403    403    403   403       404      403     403   403   404   202   401      404       401
+-          PATCH  /api/v1/tenants/{tenant}/members/{username}/                   administer 200   403     403    403    403    403   403       404      403     403   403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/members/{username}/                   administer 204   403     403    403    403    403   403       404      403     403   403   404   204   401      404       401
+-          GET    /api/v1/tenants/{tenant}/invitations/                          administer 200   403     403    403    403    403   403       404      200     403   403   404   200   401      404       401
+-          DELETE /api/v1/tenants/{tenant}/invitations/{invitation}/             administer 204   403     403    403    403    403   403       404      403     403   403   404   204   401      404       401
 
--          GET    /api/v1/tenants/{tenant}/audit/                                audit      200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          GET    /api/v1/tenants/{tenant}/audit.csv                             audit      200   403     403    403    403    403   404      200     403   404   200   401      404       401
--          GET    /api/v1/audit/                                                 -          403   403     403    403    403    403   403      403     403   403   200   401      403       401
--          GET    /api/v1/audit.csv                                              -          403   403     403    403    403    403   403      403     403   403   200   401      403       401
+-          GET    /api/v1/tenants/{tenant}/audit/                                audit      200   403     403    403    403    403   403       404      200     403   403   404   200   401      404       401
+-          GET    /api/v1/tenants/{tenant}/audit.csv                             audit      200   403     403    403    403    403   403       404      200     403   403   404   200   401      404       401
+-          GET    /api/v1/audit/                                                 -          403   403     403    403    403    403   403       403      403     403   403   403   200   401      403       401
+-          GET    /api/v1/audit.csv                                              -          403   403     403    403    403    403   403       403      403     403   403   403   200   401      403       401
 
--          GET    /api/v1/purge/destructions/                                    audit      200   empty   empty  empty  empty  empty empty    200     empty empty 200   401      empty     401
--          GET    /api/v1/purge/destructions/{destruction}/                      audit      200   404     404    404    404    404   404      200     404   404   200   401      404       401
--          GET    /api/v1/purge/certificates/                                    audit      200   empty   empty  empty  empty  empty empty    200     empty empty 200   401      empty     401
--          GET    /api/v1/purge/certificates/{destruction}/                      audit      200   404     404    404    404    404   404      200     404   404   200   401      404       401
+-          GET    /api/v1/purge/destructions/                                    audit      200   empty   empty  empty  empty  empty empty     empty    200     empty empty empty 200   401      empty     401
+-          GET    /api/v1/purge/destructions/{destruction}/                      audit      200   404     404    404    404    404   404       404      200     404   404   404   200   401      404       401
+-          GET    /api/v1/purge/certificates/                                    audit      200   empty   empty  empty  empty  empty empty     empty    200     empty empty empty 200   401      empty     401
+-          GET    /api/v1/purge/certificates/{destruction}/                      audit      200   404     404    404    404    404   404       404      200     404   404   404   200   401      404       401
 
--          GET    /api/schema/                                                   public     200   200     200    200    200    200   200      200     200   200   200   200      200       200
--          GET    /api/docs/                                                     public     200   200     200    200    200    200   200      200     200   200   200   200      200       200
+open       POST   /api/v1/egress/requests/                                       write      201   201     201    201    400    201   201       403      403     400   400   400   400   401      400       401
+deleted    POST   /api/v1/egress/requests/                                       write      400   400     400    400    400    400   400       400      400     400   400   400   400   401      400       401
+
+in_review  GET    /api/v1/egress/requests/                                       read       200   empty   empty  empty  empty  empty 200       empty    200     200   200   empty 200   401      empty     401
+in_review  GET    /api/v1/egress/requests/{request_id}/                          read       200   404     404    404    404    404   200       404      200     200   200   404   200   401      404       401
+in_review  GET    /api/v1/egress/requests/{request_id}/items/{number}/content    read       403   404     404    404    404    404   403       404      403     200   200   404   403   401      404       401
+in_review  POST   /api/v1/egress/requests/{request_id}/decisions/                -          403   404     404    404    404    404   403       404      403     201   409   404   403   401      404       401
+in_review  POST   /api/v1/egress/requests/{request_id}/withdraw/                 write      403   404     404    404    404    404   200       404      403     403   403   404   403   401      404       401
+in_review  DELETE /api/v1/collections/{slug}/                                    write      409   409     403    403    404    403   403       403      403     404   404   404   404   401      404       401
+in_review  PUT    /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403       403      403     404   404   404   404   401      404       401
+in_review  PATCH  /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403       403      403     404   404   404   404   401      404       401
+in_review  DELETE /api/v1/collections/{slug}/files/{filename}/                   write      409   409     409    403    404    403   403       403      403     404   404   404   404   401      404       401
+in_review  PUT    /api/v1/collections/{slug}/content/{filename}                  write      409   409     409    403    404    403   403       403      403     404   404   404   404   401      404       401
+
+returned   GET    /api/v1/egress/requests/{request_id}/                          read       200   404     404    404    404    404   200       404      200     200   200   404   200   401      404       401
+returned   GET    /api/v1/egress/requests/{request_id}/items/{number}/content    read       403   404     404    404    404    404   403       404      403     409   409   404   403   401      404       401
+returned   POST   /api/v1/egress/requests/{request_id}/resubmit/                 write      403   404     404    404    404    404   200       404      403     403   403   404   403   401      404       401
+returned   POST   /api/v1/egress/requests/{request_id}/withdraw/                 write      403   404     404    404    404    404   200       404      403     403   403   404   403   401      404       401
+
+failed     GET    /api/v1/egress/requests/{request_id}/                          read       200   404     404    404    404    404   200       404      200     200   200   404   200   401      404       401
+failed     POST   /api/v1/egress/requests/{request_id}/decisions/                -          403   404     404    404    404    404   403       404      403     403   201   404   403   401      404       401
+failed     POST   /api/v1/egress/requests/{request_id}/retry/                    -          403   404     404    404    404    404   403       404      403     403   403   404   200   401      404       401
+
+released   GET    /api/v1/egress/requests/{request_id}/                          read       200   404     404    404    404    404   200       404      200     200   200   404   200   401      404       401
+released   GET    /api/v1/egress/requests/{request_id}/items/{number}/content    read       403   404     404    404    404    404   403       404      403     409   409   404   403   401      404       401
+released   GET    /api/v1/egress/requests/{request_id}/package.zip               read       403   404     404    404    404    404   200       404      403     403   403   404   403   401      404       401
+released   POST   /api/v1/egress/requests/{request_id}/downloads/                read       403   404     404    404    404    404   201       404      403     403   403   404   403   401      404       401
+released   GET    /api/v1/egress/requests/{request_id}/manifest/                 read       200   404     404    404    404    404   200       404      200     200   200   404   200   401      404       401
+released   POST   /api/v1/egress/requests/{request_id}/extend/                   -          403   404     404    404    404    404   403       404      403     403   200   404   403   401      404       401
+released   POST   /api/v1/egress/requests/{request_id}/revoke/                   -          200   404     404    404    404    404   403       404      403     200   200   404   200   401      404       401
+
+-          GET    /api/v1/tenants/{tenant}/egress-policy/                        read       200   200     200    200    200    200   200       404      200     200   200   404   200   401      404       401
+-          PUT    /api/v1/tenants/{tenant}/egress-policy/                        administer 200   403     403    403    403    403   403       404      403     403   403   404   200   401      404       401
+-          GET    /api/v1/egress/signing-keys/                                   public     200   200     200    200    200    200   200       200      200     200   200   200   200   200      200       200
+
+-          GET    /api/schema/                                                   public     200   200     200    200    200    200   200       200      200     200   200   200   200   200      200       200
+-          GET    /api/docs/                                                     public     200   200     200    200    200    200   200       200      200     200   200   200   200   200      200       200
 """  # noqa: E501  a table is read by its columns
 
 
@@ -178,6 +215,10 @@ def page() -> str:
         "open": "An open collection",
         "deleted": "A deleted collection, which waits for its destruction",
         "held": "A collection under a legal hold: what differs from an open one",
+        "in_review": "An egress request in review, at its first stage, and the collection that it is about",
+        "returned": "An egress request that was returned for changes",
+        "failed": "An egress request whose package could not be built",
+        "released": "An egress request whose package is there to be fetched",
     }
     tables = []
     for state, title in sections.items():

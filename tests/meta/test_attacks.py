@@ -36,6 +36,7 @@ def query(text: str) -> dict[str, Any]:
     return {"QUERY_STRING": text}
 
 
+REQUESTS = "/api/v1/egress/requests/"
 MINE, MY_TENANT = "/api/v1/collections/{mine}/", "/api/v1/tenants/globex/"
 ATTACKS = [
     Attack("upload by id", "POST", "/api/v1/files/", lambda names: form(collection=names.slug), 400),
@@ -92,6 +93,17 @@ ATTACKS = [
     Attack("members by search", "GET", f"{MY_TENANT}members/", lambda names: query(f"search={names.username}"), 200),
     Attack("audit by actor", "GET", f"{MY_TENANT}audit/", lambda names: query(f"actor={names.username}"), 200),
     Attack("create", "POST", "/api/v1/collections/", lambda names: as_json(display_name="x", tenant=names.tenant), 400),
+    Attack("requests by collection", "GET", REQUESTS, lambda names: query(f"collection={names.slug}"), 200),
+    Attack("requests by tenant", "GET", REQUESTS, lambda names: query(f"tenant={names.tenant}"), 200),
+    Attack("requests by requester", "GET", REQUESTS, lambda names: query("requester=rosa"), 200),
+    Attack("submit", "POST", REQUESTS, lambda names: as_json(collection=names.slug, justification="It is for our paper."), 400),
+    Attack(
+        "submit by name and tenant",
+        "POST",
+        REQUESTS,
+        lambda names: as_json(collection=names.display_name, tenant=names.tenant, justification="It is for our paper."),
+        400,
+    ),
     Attack("archive link", "POST", f"{MINE}archive/", lambda names: as_json(file=[names.filename]), 404),
     Attack(
         "archive link beside one's own", "POST", f"{MINE}archive/", lambda names: as_json(file=["mine.csv", names.filename]), 404

@@ -25,12 +25,14 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from config.wsgi import application
+from egress.models import EgressRequest
 from files.models import Collection, DownloadLink, Grant, Hold
 from tenants import tokens
-from tenants.models import ApiKey, Invitation, Tenant, User
+from tenants.models import ApiKey, Invitation, Membership, Tenant, User
 from tenants.people import OF_THE_PLATFORM, invite
-from tests.factories import PASSWORD, make_destruction
+from tests.factories import PASSWORD, make_destruction, make_member
 from tests.meta.leaks import insides
+from tests.services import egress
 
 
 SLUG, FILENAME, TOKEN = "november-2012-7kq3", "readings.csv", "t" * 43
@@ -49,9 +51,17 @@ NEVER_RIGHT = {
     "GET /api/v1/audit/",
     "GET /api/v1/audit.csv",
     "HEAD /api/v1/audit.csv",
+    "POST /api/v1/egress/requests/{request_id}/retry/",
 }
-PUBLIC = {"/api/v1/auth/token/", "/api/v1/auth/token/revoke/", "/api/v1/auth/password/reset/", "/downloads/{token}"}
+PUBLIC = {
+    "/api/v1/auth/token/",
+    "/api/v1/auth/token/revoke/",
+    "/api/v1/auth/password/reset/",
+    "/api/v1/egress/signing-keys/",
+    "/downloads/{token}",
+}
 HOLD = UUID("22222222-2222-4333-8444-555555555555")
+REQUEST = UUID("44444444-2222-4333-8444-555555555555")  # stands for the one that there is: nobody chooses its id
 DESTRUCTION = UUID("33333333-2222-4333-8444-555555555555")
 INVITATION = "11111111-2222-4333-8444-555555555555"
 PROBLEM_MEMBERS = {"type", "title", "status", "detail", "code"}
@@ -71,12 +81,16 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
         "hold_id": str(HOLD),
         "destruction": str(DESTRUCTION),
         "invitation": INVITATION,
+        "request_id": str(REQUEST),
+        "number": 1,
     }
     for operations in document["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
                 if parameter["in"] == "path":
                     parameter["schema"] |= {"enum": [known[parameter["name"]]]}
+                if parameter["name"] == "If-Match":
+                    parameter["schema"] |= {"enum": ["*", '"0"']}
     inputs = document["components"]["schemas"]
     inputs["NamedFileFormRequest"]["properties"]["collection"]["enum"] = [SLUG, "November 2012"]
     inputs["GrantInputRequest"]["properties"]["user"]["enum"] = ["bob"]
@@ -86,6 +100,12 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
     inputs["ChangePasswordInputRequest"]["properties"]["current_password"]["enum"] = [PASSWORD]
     inputs["ChangePasswordInputRequest"]["properties"]["new_password"]["enum"] = ["another long password"]
     inputs["AddMemberInputRequest"]["properties"]["username"]["enum"] = ["mallory", "nobody"]
+    inputs["SubmitInputRequest"]["properties"]["collection"]["enum"] = [SLUG, "November 2012"]
+    inputs["SubmitInputRequest"]["properties"]["tenant"]["enum"] = [TENANT]
+    for name in ("SubmitInputRequest", "ResubmitInputRequest"):
+        inputs[name]["properties"]["files"]["items"]["enum"] = [FILENAME]
+    for name in ("DecisionInputRequest", "ReasonInputRequest", "ExtendInputRequest"):
+        inputs[name]["properties"]["reason"]["enum"] = ["As the protocol allows.", "Why not?"]
     for name in OF_THE_PLATFORM:
         del inputs["PatchedUpdateTenantInputRequest"]["properties"][name]
     return document
@@ -159,7 +179,7 @@ def one_transaction() -> Iterator[None]:
 @schemathesis.check
 def nothing_foreign_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
     """INV-01: of what acme keeps, whatever was asked."""
-    for known in (SLUG, FILENAME, CONTENT, sha256(CONTENT).hexdigest(), TENANT, PREFIX):
+    for known in (SLUG, FILENAME, CONTENT, sha256(CONTENT).hexdigest(), TENANT, PREFIX, "October"):
         assert (known if isinstance(known, bytes) else known.encode()) not in (response.content or b"")
 
 
@@ -181,6 +201,8 @@ def fuzz(operation: Operation, *, examples: int, token: str | None = None, check
     def send(case: Case) -> None:
         if token:
             case.headers["Authorization"] = f"Bearer {token}"  # over the one that was made up
+        if case.path_parameters.get("request_id") == str(REQUEST):
+            case.path_parameters["request_id"] = str(EgressRequest.objects.get().pk)
         with one_transaction():
             statuses.add(case.call_and_validate(checks=checks).status_code)
 
@@ -206,9 +228,31 @@ def november(alice: User, bob: User, now: datetime, api: Callable[[User | None],
     DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest(), expires_at=now + timedelta(hours=1))
 
 
+@pytest.fixture
+def october(
+    operation: Operation, november: None, alice: User, bob: User, acme: Tenant, api: Callable[[User | None], APIClient]
+) -> None:
+    """A request in the state that the operation is for. alice decides alone on what bob asks for, and may fetch it, too."""
+    if "{request_id}" not in operation.path:
+        return
+    Membership.objects.filter(user=alice).update(roles=["admin", "research_it"])
+    api(alice).put(f"/api/v1/tenants/{TENANT}/egress-policy/", {"stages": ["research_it"], "downloaders": ["requester", "admin"]})
+    what = operation.path.rpartition("{request_id}/")[2]
+    bobs, reviewer = api(bob), api(make_member(acme, "rita", "research_it"))
+    slug = egress.fill(bobs, "October", {FILENAME: CONTENT})
+    requester = api(alice) if what in {"resubmit/", "withdraw/"} else bobs
+    request = egress.submit(requester, slug)
+    egress.work_on()
+    if what == "resubmit/":
+        egress.decide(reviewer, request, "return")
+    elif what in {"revoke/", "extend/", "downloads/", "package.zip", "manifest/"}:
+        egress.decide(reviewer, request)
+    egress.work_on()
+
+
 @EXAMPLES
 @EACH
-def test_fuzzed_with_a_token(operation: Operation, november: None, alice: User, times: int) -> None:
+def test_fuzzed_with_a_token(operation: Operation, november: None, october: None, alice: User, times: int) -> None:
     if "{hold_id}" in operation.path:  # elsewhere it would be in the way
         Collection.objects.get().holds.create(id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit", placed_at=timezone.now())
     statuses = fuzz(operation, examples=60 * times, token=tokens.mint(alice)["access"])
@@ -219,7 +263,7 @@ def test_fuzzed_with_a_token(operation: Operation, november: None, alice: User, 
 
 @EXAMPLES
 @EACH
-def test_fuzzed_without_a_token(operation: Operation, november: None, times: int) -> None:
+def test_fuzzed_without_a_token(operation: Operation, november: None, october: None, times: int) -> None:
     statuses = fuzz(operation, examples=3 * times)
 
     assert min(statuses) >= 400 or operation.path in PUBLIC
@@ -227,12 +271,12 @@ def test_fuzzed_without_a_token(operation: Operation, november: None, times: int
 
 @EXAMPLES
 @EACH
-def test_fuzzed_by_a_stranger(operation: Operation, november: None, mallory: User, times: int) -> None:
+def test_fuzzed_by_a_stranger(operation: Operation, november: None, october: None, mallory: User, times: int) -> None:
     is_link = operation.path == "/downloads/{token}"  # its own credential, whoever comes with it
     checks = CHECKS if is_link else [*CHECKS, nothing_foreign_shows]
     statuses = fuzz(operation, examples=5 * times, token=tokens.mint(mallory)["access"], checks=checks)
 
-    assert min(statuses) >= 400 or not {"{slug}", "{tenant}"} & set(operation.path.split("/"))
+    assert min(statuses) >= 400 or not {"{slug}", "{tenant}", "{request_id}"} & set(operation.path.split("/"))
 
 
 def test_schema_is_valid() -> None:

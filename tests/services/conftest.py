@@ -1,16 +1,17 @@
 """Buckets that nobody else uses, and files in them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pytest_django import Settings
+from pytest_django import DjangoDbBlocker, Settings
 from rest_framework.test import APIClient
 
 from files.models import Collection, StoredFile
 from files.stores import ensure_buckets
 from tenants.models import User
 from tests.services import purging
+from tests.services.egress_world import World, make_world, undone
 
 
 @pytest.fixture
@@ -49,3 +50,17 @@ def stubborn(filled: Collection, settings: Settings, monkeypatch: pytest.MonkeyP
     key = StoredFile.objects.order_by("pk")[1].object_key
     monkeypatch.setattr(purging.Stubborn, "locked", key)
     return key
+
+
+@pytest.fixture(scope="module")
+def made_world(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[World]:
+    """Of egress, made once for a module."""
+    with django_db_blocker.unblock(), undone():
+        yield make_world()
+
+
+@pytest.fixture
+def world(made_world: World) -> Iterator[World]:
+    """As if nobody had touched it."""
+    with undone():
+        yield made_world

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import connection, transaction
@@ -19,7 +20,7 @@ from rest_framework.test import APIClient
 
 from tenants import outbox, tasks
 from tenants.models import AuditEvent, Invitation, Mail, Membership, Tenant, User
-from tests.mailbox import Mailbox
+from tests.mailbox import HangsUp, Mailbox
 from tests.races import race
 
 
@@ -30,7 +31,7 @@ PAUSE = timedelta(minutes=6)
 
 
 def use(settings: Settings, port: int) -> None:
-    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_BACKEND = "config.mail.Server"
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", port
 
 
@@ -49,8 +50,30 @@ def no_mailbox(settings: Settings) -> int:
     return mailbox.port
 
 
+Wording = Callable[..., None]
+
+
+@pytest.fixture
+def wording(db: None, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wording:
+    """Makes what a kind of mail says, as an app does: two templates, and a writer that fills them with these values."""
+    folder = tmp_path / "mail"
+    folder.mkdir()
+    settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
+
+    def say(kind: str, text: str, html: str, **values: str) -> None:
+        (folder / f"{kind}.txt").write_text("{% autoescape off %}" + text + "{% endautoescape %}")
+        (folder / f"{kind}.html").write_text(html)
+        monkeypatch.setitem(outbox._writers, kind, lambda mail, now: dict(values))
+
+    return say
+
+
 def invite(client: APIClient, email: str = "dora@example.org", **changes: Any) -> None:
     assert client.post(MEMBERS, {"email": email, "roles": ["member"], **changes}).status_code == 202
+
+
+def tell(now: datetime, *, to: str = "bob@example.org", **more: Any) -> None:
+    outbox.queue("verdict", to=to, now=now, **more)
 
 
 def text_of(message: EmailMessage, kind: str = "plain") -> str:
@@ -169,6 +192,157 @@ def test_queue_outside_of_a_transaction_is_a_bug(db: None, now: datetime) -> Non
         connection.in_atomic_block = True
 
 
+# --- Who it is from, and words of several lines ---
+
+
+def test_mail_is_from_the_contact_and_sent_by_us(mailbox: Mailbox, wording: Wording, now: datetime, settings: Settings) -> None:
+    """The envelope and the Message-ID stay ours, for SPF and for what comes back."""
+    settings.DEFAULT_FROM_EMAIL = "Strongroom <files@example.org>"
+    wording("verdict", "A verdict\nAsk {{ contact }}.", "<p>Ask {{ contact }}.</p>", contact="help@acme.example")
+    tell(now)
+    outbox.send_due(now=now)
+    (message,) = mailbox.messages
+    assert (message["From"], message["Sender"]) == ("help@acme.example", "Strongroom <files@example.org>")
+    assert message["Message-ID"] == f"<{Mail.objects.get().pk}@example.org>"
+    assert mailbox.envelopes == [("files@example.org", ["bob@example.org"])]
+    assert "Ask help@acme.example." in text_of(message)
+
+
+@pytest.mark.parametrize("contact", [None, ""])
+def test_mail_without_a_contact_is_from_us(mailbox: Mailbox, wording: Wording, now: datetime, contact: str | None) -> None:
+    wording("verdict", "A verdict\nIt is yes.", "<p>It is yes.</p>", **({} if contact is None else {"contact": contact}))
+    tell(now)
+    outbox.send_due(now=now)
+    (message,) = mailbox.messages
+    assert (message["From"], message["Sender"]) == ("strongroom@localhost", None)
+
+
+@pytest.mark.parametrize(
+    "contact",
+    [
+        "help@acme.example\r\nBcc: mallory@example.org",
+        "help@acme.example, mallory@example.org",
+        "Acme <help@acme.example>",
+        "Acme",
+    ],
+)
+def test_contact_that_is_no_address_is_no_header(mailbox: Mailbox, wording: Wording, now: datetime, contact: str) -> None:
+    """F-40."""
+    wording("verdict", "A verdict\nIt is yes.", "<p>It is yes.</p>", contact=contact)
+    tell(now)
+    assert outbox.send_due(now=now) == 0
+    assert mailbox.messages == []
+    assert Mail.objects.get().state == "waiting"
+    assert Mail.objects.get().problem
+
+
+FORGED = "Yes.\r\n\r\n.\r\nBcc: mallory@example.org\u2028<b>Approved</b>\n\tby root  \n"
+
+
+def test_lines_are_quoted_in_the_text_and_broken_in_the_html(mailbox: Mailbox, wording: Wording, now: datetime) -> None:
+    """F-40. Words pass for nobody else's: not in the text, not as markup, and not as a header."""
+    html = "<blockquote>{{ reason|linebreaksbr }}</blockquote>"
+    wording("verdict", "A verdict\nThey say:\n{{ reason }}\nBye.", html, reason=outbox.Lines(FORGED))
+    tell(now)
+    outbox.send_due(now=now)
+    (message,) = mailbox.messages
+    assert message["Bcc"] is None
+    assert text_of(message).splitlines() == [
+        "They say:", "> Yes.", "> ", "> .", "> Bcc: mallory@example.org", "> <b>Approved</b>", "> by root", "Bye.",
+    ]  # fmt: skip
+    words = "Yes.<br><br>.<br>Bcc: mallory@example.org<br>&lt;b&gt;Approved&lt;/b&gt;<br>by root"
+    assert text_of(message, "html").strip() == f"<blockquote>{words}</blockquote>"
+
+
+@pytest.mark.parametrize("lines", [str, outbox.Lines])
+def test_subject_is_one_line(mailbox: Mailbox, wording: Wording, now: datetime, lines: Callable[[str], str]) -> None:
+    """F-40: by default all of a letter is, and whatever keeps its lines leaves none to the headers."""
+    wording("verdict", "A verdict: {{ reason }}\nIt is yes.", "<p>It is yes.</p>", reason=lines(FORGED))
+    tell(now)
+    outbox.send_due(now=now)
+    (message,) = mailbox.messages
+    assert message["Bcc"] is None
+    assert message["Subject"].startswith("A verdict: ")
+    assert mailbox.envelopes == [("strongroom@localhost", ["bob@example.org"])]
+
+
+# --- Copies, and what became of the mails about something ---
+
+
+@pytest.fixture
+def verdict(wording: Wording) -> None:
+    wording("verdict", "A verdict on {{ name }}\nIt is yes.", "<p>It is yes.</p>", name="November")
+
+
+def test_copies_are_in_cc_of_the_same_message(mailbox: Mailbox, verdict: None, now: datetime) -> None:
+    tell(now, copies=["dora@example.org", "carol@example.org", "carol@example.org", "bob@example.org"])
+    assert outbox.send_due(now=now) == 1
+    (message,) = mailbox.messages
+    assert (message["To"], message["Cc"], message["Bcc"]) == ("bob@example.org", "carol@example.org, dora@example.org", None)
+    assert mailbox.envelopes == [("strongroom@localhost", ["bob@example.org", "carol@example.org", "dora@example.org"])]
+
+
+def test_copy_that_is_refused_loses_nothing_for_the_others(
+    mailbox: Mailbox, verdict: None, now: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-34."""
+    mailbox.refused = {"carol@example.org"}
+    tell(now, copies=["carol@example.org", "dora@example.org"])
+    assert outbox.send_due(now=now) == 1
+    assert outbox.send_due(now=now + timedelta(hours=5)) == 0
+    assert mailbox.envelopes == [("strongroom@localhost", ["bob@example.org", "dora@example.org"])]
+    (record,) = [record for record in caplog.records if record.message == "copies of a mail were refused"]
+    assert (record.__dict__["message_id"], record.__dict__["codes"]) == (mailbox.messages[0]["Message-ID"], [550])
+    assert "carol" not in caplog.text
+
+
+def test_copy_does_not_count_as_the_mail(mailbox: Mailbox, verdict: None, now: datetime) -> None:
+    """F-34. Who it is for may be refused for a while only, so that it is tried again; the copy comes with it, once."""
+    mailbox.refused = {"bob@example.org"}
+    tell(now, copies=["carol@example.org"])
+    assert outbox.send_due(now=now) == 0
+    assert mailbox.envelopes == []
+    assert Mail.objects.get().problem == "SMTPRecipientsRefused"
+
+    mailbox.refused = set()
+    assert outbox.send_due(now=now + timedelta(minutes=5)) == 1
+    assert mailbox.envelopes == [("strongroom@localhost", ["bob@example.org", "carol@example.org"])]
+
+
+@pytest.mark.parametrize("forged", ["dora@example.org\r\nBcc: mallory@example.org", "dora@example.org, mallory@example.org"])
+@pytest.mark.parametrize("field", ["to", "copies"])
+def test_address_that_is_none_names_nobody_else(mailbox: Mailbox, verdict: None, now: datetime, field: str, forged: str) -> None:
+    """F-40. It holds nobody up either, and is seen to have failed."""
+    forgery: dict[str, Any] = {field: forged if field == "to" else [forged]}
+    tell(now, **forgery)
+    tell(now + timedelta(seconds=1), to="carol@example.org")
+    assert outbox.send_due(now=now + timedelta(seconds=5)) == 1
+    assert mailbox.envelopes == [("strongroom@localhost", ["carol@example.org"])]
+    assert Mail.objects.get(sent_at=None).problem in {"ValueError", "BadHeaderError"}
+
+
+def test_states_of_the_mails_about_something(mailbox: Mailbox, verdict: None, now: datetime) -> None:
+    this, that = str(uuid4()), str(uuid4())
+    mailbox.refused = {"carol@example.org"}
+    for number, name in enumerate(["bob", "carol", "dora"]):
+        due_at = now + timedelta(days=30) if name == "dora" else None
+        tell(now + number * timedelta(seconds=1), to=f"{name}@example.org", about=this, due_at=due_at)
+    tell(now, about=that)
+    tell(now)
+    outbox.send_due(now=now + timedelta(seconds=5))
+    assert [mail.state for mail in outbox.mails_about(this)] == ["sent", "waiting", "waiting"]
+    Mail.objects.filter(recipient="carol@example.org").update(attempts=outbox.MOST_ATTEMPTS - 1)
+    outbox.send_due(now=now + timedelta(days=9))
+    assert [mail.state for mail in outbox.mails_about(this)] == ["sent", "failed", "waiting"]
+    assert outbox.mails_about(that).count() == 1
+
+
+def test_once_means_once_about_each_thing(mailbox: Mailbox, verdict: None, now: datetime) -> None:
+    for about in (str(uuid4()), str(uuid4())) * 2:
+        tell(now, about=about, once_in=outbox.EVER)
+    assert Mail.objects.count() == 2
+
+
 # --- When sending fails ---
 
 
@@ -199,6 +373,38 @@ def test_server_that_fails_is_asked_once_a_tick(mailbox: Mailbox, alice: User, a
     assert mailbox.conversations == 1
     assert set(Mail.objects.values_list("problem", "attempts", "lease_owner")) == {("SMTPConnectError 421", 1, "")}
     assert not Mail.objects.filter(due_at__lte=timezone.now()).exists()
+
+
+@pytest.mark.parametrize("copies", [[], ["carol@example.org"]], ids=["no copy", "a copy"])
+def test_server_that_is_slow_loses_nothing(
+    mailbox: Mailbox, verdict: None, now: datetime, settings: Settings, copies: list[str]
+) -> None:
+    """F-34."""
+    settings.EMAIL_TIMEOUT, mailbox.pause = 0.2, 0.6
+    tell(now, copies=copies)
+    assert outbox.send_due(now=now) == 0
+    assert Mail.objects.get().state == "waiting"
+
+    settings.EMAIL_TIMEOUT, mailbox.pause = 10, 0.05
+    assert outbox.send_due(now=now + timedelta(minutes=5)) == 1
+    assert outbox.send_due(now=now + timedelta(hours=5)) == 0
+    assert [recipients for _, recipients in mailbox.envelopes] == [["bob@example.org", *copies]]
+
+
+@pytest.mark.parametrize(("moment", "times"), [(HangsUp.BEFORE_KEEPING, 1), (HangsUp.AFTER_KEEPING, 2)])
+def test_server_that_hangs_up_gets_the_mail_again_under_its_message_id(
+    mailbox: Mailbox, verdict: None, now: datetime, moment: HangsUp, times: int
+) -> None:
+    """F-34. Whether it kept the mail nobody can tell; one that did knows the id."""
+    mailbox.hangs_up = moment
+    tell(now)
+    assert outbox.send_due(now=now) == 0
+    assert Mail.objects.get().problem == "SMTPServerDisconnected"
+
+    mailbox.hangs_up = None
+    assert outbox.send_due(now=now + timedelta(minutes=5)) == 1
+    assert outbox.send_due(now=now + timedelta(hours=5)) == 0
+    assert [message["Message-ID"] for message in mailbox.messages] == [f"<{Mail.objects.get().pk}@localhost>"] * times
 
 
 def test_recipient_that_is_refused_holds_nobody_up(mailbox: Mailbox, alice: User, api: Api) -> None:

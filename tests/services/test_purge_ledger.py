@@ -57,7 +57,7 @@ Backup = list[tuple[type[Model], list[dict[str, Any]]]]
 
 
 def back_up() -> Backup:
-    models = [model for model in apps.get_models() if model._meta.app_label in {"tenants", "files", "purge"}]
+    models = [model for model in apps.get_models() if model._meta.app_label in {"tenants", "files", "egress", "purge"}]
     return [(model, list(model._default_manager.order_by("pk").values())) for model in models]
 
 

@@ -19,6 +19,8 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
+from egress import services as egress
+from egress.models import Item
 from files import audit_heads, deployment, erasing, recounting
 from files.models import Collection, Erasure, StoredFile, Upload
 from files.stores import Entry, ObjectStore, StoreUnavailable, get_store
@@ -99,6 +101,8 @@ def test_object_that_a_row_names_stays(november: Collection, alice: User, model:
         Upload.objects.create(
             collection=november, object_id=uuid4(), started_by=alice, started_at=now, heartbeat_at=now, **common
         )
+    elif model is Item:
+        stage(november, alice, common["object_key"])
     elif model is Erasure:
         Erasure.objects.create(due_at=later + WEEKS, requested_at=now, **common)
     else:
@@ -108,6 +112,26 @@ def test_object_that_a_row_names_stays(november: Collection, alice: User, model:
 
     assert sweep(later) == 0
     assert keys() == before
+
+
+def stage(collection: Collection, by: User, key: str) -> Item:
+    """An egress request's item that has its copy there."""
+    request = egress.submit(collection=collection, filenames=["a.csv"], justification="A good reason.", by=by, now=timezone.now())
+    with guards_lifted():
+        Item.objects.update(store="vault", object_key=key, status=Item.Status.STAGED)
+    return request.items.get()
+
+
+@pytest.mark.parametrize("status", Item.Status)
+def test_staged_copy_is_an_orphan_once_it_is_said_to_be_wiped(
+    november: Collection, alice: User, later: datetime, status: Item.Status
+) -> None:
+    item = stage(november, alice, leave_orphan(november))
+    with guards_lifted():
+        Item.objects.update(status=status, wiped_at=timezone.now() if status == Item.Status.WIPED else None)
+    before = keys()
+    assert sweep(later) == (1 if status == Item.Status.WIPED else 0)
+    assert keys() == (before - {item.object_key} if status == Item.Status.WIPED else before)
 
 
 # --- Orphans ---

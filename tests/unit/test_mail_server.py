@@ -7,7 +7,7 @@ import pytest
 from config import env
 
 
-SMTP = {"EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend", "EMAIL_HOST": "mail.example.org"}
+SMTP = {"EMAIL_BACKEND": "config.mail.Server", "EMAIL_HOST": "mail.example.org"}
 PERSON = {"EMAIL_HOST_USER": "files@example.org", "EMAIL_HOST_PASSWORD": "p@ss:word"}
 NOBODY = {"EMAIL_HOST_USER": None, "EMAIL_HOST_PASSWORD": None}
 

@@ -17,6 +17,7 @@ from config import demo
 
 
 STOPPING = 10.0  # seconds that the children have for what is going on; clients resume, uploads are tried again
+TICKS_AT_ONCE = 3  # beside packages, which take minutes: mails and deadlines do not wait for them
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
@@ -90,8 +91,10 @@ def _start(listener: socket.socket) -> dict[str, subprocess.Popen[bytes]]:
             *("gunicorn", "--config", "config/gunicorn.conf.py", "--bind", f"fd://{listener.fileno()}"),
             *("--graceful-timeout", str(int(STOPPING / 2)), "config.wsgi"),
         ],
-        # solo: ticks are short and come one by one, so no pool of processes is needed
-        "the Celery worker": [*celery, "worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"],
+        "the Celery worker": [
+            *(*celery, "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"),
+            *("--pool", "threads", "--concurrency", str(settings.EGRESS_PACKAGES_AT_ONCE + TICKS_AT_ONCE)),
+        ],
         "Celery beat": [*celery, "beat"],
     }
     return {

@@ -1,0 +1,166 @@
+"""Shows egress requests and policies: nothing to edit, and no content. What operators do is an action that calls a service."""
+
+# mypy: disable-error-code=type-arg
+# Outside the stubs, InlineModelAdmin takes no type argument.
+
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from rest_framework.exceptions import APIException
+from rest_framework.serializers import Serializer
+
+from egress import services
+from egress.models import Decision, Download, EgressPolicy, EgressRequest, Item, Step
+from egress.serializers import OptionalReasonInput, ReasonInput
+from files.admin import ReadOnly
+from tenants.models import User
+
+
+class Rows(admin.TabularInline):
+    extra = 0
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class Steps(Rows):
+    model = Step
+    verbose_name_plural = "timeline"
+    fields = ("number", "at", "from_status", "to_status", "round", "stage", "by_name", "reason")
+    ordering = ("number",)
+
+
+class Decisions(Rows):
+    model = Decision
+    fields = ("at", "round", "stage", "role", "verdict", "reason", "by_name", "by_email", "content_sha256", "voided_at")
+    ordering = ("at",)
+
+
+class Downloads(Rows):
+    model = Download
+    fields = ("granted_at", "by_name", "touched_at", "bytes_left")
+    ordering = ("granted_at",)
+
+
+@admin.register(EgressRequest)
+class EgressRequestAdmin(ReadOnly):
+    list_display = (
+        "id", "tenant", "collection_slug", "requester_name", "status", "awaited_role", "changed_at", "expires_at", "downloaded",
+    )  # fmt: skip
+    list_filter = ("status", "awaited_role", "tenant")
+    list_select_related = ("tenant",)
+    search_fields = ("id", "collection_slug", "collection_name", "requester_name")
+    search_help_text = "Id, or a collection's id or name, or who asks."
+    ordering = ("-created_at",)
+    show_full_result_count = False
+    fields = (
+        "id", "tenant", "collection_slug", "collection_name", "collection_uuid", "requester_name", "justification", "status",
+        "awaited_role", "stages", "stage", "round", "problem", "created_at", "submitted_at", "changed_at", "expires_at",
+        "files", "total_length", "content_sha256", "mails", "policy", "attempts", "lease_at", "released_at", "available_until",
+        "package_length", "package_sha256", "signature", "downloaded",
+    )  # fmt: skip
+    readonly_fields = ("files", "mails", "downloaded")
+    inlines = (Steps, Decisions, Downloads)
+    actions = ("build_again", "revoke")
+    change_form_template = "admin/egress/request.html"  # with the actions that there are for it, as buttons
+
+    @admin.display(description="downloads")
+    def downloaded(self, found: EgressRequest) -> str:
+        return f"{found.download_count} of {found.max_downloads}"
+
+    @admin.display
+    def files(self, found: EgressRequest) -> SafeString:
+        """There may be ten thousand: they have a page of their own."""
+        url = reverse("admin:egress_item_changelist")
+        return format_html('<a href="{}?request__id__exact={}">{} in this round</a>', url, found.pk, found.file_count)
+
+    @admin.display
+    def mails(self, found: EgressRequest) -> SafeString:
+        return format_html('<a href="{}?q={}">what became of them</a>', reverse("admin:tenants_mail_changelist"), found.pk)
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return isinstance(request.user, User) and request.user.is_superuser
+
+    @admin.action(description="Build the package again", permissions=["operate"])
+    def build_again(self, request: HttpRequest, queryset: QuerySet[EgressRequest]) -> TemplateResponse | None:
+        return self._with_reason(request, queryset, "Build the package again", services.retry, OptionalReasonInput)
+
+    @admin.action(description="Revoke", permissions=["operate"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[EgressRequest]) -> TemplateResponse | None:
+        return self._with_reason(request, queryset, "Revoke", services.revoke, ReasonInput)
+
+    def _with_reason(
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[EgressRequest],
+        title: str,
+        service: Callable[..., EgressRequest],
+        shape: type[Serializer[Any]],
+    ) -> TemplateResponse | None:
+        """Asks for it first. Then each request by itself: what the service refuses is said, and keeps it from no other."""
+        if "reason" not in request.POST:
+            context = self.admin_site.each_context(request) | {"title": title, "requests": queryset}
+            return TemplateResponse(request, "admin/egress/reason.html", context)
+        for found in queryset:
+            try:
+                given = shape(data={"reason": request.POST["reason"]})
+                given.is_valid(raise_exception=True)
+                service(found, reason=given.validated_data["reason"], by=cast(User, request.user), now=timezone.now())
+            except APIException as error:
+                self.message_user(request, f"{title}: {found}: {_words_of(error)}", messages.ERROR)
+            else:
+                self.message_user(request, f"{title}: {found}: done.")
+        return None
+
+
+def _words_of(error: APIException) -> str:
+    """Without the fields' names: there is but one."""
+    detail = error.detail
+    if isinstance(detail, dict):
+        return " ".join(str(problem) for problems in detail.values() for problem in problems)
+    return str(detail)
+
+
+@admin.register(Item)
+class ItemAdmin(ReadOnly):
+    """Files of a request, and what became of their copies in staging. The request's page leads here."""
+
+    list_display = ("number", "round", "filename", "length", "status", "wiped_at", "request_id")
+    list_filter = ("status", "round")
+    ordering = ("request", "-round", "number")
+    show_full_result_count = False
+    fields = (
+        "request_id", "round", "number", "filename", "content_type", "length", "sha256", "file_uuid", "object_id", "status",
+        "store", "object_key", "wiped_at",
+    )  # fmt: skip
+    readonly_fields: ClassVar = ("request_id",)
+
+
+@admin.register(EgressPolicy)
+class EgressPolicyAdmin(ReadOnly):
+    """What holds for the requests of a tenant. Its admins set it, over the API; a tenant without one has the default."""
+
+    list_display = ("tenant", "version", "stages", "single_approval", "max_downloads", "release_format")
+    list_select_related = ("tenant",)
+    search_fields = ("tenant__slug",)
+    ordering = ("tenant__slug",)
+    show_full_result_count = False
+    fields = (
+        "tenant", "version", "stages", "single_approval", "max_downloads", "download_window_days", "request_expiry_days",
+        "file_types", "max_files", "max_file_bytes", "max_total_bytes", "min_reason_length", "downloaders", "release_format",
+        "contact_email", "app_url",
+    )  # fmt: skip

@@ -1,0 +1,10 @@
+from django.apps import AppConfig
+
+
+class EgressConfig(AppConfig):
+    name = "egress"
+    verbose_name = "Egress"
+
+    def ready(self) -> None:
+        # Once they are imported, triggers know the guards, the outbox the letters, and links how a package is fetched.
+        from egress import downloads, guards, letters  # noqa: F401

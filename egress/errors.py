@@ -1,0 +1,62 @@
+"""Refusals about egress requests. See tenants.errors for the shared ones."""
+
+from tenants.errors import Conflict, Refused
+
+
+class WrongState(Conflict):
+    default_code = "wrong_state"
+
+    def __init__(self, status: str) -> None:
+        super().__init__(f"The request is {status.replace('_', ' ')}: this is not the moment for it.")
+
+
+class OneIsOpen(Conflict):
+    default_detail = "An egress request of this collection is open already: a collection has one at a time."
+    default_code = "request_open"
+
+
+class FilesMissing(Conflict):
+    default_detail = "The storage has lost some of these files. An operator has to look before they can be asked for."
+    default_code = "files_missing"
+
+
+class NotYourStage(Conflict):
+    default_code = "not_your_stage"
+
+    def __init__(self, role: str) -> None:
+        super().__init__(f"It is {role} that decides now.")
+
+
+class AlreadyDecided(Conflict):
+    default_detail = "You have decided in this round: each stage takes somebody else."
+    default_code = "already_decided"
+
+
+class OwnRequest(Refused):
+    default_detail = "Nobody decides on their own request."
+    default_code = "own_request"
+
+
+class OwnContribution(Refused):
+    default_detail = "Nobody decides on files that they wrote."
+    default_code = "own_contribution"
+
+
+class NotAReviewer(Refused):
+    default_detail = "Your roles have no say in this request."
+    default_code = "not_a_reviewer"
+
+
+class PersonOnly(Refused):
+    default_detail = "This takes a person who signed in: no API key, and no service account."
+    default_code = "people_only"
+
+
+class DownloadsUsed(Conflict):
+    default_detail = "The package was downloaded as often as its approval allows."
+    default_code = "downloads_used"
+
+
+class PackageGone(Conflict):
+    default_detail = "The package is not to be had any more."
+    default_code = "package_gone"

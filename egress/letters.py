@@ -1,0 +1,246 @@
+"""The mails about a request: to whoever is to decide next, and to its requester when there is something to tell (F-34).
+
+They name no file: types, ids and people only (INV-15). What became of each is shown on the request, for as long as it is kept.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+
+from egress import access
+from egress.models import EgressRequest, Step
+from egress.states import State
+from tenants import outbox
+from tenants.models import Mail, Role, User
+
+
+log = logging.getLogger(__name__)
+
+REVIEW: Final = "egress_review"  # kinds of mail
+REMINDER: Final = "egress_reminder"
+OUTCOME: Final = "egress_outcome"
+REMIND_BEFORE: Final = timedelta(days=3)
+MOST_TYPES: Final = 20  # that a mail names
+TYPE: Final = re.compile(r"[a-z0-9_+-]{1,10}")  # what follows a dot and is longer, or has spaces, is rather a part of a name
+
+# In the subject, in the text, and what the requester does next.
+WORDS: Final[dict[str, tuple[str, str, str]]] = {
+    State.RELEASED: (
+        "Approved, ready to download",
+        "was approved, and its package is ready",
+        "The package can be downloaded {times} by {downloaders}, until {until}.",
+    ),
+    State.REJECTED: ("Rejected", "was rejected", "Nothing was released. A new request may be submitted that heeds the reason."),
+    State.RETURNED: (
+        "Returned for changes",
+        "was returned for changes",
+        "Change what the reason asks for and submit it again until {deadline}, or withdraw it. After that it ends by itself.",
+    ),
+    State.EXPIRED: ("Expired", "has expired", "Nothing was released. A new request may be submitted."),
+    State.FAILED: (
+        "Failed, nothing was released",
+        "was approved, but its package could not be built",
+        "Wait for the operators, who have been told and can have it built again, or withdraw the request.",
+    ),
+    State.REVOKED: (
+        "Revoked",
+        "was revoked after its release",
+        "The package cannot be downloaded any more. Before anything that was downloaded earlier is used, ask whoever revoked it.",
+    ),
+}
+
+
+def announce(request: EgressRequest, *, now: datetime) -> None:
+    """Queues who is to hear of the step that was just written, in its transaction.
+
+    Who decided first has a copy of what the requester gets. Of a failure everybody else who approved hears, and operators: each
+    in a mail of their own, so that the requester does not learn who the operators are.
+    """
+    if request.status == State.IN_REVIEW:
+        _ask(REVIEW, request, now=now)
+    if request.status not in WORDS:
+        return
+    requester, copies, apart = _requester(request), _deciders(request, stage=0), set[str]()
+    if request.status == State.FAILED:
+        apart = (_deciders(request) | _operators()) - copies
+    if requester:
+        _tell(request, requester, copies, now=now)
+    else:
+        apart |= copies
+    for address in sorted(apart - {requester}):
+        _tell(request, address, (), now=now)
+
+
+def remind(*, now: datetime) -> None:
+    """Once for each step, when its deadline is near: whoever has to do something about it."""
+    open_ones = EgressRequest.objects.filter(status__in=[State.IN_REVIEW, State.RETURNED], tenant__is_active=True)
+    near = list(open_ones.filter(expires_at__gt=now, expires_at__lte=now + REMIND_BEFORE).select_related("tenant"))
+    mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in near])
+    reminded = {(mail.about, mail.facts["step"]) for mail in mails}
+    for request in near:
+        if (str(request.pk), str(request.step)) in reminded or not _is_late(request, now):
+            continue
+        try:
+            with transaction.atomic():
+                _ask(REMINDER, request, now=now)
+        except Exception:  # one request must not keep the rest from going on
+            log.exception("nobody was reminded of an egress request", extra={"request": str(request.pk)})
+
+
+def _is_late(request: EgressRequest, now: datetime) -> bool:
+    """More than half of the time is over that there was when they were asked: a reminder does not follow on its heels."""
+    asked_at = request.steps.get(number=request.step).at
+    return request.expires_at is not None and now - asked_at >= request.expires_at - now
+
+
+def _ask(kind: str, request: EgressRequest, *, now: datetime) -> None:
+    for address in sorted(_asked(request)):
+        outbox.queue(kind, to=address, now=now, once_in=outbox.EVER, about=str(request.pk), step=str(request.step))
+
+
+def _tell(request: EgressRequest, address: str, copies: Iterable[str], *, now: datetime) -> None:
+    outbox.queue(OUTCOME, to=address, copies=copies, now=now, about=str(request.pk), step=str(request.step))
+
+
+# --- To whom: who is in the tenant, and active, at this moment (INV-16) ---
+
+
+def _asked(request: EgressRequest) -> set[str]:
+    """Who has to act next; the tenant's admins if there is nobody who may decide."""
+    if request.status == State.RETURNED:
+        return {requester} if (requester := _requester(request)) else set()
+    admins = request.tenant.memberships.all().of_people().holding(Role.ADMIN)
+    return _reviewers(request) or set(admins.values_list("user__email", flat=True))
+
+
+def _reviewers(request: EgressRequest) -> set[str]:
+    return set(access.reviewers(request).values_list("email", flat=True))
+
+
+def _requester(request: EgressRequest) -> str:
+    """Empty if they are gone."""
+    return next(iter(_emails(request, user=request.requester_id)), "")
+
+
+def _deciders(request: EgressRequest, **which: Any) -> set[str]:
+    """Whose decisions of this round stand."""
+    decided = request.decisions.filter(round=request.round, voided_at=None, **which)
+    return _emails(request, user__in=decided.values("by"))
+
+
+def _emails(request: EgressRequest, **whose: Any) -> set[str]:
+    return set(request.tenant.memberships.all().of_people().filter(**whose).values_list("user__email", flat=True))
+
+
+def _operators() -> set[str]:
+    people = User.objects.filter(is_superuser=True, is_active=True).exclude(email="")
+    return set(people.values_list("email", flat=True))
+
+
+def _present(addresses: Iterable[str], request: EgressRequest) -> list[str]:
+    """Those of them who may hear of the request still."""
+    members = Q(memberships__tenant=request.tenant_id, memberships__tenant__is_active=True)
+    people = User.objects.filter(Q(is_superuser=True) | members, email__in=addresses, is_active=True)
+    return sorted(set(people.values_list("email", flat=True)))
+
+
+# --- What they say, when they are sent ---
+
+
+@outbox.letter(REVIEW)
+@outbox.letter(REMINDER)
+def _asking(mail: Mail, now: datetime) -> outbox.Letter | None:
+    """Only while it is still theirs to do."""
+    found = EgressRequest.objects.select_related("tenant").filter(tenant__is_active=True)
+    request = found.filter(pk=mail.about, step=mail.facts["step"]).first()
+    if request is None or request.expires_at is None or mail.recipient not in _asked(request):
+        return None
+    step = request.steps.get(number=request.step)
+    earlier = request.decisions.filter(round=request.round, voided_at=None).order_by("stage")
+    return _about(request, request.round) | {
+        "ask": "change" if request.status == State.RETURNED else "decide" if mail.recipient in _reviewers(request) else "appoint",
+        "role": _plain(request.awaited_role),
+        "stage": str(request.stage + 1),
+        "stages": str(request.stage_count),
+        "earlier": ", ".join(earlier.values_list("by_email", flat=True)),
+        "came_back": step.reason if step.from_status == State.APPROVED else "",
+        "justification": outbox.Lines(request.justification),
+        "deadline": _moment(request.expires_at),
+        "day": f"{request.expires_at:%-d %B}",
+    }
+
+
+@outbox.letter(OUTCOME)
+def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
+    """What happened stays so, whatever came after it."""
+    request = EgressRequest.objects.select_related("tenant").get(pk=mail.about)
+    if not _present([mail.recipient], request):
+        return None
+    if (copies := _present(mail.copies, request)) != mail.copies:
+        mail.copies = copies
+        mail.fenced().update(copies=copies)
+    step = request.steps.get(number=mail.facts["step"])
+    headline, happened, following = WORDS[step.to_status]
+    return _about(request, step.round) | {
+        "headline": headline,
+        "happened": happened,
+        "at": _moment(step.at),
+        "by": step.by_name if step.by_id is not None else "",
+        "whose": "The decisions" if step.to_status == State.RELEASED else "Reason",
+        "reason": outbox.Lines(step.reason or _approvals(request, step)),
+        "next": following.format(**_facts(request)) if request.step == step.number else f"It is {_plain(request.status)} by now.",
+    }
+
+
+def _facts(request: EgressRequest) -> dict[str, str]:
+    named = request.policy["downloaders"]
+    may = ["the requester" if each == access.REQUESTER else f"people with the role {_plain(each)}" for each in named]
+    return {
+        "times": "once" if request.max_downloads == 1 else f"{request.max_downloads} times",
+        "downloaders": " or ".join(may),
+        "until": _moment(request.available_until) if request.available_until else "",
+        "deadline": _moment(request.expires_at) if request.expires_at else "",
+    }
+
+
+def _approvals(request: EgressRequest, step: Step) -> str:
+    """Who approved and why, a line for each: nobody's words begin a line that could pass for another's."""
+    decisions = request.decisions.filter(round=step.round, voided_at=None).order_by("stage")
+    return "\n".join(f"{each.by_name} ({_plain(each.role)}): {' '.join(each.reason.split())}" for each in decisions)
+
+
+def _about(request: EgressRequest, round_number: int) -> outbox.Letter:
+    app = request.policy["app_url"].rstrip("/") or settings.APP_URL
+    names = list(request.items.filter(round=round_number).values_list("filename", flat=True))
+    return {
+        "id": str(request.pk),
+        "tenant": request.tenant.name,
+        "collection": request.collection_name,
+        "requester": _requester(request) or request.requester_name,
+        "types": _types(names),
+        "files": "1 file" if len(names) == 1 else f"{len(names):,} files",
+        "contact": request.policy["contact_email"],
+        "link": f"{app}/egress/{request.pk}" if app else "",
+        "api": f"{settings.PUBLIC_URL or f'http://127.0.0.1:{settings.PORT}'}/api/v1",
+    }
+
+
+def _types(names: list[str]) -> str:
+    types = {access.file_type(name) for name in names}
+    known = sorted(each for each in types if TYPE.fullmatch(each))
+    shown = known[:MOST_TYPES] + (["other"] if len(known) < len(types) or len(known) > MOST_TYPES else [])
+    return ", ".join(shown)
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%-d %B %Y, %H:%M} UTC"
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,61 @@
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from django.core.management.base import BaseCommand, CommandError
+
+from egress import manifests
+
+
+class Command(BaseCommand):
+    help = (
+        "Checks a released package: that its manifest was signed here, and that it has exactly the files of the manifest, byte "
+        "for byte. Exits with 1 if anything differs. With --public-key it needs neither database nor server."
+    )
+
+    requires_system_checks = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("package", type=Path, help="the zip")
+        parser.add_argument(
+            "--public-key",
+            type=Path,
+            action="append",
+            help="a PEM file with one of egress/signing-keys/; may be repeated. Without it, this installation's own keys",
+        )
+
+    def handle(self, *, package: Path, public_key: list[Path] | None, **options: Any) -> None:
+        try:
+            pems = [path.read_bytes() for path in public_key] if public_key else _own_keys()
+            manifest = manifests.verify(package, [_load(pem) for pem in pems])
+        except OSError as error:
+            raise CommandError(f"{error.filename}: {error.strerror}") from None
+        except manifests.BadPackage as error:
+            raise CommandError(f"This is not a package as it was released: {error}.") from None
+        request, files = manifest["request"], manifest["files"]
+        self.stdout.write(f"Request {request['id']} of {request['requester']['username']}: {request['justification']}")
+        for decision in manifest["decisions"]:
+            who = f"{decision['role']}, {decision['by']['username']}, {decision['at']}"
+            self.stdout.write(f"  {decision['verdict']} by {who}: {decision['reason']}")
+        for file in files:
+            self.stdout.write(f"  {file['sha256']}  {file['name']}")
+        self.stdout.write(f"The package is what was released: {len(files)} files, {sum(file['length'] for file in files)} bytes.")
+
+
+def _own_keys() -> list[bytes]:
+    keys = [key.public_key.encode() for key in manifests.signing_keys()]
+    if not keys:
+        raise CommandError("This installation has released nothing yet: name the key with --public-key.")
+    return keys
+
+
+def _load(pem: bytes) -> Ed25519PublicKey:
+    try:
+        key = load_pem_public_key(pem)
+    except ValueError:
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise CommandError("A public key is an Ed25519 key in a PEM file.")
+    return key

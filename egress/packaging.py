@@ -1,0 +1,285 @@
+"""From the last approval to the release: everybody and every byte once more, then one zip, encrypted on its way to its bucket.
+
+Nothing of a package exists for anybody before the transaction that releases it. Killed anywhere before that, the next worker
+begins anew and comes to the same bytes; what the first left is cleared away like any upload that stalled (F-27, INV-13).
+"""
+
+import hashlib
+import io
+import logging
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import uuid4
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from egress import access, manifests
+from egress.manifests import Manifest
+from egress.models import Decision, EgressPolicy, EgressRequest, Item
+from egress.moving import lock_request, move
+from egress.staging import check_ours, heartbeat
+from egress.states import State
+from files import access as file_access
+from files import keys, uploads
+from files.crypto import CorruptObject, WrongKey
+from files.locks import lock_collection
+from files.models import Cipher, Collection, StoredFile, Upload
+from files.names import unique_key
+from files.reading import Content, content_at
+from files.stores import ObjectChanged
+from files.transfers import Slots
+from tenants import audit
+from tenants.errors import NotFound
+from tenants.leases import LeaseLost
+from tenants.models import User
+from tenants.retries import retried
+
+
+log = logging.getLogger(__name__)
+
+RELEASE: Final = "release"  # STORAGES alias
+MOST_ATTEMPTS: Final = 5
+BEAT: Final = 5.0  # seconds between signs of life
+EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same files make the same bytes
+MODE: Final = 0o600 << 16
+
+
+class Unreleasable(Exception):
+    """What was approved cannot be released as it is. The text says why, and is for the people concerned."""
+
+
+class ApproverLost(Exception):
+    """Somebody who approved may not approve any more: the next attempt sends the request back to their stage."""
+
+
+def build(request: EgressRequest, *, now: datetime) -> None:
+    """The package of a claimed request. Raises LeaseLost, and StoreError where it may pass; what may not fails the request."""
+    try:
+        if request.attempts - request.attempts_before > MOST_ATTEMPTS:
+            raise Unreleasable(f"The package could not be built in {MOST_ATTEMPTS} attempts. {request.problem}".strip())
+        release = _prepare(request, now=now)
+        if release is not None:
+            _build(request, release, now=now)
+    except ApproverLost:
+        _prepare(request, now=timezone.now())
+    except Unreleasable as error:
+        _fail(request, str(error), now=timezone.now())
+
+
+@retried
+def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
+    """The hidden collection that is to hold the package. None if the request went back to review."""
+    with transaction.atomic():
+        locked = lock_request(request)
+        check_ours(request, locked, State.APPROVED)
+        if _void_lost(locked, now=now):
+            return None
+        _check_requester(locked)
+        cipher = Cipher.NONE if locked.policy["release_format"] == EgressPolicy.Format.PLAIN else Cipher.AES_GCM
+        if cipher == Cipher.NONE and cipher not in locked.tenant.allowed_ciphers:
+            raise Unreleasable("The tenant allows no files without encryption any more, and the package would be one.")
+        if locked.package_collection is not None:
+            return locked.package_collection
+        release = Collection(
+            uuid=uuid4(),
+            tenant=locked.tenant,
+            kind=Collection.Kind.RELEASE,
+            cipher=cipher,
+            created_at=now,
+        )
+        release.slug = f"release-{release.uuid.hex}"
+        release.display_name = f"Release {release.uuid}"
+        release.key = keys.create_collection_key(release, now=now)
+        release.save(force_insert=True)
+        locked.package_collection = release
+        locked.save(update_fields=["package_collection"])
+        audit.record("egress.package", by=None, tenant=locked.tenant, target=locked, now=now, release=str(release.uuid))
+    return release
+
+
+def _void_lost(locked: EgressRequest, *, now: datetime) -> bool:
+    """Sends the request back to the first stage whose approver may not approve any more. True if there is one."""
+    lost = _lost(locked)
+    if not lost:
+        return False
+    Decision.objects.filter(pk__in=[decision.pk for decision in lost]).update(voided_at=now)
+    names = ", ".join(f"{decision.by_name} ({decision.role})" for decision in lost)
+    move(
+        locked,
+        State.IN_REVIEW,
+        by=None,
+        now=now,
+        action="egress.void",
+        reason=f"May not approve any more: {names}.",
+        stage=min(decision.stage for decision in lost),
+    )
+    return True
+
+
+def _lost(locked: EgressRequest) -> list[Decision]:
+    return [decision for decision in access.standing_decisions(locked) if not access.still_counts(decision, locked)]
+
+
+def _check_requester(locked: EgressRequest) -> None:
+    """Whoever asked has to be there still, and able to read what they asked for."""
+    requester = User.objects.filter(pk=locked.requester_id).first()
+    if requester is None or not access.viewer_of(requester).roles_in(locked):
+        raise Unreleasable("The requester is no active member of the tenant any more.")
+    try:
+        collection = file_access.get_collection(requester, locked.collection_slug)
+    except NotFound:
+        raise Unreleasable("The requester cannot read the collection any more.") from None
+    pinned = locked.items.filter(round=locked.round).values("file")
+    if file_access.readable_files(requester, collection).filter(pk__in=pinned).count() != locked.file_count:
+        raise Unreleasable("The requester cannot read all of these files any more.")
+
+
+# --- The bytes ---
+
+
+def _build(request: EgressRequest, release: Collection, *, now: datetime) -> None:
+    items = list(request.items.filter(round=request.round).select_related("file__collection__key").order_by("number"))
+    if manifests.digest_of(manifests.listed(items)) != request.content_sha256:
+        raise Unreleasable("The request names other files than were decided on.")
+    manifest = manifests.make(request, items, now=now)
+    filename = f"egress-{request.pk}.zip"
+    draft = StoredFile(
+        uuid=uuid4(),
+        collection=release,
+        filename=filename,
+        name_key=unique_key(filename),
+        content_type="application/zip",
+        cipher=release.cipher,
+        segment_size=settings.FILES_SEGMENT_SIZE,
+        store=RELEASE,
+        object_id=uuid4(),
+    )
+    draft.object_key = release.object_key(draft.object_id)
+    with Package.receive(draft, by=None, size=None, now=now) as package:
+        package.request, package.manifest = request, manifest
+        _write(package, items, manifest)
+        package.commit(by=None, now=timezone.now())
+
+
+class Package(uploads.Incoming):
+    """A zip on its way to the release bucket, which becomes a file in the transaction that releases it."""
+
+    slots = Slots(64)  # a worker's own; there is a setting for how many packages are built at once
+    limit = None  # what was approved may be as large as it is
+    request: EgressRequest
+    manifest: Manifest
+    _beaten = 0.0
+
+    def write(self, data: bytes | bytearray) -> None:
+        super().write(data)
+        if time.monotonic() - self._beaten > BEAT:
+            self._beaten = time.monotonic()
+            heartbeat(self.request, State.APPROVED, packed=self._length)
+
+    @retried
+    def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
+        """The release. Whoever lost a right while the bytes were written is found here (F-49)."""
+        package, self._is_committing = self.draft, False
+        with transaction.atomic():
+            locked = lock_request(self.request)
+            check_ours(self.request, locked, State.APPROVED)
+            if _lost(locked):
+                raise ApproverLost
+            _check_requester(locked)
+            # The other contender is the clean-up, which takes an upload without a heartbeat for dead.
+            if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
+                raise LeaseLost
+            release = lock_collection(package.collection)
+            until = now + timedelta(days=locked.policy["download_window_days"])
+            package.created_at = package.updated_at = now
+            package.save(force_insert=True)
+            Collection.objects.filter(pk=release.pk).update(file_count=1, total_length=package.length, purge_at=until)
+            move(
+                locked,
+                State.RELEASED,
+                by=by,
+                now=now,
+                action="egress.release",
+                released_at=now,
+                available_until=until,
+                package_length=package.length,
+                package_sha256=package.sha256,
+                manifest=self.manifest.text,
+                signature=self.manifest.signature,
+            )
+            self._is_committing = True  # what goes wrong before this line has changed nothing
+        return package
+
+
+class Sink(io.RawIOBase):
+    """What `zipfile` takes for a file that can only be written to."""
+
+    def __init__(self, package: Package) -> None:
+        self._package = package
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._package.write(data)
+        return len(data)
+
+
+def _write(package: Package, items: list[Item], manifest: Manifest) -> None:
+    """The files in their order, and then what says that they are these. Stored: no byte of it depends on a compressor."""
+    with zipfile.ZipFile(Sink(package), "w") as archive:
+        for item in items:
+            with archive.open(_member(item.filename, item.length), "w") as member:
+                for piece in _verified(item):
+                    member.write(piece)
+        for name, text in ((manifests.NAME, manifest.text), (manifests.SIGNATURE, manifest.signature)):
+            archive.writestr(_member(name, len(text)), text)
+
+
+def _member(name: str, length: int) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name, EPOCH)
+    member.create_system, member.external_attr, member.file_size = 3, MODE, length
+    return member
+
+
+def _verified(item: Item) -> Iterator[bytes]:
+    """Plaintext of the copy in staging. Raises Unreleasable, if only behind its last piece, unless it is what was pinned.
+
+    The digest tells (INV-11), and no ETag: a copy that an operator put back has another.
+    """
+    digest, length = hashlib.sha256(), 0
+    try:
+        for piece in replace(staged(item), etag="").read(0, item.length, is_for_us=True):
+            digest.update(piece)
+            length += len(piece)
+            yield piece
+    except (FileNotFoundError, ObjectChanged, CorruptObject, WrongKey) as error:
+        log.error("a staged copy is damaged", extra={"item": item.pk, "error": str(error)})
+        raise Unreleasable(f"The copy of file {item.number} is not what was approved.") from error
+    if (length, digest.hexdigest()) != (item.length, item.sha256):
+        raise Unreleasable(f"File {item.number} is not what was approved.")
+
+
+def staged(item: Item) -> Content:
+    """The bytes of a copy, and the key to them. FileNotFoundError if the content that was pinned is not there any more."""
+    file = item.file
+    if file is None or file.object_id != item.object_id:
+        raise FileNotFoundError("the pinned content is not there any more")
+    return content_at(file, store=item.store, key=item.object_key, etag=item.object_etag)
+
+
+# --- When it does not come to that ---
+
+
+@retried
+def _fail(request: EgressRequest, problem: str, *, now: datetime) -> None:
+    with transaction.atomic():
+        locked = lock_request(request)
+        check_ours(request, locked, State.APPROVED)
+        move(locked, State.FAILED, by=None, now=now, reason=problem, action="egress.fail", problem=problem[:500])

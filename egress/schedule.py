@@ -1,0 +1,160 @@
+"""What goes on by itself: copies, packages, wiping, deadlines. Rows found by status; each call does a bounded piece."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Final
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.utils import timezone
+
+from egress import letters, packaging, staging
+from egress.models import Download, EgressRequest, Item
+from egress.moving import lock_request, move
+from egress.states import State
+from files.errors import StoreUnavailable as StoreSilent
+from files.stores import StoreError
+from tenants.leases import LeaseLost, claim
+from tenants.retries import retried
+
+
+log = logging.getLogger(__name__)
+
+TICK: Final = 4.0  # seconds: a tick is over before the next one
+PATIENCE: Final = timedelta(minutes=5)  # without a sign of life, before another worker takes over
+RESUMABLE: Final = timedelta(hours=1)  # for which the last download may still be resumed
+BATCH: Final = 100
+
+WIPING: Final = Item.objects.filter(request=OuterRef("pk"), status=Item.Status.WIPING)
+Step = Callable[[EgressRequest], None]
+
+
+def tick(*, now: datetime) -> None:
+    end_overdue(now=now)
+    letters.remind(now=now)
+    until = time.monotonic() + TICK
+    while time.monotonic() < until and work(now=timezone.now(), until=until):
+        pass
+
+
+# --- Deadlines ---
+
+
+def end_overdue(*, now: datetime) -> None:
+    """What nobody has gone on with ends by itself, and so do packages whose window is over or that were fetched to the limit."""
+    overdue = EgressRequest.objects.filter(expires_at__lte=now).order_by("expires_at")[:BATCH]
+    fetched = Q(download_count__gte=F("max_downloads")) & ~Exists(
+        Download.objects.filter(request=OuterRef("pk"), touched_at__gt=now - RESUMABLE)
+    )
+    over = EgressRequest.objects.filter(Q(available_until__lte=now) | fetched, status=State.RELEASED)[:BATCH]
+    for request in [*overdue, *over]:
+        try:
+            _end(request, now=now)
+        except Exception:  # one request that will not end must not hold up the rest
+            log.exception("an egress request did not end", extra={"request": str(request.pk)})
+
+
+@retried
+def _end(request: EgressRequest, *, now: datetime) -> None:
+    with transaction.atomic():
+        locked = lock_request(request)
+        if locked.step != request.step:
+            return  # somebody was faster, and it has another deadline by now
+        if locked.status == State.RELEASED:
+            limits = ("available_until", "max_downloads", "download_count")
+            if all(getattr(locked, limit) == getattr(request, limit) for limit in limits):  # nobody extended it just now
+                move(locked, State.CLOSED, by=None, now=now, action="egress.close")
+        elif locked.status == State.APPROVED:
+            problem = "The package could not be built in time."
+            move(locked, State.FAILED, by=None, now=now, reason=problem, action="egress.fail", problem=problem)
+        else:
+            move(locked, State.EXPIRED, by=None, now=now, reason="Its deadline is over.", action="egress.expire")
+
+
+# --- Copies ---
+
+
+def work(*, now: datetime, until: float) -> bool:
+    """Wipes or makes copies of one request. False if there was nothing to do, or others are at it."""
+    # What waits for copies or its package has that done first: an old copy that will not go must not hold it up for ever.
+    wiping = EgressRequest.objects.filter(Exists(WIPING)).exclude(status__in=[State.SUBMITTED, State.APPROVED])
+    for request in _claim(wiping, now=now):
+        _attempt(request, lambda claimed: staging.wipe(claimed, now=now))
+        return True
+    for request in _claim(EgressRequest.objects.filter(status=State.SUBMITTED), now=now):
+        _attempt(request, lambda claimed: _stage(claimed, until=until))
+        return True
+    return False
+
+
+def _stage(request: EgressRequest, *, until: float) -> None:
+    if staging.copy_some(request, until=until):
+        staging.begin_review(request, now=timezone.now())
+
+
+# --- Packages ---
+
+
+def pack() -> None:
+    """One package after the other, for about a tick."""
+    until = time.monotonic() + TICK
+    while build_packages(now=timezone.now()) and time.monotonic() < until:
+        pass
+
+
+def build_packages(*, now: datetime) -> bool:
+    """Builds one package, unless enough of them are being built. False if there was nothing to do."""
+    approved = EgressRequest.objects.filter(status=State.APPROVED)
+    if approved.exclude(lease_owner="").filter(lease_at__gt=now - PATIENCE).count() >= settings.EGRESS_PACKAGES_AT_ONCE:
+        return False
+    for request in _claim(approved, now=now):
+        _attempt(request, lambda claimed: packaging.build(claimed, now=now))
+        return True
+    return False
+
+
+# --- One request after the other ---
+
+
+def _claim(requests: QuerySet[EgressRequest], *, now: datetime) -> list[EgressRequest]:
+    """One of them, and none that failed just now: it rests, and the others have their turn."""
+    rested = requests.exclude(lease_owner="", lease_at__gt=now - PATIENCE).select_related("tenant")
+    return claim(rested.order_by("changed_at"), now=now, limit=1, patience=PATIENCE)
+
+
+def _attempt(request: EgressRequest, step: Step) -> None:
+    try:
+        step(request)
+    except (StoreError, StoreSilent, FileNotFoundError) as error:
+        log.warning("an egress request waits for the store", extra={"request": str(request.pk), "error": str(error)})
+        _rest(request, "The storage does not do what it is asked; it is tried again.")
+    except LeaseLost:  # somebody else's by now, or it ended meanwhile: then whoever wipes it need not wait for us
+        _give_back(request)
+    except Exception:  # a bug met by one request must not hold up the others
+        log.exception("an egress request did not go on", extra={"request": str(request.pk)})
+        _rest(request, "Something went wrong, and is tried again.")
+    else:
+        with suppress(LeaseLost):
+            _note(request, "")
+        _give_back(request)
+
+
+def _give_back(request: EgressRequest) -> None:
+    with suppress(LeaseLost):
+        request.release()
+
+
+def _rest(request: EgressRequest, problem: str) -> None:
+    """Free for whoever comes when the rest is over: see `_claim`."""
+    with suppress(LeaseLost):
+        _note(request, problem)
+        request.fenced().update(lease_owner="", lease_at=timezone.now())
+
+
+def _note(request: EgressRequest, problem: str) -> None:
+    """What a request failed for stays to be read, whatever else is in the way of its copies."""
+    request.fenced().exclude(status=State.FAILED).update(problem=problem)

@@ -1,0 +1,333 @@
+"""Shapes of egress requests and policies, in and out."""
+
+import json
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from egress import access, downloads
+from egress.models import LONGEST_DAYS, MOST_FILES, Decision, Download, EgressPolicy, EgressRequest, Item, Step
+from egress.states import OWNERS, State
+from tenants.addresses import absolute_url
+from tenants.models import SERVICE_ROLES, Mail, MailState
+from tenants.serializers import MOST, Moment
+
+
+class Words(serializers.CharField):
+    """What somebody says, in as many lines as they like."""
+
+    default_error_messages = {"control": "Control characters are not allowed."}
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=5000, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        value = str(super().to_internal_value(data))
+        if not all(character.isprintable() or character in "\n\r\t" for character in value):
+            self.fail("control")
+        return value
+
+
+class Filenames(serializers.ListField):
+    child = serializers.CharField(max_length=1024, trim_whitespace=False)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=MOST_FILES, help_text="all that you can read, if left out", **kwargs)
+
+
+# --- In ---
+
+
+class SubmitInput(serializers.Serializer[Any]):
+    collection = serializers.CharField(max_length=200, help_text="id or display name")
+    tenant = serializers.CharField(max_length=50, required=False, help_text="where a display name alone does not say which")
+    files = Filenames(required=False)
+    justification = Words()
+
+
+class ResubmitInput(serializers.Serializer[Any]):
+    files = serializers.ListField(
+        child=serializers.CharField(max_length=1024, trim_whitespace=False),
+        max_length=MOST_FILES,
+        required=False,
+        help_text="those of the round before, if left out",
+    )
+    justification = Words(required=False, help_text="that of the round before, if left out")
+
+
+class DecisionInput(serializers.Serializer[Any]):
+    verdict = serializers.ChoiceField(choices=Decision.Verdict.choices)
+    reason = Words()
+
+
+class ReasonInput(serializers.Serializer[Any]):
+    reason = Words()
+
+
+class OptionalReasonInput(serializers.Serializer[Any]):
+    reason = Words(required=False, allow_blank=True, default="")
+
+
+class ExtendInput(ReasonInput):
+    downloads = serializers.IntegerField(min_value=0, max_value=1000, default=0, help_text="more of them")
+    days = serializers.IntegerField(min_value=0, max_value=LONGEST_DAYS, default=0, help_text="more of them")
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if not attrs["downloads"] and not attrs["days"]:
+            problem = ["Say how many more downloads or days."]
+            raise serializers.ValidationError({"downloads": problem, "days": problem})
+        return attrs
+
+
+class Pattern(serializers.RegexField):
+    """A word of a policy, with what it should have been."""
+
+    def __init__(self, pattern: str, expected: str) -> None:
+        super().__init__(pattern, error_messages={"invalid": expected})
+
+
+class PolicyInput(serializers.Serializer[Any]):
+    """The whole policy: what is left out has its default."""
+
+    stages = serializers.ListField(
+        child=Pattern(r"^[a-z_]{1,40}$", "A role has lower-case letters and underscores."),
+        min_length=1,
+        max_length=10,
+        required=False,
+        help_text="roles, in order",
+    )
+    single_approval = serializers.BooleanField(default=False)
+    max_downloads = serializers.IntegerField(min_value=1, max_value=1000, default=1)
+    download_window_days = serializers.IntegerField(min_value=1, max_value=LONGEST_DAYS, default=7)
+    request_expiry_days = serializers.IntegerField(min_value=1, max_value=LONGEST_DAYS, default=21)
+    file_types = serializers.ListField(
+        child=Pattern(r"^[a-z0-9_+-]{1,20}$", "An extension is in lower case and without its dot, such as csv."),
+        max_length=100,
+        default=list,
+        help_text="extensions; empty for any",
+    )
+    max_files = serializers.IntegerField(min_value=1, max_value=MOST_FILES, default=MOST_FILES)
+    max_file_bytes = serializers.IntegerField(min_value=1, max_value=MOST, allow_null=True, default=None)
+    max_total_bytes = serializers.IntegerField(min_value=1, max_value=MOST, allow_null=True, default=None)
+    min_reason_length = serializers.IntegerField(min_value=1, max_value=1000, default=10)
+    downloaders = serializers.ListField(
+        child=Pattern(r"^[a-z_]{1,40}$", "`requester`, or a role, in lower-case letters and underscores."),
+        min_length=1,
+        max_length=10,
+        required=False,
+        help_text="requester, or roles",
+    )
+    release_format = serializers.ChoiceField(choices=EgressPolicy.Format.choices, default=EgressPolicy.Format.SEALED)
+    contact_email = serializers.EmailField(max_length=254, allow_blank=True, default="")
+    app_url = serializers.URLField(max_length=200, allow_blank=True, default="")
+
+    def validate_stages(self, stages: list[str]) -> list[str]:
+        if len(set(stages)) != len(stages):
+            raise serializers.ValidationError("A stage is named once.")
+        if set(stages) & set(SERVICE_ROLES):
+            raise serializers.ValidationError(f"A stage has a role of its own: not {', '.join(SERVICE_ROLES)}.")
+        return stages
+
+
+# --- Out ---
+
+
+class PolicyOutput(serializers.Serializer[EgressPolicy]):
+    version = serializers.IntegerField(help_text="0: the default, which nobody changed")
+    stages = serializers.ListField(child=serializers.CharField())
+    single_approval = serializers.BooleanField()
+    max_downloads = serializers.IntegerField()
+    download_window_days = serializers.IntegerField()
+    request_expiry_days = serializers.IntegerField()
+    file_types = serializers.ListField(child=serializers.CharField())
+    max_files = serializers.IntegerField()
+    max_file_bytes = serializers.IntegerField(allow_null=True)
+    max_total_bytes = serializers.IntegerField(allow_null=True)
+    min_reason_length = serializers.IntegerField()
+    downloaders = serializers.ListField(child=serializers.CharField())
+    release_format = serializers.ChoiceField(choices=EgressPolicy.Format.choices)
+    contact_email = serializers.CharField()
+    app_url = serializers.CharField()
+
+
+class DecisionOutput(serializers.Serializer[Decision]):
+    round = serializers.IntegerField()
+    stage = serializers.SerializerMethodField(help_text="from 1")
+    role = serializers.CharField()
+    verdict = serializers.ChoiceField(choices=Decision.Verdict.choices)
+    reason = serializers.CharField()
+    by = serializers.CharField(source="by_name")
+    at = Moment()
+    voided_at = Moment(allow_null=True, help_text="they lost the right before anything was released")
+
+    def get_stage(self, decision: Decision) -> int:
+        return decision.stage + 1
+
+
+class RequestLinks(serializers.Serializer[Any]):
+    self = serializers.URLField()
+    collection = serializers.URLField(allow_null=True)
+    package = serializers.URLField(allow_null=True)
+    manifest = serializers.URLField(allow_null=True)
+
+
+class RequestOutput(serializers.Serializer[EgressRequest]):
+    """Its context has the reader's `viewer`."""
+
+    id = serializers.UUIDField()
+    tenant = serializers.CharField(source="tenant.slug")
+    collection = serializers.CharField(source="collection_slug")
+    collection_name = serializers.CharField()
+    requester = serializers.CharField(source="requester_name")
+    justification = serializers.CharField()
+    status = serializers.ChoiceField(choices=State.choices)
+    waits_for = serializers.SerializerMethodField()
+    round = serializers.IntegerField()
+    stages = serializers.ListField(child=serializers.CharField(), help_text="roles, in the order of decisions")
+    stage = serializers.SerializerMethodField(help_text="from 1; null unless it is in review")
+    awaited_role = serializers.CharField(help_text="who decides now; empty unless it is in review")
+    file_count = serializers.IntegerField()
+    total_length = serializers.IntegerField(help_text="plaintext bytes")
+    content_sha256 = serializers.CharField(help_text="of names, lengths and digests of the round's files")
+    created_at = Moment()
+    submitted_at = Moment(help_text="of this round")
+    changed_at = Moment(help_text="since when it is in its state")
+    expires_at = Moment(allow_null=True, help_text="when it ends by itself")
+    problem = serializers.CharField(help_text="what keeps it from going on; empty if nothing does")
+    decisions = DecisionOutput(many=True)
+    released_at = Moment(allow_null=True)
+    available_until = Moment(allow_null=True)
+    package_length = serializers.IntegerField(allow_null=True)
+    package_sha256 = serializers.CharField(help_text="hex; empty until it is released")
+    download_count = serializers.IntegerField()
+    max_downloads = serializers.IntegerField()
+    downloads_left = serializers.IntegerField()
+    allowed_actions = serializers.SerializerMethodField()
+    links = serializers.SerializerMethodField()
+
+    @extend_schema_field(
+        serializers.ChoiceField(choices=sorted({str(owner) for owner in OWNERS.values() if owner}), allow_null=True)
+    )
+    def get_waits_for(self, request: EgressRequest) -> str | None:
+        return OWNERS[State(request.status)]
+
+    def get_stage(self, request: EgressRequest) -> int | None:
+        return request.stage + 1 if request.status == State.IN_REVIEW else None
+
+    @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=list(access.ACTIONS))))
+    def get_allowed_actions(self, request: EgressRequest) -> list[str]:
+        return access.allowed_actions(self.context["viewer"], request)
+
+    @extend_schema_field(RequestLinks)
+    def get_links(self, request: EgressRequest) -> dict[str, str | None]:
+        http, where = self.context["request"], {"request_id": str(request.pk)}
+        collection = request.collection_slug if request.collection_id is not None else None
+        return {
+            "self": absolute_url(http, "egress-request", **where),
+            "collection": absolute_url(http, "collection", slug=collection) if collection else None,
+            "package": absolute_url(http, "egress-package", **where) if request.status == State.RELEASED else None,
+            "manifest": absolute_url(http, "egress-manifest", **where) if request.manifest else None,
+        }
+
+
+class OpeningOutput(serializers.Serializer[Any]):
+    by = serializers.CharField(source="by_name")
+    at = Moment(source="first_at")
+
+
+class ItemOutput(serializers.Serializer[Item]):
+    number = serializers.IntegerField()
+    filename = serializers.CharField()
+    content_type = serializers.CharField()
+    length = serializers.IntegerField()
+    sha256 = serializers.CharField()
+    status = serializers.ChoiceField(choices=Item.Status.choices, help_text="of its copy in staging")
+    wiped_at = Moment(allow_null=True, help_text="the copy was listed as absent")
+    opened_by = OpeningOutput(many=True, source="openings")
+    links = serializers.SerializerMethodField()
+
+    @extend_schema_field(serializers.DictField(child=serializers.URLField()))
+    def get_links(self, item: Item) -> dict[str, str]:
+        where = {"request_id": str(item.request_id), "number": str(item.number)}
+        return {"content": absolute_url(self.context["request"], "egress-item", **where)}
+
+
+class StepOutput(serializers.Serializer[Step]):
+    number = serializers.IntegerField()
+    at = Moment()
+    by = serializers.CharField(source="by_name")
+    status = serializers.ChoiceField(source="to_status", choices=State.choices)
+    round = serializers.IntegerField()
+    stage = serializers.SerializerMethodField(help_text="from 1: that it came to, or left")
+    reason = serializers.CharField()
+
+    def get_stage(self, step: Step) -> int:
+        return step.stage + 1
+
+
+class DownloadOutput(serializers.Serializer[Download]):
+    by = serializers.CharField(source="by_name")
+    at = Moment(source="granted_at")
+    last_at = Moment(source="touched_at", help_text="when bytes last left, to within a minute")
+    bytes_taken = serializers.SerializerMethodField(help_text="that left at most, those that left twice included")
+    is_complete = serializers.SerializerMethodField(
+        help_text="it may have all of the package; if not, some is missing for certain"
+    )
+    bytes_left = serializers.IntegerField(help_text="what a transfer that broke may still fetch")
+
+    def get_bytes_taken(self, download: Download) -> int:
+        return downloads.taken(download)
+
+    def get_is_complete(self, download: Download) -> bool:
+        return downloads.taken(download) >= (download.request.package_length or 0)
+
+
+class NotificationOutput(serializers.Serializer[Mail]):
+    kind = serializers.CharField()
+    to = serializers.EmailField(source="recipient")
+    copies = serializers.ListField(child=serializers.EmailField())
+    state = serializers.ChoiceField(choices=MailState.choices)
+    queued_at = Moment(source="created_at")
+    sent_at = Moment(allow_null=True)
+
+
+class EgressProgress(serializers.Serializer[Any]):
+    """Of what goes on by itself: bytes that were copied to staging, or packed."""
+
+    done = serializers.IntegerField()
+    of = serializers.IntegerField()
+
+
+class RequestDetail(RequestOutput):
+    progress = EgressProgress(allow_null=True, source="progress_made", help_text="while it is submitted or approved")
+    policy = PolicyOutput(help_text="as it was when this was submitted")
+    file_types = serializers.SerializerMethodField()
+    items = ItemOutput(many=True, source="current_items")
+    timeline = StepOutput(many=True)
+    downloads = DownloadOutput(many=True, source="downloads_made")
+    notifications = NotificationOutput(many=True)
+
+    @extend_schema_field(serializers.ListField(child=serializers.CharField()))
+    def get_file_types(self, request: EgressRequest) -> list[str]:
+        return access.file_types(request)
+
+
+class ManifestOutput(serializers.Serializer[EgressRequest]):
+    manifest = serializers.SerializerMethodField()
+    signed = serializers.CharField(source="manifest", help_text="manifest.json of the package, which the signature is of")
+    signature = serializers.CharField(help_text="Ed25519, base64: docs/egress.md")
+
+    @extend_schema_field(serializers.DictField())
+    def get_manifest(self, request: EgressRequest) -> Any:
+        return json.loads(request.manifest)
+
+
+class SigningKeyOutput(serializers.Serializer[Any]):
+    id = serializers.CharField(help_text="`signed_with` of a manifest")
+    public_key = serializers.CharField(help_text="Ed25519, PEM")
+    created_at = Moment()
+
+
+class SigningKeysOutput(serializers.Serializer[Any]):
+    results = SigningKeyOutput(many=True)

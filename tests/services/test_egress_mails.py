@@ -1,0 +1,576 @@
+"""The mails about egress requests, as a real server gets them: to whom, when, once, and what they say.
+
+INV-15, INV-16; F-34, F-49.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from pytest_django import Settings
+from rest_framework.test import APIClient
+
+from egress import letters, schedule
+from egress.models import Item
+from tenants import outbox
+from tenants import services as tenants
+from tenants.models import Mail, Membership, Tenant, User
+from tests.factories import make_member
+from tests.mailbox import Mailbox
+from tests.services.egress import Api, decide, fill, make_reviewers, path, row, see, submit, work_on
+
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
+POLICY = "/api/v1/tenants/acme/egress-policy/"
+DAY = timedelta(days=1)
+WHY = "Table 2 shows single patients.\nRound it, please."
+
+
+@pytest.fixture
+def mailbox(settings: Settings) -> Iterator[Mailbox]:
+    settings.EMAIL_BACKEND = "config.mail.Server"
+    with Mailbox() as mailbox:
+        settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mailbox.port
+        yield mailbox
+
+
+@pytest.fixture
+def people(acme: Tenant, alice: User, carol: User, root: User) -> dict[str, User]:
+    return make_reviewers(acme) | {"alice": alice, "carol": carol, "root": root}
+
+
+def set_policy(client: APIClient, **wish: Any) -> None:
+    assert client.put(POLICY, wish).status_code == 200
+
+
+def go_on(mailbox: Mailbox, now: datetime | None = None) -> list[EmailMessage]:
+    """What goes on by itself, and the mails that it makes: those that are new."""
+    before = len(mailbox.messages)
+    work_on()
+    outbox.send_due(now=now or timezone.now())
+    return mailbox.messages[before:]
+
+
+def ask(client: APIClient, mailbox: Mailbox) -> Any:
+    """A request in review, whose first mails are out."""
+    request = submit(client, fill(client))
+    go_on(mailbox)
+    return request
+
+
+def approve(api: Api, request: Any, *people: User) -> None:
+    for person in people:
+        assert decide(api(person), request).status_code == 201
+
+
+def text_of(message: EmailMessage, kind: str = "plain") -> str:
+    part = message.get_body((kind,))
+    assert part is not None
+    return str(part.get_content()).replace("\r\n", "\n")
+
+
+def in_one_line(message: EmailMessage, kind: str) -> str:
+    return " ".join(re.sub(r"</?(?:b|p|br)>", "", text_of(message, kind)).split())
+
+
+def to(*people: User) -> list[str]:
+    return sorted(person.email for person in people)
+
+
+def recipients(messages: list[EmailMessage]) -> list[str]:
+    return sorted(str(message["To"]) for message in messages)
+
+
+# --- Whoever decides next ---
+
+
+def test_reviewers_of_the_stage_are_asked_and_told_what_it_is_about(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], settings: Settings
+) -> None:
+    settings.APP_URL = "https://app.example.org"
+    request = submit(api(bob), fill(api(bob), "Trial 7"))
+    asked = go_on(mailbox)
+
+    assert recipients(asked) == to(people["grace"], people["gary"])
+    for message in asked:
+        assert re.fullmatch(r"Please decide by \d+ \w+: egress request for Trial 7 \(Acme\)", str(message["Subject"]))
+        assert message["Cc"] is None
+        for kind in ("plain", "html"):
+            text = in_one_line(message, kind)
+            assert "bob@example.org asks to take 3 files out of the collection Trial 7 of Acme." in text
+            assert "the role information governance, can decide: it is at stage 1 of 2." in text
+            assert f"Request: {request['id']} " in text
+            assert "File types: csv, txt" in text
+            assert "It is what the protocol allows." in text
+            assert f"https://app.example.org/egress/{request['id']}" in text
+            assert "Approved so far" not in text
+
+
+def test_later_stages_learn_who_approved_before(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    request = ask(api(bob), mailbox)
+    approve(api, request, people["grace"])
+    asked = go_on(mailbox)
+
+    assert recipients(asked) == to(people["ruth"], people["rick"])
+    for message in asked:
+        for kind in ("plain", "html"):
+            assert "Approved so far by: grace@example.org" in in_one_line(message, kind)
+            assert "the role research it, can decide: it is at stage 2 of 2." in in_one_line(message, kind)
+
+
+def test_one_file_is_not_called_files(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    submit(api(bob), fill(api(bob), files={"a.csv": b"1"}))
+    for message in go_on(mailbox):
+        assert "asks to take 1 file out of the collection" in in_one_line(message, "plain")
+
+
+NAMES = ["patient-4711.csv", "results.John Smith", "data.patient-4711-in-full", "README", "x.tar.gz"]
+
+
+def test_no_mail_names_a_file(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    """INV-15. What follows the last dot is a type only if it looks like one."""
+    request = submit(api(bob), fill(api(bob), files=dict.fromkeys(NAMES, b"1")))
+    go_on(mailbox)
+    for name in ("grace", "ruth"):
+        approve(api, request, people[name])
+        go_on(mailbox)
+
+    assert len(mailbox.messages) == 5
+    for message in mailbox.messages:
+        assert "File types: csv, gz, other" in in_one_line(message, "plain")
+        whole = message.as_string() + text_of(message) + text_of(message, "html")
+        for word in ("4711", "smith", "readme", "tar", "in-full"):
+            assert word not in whole.casefold(), word
+        assert "results." not in whole
+    assert {mail.kind for mail in Mail.objects.all()} == {"egress_review", "egress_outcome"}
+
+
+def test_asked_are_only_those_who_may_decide(
+    mailbox: Mailbox, api: Api, acme: Tenant, globex: Tenant, bob: User, people: dict[str, User], now: datetime
+) -> None:
+    """INV-16: not who asks, who wrote a file, who decided, who is inactive, or who has the role elsewhere."""
+    zoe = make_member(acme, "zoe", "information_governance", "research_it", "member")
+    writer = make_member(acme, "wim", "information_governance", "member")
+    idle = make_member(acme, "ida", "information_governance")
+    make_member(globex, "gwen", "information_governance")
+    User.objects.filter(pk=idle.pk).update(is_active=False)
+    slug = fill(api(bob))  # which all members can read
+    put = api(writer).put(f"/api/v1/collections/{slug}/content/w.csv", b"w", content_type="text/csv")
+    assert put.status_code == 201, put.content
+    request = submit(api(zoe), slug)
+
+    assert recipients(go_on(mailbox)) == to(people["grace"], people["gary"])
+
+    tenants.set_roles(
+        membership=Membership.objects.get(user=people["grace"]),
+        roles=["information_governance", "research_it"],
+        by=people["alice"],
+        now=now,
+    )
+    approve(api, request, people["grace"])
+    assert recipients(go_on(mailbox)) == to(people["ruth"], people["rick"])
+
+
+def test_admins_are_told_that_nobody_can_decide(mailbox: Mailbox, api: Api, acme: Tenant, alice: User, bob: User) -> None:
+    adam = make_member(acme, "adam", "admin")
+    request = submit(api(bob), fill(api(bob)))
+    told = go_on(mailbox)
+
+    assert recipients(told) == to(alice, adam)
+    for message in told:
+        assert message["Subject"] == "Nobody can decide on the egress request for Results (Acme)"
+        for kind in ("plain", "html"):
+            assert "waits for the role information governance (stage 1 of 2)" in in_one_line(message, kind)
+            assert request["id"] in text_of(message, kind)
+
+
+def lose_role(user: User, alice: User, now: datetime) -> None:
+    tenants.set_roles(membership=Membership.objects.get(user=user), roles=["member"], by=alice, now=now)
+
+
+def leave(user: User, alice: User, now: datetime) -> None:
+    tenants.remove_member(membership=Membership.objects.get(user=user), by=alice, now=now)
+
+
+def be_deactivated(user: User, alice: User, now: datetime) -> None:
+    User.objects.filter(pk=user.pk).update(is_active=False)
+
+
+@pytest.mark.parametrize("happens", [lose_role, leave, be_deactivated])
+def test_who_lost_the_right_before_the_mail_goes_gets_none(
+    mailbox: Mailbox,
+    api: Api,
+    bob: User,
+    people: dict[str, User],
+    now: datetime,
+    happens: Callable[[User, User, datetime], None],
+) -> None:
+    """INV-16, F-49."""
+    submit(api(bob), fill(api(bob)))
+    work_on()
+    assert Mail.objects.count() == 2
+    happens(people["gary"], people["alice"], now)
+
+    assert recipients(go_on(mailbox)) == to(people["grace"])
+    assert Mail.objects.count() == 1
+
+
+def test_request_that_moved_on_asks_nobody_for_what_is_done(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    request = submit(api(bob), fill(api(bob)))
+    work_on()
+    approve(api, request, people["grace"])
+    assert recipients(go_on(mailbox)) == to(people["ruth"], people["rick"])
+
+    assert api(bob).post(path(request, "withdraw/"), {"reason": ""}).status_code == 200
+    assert go_on(mailbox) == []
+
+
+def test_new_round_asks_once_whoever_was_not_yet_reached_about_the_last(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    request = submit(api(bob), fill(api(bob)))
+    work_on()
+    send_back(api, request, people)
+    assert api(bob).post(path(request, "resubmit/"), {"files": ["a.csv"]}).status_code == 200
+    asked = [message for message in go_on(mailbox) if message["To"] != "bob@example.org"]
+    assert recipients(asked) == to(people["grace"], people["gary"])
+    assert all("asks to take 1 file out" in text_of(message) for message in asked)
+
+
+def test_nobody_is_asked_while_the_tenant_is_suspended(
+    mailbox: Mailbox, api: Api, acme: Tenant, bob: User, people: dict[str, User]
+) -> None:
+    submit(api(bob), fill(api(bob)))
+    work_on()
+    Tenant.objects.filter(pk=acme.pk).update(is_active=False)
+    assert go_on(mailbox) == []
+
+
+def test_stage_whose_decision_is_void_is_asked_again_and_told_why(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+) -> None:
+    request = ask(api(bob), mailbox)
+    approve(api, request, people["grace"], people["ruth"])
+    outbox.send_due(now=timezone.now())
+    lose_role(people["grace"], people["alice"], now)
+    asked = go_on(mailbox)
+
+    assert see(api(bob), request)["status"] == "in_review"
+    assert recipients(asked) == to(people["gary"])
+    for kind in ("plain", "html"):
+        text = in_one_line(asked[0], kind)
+        assert "Approved so far by: ruth@example.org" in text
+        assert "Why it came back after its approval: May not approve any more: grace (information_governance)." in text
+
+
+# --- The requester ---
+
+
+def release(api: Api, request: Any, people: dict[str, User]) -> None:
+    approve(api, request, people["grace"], people["ruth"])
+    work_on()
+
+
+def reject(api: Api, request: Any, people: dict[str, User]) -> None:
+    assert decide(api(people["grace"]), request, "reject", WHY).status_code == 201
+
+
+def send_back(api: Api, request: Any, people: dict[str, User]) -> None:
+    assert decide(api(people["grace"]), request, "return", WHY).status_code == 201
+
+
+def expire(api: Api, request: Any, people: dict[str, User]) -> None:
+    approve(api, request, people["grace"])
+    outbox.send_due(now=timezone.now())
+    schedule.end_overdue(now=timezone.now() + 22 * DAY)
+
+
+def revoke(api: Api, request: Any, people: dict[str, User]) -> None:
+    release(api, request, people)
+    outbox.send_due(now=timezone.now())
+    assert api(people["rick"]).post(path(request, "revoke/"), {"reason": WHY}).status_code == 200
+
+
+QUOTED = "> Table 2 shows single patients.\n> Round it, please.\n"
+OUTCOMES: dict[Callable[[Api, Any, dict[str, User]], None], tuple[str, list[str]]] = {
+    release: (
+        "Approved, ready to download",
+        [
+            "was approved, and its package is ready, on ",
+            "The decisions:\n\n> grace (information governance): It is what the protocol allows.\n> ruth (research it): ",
+            "Next steps: The package can be downloaded once by the requester, until ",
+        ],
+    ),
+    reject: ("Rejected", ["was rejected, on ", " by grace.", "Reason:\n\n" + QUOTED, "Next steps: Nothing was released."]),
+    send_back: (
+        "Returned for changes",
+        ["was returned for changes, on ", " by grace.", "Reason:\n\n" + QUOTED, "submit it again until ", "or withdraw it."],
+    ),
+    expire: ("Expired", ["has expired, on ", "Reason:\n\n> Its deadline is over.", "Next steps: Nothing was released."]),
+    revoke: (
+        "Revoked",
+        ["was revoked after its release, on ", " by rick.", "Reason:\n\n" + QUOTED, "cannot be downloaded any more."],
+    ),
+}
+
+
+@pytest.mark.parametrize("happens", OUTCOMES, ids=lambda happens: happens.__name__)
+def test_requester_is_told_what_became_of_it(
+    mailbox: Mailbox,
+    api: Api,
+    bob: User,
+    people: dict[str, User],
+    happens: Callable[[Api, Any, dict[str, User]], None],
+) -> None:
+    """With who decided first in Cc, from whom the policy names."""
+    set_policy(api(people["alice"]), contact_email="desk@acme.example.org", app_url="https://desk.acme.example.org/")
+    request = ask(api(bob), mailbox)
+    happens(api, request, people)
+    headline, words = OUTCOMES[happens]
+    (message,) = go_on(mailbox, now=timezone.now() + 23 * DAY)
+
+    assert (message["To"], message["Cc"]) == ("bob@example.org", "grace@example.org")
+    assert mailbox.envelopes[-1] == ("strongroom@localhost", ["bob@example.org", "grace@example.org"])
+    assert (message["From"], message["Sender"]) == ("desk@acme.example.org", "strongroom@localhost")
+    assert message["Subject"] == f"{headline}: egress request for Results (Acme)"
+    text = text_of(message)
+    for each in [*words, f"Request: {request['id']}", "File types: csv, txt", "Questions: desk@acme.example.org"]:
+        assert each in text, each
+    for each in (text, text_of(message, "html")):
+        assert f"https://desk.acme.example.org/egress/{request['id']}" in each
+        assert "curl" not in each
+    assert ("<blockquote>Table 2 shows single patients.<br>Round it, please.</blockquote>" in text_of(message, "html")) == (
+        QUOTED in text
+    )
+
+
+def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    request = ask(api(bob), mailbox)
+    approve(api, request, people["grace"], people["ruth"])
+    outbox.send_due(now=timezone.now())
+    (own_buckets / "staging" / Item.objects.filter(request=request["id"])[0].object_key).unlink()
+    told = go_on(mailbox)
+
+    assert recipients(told) == to(bob, people["ruth"], people["root"])
+    assert {str(message["To"]): message["Cc"] for message in told} == {
+        "bob@example.org": "grace@example.org",
+        "ruth@example.org": None,
+        "root@example.org": None,
+    }
+    for message in told:
+        assert message["Subject"] == "Failed, nothing was released: egress request for Results (Acme)"
+        assert "> The copy of file 1 is not what was approved." in text_of(message)
+        assert "who have been told and can have it built again" in text_of(message)
+
+
+def test_who_decided_is_told_when_the_requester_is_gone(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+) -> None:
+    request = ask(api(bob), mailbox)
+    leave(bob, people["alice"], now)
+    reject(api, request, people)
+    (message,) = go_on(mailbox)
+    assert (message["To"], message["Cc"]) == ("grace@example.org", None)
+    assert "The request of bob to take 3 files out" in text_of(message)
+
+
+def test_who_left_before_the_mail_goes_gets_no_copy(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+) -> None:
+    """INV-16: and the request does not say that they had one."""
+    request = ask(api(bob), mailbox)
+    reject(api, request, people)
+    leave(people["grace"], people["alice"], now)
+    (message,) = go_on(mailbox)
+    assert (message["To"], message["Cc"]) == ("bob@example.org", None)
+    assert see(api(bob), request)["notifications"][-1]["copies"] == []
+
+
+def test_outcome_says_so_when_the_request_has_gone_on_since(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    request = ask(api(bob), mailbox)
+    send_back(api, request, people)
+    assert api(bob).post(path(request, "withdraw/"), {"reason": ""}).status_code == 200
+    (message,) = go_on(mailbox)
+    assert "was returned for changes, on " in text_of(message)
+    assert "Next steps: It is withdrawn by now." in text_of(message)
+
+
+def test_outcome_is_about_the_files_of_its_round(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    request = ask(api(bob), mailbox)
+    send_back(api, request, people)
+    assert api(bob).post(path(request, "resubmit/"), {"files": ["empty.txt"]}).status_code == 200
+    (told,) = [message for message in go_on(mailbox) if message["To"] == "bob@example.org"]
+    assert "to take 3 files out" in text_of(told)
+    assert "File types: csv, txt" in text_of(told)
+
+
+def test_release_says_who_may_download_and_how_often(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    set_policy(api(people["alice"]), downloaders=["requester", "data_manager"], max_downloads=3)
+    request = ask(api(bob), mailbox)
+    release(api, request, people)
+    (message,) = go_on(mailbox)
+    assert "downloaded 3 times by the requester or people with the role data manager, until " in text_of(message)
+
+
+def test_words_of_one_reviewer_pass_for_no_others(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    request = ask(api(bob), mailbox)
+    forged = "Fine with me.\nruth (research it): Never, says the board."
+    assert decide(api(people["grace"]), request, "approve", forged).status_code == 201
+    approve(api, request, people["ruth"])
+    (message,) = [each for each in go_on(mailbox) if each["To"] == "bob@example.org"]
+    assert re.findall(r"^> (\w+) ", text_of(message), re.MULTILINE) == ["grace", "ruth"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "html"])
+def test_names_and_words_are_no_markup_and_no_lines_of_their_own(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], kind: str
+) -> None:
+    slug = fill(api(bob), "<b>Bold</b>")
+    submit(api(bob), slug, justification="Because <script>alert(1)</script>.\nReason: all is well")
+    text = text_of(go_on(mailbox)[0], kind)
+    if kind == "html":
+        assert "<script" not in text
+        assert "&lt;b&gt;Bold" in text
+    else:
+        assert "> Because <script>alert(1)</script>.\n> Reason: all is well\n" in text
+
+
+# --- A server that is down (F-34) ---
+
+
+def test_decisions_stand_while_the_mail_server_is_down_and_the_mails_come_later_once(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    """F-34. What was to be asked meanwhile is asked no more."""
+    mailbox.is_busy = True
+    request = submit(api(bob), fill(api(bob)))
+    assert go_on(mailbox) == []
+    assert shown(api(bob), request) == {"gary@example.org": "waiting", "grace@example.org": "waiting"}
+    approve(api, request, people["grace"], people["ruth"])
+    assert go_on(mailbox) == []
+    assert see(api(bob), request)["status"] == "released"
+
+    mailbox.is_busy = False
+    later = timezone.now() + timedelta(hours=2)
+    (message,) = go_on(mailbox, now=later)
+    assert (message["To"], message["Cc"]) == ("bob@example.org", "grace@example.org")
+    for hours in (3, 4):
+        assert go_on(mailbox, now=later + timedelta(hours=hours)) == []
+
+
+def test_request_shows_what_became_of_each_mail(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    mailbox.refused = {"gary@example.org"}
+    request = submit(api(bob), fill(api(bob)))
+    go_on(mailbox)
+    assert shown(api(bob), request) == {"grace@example.org": "sent", "gary@example.org": "waiting"}
+
+    Mail.objects.filter(recipient="gary@example.org").update(attempts=outbox.MOST_ATTEMPTS)
+    go_on(mailbox, now=timezone.now() + DAY)
+    assert shown(api(bob), request) == {"grace@example.org": "sent", "gary@example.org": "failed"}
+
+    reject(api, request, people)
+    go_on(mailbox)
+    last = see(api(bob), request)["notifications"][-1]
+    assert (last["kind"], last["to"], last["copies"]) == ("egress_outcome", "bob@example.org", ["grace@example.org"])
+    assert (last["state"], last["sent_at"] is not None) == ("sent", True)
+
+
+def shown(client: APIClient, request: Any) -> dict[str, str]:
+    return {each["to"]: each["state"] for each in see(client, request)["notifications"]}
+
+
+# --- Reminders ---
+
+
+def remind(mailbox: Mailbox, at: datetime) -> list[EmailMessage]:
+    before = len(mailbox.messages)
+    for _ in range(3):
+        letters.remind(now=at)
+        outbox.send_due(now=at)
+    return mailbox.messages[before:]
+
+
+def deadline_of(request: Any) -> datetime:
+    deadline = row(request).expires_at
+    assert deadline is not None
+    return deadline
+
+
+def test_who_decides_is_reminded_once_before_the_deadline(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    request = ask(api(bob), mailbox)
+    deadline = deadline_of(request)
+    assert remind(mailbox, deadline - timedelta(days=3, seconds=1)) == []
+    reminded = remind(mailbox, deadline - timedelta(days=3))
+    assert recipients(reminded) == to(people["grace"], people["gary"])
+    assert re.fullmatch(r"Reminder, please decide by \d+ \w+: egress request for Results \(Acme\)", str(reminded[0]["Subject"]))
+    assert remind(mailbox, deadline - DAY) == []
+    assert remind(mailbox, deadline + DAY) == []
+
+
+def test_nobody_is_reminded_of_what_they_did(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    """Not even if the reminder was written before."""
+    request = ask(api(bob), mailbox)
+    late = deadline_of(request) - DAY
+    letters.remind(now=late)
+    approve(api, request, people["grace"])
+    assert outbox.send_due(now=timezone.now()) == 2  # the next stage's calls
+    assert mailbox.recipients[-2:] == to(people["rick"], people["ruth"])
+    assert outbox.send_due(now=late) == 0
+    assert recipients(remind(mailbox, late)) == to(people["rick"], people["ruth"])
+
+
+def test_reminder_does_not_follow_on_the_heels_of_the_first_mail(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    """Of a stage that begins with a day left, and of a request that lives for a day."""
+    set_policy(api(people["alice"]), request_expiry_days=1)
+    request = ask(api(bob), mailbox)
+    begun, deadline = row(request).changed_at, deadline_of(request)
+    assert remind(mailbox, begun + timedelta(hours=1)) == []
+    approve(api, request, people["grace"])
+    go_on(mailbox)
+    assert remind(mailbox, begun + timedelta(hours=11)) == []
+    assert recipients(remind(mailbox, deadline - timedelta(hours=1))) == to(people["rick"], people["ruth"])
+
+
+def test_requester_is_reminded_of_what_was_returned(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    request = ask(api(bob), mailbox)
+    send_back(api, request, people)
+    go_on(mailbox)
+    (message,) = remind(mailbox, deadline_of(request) - DAY)
+    assert message["To"] == "bob@example.org"
+    assert str(message["Subject"]).startswith("Reminder, it is your turn until ")
+    assert "Your request to take 3 files out of the collection Results of Acme was returned to you" in text_of(message)
+    assert "curl -H" in text_of(message)
+    assert f"/api/v1/egress/requests/{request['id']}/" in text_of(message)
+
+
+def test_admins_are_reminded_while_nobody_can_decide(mailbox: Mailbox, api: Api, alice: User, bob: User) -> None:
+    request = ask(api(bob), mailbox)
+    (message,) = remind(mailbox, deadline_of(request) - DAY)
+    assert message["To"] == "alice@example.org"
+    assert str(message["Subject"]).startswith("Reminder, nobody can decide: egress request for Results (Acme) ends on ")
+
+
+def test_looking_for_whom_to_remind_costs_little_once_they_are(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    request = ask(api(bob), mailbox)
+    late = deadline_of(request) - DAY
+    remind(mailbox, late)
+    with CaptureQueriesContext(connection) as queries:
+        letters.remind(now=late)
+    assert len(queries) == 2
