@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 import pytest
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
 from django.utils import timezone
 from rest_framework.test import APIClient
 
@@ -99,9 +100,16 @@ class Steps:
         connections["default"].execute_wrappers.append(self.query)
 
 
+def close_connections() -> None:
+    """Which a child must not share: those that a pool keeps open, too."""
+    connections.close_all()
+    if isinstance(connection := connections["default"], PostgreSQL):
+        connection.close_pool()
+
+
 def in_worker(prepare: Callable[[], object], work: Callable[[], object]) -> int:
     """What becomes of a process of its own that does this: 0, or the number of the signal, negative."""
-    connections.close_all()  # which a child must not share
+    close_connections()
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     try:
