@@ -6,6 +6,9 @@ import tempfile
 
 
 _home = tempfile.TemporaryDirectory(prefix="strongroom-test-")  # goes when the process ends
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if os.environ.get("HOME_OF_WORKER", "") != _worker:  # which has the environment of the process that started it, and its home
+    os.environ |= {"HOME_OF_WORKER": _worker, "STRONGROOM_HOME": _home.name}
 os.environ.setdefault("STRONGROOM_HOME", _home.name)
 os.environ.setdefault("SECRET_KEY", "test-" + "s" * 60)
 os.environ.setdefault("JWT_SIGNING_KEY", "test-" + "j" * 60)
