@@ -25,6 +25,7 @@ from egress.models import Decision, EgressPolicy, EgressRequest, Item
 from egress.moving import lock_request, move
 from egress.staging import check_ours, heartbeat
 from egress.states import State
+from egress.zips import new_member
 from files import access as file_access
 from files import keys, uploads
 from files.crypto import CorruptObject, WrongKey
@@ -46,8 +47,6 @@ log = logging.getLogger(__name__)
 RELEASE: Final = "release"  # STORAGES alias
 MOST_ATTEMPTS: Final = 5
 BEAT: Final = 5.0  # seconds between signs of life
-EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same files make the same bytes
-MODE: Final = 0o600 << 16
 
 
 class Unreleasable(Exception):
@@ -232,20 +231,14 @@ class Sink(io.RawIOBase):
 
 
 def _write(package: Package, items: list[Item], manifest: Manifest) -> None:
-    """The files in their order, and then what says that they are these. Stored: no byte of it depends on a compressor."""
+    """The files in their order, and then what says that they are these."""
     with zipfile.ZipFile(Sink(package), "w") as archive:
         for item in items:
-            with archive.open(_member(item.filename, item.length), "w") as member:
+            with archive.open(new_member(item.filename, item.length), "w") as member:
                 for piece in _verified(item):
                     member.write(piece)
         for name, text in ((manifests.NAME, manifest.text), (manifests.SIGNATURE, manifest.signature)):
-            archive.writestr(_member(name, len(text)), text)
-
-
-def _member(name: str, length: int) -> zipfile.ZipInfo:
-    member = zipfile.ZipInfo(name, EPOCH)
-    member.create_system, member.external_attr, member.file_size = 3, MODE, length
-    return member
+            archive.writestr(new_member(name, len(text)), text)
 
 
 def _verified(item: Item) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.core.management.base import BaseCommand, CommandError
 
-from egress import manifests
+from egress import manifests, verifying
 
 
 class Command(BaseCommand):
@@ -29,10 +29,10 @@ class Command(BaseCommand):
     def handle(self, *, package: Path, public_key: list[Path] | None, **options: Any) -> None:
         try:
             pems = [path.read_bytes() for path in public_key] if public_key else _own_keys()
-            manifest = manifests.verify(package, [_load(pem) for pem in pems])
+            manifest = verifying.verify(package, [_load(pem) for pem in pems])
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}") from None
-        except manifests.BadPackage as error:
+        except verifying.BadPackage as error:
             raise CommandError(f"This is not a package as it was released: {error}.") from None
         request, files = manifest["request"], manifest["files"]
         self.stdout.write(f"Request {request['id']} of {request['requester']['username']}: {request['justification']}")

@@ -1,0 +1,85 @@
+"""Whether a zip is a package as it was released. Needs a public key, and neither database nor server."""
+
+import base64
+import hashlib
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from egress.manifests import CONTEXT, NAME, SIGNATURE, digest_of
+from egress.zips import OtherForm, check
+
+
+# What zipfile and json raise over bytes that mean nothing, or that point outside the file.
+UNREADABLE: Final = (zipfile.BadZipFile, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, EOFError, OSError)
+CHUNK: Final = 1024**2
+MOST: Final = 64 * 1024**2  # bytes of a manifest
+
+
+class BadPackage(Exception):
+    """It is not what was released. The text says why."""
+
+
+def verify(path: Path, public_keys: Iterable[Ed25519PublicKey]) -> dict[str, Any]:
+    """The manifest of a package whose every byte is what was released. Raises BadPackage, OSError."""
+    with path.open("rb") as file:
+        return _verify(file, list(public_keys))
+
+
+def _verify(file: BinaryIO, public_keys: list[Ed25519PublicKey]) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(file) as package:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in package.infolist()):
+                raise BadPackage("it was packed anew")  # whose decompressor would fail in ways of its own
+            content, signature = _read(package, NAME), _read(package, SIGNATURE)
+            if not any(_is_signed(content, signature, key) for key in public_keys):
+                raise BadPackage("its manifest was not signed by this key")
+            manifest: dict[str, Any] = json.loads(content)
+            if digest_of(manifest["files"]) != manifest["content_sha256"]:
+                raise BadPackage("its manifest names other files than were decided on")
+            _check_files(package, manifest["files"])
+            check(package, file)
+    except OtherForm:
+        raise BadPackage("its files were released, but it was packed anew, or has bytes that belong to none of them") from None
+    except UNREADABLE as error:
+        raise BadPackage(f"it cannot be read as a package: {error}") from None
+    return manifest
+
+
+def _read(package: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        with package.open(name) as member:
+            return member.read(MOST)
+    except KeyError:
+        raise BadPackage(f"it has no {name}") from None
+
+
+def _is_signed(content: bytes, signature: bytes, key: Ed25519PublicKey) -> bool:
+    try:
+        key.verify(base64.b64decode(signature, validate=True), CONTEXT + content)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _check_files(package: zipfile.ZipFile, files: list[dict[str, Any]]) -> None:
+    expected = Counter([NAME, SIGNATURE, *(file["name"] for file in files)])
+    found = Counter(package.namelist())
+    if missing := sorted((expected - found).elements()):
+        raise BadPackage(f"it lacks {missing[0]!r}")
+    if more := sorted((found - expected).elements()):
+        raise BadPackage(f"it has {more[0]!r}, which was not released")
+    for file in files:
+        digest, length = hashlib.sha256(), 0
+        with package.open(file["name"]) as member:
+            while piece := member.read(CHUNK):
+                digest.update(piece)
+                length += len(piece)
+        if (length, digest.hexdigest()) != (file["length"], file["sha256"]):
+            raise BadPackage(f"{file['name']!r} has other bytes than were released")
