@@ -17,7 +17,7 @@ from egress.models import Download, EgressRequest, Item
 from egress.moving import lock_request, move
 from egress.states import State
 from files.errors import StoreUnavailable as StoreSilent
-from files.stores import StoreError
+from files.stores import StoreError, StoreRefused
 from tenants.leases import LeaseLost, claim
 from tenants.retries import retried
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 TICK: Final = 4.0  # seconds: a tick is over before the next one
 PATIENCE: Final = timedelta(minutes=5)  # without a sign of life, before another worker takes over
+OUTAGE: Final = timedelta(days=1)  # for which a store may be away without a package being given up
 RESUMABLE: Final = timedelta(hours=1)  # for which the last download may still be resumed
 BATCH: Final = 100
 
@@ -47,15 +48,18 @@ def tick(*, now: datetime) -> None:
 def end_overdue(*, now: datetime) -> None:
     """What nobody has gone on with ends by itself, and so do packages whose window is over or that were fetched to the limit."""
     overdue = EgressRequest.objects.filter(expires_at__lte=now).order_by("expires_at")[:BATCH]
-    fetched = Q(download_count__gte=F("max_downloads")) & ~Exists(
-        Download.objects.filter(request=OuterRef("pk"), touched_at__gt=now - RESUMABLE)
-    )
-    over = EgressRequest.objects.filter(Q(available_until__lte=now) | fetched, status=State.RELEASED)[:BATCH]
-    for request in [*overdue, *over]:
+    for request in [*overdue, *_over(now)[:BATCH]]:
         try:
             _end(request, now=now)
         except Exception:  # one request that will not end must not hold up the rest
             log.exception("an egress request did not end", extra={"request": str(request.pk)})
+
+
+def _over(now: datetime) -> QuerySet[EgressRequest]:
+    """Releases of which nobody may fetch anything any more."""
+    touched = Download.objects.filter(request=OuterRef("pk"), touched_at__gt=now - RESUMABLE)
+    fetched = Q(download_count__gte=F("max_downloads")) & ~Exists(touched)
+    return EgressRequest.objects.filter(Q(available_until__lte=now) | fetched, status=State.RELEASED)
 
 
 @retried
@@ -65,8 +69,7 @@ def _end(request: EgressRequest, *, now: datetime) -> None:
         if locked.step != request.step:
             return  # somebody was faster, and it has another deadline by now
         if locked.status == State.RELEASED:
-            limits = ("available_until", "max_downloads", "download_count")
-            if all(getattr(locked, limit) == getattr(request, limit) for limit in limits):  # nobody extended it just now
+            if _over(now).filter(pk=locked.pk).exists():  # nobody extended it just now
                 move(locked, State.CLOSED, by=None, now=now, action="egress.close")
         elif locked.status == State.APPROVED:
             problem = "The package could not be built in time."
@@ -131,7 +134,9 @@ def _attempt(request: EgressRequest, step: Step) -> None:
         step(request)
     except (StoreError, StoreSilent, FileNotFoundError) as error:
         log.warning("an egress request waits for the store", extra={"request": str(request.pk), "error": str(error)})
-        _rest(request, "The storage does not do what it is asked; it is tried again.")
+        is_refusal = isinstance(error.__cause__ or error, StoreRefused)  # of which no waiting makes anything else
+        counts = is_refusal or timezone.now() - request.changed_at > OUTAGE
+        _rest(request, "The storage does not do what it is asked; it is tried again.", counts=counts)
     except LeaseLost:  # somebody else's by now, or it ended meanwhile: then whoever wipes it need not wait for us
         _give_back(request)
     except Exception:  # a bug met by one request must not hold up the others
@@ -148,11 +153,12 @@ def _give_back(request: EgressRequest) -> None:
         request.release()
 
 
-def _rest(request: EgressRequest, problem: str) -> None:
-    """Free for whoever comes when the rest is over: see `_claim`."""
+def _rest(request: EgressRequest, problem: str, *, counts: bool = True) -> None:
+    """Free for whoever comes when the rest is over: see `_claim`. An attempt that does not count uses up none of the five."""
     with suppress(LeaseLost):
         _note(request, problem)
-        request.fenced().update(lease_owner="", lease_at=timezone.now())
+        before = F("attempts_before") + (not counts)
+        request.fenced().update(lease_owner="", lease_at=timezone.now(), attempts_before=before)
 
 
 def _note(request: EgressRequest, problem: str) -> None:

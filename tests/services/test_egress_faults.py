@@ -258,7 +258,7 @@ def test_attempts_that_are_used_up_fail_and_leave_nothing(
 ) -> None:
     """F-27. An operator's retry begins to count anew."""
     with monkeypatch.context() as patch:
-        patch.setattr("files.stores.local.LocalWriter.commit", raising(StoreUnavailable("no answer")))
+        patch.setattr("files.stores.local.LocalWriter.commit", raising(StoreRefused("AccessDenied")))
         for attempt in range(packaging.MOST_ATTEMPTS):
             go_on(6 * attempt)
             assert row(request_).status == "approved"
@@ -269,6 +269,21 @@ def test_attempts_that_are_used_up_fail_and_leave_nothing(
     retry(api(root), request_)
     go_on(6 * packaging.MOST_ATTEMPTS + 6)
     assert_released_once(request_, api(bob))
+
+
+def test_store_that_is_away_uses_up_no_attempt_for_a_day(
+    request_: Any, api: Api, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-56. An outage is nobody's fault, and no package is given up for one that a night's repair ends."""
+    with monkeypatch.context() as patch:
+        patch.setattr("files.stores.local.LocalWriter.commit", raising(StoreUnavailable("no answer")))
+        for minutes in range(0, 23 * 60, 60):
+            go_on(minutes)
+        assert row(request_).attempts > 2 * packaging.MOST_ATTEMPTS
+        assert row(request_).status == "approved"
+        for attempt in range(packaging.MOST_ATTEMPTS + 1):
+            go_on(25 * 60 + 6 * attempt)
+        assert_failed(request_, "could not be built in 5 attempts. The storage does not do what it is asked")
 
 
 def test_what_failed_ends_with_nothing_left(request_: Any, api: Api, bob: User) -> None:
