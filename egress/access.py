@@ -92,11 +92,8 @@ def get_released(user: User, request_id: str) -> EgressRequest:
 def get_detail(user: User, request_id: str) -> EgressRequest:
     """With all that there is to know of it, on attributes of its own."""
     request: Any = get_request(user, request_id)
-    request.current_items = (
-        request.items.filter(round=request.round)
-        .order_by("number")
-        .prefetch_related(Prefetch("openings", Opening.objects.order_by("first_at")))
-    )
+    request.current_items = request.items.filter(round=request.round).order_by("number")
+    request.openings = Opening.objects.filter(item__request=request, item__round=request.round).order_by("first_at")
     request.progress_made = _progress(request)
     request.timeline = request.steps.order_by("number")
     request.downloads_made = request.downloads.order_by("granted_at")

@@ -1,6 +1,7 @@
 """Shapes of egress requests and policies, in and out."""
 
 import json
+from collections import defaultdict
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -232,11 +233,13 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
 
 
 class OpeningOutput(serializers.Serializer[Any]):
-    by = serializers.CharField(source="by_name")
-    at = Moment(source="first_at")
+    by = serializers.CharField()
+    at = Moment()
 
 
 class ItemOutput(serializers.Serializer[Item]):
+    """There may be ten thousand of them, for which this would take seconds: it says what `RequestDetail.get_items` makes."""
+
     number = serializers.IntegerField()
     filename = serializers.CharField()
     content_type = serializers.CharField()
@@ -244,13 +247,8 @@ class ItemOutput(serializers.Serializer[Item]):
     sha256 = serializers.CharField()
     status = serializers.ChoiceField(choices=Item.Status.choices, help_text="of its copy in staging")
     wiped_at = Moment(allow_null=True, help_text="the copy was listed as absent")
-    opened_by = OpeningOutput(many=True, source="openings")
-    links = serializers.SerializerMethodField()
-
-    @extend_schema_field(serializers.DictField(child=serializers.URLField()))
-    def get_links(self, item: Item) -> dict[str, str]:
-        where = {"request_id": str(item.request_id), "number": str(item.number)}
-        return {"content": absolute_url(self.context["request"], "egress-item", **where)}
+    opened_by = OpeningOutput(many=True)
+    links = serializers.DictField(child=serializers.URLField())
 
 
 class StepOutput(serializers.Serializer[Step]):
@@ -303,10 +301,29 @@ class RequestDetail(RequestOutput):
     progress = EgressProgress(allow_null=True, source="progress_made", help_text="while it is submitted or approved")
     policy = PolicyOutput(help_text="as it was when this was submitted")
     file_types = serializers.SerializerMethodField()
-    items = ItemOutput(many=True, source="current_items")
+    items = serializers.SerializerMethodField()
     timeline = StepOutput(many=True)
     downloads = DownloadOutput(many=True, source="downloads_made")
     notifications = NotificationOutput(many=True)
+
+    @extend_schema_field(ItemOutput(many=True))
+    def get_items(self, request: Any) -> list[dict[str, Any]]:
+        moment = Moment().to_representation
+        opened_by = defaultdict(list)
+        for number, by, at in request.openings.values_list("item__number", "by_name", "first_at"):
+            opened_by[number].append({"by": by, "at": moment(at)})
+        first = absolute_url(self.context["request"], "egress-item", request_id=str(request.pk), number="1")
+        place = first.removesuffix("1/content")
+        fields = ("number", "filename", "content_type", "length", "sha256", "status", "wiped_at")
+        return [
+            {
+                **item,
+                "wiped_at": item["wiped_at"] and moment(item["wiped_at"]),
+                "opened_by": opened_by[item["number"]],
+                "links": {"content": f"{place}{item['number']}/content"},
+            }
+            for item in request.current_items.values(*fields)
+        ]
 
     @extend_schema_field(serializers.ListField(child=serializers.CharField()))
     def get_file_types(self, request: EgressRequest) -> list[str]:
