@@ -22,7 +22,7 @@ from tenants import access as people
 from tenants import outbox
 from tenants.access import Standing
 from tenants.context import tenant_id
-from tenants.errors import NotFound, Refused
+from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import SERVICE_ROLES, Membership, Role, Tenant, User
 
 
@@ -89,11 +89,14 @@ def get_released(user: User, request_id: str) -> EgressRequest:
     return request
 
 
-def get_detail(user: User, request_id: str) -> EgressRequest:
-    """With all that there is to know of it, on attributes of its own."""
+def get_detail(user: User, request_id: str, *, round_number: int | None = None) -> EgressRequest:
+    """With all that there is to know of it, on attributes of its own. Its files are those of that round, or of the last."""
     request: Any = get_request(user, request_id)
-    request.current_items = request.items.filter(round=request.round).order_by("number")
-    request.openings = Opening.objects.filter(item__request=request, item__round=request.round).order_by("first_at")
+    if round_number is not None and round_number > request.round:
+        raise Invalid("round", f"The request is in round {request.round}.", code="no_such_round")
+    request.shown_round = round_number or request.round
+    request.shown_items = request.items.filter(round=request.shown_round).order_by("number")
+    request.openings = Opening.objects.filter(item__request=request, item__round=request.shown_round).order_by("first_at")
     request.progress_made = _progress(request)
     request.timeline = request.steps.order_by("number")
     request.downloads_made = request.downloads.order_by("granted_at")

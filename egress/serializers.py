@@ -66,6 +66,10 @@ class ReasonInput(serializers.Serializer[Any]):
     reason = Words()
 
 
+class RoundInput(serializers.Serializer[Any]):
+    round = serializers.IntegerField(min_value=1, required=False, help_text="whose files are shown; the current one, if left out")
+
+
 class OptionalReasonInput(serializers.Serializer[Any]):
     reason = Words(required=False, allow_blank=True, default="")
 
@@ -248,7 +252,7 @@ class ItemOutput(serializers.Serializer[Item]):
     status = serializers.ChoiceField(choices=Item.Status.choices, help_text="of its copy in staging")
     wiped_at = Moment(allow_null=True, help_text="the copy was listed as absent")
     opened_by = OpeningOutput(many=True)
-    links = serializers.DictField(child=serializers.URLField())
+    links = serializers.DictField(child=serializers.URLField(allow_null=True))
 
 
 class StepOutput(serializers.Serializer[Step]):
@@ -313,16 +317,16 @@ class RequestDetail(RequestOutput):
         for number, by, at in request.openings.values_list("item__number", "by_name", "first_at"):
             opened_by[number].append({"by": by, "at": moment(at)})
         first = absolute_url(self.context["request"], "egress-item", request_id=str(request.pk), number="1")
-        place = first.removesuffix("1/content")
+        place = first.removesuffix("1/content") if request.shown_round == request.round else ""
         fields = ("number", "filename", "content_type", "length", "sha256", "status", "wiped_at")
         return [
             {
                 **item,
                 "wiped_at": item["wiped_at"] and moment(item["wiped_at"]),
                 "opened_by": opened_by[item["number"]],
-                "links": {"content": f"{place}{item['number']}/content"},
+                "links": {"content": f"{place}{item['number']}/content" if place else None},
             }
-            for item in request.current_items.values(*fields)
+            for item in request.shown_items.values(*fields)
         ]
 
     @extend_schema_field(serializers.ListField(child=serializers.CharField()))

@@ -24,6 +24,7 @@ from egress.serializers import (
     RequestDetail,
     RequestOutput,
     ResubmitInput,
+    RoundInput,
     SigningKeysOutput,
     SubmitInput,
 )
@@ -38,9 +39,9 @@ from tenants.permissions import ADMINISTER, PEOPLE_ONLY, user_of
 PACKAGE = {(200, "application/zip"): BYTES, (206, "application/zip"): BYTES, 304: CONTENT[304]}
 
 
-def detail(view: APIView, user: User, request_id: str, **kwargs: Any) -> Response:
+def detail(view: APIView, user: User, request_id: str, *, round_number: int | None = None, **kwargs: Any) -> Response:
     """The request as it is now, with all that there is to know of it."""
-    found = access.get_detail(user, request_id)
+    found = access.get_detail(user, request_id, round_number=round_number)
     context = {"request": view.request, "view": view, "viewer": access.viewer_of(user)}
     return Response(RequestDetail(found, context=context).data, **kwargs)
 
@@ -82,9 +83,11 @@ class RequestsView(generics.GenericAPIView[EgressRequest]):
 
 
 class RequestView(APIView):
-    @extend_schema(operation_id="egress_requests_retrieve", responses=RequestDetail)
+    @extend_schema(operation_id="egress_requests_retrieve", parameters=[RoundInput], responses=RequestDetail)
     def get(self, request: Request, request_id: str) -> Response:
-        return detail(self, user_of(request), request_id)
+        wanted = RoundInput(data=request.query_params)
+        wanted.is_valid(raise_exception=True)
+        return detail(self, user_of(request), request_id, round_number=wanted.validated_data.get("round"))
 
 
 class DecisionsView(APIView):
