@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from django.db import connection
+from django.db import close_old_connections, connection
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -30,6 +30,7 @@ from egress.models import EgressRequest
 from files import deployment
 from files.models import Upload
 from files.stores import get_store
+from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
 from tests.faults.test_egress_kills import assert_released_once, build, in_worker
@@ -175,6 +176,23 @@ def starve(left: int) -> None:
         spare.close()
 
 
+def starve_in_reading(left: int) -> None:
+    """As `starve`, as soon as this process has claimed a request and asks for the first of its files."""
+    store, sizes = get_store("staging"), iter([left])
+    assert isinstance(store, S3Store)
+
+    def meet(**_: Any) -> None:
+        for size in sizes:
+            starve(size)
+
+    store.service.client.meta.events.register("before-send.s3.GetObject", meet)
+
+
+def feed() -> None:
+    HOARD.clear()
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 def attempts(request: Any) -> int:
     """To build its package."""
     return row(request).attempts - row(request).attempts_before
@@ -201,17 +219,15 @@ def test_worker_that_lacked_memory_builds_it_when_it_has_some(api: Api, bob: Use
     request = approved(api, bob, people, fill(api(bob), files=LARGE))
 
     def work() -> None:
-        for minutes in (0, 6):
-            with suppress(MemoryError):
-                schedule.build_packages(now=timezone.now() + timedelta(minutes=minutes))
-        HOARD.clear()
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        assert (row(request).status, attempts(request)) == ("approved", 2)
-        schedule.build_packages(now=timezone.now() + timedelta(minutes=12))
-        assert row(request).status == "released"
+        with suppress(Exception):  # what it can still do varies
+            build()
+        feed()
+        close_old_connections()  # as Celery does behind each task
+        assert (row(request).status, attempts(request)) == ("approved", 1)
+        assert schedule.build_packages(now=timezone.now() + timedelta(minutes=6))
 
-    assert in_worker(partial(starve, 8 * MIB), work) == 0
-    go_on_given(34)
+    assert in_worker(partial(starve_in_reading, 4 * MIB), work) == 0
+    go_on_given(22)
     assert_released_once(request, api(bob), LARGE)
 
 
@@ -220,7 +236,7 @@ def test_request_for_which_no_worker_has_the_memory_is_given_up(api: Api, bob: U
     request = approved(api, bob, people, fill(api(bob), files=LARGE))
     for attempt in range(packaging.MOST_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
-        in_worker(partial(starve, 8 * MIB), partial(schedule.build_packages, now=now))
+        in_worker(partial(starve_in_reading, 4 * MIB), partial(schedule.build_packages, now=now))
         assert (row(request).status, attempts(request)) == ("approved", attempt + 1)
     go_on_given(6 * packaging.MOST_ATTEMPTS)
     go_on_given(6 * packaging.MOST_ATTEMPTS + 16)
