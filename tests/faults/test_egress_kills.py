@@ -181,13 +181,13 @@ def assert_nothing_early(request: Any, phase: str) -> None:
     )
 
 
-def assert_released_once(request: Any, client: APIClient) -> None:
+def assert_released_once(request: Any, client: APIClient, files: dict[str, bytes] = FILES) -> None:
     """One release, one package with the digests that were approved, and nothing that a dead worker left."""
     assert row(request).status == "released", row(request).problem
     content = body(client.get(path(request, "package.zip")))
     assert hashlib.sha256(content).hexdigest() == row(request).package_sha256
     with zipfile.ZipFile(io.BytesIO(content)) as package:
-        assert {name: package.read(name) for name in FILES} == FILES
+        assert {name: package.read(name) for name in files} == files
     assert [step["status"] for step in see(client, request)["timeline"]].count("released") == 1
     assert_wiped(request)
     requests = EgressRequest.objects.count()

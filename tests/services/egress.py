@@ -128,6 +128,15 @@ def go_on(minutes: int) -> None:
         erasing.erase_due(now=now)
 
 
+def go_on_given(minutes: int) -> None:
+    """As `go_on`, but the time is only given: S3 refuses what is signed at another than its own."""
+    now = timezone.now() + timedelta(minutes=minutes)
+    while schedule.work(now=now, until=float("inf")) or schedule.build_packages(now=now):
+        pass
+    erasing.give_up_stalled_uploads(now=now)
+    erasing.erase_due(now=now)
+
+
 def in_bucket(alias: str) -> list[str]:
     return [entry.key for store, entry in invariants.entries() if store == alias]
 

@@ -1,0 +1,172 @@
+"""Packagers are killed with SIGKILL within their upload to the real S3 server: one package in the end, and no part beside it.
+
+INV-13; F-14, F-27, F-56. Between other steps: test_egress_kills.py.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from django.utils import timezone
+from pytest_django import Settings
+
+from files import keys
+from files.models import Key
+from files.stores import get_store
+from files.stores.s3 import S3Store
+from tenants.models import Tenant, User
+from tests import stores
+from tests.faults.test_egress_kills import KILLED, assert_released_once, build, die, in_worker
+from tests.services.egress import Api, approved, fill, go_on_given, make_reviewers, row
+from tests.services.egress_world import undone
+
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.any_database,
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+MIB: Final = 1024**2
+PART: Final = 5 * MIB  # S3 takes no smaller ones
+FILES: Final = {"a.csv": b"a,1\n" * 100, "large.bin": random.Random(1).randbytes(12 * MIB)}  # a package of three parts
+BEFORE, BEHIND = "before-send", "response-received"  # botocore's events
+
+
+class ReleaseBucket:
+    """Seen past our own store."""
+
+    def __init__(self, name: str) -> None:
+        self.client: S3Client = stores.ceph().client
+        self.name = name
+
+    def uploads(self) -> list[int]:
+        """The number of parts of each that is unfinished."""
+        found = self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])
+        places: list[Any] = [{"Bucket": self.name, "Key": upload["Key"], "UploadId": upload["UploadId"]} for upload in found]
+        return [len(self.client.list_parts(**place).get("Parts", [])) for place in places]
+
+    def objects(self) -> list[str]:
+        found = self.client.list_object_versions(Bucket=self.name)
+        assert "DeleteMarkers" not in found
+        return [version["Key"] for version in found.get("Versions", [])]
+
+    def empty(self) -> None:
+        for key in self.objects():
+            self.client.delete_object(Bucket=self.name, Key=key)
+
+
+@pytest.fixture
+def release(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReleaseBucket]:
+    monkeypatch.setattr(S3Store, "part_bytes", PART)
+    with stores.stored_in(stores.ceph(), settings) as by_alias:
+        yield ReleaseBucket(by_alias["release"])
+
+
+@pytest.fixture
+def people(acme: Tenant) -> dict[str, User]:
+    keys.signing_key(Key.Purpose.EGRESS, now=timezone.now())  # or the first package would make one, and differ in its name
+    return make_reviewers(acme)
+
+
+class Deadly:
+    """The body of a request, of which the server gets the first pieces."""
+
+    def __init__(self, body: Any) -> None:
+        self._body, self._left = body, 3
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+    def read(self, size: int = -1) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            die()
+        return self._body.read(size)
+
+
+def killed_at(event: str, operation: str, number: int, *, is_inside: bool = False) -> Callable[[], None]:
+    """Prepares a worker for its death at the n-th request of that kind; `is_inside`: while it sends the body of it."""
+    left = iter(range(number - 1))
+
+    def meet(request: Any = None, **_: Any) -> None:
+        if next(left, None) is not None:
+            return
+        if not is_inside:
+            die()
+        request.body = Deadly(request.body)
+
+    def prepare() -> None:
+        store = get_store("release")
+        assert isinstance(store, S3Store)
+        store.service.client.meta.events.register(".".join(filter(None, (event, "s3", operation))), meet)
+
+    return prepare
+
+
+def undisturbed(release: ReleaseBucket, request: Any) -> str:
+    """The digest of its package if nobody is killed. That has not happened afterwards."""
+    with undone():
+        assert build()
+        digest = row(request).package_sha256
+    release.empty()
+    assert len(digest) == 64
+    return digest
+
+
+def assert_follows_undisturbed(release: ReleaseBucket, request: Any, digest: str, api: Api, bob: User) -> None:
+    go_on_given(16)
+    assert_released_once(request, api(bob), FILES)
+    assert row(request).package_sha256 == digest
+    assert release.uploads() == []
+    assert len(release.objects()) == len(set(release.objects()))
+
+
+MOMENTS = {
+    # what kills it, and what it leaves: uploads with so many parts, objects
+    "before-it-begins": (killed_at(BEFORE, "CreateMultipartUpload", 1), [], 0),
+    "begun-unheard": (killed_at(BEHIND, "CreateMultipartUpload", 1), [0], 0),
+    "between-two-parts": (killed_at(BEFORE, "UploadPart", 2), [1], 0),
+    "within-a-part": (killed_at(BEFORE, "UploadPart", 2, is_inside=True), [1], 0),
+    "before-complete": (killed_at(BEFORE, "CompleteMultipartUpload", 1), [3], 0),
+    "completed-unheard": (killed_at(BEHIND, "CompleteMultipartUpload", 1), [], 1),
+    "before-the-release": (killed_at(BEHIND, "HeadObject", 2), [], 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_package_whose_worker_is_killed_within_its_upload_is_that_of_the_next(
+    release: ReleaseBucket, api: Api, bob: User, people: dict[str, User], moment: str
+) -> None:
+    """F-14, F-56."""
+    prepare, uploads, objects = MOMENTS[moment]
+    request = approved(api, bob, people, fill(api(bob), files=FILES))
+    digest = undisturbed(release, request)
+    assert in_worker(prepare, build) == KILLED
+    assert (release.uploads(), len(release.objects())) == (uploads, objects)
+    assert row(request).status == "approved"
+    assert_follows_undisturbed(release, request, digest, api, bob)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("event", [BEFORE, BEHIND])
+def test_worker_that_is_killed_at_any_request_to_the_store_is_followed_by_another(
+    release: ReleaseBucket, api: Api, bob: User, people: dict[str, User], event: str
+) -> None:
+    """F-27, F-56."""
+    slug = fill(api(bob), files=FILES)
+    for number in count(1):
+        request = approved(api, bob, people, slug)
+        ended = in_worker(killed_at(event, "", number), build)
+        assert ended in {0, KILLED}
+        go_on_given(16)
+        assert_released_once(request, api(bob), FILES)
+        assert (release.uploads(), len(release.objects())) == ([], number)
+        if ended == 0:
+            break
+    assert number > 10

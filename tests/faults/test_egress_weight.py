@@ -1,0 +1,255 @@
+"""What a package takes of the worker that builds it: little memory, however much is in it, and no disk. And one that has none.
+
+INV-13, INV-19; F-27, F-35. On the real S3 server, in parts as large as in production.
+"""
+
+import ctypes
+import hashlib
+import json
+import logging
+import mmap
+import os
+import random
+import re
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from django.db import close_old_connections, connection
+from django.utils import timezone
+from pytest_django import Settings
+
+from egress import packaging, schedule
+from egress.models import EgressRequest
+from files import deployment
+from files.models import Upload
+from files.stores import get_store
+from files.stores.s3 import S3Store
+from tenants.models import Tenant, User
+from tests import stores
+from tests.faults.test_egress_kills import assert_released_once, build, in_worker
+from tests.services.egress import (
+    Api,
+    approved,
+    decide,
+    fill,
+    go_on_given,
+    in_bucket,
+    make_reviewers,
+    path,
+    row,
+    submit,
+)
+
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("buckets"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+log = logging.getLogger(__name__)
+
+KIB: Final = 1024
+MIB: Final = 1024**2
+WRITTEN: Final = MIB  # by SQLite itself, at most
+
+
+@pytest.fixture
+def buckets(settings: Settings) -> Iterator[dict[str, str]]:
+    with stores.stored_in(stores.ceph(), settings) as by_alias:
+        yield by_alias
+
+
+@pytest.fixture
+def people(acme: Tenant) -> dict[str, User]:
+    return make_reviewers(acme)
+
+
+# --- Much in it ---
+
+
+def of_this_process(file: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+)", Path("/proc/self", file).read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def write_no_file() -> None:
+    if connection.vendor == "postgresql":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def weighed(work: Callable[[], object]) -> dict[str, int]:
+    """Bytes of memory that this process had more meanwhile than before, and bytes that it wrote to files.
+
+    What lies free in it is given back first: whoever it was forked from may have left as much as is looked for.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the most since now
+    memory, written = of_this_process("status", "VmHWM"), of_this_process("io", "wchar")
+    work()
+    return {
+        "growth": (of_this_process("status", "VmHWM") - memory) * KIB,
+        "written": of_this_process("io", "wchar") - written,
+    }
+
+
+def contents(files: int, mib: int) -> dict[str, bytes]:
+    content = random.Random(1).randbytes(mib * MIB // files)
+    return {f"{number:05}.csv": content for number in range(files)}
+
+
+def fill_slowly(api: Api, owner: User, display_name: str, files: dict[str, bytes]) -> str:
+    """As `fill`, with a token for each: one that has to do for all may be too old for the last."""
+    slug = fill(api(owner), display_name, {})
+    for name, content in files.items():
+        put = api(owner).put(f"/api/v1/collections/{slug}/content/{name}", content, content_type="text/csv")
+        assert put.status_code == 201, put.content
+    return slug
+
+
+def empty_vault() -> None:
+    """Nobody needs it any more, and the server keeps all of this in memory."""
+    vault = get_store("vault")
+    assert vault.erase([entry for entry in vault.entries("") if not entry.key.startswith(deployment.OWN)]) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "mib", "bound"),
+    [(200, 128, 48), pytest.param(2_000, 2_048, 96, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+def test_package_of_much_takes_little_memory_and_no_disk(
+    api: Api, bob: User, people: dict[str, User], files: int, mib: int, bound: int
+) -> None:
+    """INV-19, F-35. On SQLite the rows are on the disk, and nothing else: only PostgreSQL allows for no file at all."""
+    wishes = {"First": contents(3, 24), "Many": contents(files, mib)}
+    requests = [submit(api(bob), fill_slowly(api, bob, name, given)) for name, given in wishes.items()]
+    go_on_given(0)
+    empty_vault()
+    for request in requests:
+        for name in ("grace", "ruth"):
+            assert decide(api(people[name]), request).status_code == 201
+    first, request = requests
+    heard, told = os.pipe()
+
+    def prepare() -> None:
+        write_no_file()
+        build()  # what is done once in a process is done now
+
+    def work() -> None:
+        os.write(told, json.dumps(weighed(build)).encode())
+
+    ended = in_worker(prepare, work)
+    os.close(told)
+    assert (ended, row(first).status, row(request).status) == (0, "released", "released"), row(request).problem
+    with os.fdopen(heard) as answers:
+        taken = json.load(answers)
+    log.info("%d MiB in %d files; bytes: %s", mib, files, taken)
+    assert taken["growth"] < bound * MIB
+    assert taken["written"] < WRITTEN
+
+    answer: Any = api(bob).get(path(request, "package.zip"))
+    digest, length = hashlib.sha256(), 0
+    for piece in answer.streaming_content:
+        digest.update(piece)
+        length += len(piece)
+    assert digest.hexdigest() == row(request).package_sha256
+    assert length > mib * MIB - files
+
+
+# --- No memory for it ---
+
+LARGE: Final = {"a.csv": b"a,1\n" * 100, "large.bin": random.Random(2).randbytes(20 * MIB)}
+HOARD: Final[list[bytearray]] = []
+
+
+def starve(left: int) -> None:
+    """This process is up and connected, and can have so many more bytes of memory, free ones of its own included."""
+    EgressRequest.objects.exists()
+    spare = mmap.mmap(-1, left) if left else None
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE, resource.RLIM_INFINITY))
+    for size in (2**power for power in range(26, 11, -1)):
+        try:
+            while True:
+                HOARD.append(bytearray(size))
+        except MemoryError:
+            continue
+    if spare:
+        spare.close()
+
+
+def starve_in_reading(left: int) -> None:
+    """As `starve`, as soon as this process has claimed a request and asks for the first of its files."""
+    store, sizes = get_store("staging"), iter([left])
+    assert isinstance(store, S3Store)
+
+    def meet(**_: Any) -> None:
+        for size in sizes:
+            starve(size)
+
+    store.service.client.meta.events.register("before-send.s3.GetObject", meet)
+
+
+def feed() -> None:
+    HOARD.clear()
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def attempts(request: Any) -> int:
+    """To build its package."""
+    return row(request).attempts - row(request).attempts_before
+
+
+@pytest.mark.timeout(600)
+def test_worker_that_lacks_memory_is_followed_by_another(api: Api, bob: User, people: dict[str, User]) -> None:
+    """F-27: whatever it was doing when there was no more of it, and whether it lived to say so."""
+    slug = fill(api(bob), files=LARGE)
+    for left in count(0, 8):
+        request = approved(api, bob, people, slug)
+        ended = in_worker(partial(starve, left * MIB), build)
+        log.info("with %d MiB: %d, %s, %s", left, ended, row(request).status, row(request).problem)
+        is_built = row(request).status == "released"
+        go_on_given(16)
+        assert_released_once(request, api(bob), LARGE)
+        if is_built:
+            break
+    assert left > 8
+
+
+def test_worker_that_lacked_memory_builds_it_when_it_has_some(api: Api, bob: User, people: dict[str, User]) -> None:
+    """F-27: the next attempt may well be its own."""
+    request = approved(api, bob, people, fill(api(bob), files=LARGE))
+
+    def work() -> None:
+        with suppress(Exception):  # what it can still do varies
+            build()
+        feed()
+        close_old_connections()  # as Celery does behind each task
+        assert (row(request).status, attempts(request)) == ("approved", 1)
+        assert schedule.build_packages(now=timezone.now() + timedelta(minutes=6))
+
+    assert in_worker(partial(starve_in_reading, 4 * MIB), work) == 0
+    go_on_given(22)
+    assert_released_once(request, api(bob), LARGE)
+
+
+def test_request_for_which_no_worker_has_the_memory_is_given_up(api: Api, bob: User, people: dict[str, User]) -> None:
+    """F-27: it fails after a few attempts, with nothing left."""
+    request = approved(api, bob, people, fill(api(bob), files=LARGE))
+    for attempt in range(packaging.MOST_ATTEMPTS):
+        now = timezone.now() + timedelta(minutes=6 * attempt)
+        in_worker(partial(starve_in_reading, 4 * MIB), partial(schedule.build_packages, now=now))
+        assert (row(request).status, attempts(request)) == ("approved", attempt + 1)
+    go_on_given(6 * packaging.MOST_ATTEMPTS)
+    go_on_given(6 * packaging.MOST_ATTEMPTS + 16)
+    assert row(request).status == "failed"
+    assert "could not be built in 5 attempts" in row(request).problem
+    assert in_bucket("release") == []
+    assert not Upload.objects.exists()
