@@ -429,7 +429,11 @@ class S3Writer:
         self._room = part_size(self._parts + 1, smallest=self._store.part_bytes, expected=self._expected)
         service = self._store.service
         if service.parts.acquire(blocking=False):
-            self._on_its_way = service.threads.submit(self._upload.upload_part, data)
+            try:
+                self._on_its_way = service.threads.submit(self._upload.upload_part, data)
+            except RuntimeError as error:  # the system has no thread left
+                service.parts.release()
+                raise StoreUnavailable(f"UploadPart: {error}") from error
             self._on_its_way.add_done_callback(lambda _: service.parts.release())
         else:
             self.bytes_stored += self._upload.upload_part(data)

@@ -13,7 +13,7 @@ import pytest
 from pytest_django import Settings
 
 from files import stores as port
-from files.stores import StoreRefused
+from files.stores import StoreRefused, StoreUnavailable
 from files.stores.s3 import MAX_PARTS, S3Store, part_size
 from tests import stores
 
@@ -200,6 +200,21 @@ def test_no_credentials_at_all_are_refused(s3: S3Store, monkeypatch: pytest.Monk
 
 
 # --- Writing and copying ---
+
+
+def test_part_without_a_thread_fails_and_holds_up_none_after_it(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F-36."""
+    none = ThreadPoolExecutor(1)
+    none.shutdown()
+    with monkeypatch.context() as patch:
+        patch.setattr(s3.service, "threads", none)
+        for _ in range(100):  # more often than there may be parts on their way
+            writer = s3.create("a", size=None)
+            with pytest.raises(StoreUnavailable, match="UploadPart"):
+                writer.write(CONTENT)
+            writer.abort()
+    put(s3, "a", CONTENT)
+    assert read(s3, "a") == CONTENT
 
 
 def test_copy_in_parts_is_the_same_object(endpoint: stores.Endpoint, s3: S3Store) -> None:
