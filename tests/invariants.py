@@ -5,9 +5,10 @@ from contextlib import ExitStack
 from django.conf import settings
 from django.db.models import Sum
 
-from egress.models import Item
+from egress.models import Contributor, Decision, EgressRequest, Item
+from egress.states import PINNING
 from files import deployment
-from files.models import Collection, Erasure, StoredFile, Upload
+from files.models import Collection, Erasure, Hold, StoredFile, Upload
 from files.reading import OPEN_BODIES
 from files.stores import Entry, get_store
 from files.transfers import SLOTS
@@ -17,6 +18,7 @@ from tenants import audit
 def check_all() -> None:
     check_objects()
     check_counts()
+    check_egress()
     check_slots()
     assert not list(audit.verify())
 
@@ -37,6 +39,42 @@ def check_counts() -> None:
     for collection in Collection.objects.all():
         assert collection.file_count == collection.files.count()
         assert collection.total_length == collection.files.aggregate(total=Sum("length", default=0))["total"]
+
+
+def check_egress() -> None:
+    """INV-10, INV-11, INV-13, as rows have it: what is asked for stays as it was, and at most one package comes of it."""
+    for request in EgressRequest.objects.all():
+        holds = Hold.objects.filter(kind=Hold.Kind.EGRESS, ref=str(request.pk))
+        kept = request.items.exclude(status__in=[Item.Status.WIPING, Item.Status.WIPED]).select_related("file")
+        if request.status not in PINNING:
+            assert not kept.exists()
+            assert not holds.exists()
+        else:
+            assert kept.count() == kept.filter(round=request.round).count() == request.file_count
+            assert set(holds.values_list("file", flat=True)) == set(kept.values_list("file", flat=True))
+        for item in kept:
+            file = item.file
+            assert file is not None
+            assert (item.object_id, item.sha256, item.filename) == (file.object_id, file.sha256, file.filename)
+        assert request.downloads.count() == request.download_count <= request.max_downloads
+        check_release(request)
+
+
+def check_release(request: EgressRequest) -> None:
+    """INV-10: no package unless it was approved at every stage, by as many people who had no part in it."""
+    packages = StoredFile.objects.filter(collection__package_of=request)
+    steps = request.steps.filter(to_status="released").count()
+    assert steps == (request.released_at is not None)
+    assert packages.count() <= steps
+    if not steps:
+        return
+    this_round = {"request": request, "round": request.round}
+    decisions = Decision.objects.filter(voided_at=None, content_sha256=request.content_sha256, verdict="approve", **this_round)
+    deciders = set(decisions.values_list("by", flat=True))
+    assert len(deciders) == decisions.count() == request.stage_count
+    assert not deciders & {request.requester_id, *Contributor.objects.filter(**this_round).values_list("user", flat=True)}
+    for package in packages:
+        assert (package.sha256, package.length) == (request.package_sha256, request.package_length)
 
 
 def check_slots() -> None:

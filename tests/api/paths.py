@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 COLLECTIONS = "/api/v1/collections/"
 FILES = "/api/v1/files/"
+REQUESTS = "/api/v1/egress/requests/"
 
 
 def collection(slug: str) -> str:

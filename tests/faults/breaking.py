@@ -23,6 +23,19 @@ class Killed(BaseException):
     """The process is gone."""
 
 
+class Here:
+    """Does in this thread what a pool would do in others, which on SQLite would wait for each other."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    map = staticmethod(map)
+
+
 class Fuse:
     def __init__(self) -> None:
         self.opened = 0  # bodies that nobody has closed yet

@@ -18,6 +18,7 @@ from tests.faults.world import (
     CONTENT,
     ETAG,
     FAULT,
+    INSIDE,
     NAME,
     PEOPLE,
     PERSON,
@@ -53,7 +54,7 @@ class GoingIn(World):
             expect = 401
         elif tenant not in {home, None}:
             expect = 400
-        elif self.roles[who] == "research_it":
+        elif self.roles[who] not in INSIDE:
             expect = 403
         elif cipher == "NONE" and home != "acme":
             expect = 400
@@ -88,7 +89,7 @@ class GoingIn(World):
 
     @rule(who=PERSON, case=CASES, fault=FAULT)
     def delete_collection(self, who: str | None, case: int, fault: Fault) -> None:
-        expect = 409 if self.state[case].is_deleted else 202
+        expect = 409 if self.state[case].is_deleted or self.is_pinned(case) else 202
         self.manage(who, case, expect, lambda client, slug: client.delete(paths.collection(slug)), fault, is_deleted=True)
 
     @rule(who=PERSON, case=CASES, fault=FAULT)
@@ -114,10 +115,10 @@ class GoingIn(World):
             expect = 428 if not headers else 412 if etag == "stale" else 200
         elif not expect:
             expect = 412 if headers else 201
-        if expect < 400 and self.over_quota(self.state, mine.tenant, **more):
+        if expect < 400 and (self.over_quota(self.state, mine.tenant, **more) or (old and self.is_pinned(case, old))):
             expect = 409
-        version = next(self.counter)
-        new = replace(old, version=version, content=content) if old else File(next(self.counter), version, name, content)
+        new = old or File(next(self.counter), 0, name, b"", creator=str(who))
+        new = replace(new, version=next(self.counter), content=content, writer=str(who))
         after = [self.with_file(case, new)] if expect < 400 else []
         environ: dict[str, Any] = {"CONTENT_LENGTH": str(len(content)), "CONTENT_TYPE": "text/csv"}
         if is_chunked:
@@ -143,7 +144,10 @@ class GoingIn(World):
         refusal = self.refusal(who, mine)
         if refusal == 404 and is_named:
             refusal = 400
-        files = [File(next(self.counter), next(self.counter), name, content, "canary notes") for name, content in parts]
+        files = [
+            File(next(self.counter), next(self.counter), name, content, "canary notes", str(who), str(who))
+            for name, content in parts
+        ]
 
         def outcome(failing: frozenset[int]) -> tuple[State, list[int]]:
             """The state after a form whose parts of these indices were broken off, and the status of each of the others."""
@@ -180,8 +184,10 @@ class GoingIn(World):
 
     def change(self, who: str | None, case: int, name: str, method: str, expect: int, data: Any, after: Callable[[File], State],
                fault: Fault, headers: Mapping[str, str] = {}) -> None:  # fmt: skip
-        """A request on the metadata of one file, answered with `expect` if it is there."""
+        """A request on the metadata of one file, answered with `expect` if it is there, and no request to let it out is open."""
         file = self.state[case].files.get(SAME[name])
+        if expect < 400 and file and self.is_pinned(case, file) and (method == "delete" or not is_so(file, data)):
+            expect = 409
         expect = self.refusal(who, self.state[case]) or (expect if file else 404)
         states = [after(file)] if file and expect < 400 else []
         call = getattr(self.clients[who], method)
@@ -208,3 +214,8 @@ class GoingIn(World):
         headers = self.condition("If-Match", etag, mine.files.get(SAME[name]))
         self.change(who, case, name, "delete", 412 if etag == "stale" else 204, None,
                     lambda _: {**self.state, case: replace(mine, files=files)}, fault, headers)  # fmt: skip
+
+
+def is_so(file: File, data: Mapping[str, str | None]) -> bool:
+    """Whether there is nothing to change about it."""
+    return all(value in {None, getattr(file, name)} for name, value in data.items())

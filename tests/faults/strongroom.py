@@ -1,10 +1,8 @@
-"""Bytes going out, links, and what happens beside requests: time, keys, people, settings."""
+"""Bytes going out, links, and what happens beside requests: time, keys, settings."""
 
 import base64
-import io
 import itertools
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -17,15 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import multiple, rule
 
 from files import keys
-from files.models import Key
+from files.models import Key, Upload
 from files.tasks import tick
-from files.transfers import TransferEnded
 from purge import schedule
 from purge.models import Destruction
-from tenants.models import Membership
 from tests.api import paths
-from tests.faults.breaking import FUSE, Killed
-from tests.faults.going_in import GoingIn
+from tests.faults.breaking import FUSE
+from tests.faults.letting_out import LettingOut
 from tests.faults.world import (
     CASES,
     ETAG,
@@ -41,30 +37,14 @@ from tests.faults.world import (
     Fault,
     File,
     Link,
+    read,
     rows,
+    unzipped,
 )
 
 
-class Strongroom(GoingIn):
+class Strongroom(LettingOut):
     # --- Bytes going out ---
-
-    def fetch(
-        self, who: str | None, path: str, expect: int, content: bytes, fault: Fault, headers: Mapping[str, str] | None = None
-    ) -> bool:
-        """A GET that is answered with `expect` and these bytes, or breaks visibly (INV-02). Whether it was answered so at all."""
-        response, received, is_whole = None, b"", False
-        with FUSE.armed(*(fault or (0, ""))):
-            response = self.clients[who].get(path, headers=headers)
-            received, is_whole = read(response) if response.streaming else (response.content, True)
-        if response is not None:
-            self.check_answer(response, may_fail=FUSE.is_blown)
-        if response is None or (FUSE.is_blown and response.status_code == 503):
-            return False
-        assert response.status_code == expect
-        if expect in {200, 206}:
-            assert content == received if is_whole else FUSE.is_blown and content.startswith(received)
-            assert int(response["Content-Length"]) == len(content)
-        return True
 
     @rule(who=PERSON, case=CASES, name=NAME, view=st.sampled_from([paths.content, paths.preview]), fault=FAULT)
     def read(self, who: str | None, case: int, name: str, view: Callable[[str, str], str], fault: Fault) -> None:
@@ -111,13 +91,6 @@ class Strongroom(GoingIn):
         if expect == 200 and is_whole:
             assert int(response["Content-Length"]) == len(received)
             assert unzipped(received) == {file.filename: file.content for file in chosen or []}
-
-    def chosen(self, case: int, names: list[str]) -> list[File] | None:
-        """The files of these names, or all; none at all if one of them is missing."""
-        files = self.state[case].files
-        if not {SAME[name] for name in names} <= files.keys():
-            return None
-        return [file for same, file in files.items() if not names or same in {SAME[name] for name in names}]
 
     # --- Links ---
 
@@ -181,7 +154,7 @@ class Strongroom(GoingIn):
         if is_first and is_served and expect in {200, 206}:
             self.links[number] = replace(link, claimed_at=self.now, version=file.version if file else 0)
 
-    # --- Time, keys, people, settings ---
+    # --- Time, keys, settings ---
 
     @rule(seconds=st.sampled_from([0, 1, 31, 400, 700, 1000, 7200]), fault=FAULT)
     def tick(self, seconds: int, fault: Fault) -> None:
@@ -205,13 +178,15 @@ class Strongroom(GoingIn):
         self.clock.shift(timedelta(hours=25))
         with FUSE.armed(*(fault or (0, ""))), suppress(OperationalError):
             schedule.tick(now=self.now)
-        if FUSE.is_blown:
+        if FUSE.is_blown or Upload.objects.exists():
             self.clock.shift(timedelta(minutes=10))  # whoever had it is dead
+            tick()
             schedule.tick(now=self.now)
         self.sign_in()
         self.state = {number: GONE if case.is_deleted else case for number, case in self.state.items()}
-        certified = Destruction.objects.filter(status=Destruction.Status.DONE).count()
-        assert certified == Destruction.objects.count() == sum(case == GONE for case in self.state.values())
+        gone = Destruction.objects.filter(status=Destruction.Status.DONE)
+        assert gone.count() == Destruction.objects.count()
+        assert gone.exclude(why=Destruction.Why.ENDED).count() == sum(case == GONE for case in self.state.values())
 
     @rule(batches=st.integers(0, 4), fault=FAULT)
     def rotate(self, batches: int, fault: Fault) -> None:
@@ -229,12 +204,6 @@ class Strongroom(GoingIn):
             assert list(Key.objects.values()) == before
             self.during.enter_context(override_settings(KEYRING=new))
 
-    @rule(who=st.sampled_from(["bob", "mallory"]), role=st.sampled_from(["admin", "member", "research_it"]))
-    def change_role(self, who: str, role: str) -> None:
-        """INV-16."""
-        Membership.objects.filter(user__username=who).update(roles=[role])
-        self.roles[who] = role
-
     @rule(size=st.sampled_from([57, 64, 100, 1024]))
     def change_segment_size(self, size: int) -> None:
         self.during.enter_context(override_settings(FILES_SEGMENT_SIZE=size))
@@ -245,20 +214,3 @@ def ranged(content: bytes, first: int, last: int | None) -> tuple[int, bytes]:
         return 200, content
     part = content[first:] if last is None else content[first : last + 1]
     return (206, part) if part else (416, b"")
-
-
-def read(response: Any) -> tuple[bytes, bool]:
-    """What came of a body, and whether it came to its end."""
-    received = bytearray()
-    try:
-        for piece in response.streaming_content:
-            received += piece
-    except (TransferEnded, Killed):  # Django's client has closed the response
-        return bytes(received), False
-    return bytes(received), True
-
-
-def unzipped(archive: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-        assert opened.testzip() is None
-        return {name: opened.read(name) for name in opened.namelist()}

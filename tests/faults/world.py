@@ -3,14 +3,17 @@
 An operation that was broken off has either happened or not, which only a GET tells; from there on it counts.
 """
 
+import hashlib
+import io
 import itertools
 import json
 import logging
 import unicodedata
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -24,24 +27,38 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant
 from rest_framework.test import APIClient
 
 from config.logs import JsonFormatter
+from egress import schedule
+from egress.models import Decision, Download, EgressPolicy, EgressRequest, Item, Step
 from files import deployment
-from files.models import Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
+from files.models import Collection, DownloadLink, Erasure, Grant, Hold, Key, StoredFile, Upload
 from files.stores import get_store
 from files.tasks import tick
+from files.transfers import TransferEnded
 from tenants import tokens
-from tenants.models import AuditHead, Tenant, User
+from tenants.models import AuditHead, Mail, Tenant, User
 from tests import invariants, nonces
 from tests.api import paths
-from tests.factories import make_member, make_tenant
-from tests.faults.breaking import FUSE, KINDS
+from tests.factories import make_member, make_tenant, make_user
+from tests.faults.breaking import FUSE, KINDS, Killed
 from tests.meta.leaks import insides
 
 
 COUNTED: Counter[tuple[int, str, int | None]] = Counter()  # requests by the status that was due, the fault, and the status
-ROWS: Sequence[type[models.Model]] = (Collection, StoredFile, Upload, Erasure, Grant, Key, DownloadLink, AuditHead)
-PEOPLE = {"alice": "acme", "bob": "acme", "otto": "acme", "greta": "globex", "mallory": "globex"}
+ROWS: Sequence[type[models.Model]] = (
+    Collection, StoredFile, Upload, Erasure, Grant, Key, DownloadLink, Hold,
+    EgressRequest, Step, Decision, Item, Download, Mail, AuditHead,
+)  # fmt: skip
+ROLES = {
+    "alice": "admin", "bob": "member", "grace": "information_governance", "gary": "information_governance",
+    "ruth": "research_it", "rick": "research_it", "greta": "admin", "mallory": "member",
+}  # fmt: skip
+PEOPLE = {name: "globex" if name in {"greta", "mallory"} else "acme" for name in ROLES}
 ADMINS = {"acme": "alice", "globex": "greta"}
+INSIDE = {"admin", "member"}  # roles of those who keep files; the others have a say in what leaves, and no more
 QUOTA_BYTES, QUOTA_FILES = 400, 3  # of globex; acme has none
+STAGES = {"acme": ["information_governance", "research_it"], "globex": ["research_it"]}
+MAX_DOWNLOADS = {"acme": 1, "globex": 2}
+PINNING = {"submitted", "in_review", "approved", "failed"}
 # Names by the file that they mean: those of one line are one name.
 TWINS = [
     ["canary-ä.txt", "CANARY-Ä.TXT", unicodedata.normalize("NFD", "canary-ä.txt")],
@@ -61,6 +78,8 @@ class File:
     filename: str
     content: bytes
     notes: str = ""
+    creator: str = ""
+    writer: str = ""  # of its content
 
 
 @dataclass(frozen=True)
@@ -97,10 +116,46 @@ class Link:
     version: int = 0  # that was claimed
 
 
+@dataclass(frozen=True)
+class Request:
+    """Files of a collection that somebody wants out."""
+
+    case: int
+    tenant: str
+    requester: str
+    pinned: tuple[File, ...]  # as they were
+    expires_at: datetime | None
+    status: str = "submitted"
+    round: int = 1
+    stage: int = 0
+    decided: Mapping[int, str] = field(default_factory=dict)  # who, by stage, in this round
+    available_until: datetime | None = None
+    max_downloads: int = 1
+    download_count: int = 0
+    touched_at: datetime | None = None  # when bytes of the package last left
+    troubles: int = 0  # times that the building of its package was broken off
+
+    @property
+    def shown(self) -> dict[str, object]:
+        """What its requester can see of it."""
+        return {
+            "status": self.status,
+            "round": self.round,
+            "awaited_role": STAGES[self.tenant][self.stage] if self.status == "in_review" else "",
+            "files": {file.filename: (len(file.content), hashlib.sha256(file.content).hexdigest()) for file in self.pinned},
+            "decided": dict(self.decided),
+            "expires_at": self.expires_at,
+            "available_until": self.available_until,
+            "max_downloads": self.max_downloads,
+            "download_count": self.download_count,
+            "touched_at": self.touched_at,
+        }
+
+
 State = Mapping[int, Case]
 Fault = tuple[int, str] | None
 
-PERSON = st.sampled_from(["alice", "alice", "alice", "bob", "bob", "greta", "mallory", "otto", None])
+PERSON = st.sampled_from(["alice", "alice", "alice", "bob", "bob", "greta", "mallory", "ruth", None])
 NAME = st.sampled_from(sorted(SAME))
 # With segments of 64 bytes the first holds 8 bytes of plaintext and each other one 48.
 LENGTH = st.sampled_from([0, 1, 7, 8, 9, 55, 56, 57, 103, 104, 105]) | st.integers(0, 300)
@@ -109,7 +164,7 @@ FAULT: st.SearchStrategy[Fault] = st.none() | st.tuples(st.integers(1, 30), st.s
 ETAG = st.sampled_from(["none", "fresh", "fresh", "stale", "*"])
 
 
-CASES, LINKS = Bundle("cases"), Bundle("links")
+CASES, LINKS, REQUESTS = Bundle("cases"), Bundle("links"), Bundle("requests")
 
 
 class World(RuleBasedStateMachine):
@@ -117,10 +172,11 @@ class World(RuleBasedStateMachine):
         super().__init__()
         self.state: State = {}
         self.links: dict[int, Link] = {}
+        self.requests: Mapping[int, Request] = {}
         self.counter = itertools.count(1)
         self.seen: dict[tuple[str, int], str] = {}  # slugs, ids and ETags, once the server has named them
-        self.roles = {"alice": "admin", "bob": "member", "otto": "research_it", "greta": "admin", "mallory": "member"}
-        self.listed: dict[tuple[str, str], tuple[str, list[Any]]] = {}  # what `observed` saw last
+        self.roles = dict(ROLES)
+        self.listed: dict[tuple[str, str], tuple[Any, list[Any]]] = {}  # what `observed` saw last
         self.secrets: list[str] = []
         self.lines: list[str] = []
         self.during = ExitStack()
@@ -132,8 +188,11 @@ class World(RuleBasedStateMachine):
             make_tenant(slug)
         Tenant.objects.filter(slug="acme").update(allowed_ciphers=["AES-GCM", "NONE"])
         Tenant.objects.filter(slug="globex").update(quota_bytes=QUOTA_BYTES, quota_files=QUOTA_FILES)
+        single = {"stages": STAGES["globex"], "max_downloads": MAX_DOWNLOADS["globex"]}
+        EgressPolicy.objects.create(tenant=Tenant.objects.get(slug="globex"), **single)
         for name, tenant in PEOPLE.items():
             make_member(Tenant.objects.get(slug=tenant), name, self.roles[name])
+        make_user("root", is_superuser=True)
         self.sign_in()
 
     def teardown(self) -> None:
@@ -141,8 +200,12 @@ class World(RuleBasedStateMachine):
             for _ in range(3):  # whatever was broken off, it is cleared away in the end
                 self.clock.shift(timedelta(hours=2))
                 tick()
+                self.tick_egress()
             there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(deployment.OWN)}
-            assert there == set(StoredFile.objects.values_list("object_key", flat=True))
+            staged = Item.objects.filter(status=Item.Status.STAGED)
+            assert there == {key for rows in (StoredFile.objects, staged) for key in rows.values_list("object_key", flat=True)}
+            assert not Item.objects.filter(status__in=[Item.Status.PINNED, Item.Status.WIPING]).exists()
+            assert not EgressRequest.objects.filter(status__in=["submitted", "approved"]).exists()
             assert not Upload.objects.exists()
             assert not Erasure.objects.exists()
             assert not DownloadLink.objects.exists()
@@ -158,6 +221,12 @@ class World(RuleBasedStateMachine):
         logging.getLogger().addHandler(handler)
         self.during.callback(logging.getLogger().removeHandler, handler)
 
+    def tick_egress(self) -> None:
+        """Copies are made, packages of what was approved, and copies wiped."""
+        schedule.tick(now=self.now)
+        schedule.pack()
+        schedule.tick(now=self.now)
+
     # --- What the model knows ---
 
     @property
@@ -166,7 +235,7 @@ class World(RuleBasedStateMachine):
 
     def sign_in(self) -> None:
         self.clients: dict[str | None, APIClient] = {None: APIClient()}
-        for name in PEOPLE:
+        for name in [*PEOPLE, "root"]:
             token = tokens.mint(User.objects.get(username=name))["access"]
             self.clients[name] = APIClient()
             self.clients[name].credentials(HTTP_AUTHORIZATION=f"Bearer {token}")
@@ -176,7 +245,7 @@ class World(RuleBasedStateMachine):
         """The status of whoever may not even see a collection; 0 for the others. With `deleted`, managers see those too."""
         if who is None:
             return 401
-        if PEOPLE[who] != case.tenant or self.roles[who] == "research_it":
+        if PEOPLE[who] != case.tenant or self.roles[who] not in INSIDE:
             return 404
         return 404 if case.is_deleted and not (deleted and self.manages(who, case)) else 0
 
@@ -186,6 +255,18 @@ class World(RuleBasedStateMachine):
 
     def slug(self, case: int) -> str:
         return self.seen["slug", case]
+
+    def chosen(self, case: int, names: list[str]) -> list[File] | None:
+        """The files of these names, or all; none at all if one of them is missing."""
+        files = self.state[case].files
+        if not {SAME[name] for name in names} <= files.keys():
+            return None
+        return [file for same, file in files.items() if not names or same in {SAME[name] for name in names}]
+
+    def is_pinned(self, case: int, file: File | None = None) -> bool:
+        """It, or any file of the collection."""
+        requests = [request for request in self.requests.values() if request.case == case and request.status in PINNING]
+        return any(file is None or file.number == each.number for request in requests for each in request.pinned)
 
     def with_file(self, case: int, file: File, *, was: int | None = None) -> State:
         """The state with this file, in place of the one of its name or of the name `was`."""
@@ -223,8 +304,27 @@ class World(RuleBasedStateMachine):
         if is_done:
             assert response.status_code == expect
         candidates = [*after] if is_done and len(after) == 1 else [self.state, *after]
-        self.state = next(state for state in candidates if shown(state) == self.observed())
+        seen = self.observed()
+        self.state = next(state for state in candidates if shown(state) == seen and self.is_so_named(state))
         return response
+
+    def fetch(
+        self, who: str | None, path: str, expect: int, content: bytes, fault: Fault, headers: Mapping[str, str] | None = None
+    ) -> bool:
+        """A GET that is answered with `expect` and these bytes, or breaks visibly (INV-02). Whether it was answered so at all."""
+        response, received, is_whole = None, b"", False
+        with FUSE.armed(*(fault or (0, ""))):
+            response = self.clients[who].get(path, headers=headers)
+            received, is_whole = read(response) if response.streaming else (response.content, True)
+        if response is not None:
+            self.check_answer(response, may_fail=FUSE.is_blown)
+        if response is None or (FUSE.is_blown and response.status_code == 503):
+            return False
+        assert response.status_code == expect
+        if expect in {200, 206}:
+            assert content == received if is_whole else FUSE.is_blown and content.startswith(received)
+            assert int(response["Content-Length"]) == len(content)
+        return True
 
     def check_answer(self, response: Any, *, may_fail: bool) -> None:
         """INV-17."""
@@ -252,8 +352,8 @@ class World(RuleBasedStateMachine):
                 contents = {row.filename: row.open().read() for row in stored}
                 shown = {file["filename"]: (contents[file["filename"]], file["notes"]) for file in files}
                 found[tenant, case["display_name"]] = (case["file_count"], case["total_length"], shown)
-                self.listed[tenant, case["display_name"]] = (case["id"], files)
-        listed = {slug for slug, _ in self.listed.values()}
+                self.listed[tenant, case["display_name"]] = (case, files)
+        listed = {case["id"] for case, _ in self.listed.values()}
         for (kind, number), slug in self.seen.items():
             if kind == "slug" and self.state[number] == GONE:
                 for admin in ADMINS.values():
@@ -283,18 +383,46 @@ class World(RuleBasedStateMachine):
             assert not any(secret in line for secret in self.secrets)
         self.lines.clear()
 
-    def learn(self) -> None:
-        """Names that the server gave, which stay as long as what they name, and are nobody else's."""
-        for number, case in self.state.items():
+    def names(self, state: State) -> dict[tuple[str, int], str]:
+        """What the server calls the collections and files of this state, and their contents."""
+        named = {}
+        for number, case in state.items():
             if case.is_deleted:
                 continue
-            slug, files = self.listed[case.tenant, case.title]
-            named = {("slug", number): slug}
+            shown, files = self.listed[case.tenant, case.title]
+            named["slug", number] = shown["id"]
             for file in files:
                 known = case.files[SAME[file["filename"]]]
                 named |= {("id", known.number): file["id"], ("etag", known.version): file["etag"]}
-            assert {key: self.seen.setdefault(key, name) for key, name in named.items()} == named
+        return named
+
+    def is_so_named(self, state: State) -> bool:
+        """Names that the server gave stay as long as what they name."""
+        named = self.names(state)
+        return {key: self.seen.get(key, name) for key, name in named.items()} == named
+
+    def learn(self) -> None:
+        """They are nobody else's, too."""
+        assert self.is_so_named(self.state)
+        self.seen |= self.names(self.state)
         assert len(set(self.seen.values())) == len(self.seen)
+
+
+def read(response: Any) -> tuple[bytes, bool]:
+    """What came of a body, and whether it came to its end."""
+    received = bytearray()
+    try:
+        for piece in response.streaming_content:
+            received += piece
+    except (TransferEnded, Killed):  # Django's client has closed the response
+        return bytes(received), False
+    return bytes(received), True
+
+
+def unzipped(archive: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        assert opened.testzip() is None
+        return {name: opened.read(name) for name in opened.namelist()}
 
 
 def rows() -> list[list[dict[str, Any]]]:

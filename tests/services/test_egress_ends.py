@@ -13,7 +13,7 @@ from files.stores import get_store
 from purge.schedule import purge_expired
 from purge.schedule import tick as purge_tick
 from tenants.models import Tenant, User
-from tests.services.egress import Api, body, decide, fill, make_reviewers, path, row, see, submit, work_on
+from tests.services.egress import REASON, Api, body, decide, fill, make_reviewers, path, row, see, submit, work_on
 from tests.services.purging import work_on as destroy
 
 
@@ -109,6 +109,19 @@ def test_extended_package_ends_at_its_new_time(api: Api, people: dict[str, User]
     schedule.end_overdue(now=before + SECOND)
     assert row(released).status == "released"
     schedule.end_overdue(now=until)
+    assert row(released).status == "closed"
+
+
+def test_package_whose_time_is_over_is_not_extended(api: Api, people: dict[str, User], released: Any) -> None:
+    """Not even before the tick that closes it: the one that destroys it may have been faster."""
+    past = timezone.now() - SECOND
+    EgressRequest.objects.update(available_until=past)
+    Collection.objects.filter(kind="release").update(purge_at=past)
+    purge_tick(now=timezone.now())
+    assert "extend" not in see(api(people["ruth"]), released)["allowed_actions"]
+    answer = api(people["ruth"]).post(path(released, "extend/"), {"days": 2, "reason": REASON})
+    assert (answer.status_code, answer.json()["code"]) == (409, "package_gone")
+    schedule.end_overdue(now=timezone.now())
     assert row(released).status == "closed"
 
 

@@ -29,7 +29,7 @@ from files.stores.s3 import S3Store
 from tenants import audit
 from tenants.models import AuditEvent, Mail, Tenant, User
 from tests import invariants, stores
-from tests.faults.breaking import FUSE, KINDS
+from tests.faults.breaking import FUSE, KINDS, Here
 from tests.services import keyrings
 from tests.services.egress import (
     FILES,
@@ -448,17 +448,23 @@ def test_copies_of_a_request_that_is_withdrawn_meanwhile_are_wiped_at_once(
     assert_wiped(request)
 
 
-class Here:
-    """Does in this thread what a pool would do in others, which on SQLite would wait for each other."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    map = staticmethod(map)
+@pytest.mark.parametrize("kind", ["refused", "unheard"])
+@pytest.mark.usefixtures("breaking")
+def test_what_kept_copies_from_being_wiped_is_told_no_longer_than_that(
+    api: Api, bob: User, people: dict[str, User], kind: str
+) -> None:
+    """Wherever it was: also behind the last copy, when there is nothing to be tried again."""
+    for point in count(1):
+        request = submit(api(bob), fill(api(bob), f"Number {point}", files={"a.csv": b"a"}))
+        work_on()
+        assert decide(api(people["grace"]), request, "reject").status_code == 201
+        is_over = break_off(point, kind, partial(schedule.work, now=timezone.now(), until=float("inf")))
+        go_on(6)
+        assert_wiped(request)
+        assert row(request).problem == ""
+        if is_over:
+            break
+    assert point > 10
 
 
 # --- On S3 ---
