@@ -59,7 +59,7 @@ NUMBER: Final = models.IntegerField
         RunSQL("DROP TABLE file"),
         RunPython(RunPython.noop),
     ],
-    ids=repr,
+    ids=lambda operation: operation.describe(),
 )
 def test_what_the_release_before_would_break_on(operation: Operation) -> None:
     assert trouble(operation)
@@ -73,7 +73,7 @@ def test_what_the_release_before_would_break_on(operation: Operation) -> None:
         AddIndex("file", models.Index("length", name="by_length")),
         CreateModel("file", [("id", models.AutoField(primary_key=True))]),
     ],
-    ids=repr,
+    ids=lambda operation: operation.describe(),
 )
 def test_what_the_release_before_does_not_notice(operation: Operation) -> None:
     assert not trouble(operation)
