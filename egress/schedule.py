@@ -162,7 +162,7 @@ def _rest(request: EgressRequest, problem: str, *, counts: bool = True) -> None:
     """Free for whoever comes when the rest is over: see `_claim`. An attempt that does not count uses up none of the five."""
     with suppress(LeaseLost):
         _note(request, problem)
-        before = F("attempts_before") + (not counts)
+        before = F("attempts_before") + (0 if counts else 1)
         request.fenced().update(lease_owner="", lease_at=timezone.now(), attempts_before=before)
 
 
