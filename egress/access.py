@@ -26,6 +26,7 @@ from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import SERVICE_ROLES, Membership, Role, Tenant, User
 
 
+SHOWN: Final = ("number", "filename", "content_type", "length", "sha256", "status", "wiped_at")  # of an item
 REQUESTER: Final = "requester"  # among a policy's downloaders
 
 
@@ -95,8 +96,9 @@ def get_detail(user: User, request_id: str, *, round_number: int | None = None) 
     if round_number is not None and round_number > request.round:
         raise Invalid("round", f"The request is in round {request.round}.", code="no_such_round")
     request.shown_round = round_number or request.round
-    request.shown_items = request.items.filter(round=request.shown_round).order_by("number")
-    request.openings = Opening.objects.filter(item__request=request, item__round=request.shown_round).order_by("first_at")
+    request.shown_items = request.items.filter(round=request.shown_round).order_by("number").values(*SHOWN)
+    opened = Opening.objects.filter(item__request=request, item__round=request.shown_round).order_by("first_at")
+    request.opened = opened.values_list("item__number", "by_name", "first_at")
     request.progress_made = _progress(request)
     request.timeline = request.steps.order_by("number")
     request.downloads_made = request.downloads.order_by("granted_at")

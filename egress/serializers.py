@@ -314,11 +314,10 @@ class RequestDetail(RequestOutput):
     def get_items(self, request: Any) -> list[dict[str, Any]]:
         moment = Moment().to_representation
         opened_by = defaultdict(list)
-        for number, by, at in request.openings.values_list("item__number", "by_name", "first_at"):
+        for number, by, at in request.opened:
             opened_by[number].append({"by": by, "at": moment(at)})
         first = absolute_url(self.context["request"], "egress-item", request_id=str(request.pk), number="1")
         place = first.removesuffix("1/content") if request.shown_round == request.round else ""
-        fields = ("number", "filename", "content_type", "length", "sha256", "status", "wiped_at")
         return [
             {
                 **item,
@@ -326,7 +325,7 @@ class RequestDetail(RequestOutput):
                 "opened_by": opened_by[item["number"]],
                 "links": {"content": f"{place}{item['number']}/content" if place else None},
             }
-            for item in request.shown_items.values(*fields)
+            for item in request.shown_items
         ]
 
     @extend_schema_field(serializers.ListField(child=serializers.CharField()))
