@@ -21,7 +21,7 @@ from egress.models import Download, EgressRequest, Item, Opening
 from egress.packaging import staged
 from egress.states import State
 from files import links
-from files.downloads import AUDIT_RANGES_EVERY, Answer, Source, Wanted, open_source, read_file, read_verified
+from files.downloads import AUDIT_RANGES_EVERY, Answer, Source, Wanted, open_source, read_verified, source_of
 from files.links import PAID_IN_ADVANCE, RESUME_EXTRA, RESUME_WINDOW, Budget
 from files.models import Collection, DownloadLink, StoredFile
 from tenants import audit
@@ -137,15 +137,7 @@ def _open(
     if resumed is None and not wanted.head and request.downloads_left <= 0:
         raise errors.DownloadsUsed
     download = resumed or Download(request=request, by=by, by_name=by.username, link=link, granted_at=now, touched_at=now)
-    source = Source(
-        filename=package.filename,
-        content_type=package.content_type,
-        length=package.length,
-        sha256=package.sha256,
-        etag=package.etag,
-        read=partial(read_file, package, by=by, now=now),
-        still_allowed=partial(_may_still, access.check_can_fetch, request, by),
-    )
+    source = source_of(package, by=by, still_allowed=partial(_may_still, access.check_can_fetch, request, by), now=now)
     start = partial(_resume if resumed else _grant, download, package, by, now)
     return open_source(source, wanted=wanted, disposition="attachment", start=start, meter=Grant(download))
 

@@ -1,4 +1,4 @@
-"""The form of a package: a zip whose every byte follows from its files, so that building it again makes the same one.
+"""The form of a package: a zip whose every byte follows from its files, so that the same Python makes the same one again.
 
 There is room in a zip where no unpacker looks: in front of its members, between them, in their headers, behind its end. Nothing
 leaves there. Sections are those of APPNOTE.TXT 6.3.10.
@@ -35,7 +35,7 @@ def check(package: zipfile.ZipFile, file: BinaryIO) -> None:
     """That each byte of the file is as `zipfile` writes such members to a stream. Raises OtherForm.
 
     Whoever calls it has read the members, which proves their lengths and CRCs. From which length on numbers take 64 bits is the
-    writer's own business, and versions of Python differ in it.
+    writer's own business; how it then says so differs between Python up to 3.11.2 and later ones, of which each is right.
     """
     members = package.infolist()
     file.seek(0)
@@ -67,7 +67,10 @@ def _name(member: zipfile.ZipInfo) -> tuple[bytes, int]:
 
 
 def _headers(member: zipfile.ZipInfo) -> list[bytes]:
-    """In front of the content, where its length is not known yet (4.3.7); the second and third announce 64 bits for it."""
+    """In front of the content, where its length is not known yet (4.3.7).
+
+    The later two announce 64 bits for it, as Python does from 3.11.7 on, and as 3.11.2 did.
+    """
     name, flags = _name(member)
     zeros = struct.pack("<HHQQ", 1, 16, 0, 0)
     return [

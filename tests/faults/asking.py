@@ -127,7 +127,7 @@ class Asking(GoingIn):
 
     # --- What goes on by itself ---
 
-    def outcomes(self, request: Request, is_whole: bool, is_stalled: bool) -> list[Request]:  # noqa: FBT001
+    def outcomes(self, request: Request, *, is_whole: bool, is_stalled: bool) -> list[Request]:
         """What may have become of it: one thing alone, unless somebody is or was broken off."""
         ended = self.ended(request)
         if is_whole and not is_stalled:

@@ -183,8 +183,9 @@ class LettingOut(Asking):
             self.stalled_until = self.now + PATIENCE
         seen = self.requests_seen()
         self.requests = {
-            number: next(after for after in self.outcomes(request, is_whole, is_stalled) if after.shown == seen[number])
+            number: next(after for after in outcomes if after.shown == seen[number])
             for number, request in self.requests.items()
+            for outcomes in [self.outcomes(request, is_whole=is_whole, is_stalled=is_stalled)]
         }
         for number, request in self.requests.items():
             self.check_package(number, request)
