@@ -159,6 +159,8 @@ S3_ADDRESSING_STYLE = env.text("S3_ADDRESSING_STYLE", "path" if S3_ENDPOINT_URL 
 # boto3 sends checksums that many S3-compatible servers refuse; our own authentication tags cover every byte.
 S3_CHECKSUMS = env.text("S3_CHECKSUMS", "when_required")
 S3_MAX_CONNECTIONS = env.integer("S3_MAX_CONNECTIONS", 64, least=1)
+# What S3 is asked to encrypt a package with that is plain: AES256, aws:kms, or none.
+S3_RELEASE_SSE = env.text("S3_RELEASE_SSE", "AES256")
 if S3_BUCKET:
     STORAGES: dict[str, dict[str, Any]] = {
         alias: {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": {"bucket_name": bucket}} for alias, bucket in BUCKETS.items()

@@ -29,11 +29,12 @@ from egress.zips import new_member
 from files import access as file_access
 from files import keys, uploads
 from files.crypto import CorruptObject, WrongKey
+from files.errors import StoreUnavailable as StoreSilent
 from files.locks import lock_collection
 from files.models import Cipher, Collection, StoredFile, Upload
 from files.names import unique_key
 from files.reading import Content, content_at
-from files.stores import ObjectChanged
+from files.stores import NotEncrypted, ObjectChanged
 from files.transfers import Slots
 from tenants import audit
 from tenants.errors import NotFound
@@ -160,10 +161,17 @@ def _build(request: EgressRequest, release: Collection, *, now: datetime) -> Non
         object_id=uuid4(),
     )
     draft.object_key = release.object_key(draft.object_id)
-    with Package.receive(draft, by=None, size=None, now=now) as package:
+    # Nobody but the bucket encrypts a plain package.
+    with Package.receive(draft, by=None, size=None, now=now, encrypt=release.cipher == Cipher.NONE) as package:
         package.request, package.manifest = request, manifest
-        _write(package, items, manifest)
-        package.commit(by=None, now=timezone.now())
+        try:
+            _write(package, items, manifest)
+            package.commit(by=None, now=timezone.now())
+        except StoreSilent as error:
+            if not isinstance(error.__cause__, NotEncrypted):
+                raise
+            log.error("the release bucket does not encrypt a plain package", extra={"error": str(error.__cause__)})
+            raise Unreleasable("The package is to be plain, and its bucket does not encrypt it by itself.") from error
 
 
 class Package(uploads.Incoming):

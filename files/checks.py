@@ -20,6 +20,8 @@ def files_settings(**_: Any) -> list[Error]:
         )
     if settings.S3_CHECKSUMS not in {"when_required", "when_supported"}:
         found.append(Error("S3_CHECKSUMS is unknown.", hint="Use when_required or when_supported.", id="files.E003"))
+    if settings.S3_RELEASE_SSE not in {"AES256", "aws:kms", "none"}:
+        found.append(Error("S3_RELEASE_SSE is unknown.", hint="Use AES256, aws:kms or none.", id="files.E005"))
     try:
         keyring()
     except ValueError as error:

@@ -103,11 +103,18 @@ class Incoming:
 
     @classmethod
     def receive(
-        cls, draft: StoredFile, *, by: User | None, size: int | None, now: datetime, replaces: StoredFile | None = None
+        cls,
+        draft: StoredFile,
+        *,
+        by: User | None,
+        size: int | None,
+        now: datetime,
+        replaces: StoredFile | None = None,
+        encrypt: bool = False,
     ) -> Self:
         """The way in for the content of `draft`, a row to be that names its object. Leaves an `Upload` row, and checks nothing.
 
-        `size` is the announced number of plaintext bytes. `by` is None for the system.
+        `size` is the announced number of plaintext bytes. `by` is None for the system. `encrypt`: by the store, too.
         """
         sealer = keys.sealer_of(draft, draft.collection)
         expected = StoredFile(length=size or 0, cipher=draft.cipher, segment_size=draft.segment_size).layout.object_size
@@ -124,7 +131,7 @@ class Incoming:
             )
             try:
                 store = get_store(draft.store)
-                writer = store.create(draft.object_key, size=None if size is None else expected)
+                writer = store.create(draft.object_key, size=None if size is None else expected, encrypt=encrypt)
             except BaseException:
                 upload.delete()  # nothing has reached the store
                 raise

@@ -28,6 +28,10 @@ class StoreRefused(StoreError):
     """It will not work by itself: bad credentials, no permission, no such bucket. Repeating it helps nobody (F-11)."""
 
 
+class NotEncrypted(StoreRefused):
+    """It takes no object that it is to encrypt by itself, or does not say that it does."""
+
+
 class ObjectChanged(StoreError):
     """The object is not the one that was asked for: another ETag, or it ends before the first byte of the range."""
 
@@ -96,8 +100,11 @@ class Body(Protocol):
 
 @runtime_checkable
 class ObjectStore(Protocol):
-    def create(self, key: str, *, size: int | None) -> Writer:
-        """A writer for a new object of `size` bytes, None if nobody knows yet."""
+    def create(self, key: str, *, size: int | None, encrypt: bool = False) -> Writer:
+        """A writer for a new object of `size` bytes, None if nobody knows yet.
+
+        `encrypt`: nobody has encrypted it, so that the store has to. NotEncrypted, before a byte of it leaves, unless it does.
+        """
 
     def open(self, key: str, *, start: int, length: int, etag: str | None) -> tuple[Stat, Body]:
         """Bytes [start, start + length) as far as the object goes, in one request. ObjectChanged unless it has this etag."""

@@ -27,7 +27,8 @@ class LocalStore(ThroughPort, FileSystemStorage):
     def root(self) -> Path:
         return Path(self.location)
 
-    def create(self, key: str, *, size: int | None) -> "LocalWriter":
+    def create(self, key: str, *, size: int | None, encrypt: bool = False) -> "LocalWriter":
+        """`encrypt` asks for nothing here: whether its disk is encrypted is not a directory's to say."""
         return LocalWriter(self, check_key(key))
 
     def open(self, key: str, *, start: int, length: int, etag: str | None) -> tuple[Stat, "LocalBody"]:  # type: ignore[override]

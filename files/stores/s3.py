@@ -15,6 +15,7 @@ from storages.backends.s3 import S3Storage
 from files.stores import (
     Entry,
     Failure,
+    NotEncrypted,
     ObjectStore,
     Stat,
     StoreError,
@@ -81,8 +82,8 @@ class S3Store(ThroughPort, S3Storage):  # type: ignore[misc]  # django-storages 
             )
         )
 
-    def create(self, key: str, *, size: int | None) -> "S3Writer":
-        return S3Writer(self, check_key(key), size)
+    def create(self, key: str, *, size: int | None, encrypt: bool = False) -> "S3Writer":
+        return S3Writer(self, check_key(key), size, encryption=settings.S3_RELEASE_SSE if encrypt else "none")
 
     def open(self, key: str, *, start: int, length: int, etag: str | None) -> tuple[Stat, "S3Body"]:
         check_key(key)
@@ -294,16 +295,25 @@ class S3Store(ThroughPort, S3Storage):  # type: ignore[misc]  # django-storages 
 
 
 class Multipart:
-    """One multipart upload. Its parts come one after the other."""
+    """One multipart upload. Its parts come one after the other. NotEncrypted unless the store encrypts it as it was asked."""
 
-    def __init__(self, store: S3Store, key: str) -> None:
+    def __init__(self, store: S3Store, key: str, *, encryption: str = "none") -> None:
         self._store = store
         self._parts: list[CompletedPartTypeDef] = []
         self._place: dict[str, Any] = {"Bucket": store.bucket_name, "Key": key}
-        with store.service.request("CreateMultipartUpload") as client:
-            answer = client.create_multipart_upload(**self._place, ContentType=store.default_content_type)
+        wish: Any = {} if encryption == "none" else {"ServerSideEncryption": encryption}
+        try:
+            with store.service.request("CreateMultipartUpload") as client:
+                answer = client.create_multipart_upload(**self._place, **wish, ContentType=store.default_content_type)
+        except StoreRefused as error:
+            if wish:
+                raise NotEncrypted(str(error)) from error
+            raise
         self._place["UploadId"] = answer["UploadId"]
         self._may_have_others = answer["ResponseMetadata"]["RetryAttempts"] > 0
+        if wish and answer.get("ServerSideEncryption") != encryption:
+            self.abort()
+            raise NotEncrypted("CreateMultipartUpload: the answer says nothing of an encryption")
 
     def upload_part(self, data: bytearray) -> int:
         """Stores the next part and returns its size."""
@@ -359,11 +369,12 @@ class Multipart:
 class S3Writer:
     """Holds one part that is being filled, and one on its way if the process has a thread for it."""
 
-    def __init__(self, store: S3Store, key: str, size: int | None) -> None:
+    def __init__(self, store: S3Store, key: str, size: int | None, *, encryption: str = "none") -> None:
         self.bytes_stored = 0
         self.has_begun = False
         self._store = store
         self._key = key
+        self._encryption = encryption
         self._expected = size or 0
         self._total = 0
         self._buffer = bytearray()
@@ -384,14 +395,14 @@ class S3Writer:
             rest = rest[len(taken) :]
 
     def commit(self) -> Stat:
-        if self._upload is None:
+        if self._upload is None and self._encryption == "none":
             self._store.refuse_taken(self._key)
             stat = self._put()
         else:
-            self._send_part()
+            upload = self._send_part()  # also what would fit one PUT, if the store is to say first that it encrypts
             self._await_part()
             self._store.refuse_taken(self._key)
-            stat = self._upload.complete(self._total)
+            stat = upload.complete(self._total)
         self._is_settled = True
         self.bytes_stored = self._total
         return stat
@@ -419,10 +430,10 @@ class S3Writer:
             return self._store.settle(self._key, self._total, None)
         return Stat(self._total, bare(answer["ETag"]))
 
-    def _send_part(self) -> None:
+    def _send_part(self) -> Multipart:
         if self._upload is None:
             self.has_begun = True
-            self._upload = Multipart(self._store, self._key)
+            self._upload = Multipart(self._store, self._key, encryption=self._encryption)
         self._await_part()
         data, self._buffer = self._buffer, bytearray()
         self._parts += 1
@@ -437,6 +448,7 @@ class S3Writer:
             self._on_its_way.add_done_callback(lambda _: service.parts.release())
         else:
             self.bytes_stored += self._upload.upload_part(data)
+        return self._upload
 
     def _await_part(self) -> None:
         if self._on_its_way is not None:

@@ -41,9 +41,9 @@ class WatchedStore(LocalStore):
         self.stats += 1
         return super().stat(key)
 
-    def create(self, key: str, *, size: int | None) -> Any:
+    def create(self, key: str, **options: Any) -> Any:
         self.created += 1
-        return super().create(key, size=size)
+        return super().create(key, **options)
 
     def keys(self) -> set[str]:
         """Every file in the directory, finished or not."""

@@ -13,7 +13,7 @@ import pytest
 from pytest_django import Settings
 
 from files import stores as port
-from files.stores import StoreRefused, StoreUnavailable
+from files.stores import NotEncrypted, Stat, StoreRefused, StoreUnavailable
 from files.stores.s3 import MAX_PARTS, S3Store, part_size
 from tests import stores
 
@@ -22,10 +22,10 @@ MIB = 1024**2
 CONTENT = Random(2).randbytes(12 * MIB + 345)
 
 
-def put(store: S3Store, key: str, content: bytes) -> None:
-    writer = store.create(key, size=None)
+def put(store: S3Store, key: str, content: bytes, *, encrypt: bool = False) -> Stat:
+    writer = store.create(key, size=None, encrypt=encrypt)
     writer.write(content)
-    writer.commit()
+    return writer.commit()
 
 
 def read(store: S3Store, key: str) -> bytes:
@@ -236,6 +236,25 @@ def test_object_tells_nothing_about_its_content(endpoint: stores.Endpoint, s3: S
         assert found["ContentType"] == "application/octet-stream"
         assert found["Metadata"] == {}
         assert "ContentEncoding" not in found
+
+
+@pytest.mark.parametrize("endpoint", ["moto"], indirect=True)  # the real one here has no service that keeps keys
+@pytest.mark.parametrize("content", [b"1", CONTENT], ids=["small", "big"])
+def test_store_encrypts_only_what_it_is_asked_to(endpoint: stores.Endpoint, s3: S3Store, content: bytes) -> None:
+    for key, encrypt in (("asked", True), ("not-asked", False)):
+        assert put(s3, key, content, encrypt=encrypt) == s3.stat(key)
+        assert read(s3, key) == content
+        found = endpoint.client.head_object(Bucket=s3.bucket_name, Key=key)
+        assert found.get("ServerSideEncryption") == ("AES256" if encrypt else None)
+    assert kinds(s3, "") == ["object", "object"]
+
+
+@pytest.mark.parametrize("endpoint", ["ceph"], indirect=True)
+@pytest.mark.parametrize("content", [b"1", CONTENT], ids=["small", "big"])
+def test_store_that_cannot_encrypt_refuses(s3: S3Store, content: bytes) -> None:
+    with pytest.raises(NotEncrypted):
+        put(s3, "asked", content, encrypt=True)
+    assert kinds(s3, "") == []
 
 
 @pytest.mark.parametrize("checksums", ["when_required", "when_supported"])

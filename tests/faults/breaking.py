@@ -122,9 +122,9 @@ class Writer:
 class Breaking:
     """Mixed into a store, asks the fuse first."""
 
-    def create(self, key: str, *, size: int | None) -> Any:
+    def create(self, key: str, **options: Any) -> Any:
         error = StoreUnavailable("the fuse blew")
-        return Writer(FUSE.ask(lambda: super(Breaking, self).create(key, size=size), error, is_heard=True))  # type: ignore[misc]
+        return Writer(FUSE.ask(lambda: super(Breaking, self).create(key, **options), error, is_heard=True))  # type: ignore[misc]
 
     def open(self, key: str, *, start: int, length: int, etag: str | None) -> Any:
         stat, body = ask_store(lambda: super(Breaking, self).open(key, start=start, length=length, etag=etag))  # type: ignore[misc]

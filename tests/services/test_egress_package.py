@@ -27,11 +27,9 @@ from time_machine import travel
 
 from egress import schedule
 from egress.models import Decision
-from files.models import Collection, StoredFile
-from files.stores import get_store
 from tenants.models import Tenant, User
 from tests.live.server import ROOT
-from tests.services.egress import Api, approved, body, decide, fill, make_reviewers, path, released, row, see, submit, work_on
+from tests.services.egress import Api, approved, body, fill, make_reviewers, path, released, row, see, work_on
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
@@ -336,53 +334,3 @@ def test_bytes_that_belong_to_no_file_are_seen(package: Path, public_key: Path, 
         assert opened.testzip() is None  # an unpacker finds nothing wrong
     with pytest.raises(CommandError, match="has bytes that belong to none of them"):
         verify(package, "--public-key", public_key)
-
-
-# --- As a plain zip ---
-
-
-def set_format(client: Any, release_format: str) -> Any:
-    return client.put("/api/v1/tenants/acme/egress-policy/", {"release_format": release_format})
-
-
-def test_plain_package_is_the_zip_itself_in_its_bucket(
-    api: Api, alice: User, bob: User, people: dict[str, User], acme: Tenant
-) -> None:
-    acme.allowed_ciphers = ["AES-GCM", "NONE"]
-    acme.save()
-    assert set_format(api(alice), "plain").status_code == 200
-
-    request = released(api, bob, people, fill(api(bob)))
-
-    (file,) = StoredFile.objects.filter(collection__kind=Collection.Kind.RELEASE)
-    stat, stored = get_store("release").open(file.object_key, start=0, length=10**6, etag=None)
-    content = stored.read(10**6)
-    stored.close()
-    assert (file.cipher, stat.size) == ("NONE", row(request).package_length)
-    assert hashlib.sha256(content).hexdigest() == row(request).package_sha256
-    with zipfile.ZipFile(io.BytesIO(content)) as opened:
-        assert opened.testzip() is None
-    assert body(api(bob).get(path(request, "package.zip"))) == content
-
-
-def test_plain_package_is_refused_where_everything_is_encrypted(
-    api: Api, alice: User, bob: User, people: dict[str, User], acme: Tenant
-) -> None:
-    """When the policy is set, and when the tenant changed its mind behind the approval."""
-    refused = set_format(api(alice), "plain")
-    assert (refused.status_code, refused.json()["code"]) == (400, "cipher_not_allowed"), refused.json()
-
-    acme.allowed_ciphers = ["AES-GCM", "NONE"]
-    acme.save()
-    assert set_format(api(alice), "plain").status_code == 200
-    request = submit(api(bob), fill(api(bob)))
-    work_on()
-    acme.allowed_ciphers = ["AES-GCM"]
-    acme.save()
-    for name in ("grace", "ruth"):
-        assert decide(api(people[name]), request).status_code == 201
-    work_on()
-
-    assert row(request).status == "failed"
-    assert "no files without encryption" in row(request).problem
-    assert not list(get_store("release").entries(""))

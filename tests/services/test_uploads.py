@@ -245,8 +245,8 @@ def test_store_that_is_not_there_is_503_and_leaves_nothing(
 class ShortStore(LocalStore):
     """Says of each object that it is a byte longer than it is."""
 
-    def create(self, key: str, *, size: int | None) -> Any:
-        writer = super().create(key, size=size)
+    def create(self, key: str, **options: Any) -> Any:
+        writer = super().create(key, **options)
         writer.write(b"!")
         return writer
 
