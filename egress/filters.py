@@ -13,7 +13,7 @@ from tenants.permissions import user_of
 class RequestFilter(filters.FilterSet):
     tenant = filters.CharFilter(field_name="tenant__slug", max_length=50)
     collection = filters.CharFilter(field_name="collection_slug", max_length=80)
-    status = filters.MultipleChoiceFilter(choices=State.choices)
+    status = filters.MultipleChoiceFilter(choices=State.choices, distinct=False)
     requester = filters.CharFilter(method="by_requester", max_length=150, help_text="a username, or `me`")
     awaiting_me = Flag(method="that_await_me", help_text="whether you can decide on it now")
 

@@ -12,7 +12,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 
-from egress.states import FINAL, OPEN, State
+from egress.states import OPEN, State
 from files.models import Collection, DownloadLink, StoredFile
 from tenants.leases import Leased
 from tenants.models import SERVICE_ROLES, Tenant, check_role
@@ -77,6 +77,9 @@ class EgressPolicy(models.Model):
     release_format = models.CharField(max_length=10, choices=Format, default=Format.SEALED)
     contact_email = models.EmailField(blank=True, help_text="From of its mails, and whom they name for questions")
     app_url = models.URLField(blank=True, help_text="of the frontend that its mails link to; empty for the platform's")
+
+    class Meta:
+        verbose_name_plural = "egress policies"
 
     def __str__(self) -> str:
         return f"egress policy of {self.tenant}"
@@ -156,7 +159,9 @@ class EgressRequest(Leased):
         indexes: ClassVar = [
             models.Index("tenant", "created_at", "id", name="egress_in_tenant_by_age"),
             models.Index("requester", "created_at", "id", name="egress_of_requester_by_age"),
-            models.Index("status", "expires_at", condition=~Q(status__in=FINAL), name="egress_unfinished"),
+            models.Index("created_at", "id", name="egress_by_age"),
+            models.Index("status", "changed_at", name="egress_by_status"),
+            models.Index("expires_at", name="egress_by_deadline"),
         ]
 
     def __str__(self) -> str:
@@ -223,7 +228,7 @@ class Item(models.Model):
                 name="item_wiped_has_a_time",
             ),
         ]
-        indexes: ClassVar = [models.Index("request", "status", name="item_by_status")]
+        indexes: ClassVar = [models.Index("status", "request", name="item_by_status_and_request")]
 
     def __str__(self) -> str:
         return f"item {self.number} of {self.request_id}"

@@ -23,7 +23,7 @@ from egress import access, manifests
 from egress.manifests import Manifest
 from egress.models import Decision, EgressPolicy, EgressRequest, Item
 from egress.moving import lock_request, move
-from egress.staging import check_ours, heartbeat
+from egress.staging import BEAT, check_ours, heartbeat
 from egress.states import State
 from egress.zips import new_member
 from files import access as file_access
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 
 RELEASE: Final = "release"  # STORAGES alias
 MOST_ATTEMPTS: Final = 5
-BEAT: Final = 5.0  # seconds between signs of life
 
 
 class Unreleasable(Exception):

@@ -28,9 +28,10 @@ TICK: Final = 4.0  # seconds: a tick is over before the next one
 PATIENCE: Final = timedelta(minutes=5)  # without a sign of life, before another worker takes over
 OUTAGE: Final = timedelta(days=1)  # for which a store may be away without a package being given up
 RESUMABLE: Final = timedelta(hours=1)  # for which the last download may still be resumed
+COPIED_AT_ONCE: Final = 2  # requests, by all workers together: a copy may take long, and there is other work
 BATCH: Final = 100
 
-WIPING: Final = Item.objects.filter(request=OuterRef("pk"), status=Item.Status.WIPING)
+WIPING: Final = Item.objects.filter(status=Item.Status.WIPING)
 Step = Callable[[EgressRequest], None]
 
 
@@ -84,17 +85,15 @@ def _end(request: EgressRequest, *, now: datetime) -> None:
 def work(*, now: datetime, until: float) -> bool:
     """Wipes or makes copies of one request. False if there was nothing to do, or others are at it."""
     # What waits for copies or its package has that done first: an old copy that will not go must not hold it up for ever.
-    wiping = EgressRequest.objects.filter(Exists(WIPING)).exclude(status__in=[State.SUBMITTED, State.APPROVED])
-    for request in _claim(wiping, now=now):
+    wiping = EgressRequest.objects.filter(pk__in=WIPING.values("request")).exclude(status__in=[State.SUBMITTED, State.APPROVED])
+    for request in _claim(wiping.order_by("changed_at"), now=now):
         _attempt(request, lambda claimed: staging.wipe(claimed, now=now))
         return True
-    for request in _claim(EgressRequest.objects.filter(status=State.SUBMITTED), now=now):
+    submitted = EgressRequest.objects.filter(status=State.SUBMITTED)
+    if _at_work(submitted, now) >= COPIED_AT_ONCE:
+        return False
+    for request in _claim(submitted.order_by("attempts", "changed_at"), now=now):  # a large one takes turns with the others
         _attempt(request, lambda claimed: _stage(claimed, until=until))
-        return True
-    # Whoever was at it last came to its end, and not to saying so: nothing is in the way of these any more.
-    told = EgressRequest.objects.exclude(problem="").exclude(status__in=[State.SUBMITTED, State.APPROVED, State.FAILED])
-    for request in _claim(told, now=now):
-        _attempt(request, lambda claimed: None)
         return True
     return False
 
@@ -117,9 +116,9 @@ def pack() -> None:
 def build_packages(*, now: datetime) -> bool:
     """Builds one package, unless enough of them are being built. False if there was nothing to do."""
     approved = EgressRequest.objects.filter(status=State.APPROVED)
-    if approved.exclude(lease_owner="").filter(lease_at__gt=now - PATIENCE).count() >= settings.EGRESS_PACKAGES_AT_ONCE:
+    if _at_work(approved, now) >= settings.EGRESS_PACKAGES_AT_ONCE:
         return False
-    for request in _claim(approved, now=now):
+    for request in _claim(approved.order_by("changed_at"), now=now):
         _attempt(request, lambda claimed: packaging.build(claimed, now=now))
         return True
     return False
@@ -128,16 +127,24 @@ def build_packages(*, now: datetime) -> bool:
 # --- One request after the other ---
 
 
+def _at_work(requests: QuerySet[EgressRequest], now: datetime) -> int:
+    """How many of them somebody is at."""
+    return requests.exclude(lease_owner="").filter(lease_at__gt=now - PATIENCE).count()
+
+
 def _claim(requests: QuerySet[EgressRequest], *, now: datetime) -> list[EgressRequest]:
-    """One of them, and none that failed just now: it rests, and the others have their turn."""
+    """The first of them that did not fail just now: those rest, and the others have their turn."""
     rested = requests.exclude(lease_owner="", lease_at__gt=now - PATIENCE).select_related("tenant")
-    return claim(rested.order_by("changed_at"), now=now, limit=1, patience=PATIENCE)
+    return claim(rested, now=now, limit=1, patience=PATIENCE)
 
 
 def _attempt(request: EgressRequest, step: Step) -> None:
     try:
         step(request)
-    except (StoreError, StoreSilent, FileNotFoundError) as error:
+    except FileNotFoundError as error:
+        log.error("the storage has lost what an egress request is about", extra={"request": str(request.pk), "error": str(error)})
+        _rest(request, "The storage has lost a file of it: an operator has to put it back, or it is withdrawn.")
+    except (StoreError, StoreSilent) as error:
         log.warning("an egress request waits for the store", extra={"request": str(request.pk), "error": str(error)})
         is_refusal = isinstance(error.__cause__ or error, StoreRefused)  # of which no waiting makes anything else
         counts = is_refusal or timezone.now() - request.changed_at > OUTAGE
@@ -167,5 +174,6 @@ def _rest(request: EgressRequest, problem: str, *, counts: bool = True) -> None:
 
 
 def _note(request: EgressRequest, problem: str) -> None:
-    """What a request failed for stays to be read, whatever else is in the way of its copies."""
-    request.fenced().exclude(status=State.FAILED).update(problem=problem)
+    """Of one that has something left to do: nobody would take the note away again from another."""
+    is_unfinished = Q(status__in=[State.SUBMITTED, State.APPROVED]) | Exists(WIPING.filter(request=OuterRef("pk")))
+    request.fenced().exclude(status=State.FAILED).filter(is_unfinished).update(problem=problem)

@@ -5,7 +5,8 @@ Whoever works on a request has its lease, so that nothing is copied behind the b
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from typing import Final
 
@@ -16,6 +17,9 @@ from django.utils import timezone
 from egress.models import EgressRequest, Item
 from egress.moving import lock_request, move
 from egress.states import State
+from files.downloads import note_missing
+from files.erasing import erase_object
+from files.models import StoredFile
 from files.stores import Failure, StoreRefused, StoreUnavailable, get_store
 from tenants import audit
 from tenants.leases import LeaseLost
@@ -26,6 +30,7 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 1_000
 AT_ONCE: Final = 8  # copies, each of which waits for the store
+BEAT: Final = 5.0  # seconds between signs of life
 
 
 def copy_some(request: EgressRequest, *, until: float) -> bool:
@@ -34,12 +39,45 @@ def copy_some(request: EgressRequest, *, until: float) -> bool:
     with ThreadPoolExecutor(AT_ONCE, "staging") as pool:
         while items := list(pinned[:AT_ONCE]):
             heartbeat(request, State.SUBMITTED)
-            for item, etag in zip(items, pool.map(_copy, items), strict=True):
-                # The other contender is whoever ends the request: what it marked for wiping stays marked.
-                Item.objects.filter(pk=item.pk, status=Item.Status.PINNED).update(status=Item.Status.STAGED, object_etag=etag)
+            _finish(request, {pool.submit(_copy, item): item for item in items})
             if time.monotonic() > until:
                 return False
     return True
+
+
+def _finish(request: EgressRequest, copies: Mapping["Future[str]", Item]) -> None:
+    """Waits for all of them, whatever becomes of one or of the request, and shows signs of life as long as the store is at it.
+
+    A large copy takes longer than a silent worker is waited for, and nobody is to list what is gone while one is still coming.
+    """
+    coming, trouble = set(copies), None
+    while coming:
+        done, coming = wait(coming, BEAT, FIRST_COMPLETED)
+        for copy in done:
+            try:
+                _settle(copies[copy], copy)
+            except Exception as error:  # told when the rest has come, too
+                trouble = trouble or error
+        try:
+            request.heartbeat(timezone.now())
+        except LeaseLost as error:
+            trouble = error
+    if trouble is not None:
+        raise trouble
+
+
+def _settle(item: Item, copy: "Future[str]") -> None:
+    """What has come of a copy. If the request ended meanwhile, it goes again: who wipes may have looked for it before it came."""
+    try:
+        etag = copy.result()
+    except FileNotFoundError as error:
+        if item.file is not None and item.file.status != StoredFile.Status.MISSING:
+            note_missing(item.file, None, timezone.now(), error)
+        raise
+    # The other contender is whoever ends the request: what it marked for wiping stays marked.
+    Item.objects.filter(pk=item.pk, status=Item.Status.PINNED).update(status=Item.Status.STAGED, object_etag=etag)
+    if not Item.objects.filter(pk=item.pk, status=Item.Status.STAGED).exists():
+        erase_object(get_store(item.store), item.object_key)
 
 
 def _copy(item: Item) -> str:
@@ -98,6 +136,8 @@ def _erase(request: EgressRequest, items: list[Item]) -> None:
 def _tombstone(request: EgressRequest, items: list[Item], *, now: datetime) -> None:
     with transaction.atomic():
         request.heartbeat(now)
+        # Nothing is in the way any more. What a request failed for stays to be read: these were an earlier round's copies.
+        request.fenced().exclude(status=State.FAILED).update(problem="")
         wiping: QuerySet[Item] = Item.objects.filter(pk__in=[item.pk for item in items], status=Item.Status.WIPING)
         count = wiping.update(status=Item.Status.WIPED, wiped_at=now)
         audit.record("egress.wipe", by=None, tenant=request.tenant, target=request, now=now, files=count)

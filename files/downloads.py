@@ -189,7 +189,7 @@ def read_file(file: StoredFile, start: int, stop: int, *, by: User | None, now: 
         start,
         stop,
         sha256=file.sha256,
-        missing=partial(_missing, file, by, now),
+        missing=partial(note_missing, file, by, now),
         corrupt=partial(_alarm, "file.corrupt", file, by, now),
         etag_changed=partial(_note_etag, file, by, now),
     )
@@ -250,7 +250,8 @@ def _first_segment_verified(
         yield from pieces
 
 
-def _missing(file: StoredFile, by: User | None, now: datetime, error: Exception) -> None:
+def note_missing(file: StoredFile, by: User | None, now: datetime, error: Exception) -> None:
+    """The store has lost its object: the row stays, and says so. Raises NotFound if the row is not there any more."""
     with transaction.atomic():
         row = StoredFile.objects.filter(pk=file.pk, object_id=file.object_id)
         if not row.update(status=StoredFile.Status.MISSING):

@@ -4,7 +4,18 @@ from typing import Final
 
 import pytest
 from django.db import models
-from django.db.migrations import AddField, AddIndex, CreateModel, DeleteModel, RemoveField, RenameField, RunPython, RunSQL
+from django.db.migrations import (
+    AddField,
+    AddIndex,
+    AlterModelOptions,
+    CreateModel,
+    DeleteModel,
+    RemoveField,
+    RemoveIndex,
+    RenameField,
+    RunPython,
+    RunSQL,
+)
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations import AddConstraint, AlterField
 from django.db.migrations.operations.base import Operation
@@ -29,7 +40,7 @@ def trouble(operation: Operation) -> str:
             return "it reads and writes what is gone"
         case AddField(field=field) if not (field.null or field.has_db_default() or field.many_to_many):
             return "its rows lack the value: null=True or db_default"
-        case AddField() | CreateModel() | AddIndex():
+        case AddField() | CreateModel() | AddIndex() | RemoveIndex() | AlterModelOptions():  # slower at worst
             return ""
     return "to be thought about"
 
@@ -71,6 +82,8 @@ def test_what_the_release_before_would_break_on(operation: Operation) -> None:
         AddField("file", "length", NUMBER(null=True)),
         AddField("file", "length", NUMBER(db_default=3)),
         AddIndex("file", models.Index("length", name="by_length")),
+        RemoveIndex("file", "by_length"),
+        AlterModelOptions("file", {"verbose_name": "paper"}),
         CreateModel("file", [("id", models.AutoField(primary_key=True))]),
     ],
     ids=lambda operation: operation.describe(),

@@ -337,10 +337,10 @@ def test_right_that_is_lost_while_the_package_is_written_keeps_it_from_being_rel
     """F-49, INV-10, INV-16: between the check before the first byte and the one that releases."""
     create = LocalStore.create
 
-    def meddling(self: LocalStore, key: str, *, size: int | None) -> Any:
+    def meddling(self: LocalStore, key: str, **options: Any) -> Any:
         if key not in set(Item.objects.values_list("object_key", flat=True)):  # the package's
             meddle(people)
-        return create(self, key, size=size)
+        return create(self, key, **options)
 
     monkeypatch.setattr(LocalStore, "create", meddling)
     schedule.build_packages(now=timezone.now())
