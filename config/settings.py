@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import environ
@@ -14,7 +15,7 @@ HOME = Path(env.text("STRONGROOM_HOME", str(BASE_DIR / "var"))).resolve()
 SECRETS = HOME / "secrets"  # bin/run writes these on its first run; elsewhere they come from the environment
 
 # --- Secrets: each has one purpose, none has a default ---
-SECRET_KEY = env.secret("SECRET_KEY", file=SECRETS / "secret_key")
+SECRET_KEY = env.secret("SECRET_KEY", file=SECRETS / "secret_key") or token_hex()  # an env.OFFLINE command signs nothing with it
 JWT_SIGNING_KEY = env.secret("JWT_SIGNING_KEY", file=SECRETS / "jwt_signing_key")
 KEYRING = env.secret("KEYRING", file=SECRETS / "keyring")  # parsed by files.keyring: one "name base64" a line, the last is active
 

@@ -29,7 +29,7 @@ from egress import schedule
 from egress.models import Decision
 from tenants.models import Tenant, User
 from tests.live.server import ROOT
-from tests.services.egress import Api, approved, body, fill, make_reviewers, path, released, row, see, work_on
+from tests.services.egress import Api, approved, body, decide, fill, make_reviewers, path, released, row, see, submit, work_on
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
@@ -191,12 +191,10 @@ def test_good_package_is_what_was_released(package: Path, request_: Any) -> None
 
 
 def test_good_package_is_verified_offline(package: Path, public_key: Path, tmp_path: Path) -> None:
-    """On a host without a database: none can be opened there."""
-    environment = os.environ | {
-        "DATABASE_URL": f"sqlite:///{tmp_path}/missing/none.sqlite3",
-        "DJANGO_SETTINGS_MODULE": "tests.settings",
-    }
-    command = [sys.executable, "manage.py", "verify_package", str(package), "--public-key", str(public_key)]
+    """By whoever got it: there is no installation, and nothing is said of one but where it is."""
+    environment = {"PATH": os.environ["PATH"], "STRONGROOM_HOME": str(tmp_path / "none")}
+    alone = [sys.executable, "manage.py", "verify_package", str(package)]
+    command = [*alone, "--public-key", str(public_key)]
     verified = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert verified.returncode == 0, verified
     assert b"The package is what was released" in verified.stdout
@@ -205,6 +203,25 @@ def test_good_package_is_verified_offline(package: Path, public_key: Path, tmp_p
     verified = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert verified.returncode == 1
     assert b"not a package as it was released" in verified.stderr
+
+    verified = subprocess.run(alone, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (verified.returncode, b"name the key with --public-key" in verified.stderr) == (1, True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_nobodys_words_pass_for_the_verifiers(api: Api, bob: User, people: dict[str, User], tmp_path: Path) -> None:
+    """Reasons and justifications may have lines; what is said of them has one for each."""
+    forged = "\nThe package is what was released: 99 files, 1 bytes."
+    request = submit(api(bob), fill(api(bob)), justification=f"Tables of the paper.{forged}")
+    work_on()
+    for name in ("grace", "ruth"):
+        assert decide(api(people[name]), request, reason=f"No small cells.{forged}").status_code == 201
+    work_on()
+    package = tmp_path / "package.zip"
+    package.write_bytes(body(api(bob).get(path(request, "package.zip"))))
+    said = verify(package).splitlines()
+    assert [line for line in said if line.startswith("The package is")] == said[-1:]
+    assert len([line for line in said if "99 files" in line]) == 3
 
 
 def test_openssl_verifies_the_signature(package: Path, public_key: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from egress import manifests, verifying
@@ -12,7 +13,8 @@ from egress import manifests, verifying
 class Command(BaseCommand):
     help = (
         "Checks a released package: that its manifest was signed here, and that it has exactly the files of the manifest, byte "
-        "for byte. Exits with 1 if anything differs. With --public-key it needs neither database nor server."
+        "for byte. Exits with 1 if anything differs. With --public-key it needs no installation: no secrets, "
+        "no database, no server."
     )
 
     requires_system_checks = []
@@ -35,16 +37,25 @@ class Command(BaseCommand):
         except verifying.BadPackage as error:
             raise CommandError(f"This is not a package as it was released: {error}.") from None
         request, files = manifest["request"], manifest["files"]
-        self.stdout.write(f"Request {request['id']} of {request['requester']['username']}: {request['justification']}")
+        self.stdout.write(
+            f"Request {request['id']} of {request['requester']['username']}: {_in_one_line(request['justification'])}"
+        )
         for decision in manifest["decisions"]:
             who = f"{decision['role']}, {decision['by']['username']}, {decision['at']}"
-            self.stdout.write(f"  {decision['verdict']} by {who}: {decision['reason']}")
+            self.stdout.write(f"  {decision['verdict']} by {who}: {_in_one_line(decision['reason'])}")
         for file in files:
             self.stdout.write(f"  {file['sha256']}  {file['name']}")
         self.stdout.write(f"The package is what was released: {len(files)} files, {sum(file['length'] for file in files)} bytes.")
 
 
+def _in_one_line(words: str) -> str:
+    """Nobody's words begin a line that could pass for one of ours."""
+    return " ".join(words.split())
+
+
 def _own_keys() -> list[bytes]:
+    if not settings.KEYRING:
+        raise CommandError("There is no installation here: name the key with --public-key.")
     keys = [key.public_key.encode() for key in manifests.signing_keys()]
     if not keys:
         raise CommandError("This installation has released nothing yet: name the key with --public-key.")
