@@ -18,6 +18,7 @@ from rest_framework.exceptions import APIException
 from egress import errors
 from egress.models import Contributor, Decision, EgressPolicy, EgressRequest, Item, Opening
 from egress.states import TRANSITIONS, State
+from files.errors import NotOpen
 from tenants import access as people
 from tenants import outbox
 from tenants.access import Standing
@@ -61,7 +62,7 @@ def visible_requests(user: User) -> QuerySet[EgressRequest]:
         Prefetch("decisions", Decision.objects.order_by("at", "pk")),
         Prefetch("contributors", Contributor.objects.all()),
     ]
-    requests = EgressRequest.objects.select_related("tenant").prefetch_related(*current)
+    requests = EgressRequest.objects.select_related("tenant").prefetch_related(*current).defer("manifest")
     if standing.is_superuser:
         return requests
     there = Q(tenant__in=standing.holding(Role.ADMIN, Role.AUDITOR)) | Q(tenant__in=list(standing.roles), requester=user.pk)
@@ -69,9 +70,9 @@ def visible_requests(user: User) -> QuerySet[EgressRequest]:
         for role in held.difference(SERVICE_ROLES):
             there |= Q(tenant=tenant, roles__contains=f'"{role}"')
         for role in held - {REQUESTER}:
-            there |= Q(tenant=tenant, downloaders__contains=f'"{role}"', released_at__isnull=False)
-    named = {"roles": Cast("stages", TextField()), "downloaders": Cast(KeyTransform("downloaders", "policy"), TextField())}
-    return requests.alias(**named).filter(there)
+            there |= Q(tenant=tenant, who__contains=f'"{role}"', released_at__isnull=False)
+    policy = {name: Cast(KeyTransform(key, "policy"), TextField()) for name, key in (("roles", "stages"), ("who", "downloaders"))}
+    return requests.alias(**policy).filter(there)
 
 
 def get_request(user: User, request_id: str) -> EgressRequest:
@@ -151,6 +152,13 @@ def awaiting(requests: QuerySet[EgressRequest], user: User) -> QuerySet[EgressRe
         .exclude(Exists(Contributor.objects.filter(user=user.pk, **here)))
         .exclude(Exists(Decision.objects.filter(by=user.pk, voided_at=None, **here)))
     )
+
+
+def sees_collection(viewer: Viewer, request: EgressRequest) -> bool:
+    """Whether the collection is there for them. Roles of stages see none; somebody who lost it since finds nothing there."""
+    if request.collection_id is None:
+        return False
+    return viewer.is_requester(request) or bool(viewer.roles_in(request) & {Role.ADMIN, Role.AUDITOR})
 
 
 # --- Deciding ---
@@ -236,6 +244,9 @@ def check_can_resubmit(viewer: Viewer, request: EgressRequest) -> None:
     _check_requester(viewer, request)
     if request.status != State.RETURNED:
         raise errors.WrongState(request.status)
+    check_can_submit(viewer, request.tenant)
+    if request.collection_id is None:
+        raise NotOpen
 
 
 def _check_requester(viewer: Viewer, request: EgressRequest) -> None:
@@ -246,7 +257,7 @@ def _check_requester(viewer: Viewer, request: EgressRequest) -> None:
 def check_can_submit(viewer: Viewer, tenant: Tenant) -> None:
     """From any collection that they can read: its tenant is theirs, too."""
     if viewer.user.service_of_id is not None:
-        raise errors.PersonOnly
+        raise errors.PersonOnly("A request is made by a person, for whom a key of theirs may do it: no service account.")
     if not viewer.standing.roles.get(tenant.pk, frozenset()) & {Role.ADMIN, Role.MEMBER}:
         raise Refused("Requests are made by members of the tenant.")
 

@@ -37,16 +37,25 @@ class Rows(admin.TabularInline):
         return False
 
 
-class Steps(Rows):
+class AtStages(Rows):
+    readonly_fields = ("at_stage",)
+
+    @admin.display(description="stage")
+    def at_stage(self, found: Step | Decision) -> int:
+        """From 1, as the API and the mails have it."""
+        return found.stage + 1
+
+
+class Steps(AtStages):
     model = Step
     verbose_name_plural = "timeline"
-    fields = ("number", "at", "from_status", "to_status", "round", "stage", "by_name", "reason")
+    fields = ("number", "at", "from_status", "to_status", "round", "at_stage", "by_name", "reason")
     ordering = ("number",)
 
 
-class Decisions(Rows):
+class Decisions(AtStages):
     model = Decision
-    fields = ("at", "round", "stage", "role", "verdict", "reason", "by_name", "by_email", "content_sha256", "voided_at")
+    fields = ("at", "round", "at_stage", "role", "verdict", "reason", "by_name", "by_email", "content_sha256", "voided_at")
     ordering = ("at",)
 
 
@@ -69,7 +78,7 @@ class EgressRequestAdmin(ReadOnly):
     show_full_result_count = False
     fields = (
         "id", "tenant", "collection_slug", "collection_name", "collection_uuid", "requester_name", "justification", "status",
-        "awaited_role", "stages", "stage", "round", "problem", "created_at", "submitted_at", "changed_at", "expires_at",
+        "awaited_role", "stages", "round", "problem", "created_at", "submitted_at", "changed_at", "expires_at",
         "files", "total_length", "content_sha256", "mails", "policy", "attempts", "lease_at", "released_at", "available_until",
         "package_length", "package_sha256", "signature", "downloaded",
     )  # fmt: skip
@@ -139,15 +148,23 @@ def _words_of(error: APIException) -> str:
 class ItemAdmin(ReadOnly):
     """Files of a request, and what became of their copies in staging. The request's page leads here."""
 
-    list_display = ("number", "round", "filename", "length", "status", "wiped_at", "request_id")
-    list_filter = ("status", "round")
+    list_display = ("number", "round", "filename", "length", "status", "wiped_at", "opened_by", "request_id")
+    list_filter = ("status",)
     ordering = ("request", "-round", "number")
     show_full_result_count = False
     fields = (
         "request_id", "round", "number", "filename", "content_type", "length", "sha256", "file_uuid", "object_id", "status",
-        "store", "object_key", "wiped_at",
+        "store", "object_key", "wiped_at", "opened_by",
     )  # fmt: skip
-    readonly_fields: ClassVar = ("request_id",)
+    readonly_fields: ClassVar = ("request_id", "opened_by")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Item]:
+        found: QuerySet[Item] = super().get_queryset(request)
+        return found.prefetch_related("openings")
+
+    @admin.display
+    def opened_by(self, item: Item) -> str:
+        return ", ".join(sorted(opening.by_name for opening in item.openings.all()))
 
 
 @admin.register(EgressPolicy)

@@ -117,9 +117,12 @@ def open_link(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) ->
 
 
 def _resumable(downloads: QuerySet[Download], package: StoredFile, wanted: Wanted) -> Download | None:
-    """The newest of these downloads that has bytes left for what is asked: all of it, or enough to be worth a transfer."""
+    """The newest of these downloads that has bytes left for what is asked: all of it, or enough to be worth a transfer.
+
+    The whole package is not the rest of it, however it is asked for: that is a further download.
+    """
     count = links.part_of(wanted, etag=package.etag, length=package.length)
-    if count is None:
+    if count is None or count == package.length:
         return None
     return downloads.filter(bytes_left__gte=min(count, PAID_IN_ADVANCE)).order_by("-granted_at").first()
 
@@ -142,9 +145,14 @@ def _open(
     return open_source(source, wanted=wanted, disposition="attachment", start=start, meter=Grant(download))
 
 
+def worth(length: int) -> int:
+    """Bytes that a grant pays for: each once, and what lay in buffers when a transfer broke, which may be each once more."""
+    return length + min(length, RESUME_EXTRA)
+
+
 def taken(download: Download) -> int:
     """At most so many bytes have left: what a transfer has paid for and not sent yet is among them."""
-    return (download.request.package_length or 0) + RESUME_EXTRA - download.bytes_left
+    return worth(download.request.package_length or 0) - download.bytes_left
 
 
 class Grant(Budget):
@@ -179,7 +187,7 @@ def _grant(download: Download, package: StoredFile, by: User, now: datetime, fir
     there = EgressRequest.objects.filter(pk=download.request_id, status=State.RELEASED, available_until__gt=now)
     if there.filter(download_count__lt=F("max_downloads")).update(download_count=F("download_count") + 1) != 1:
         raise errors.DownloadsUsed if there.exists() else errors.PackageGone
-    download.bytes_left = package.length + RESUME_EXTRA
+    download.bytes_left = worth(package.length)
     download.save(force_insert=True)
     if download.link is not None:
         links.claim(download.link, package, by=by, now=now)

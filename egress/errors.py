@@ -11,8 +11,26 @@ class WrongState(Conflict):
 
 
 class OneIsOpen(Conflict):
-    default_detail = "An egress request of this collection is open already: a collection has one at a time."
     default_code = "request_open"
+
+    def __init__(self, known: str) -> None:
+        """`known` is the id of that request, or empty if it is not theirs to see."""
+        which = f"the request {known}" if known else "an egress request"
+        super().__init__(f"A collection has one open request at a time, and {which} is open already.")
+
+
+class MovedOn(Conflict):
+    default_code = "moved_on"
+
+    def __init__(self, round_number: int, stage: int) -> None:
+        super().__init__(f"The request is in round {round_number} at stage {stage} by now: look at it again.")
+
+
+class PolicyChanged(Conflict):
+    default_code = "policy_changed"
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"The policy is at version {version} by now: look at it again.")
 
 
 class FilesMissing(Conflict):

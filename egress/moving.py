@@ -1,13 +1,12 @@
 """The one way from state to state: a step, the new status, who hears of it, and the audit row, in the caller's transaction."""
 
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from egress import errors, letters
 from egress.models import EgressRequest, Item, Step
 from egress.states import FINAL, OPEN, PINNING, TRANSITIONS, State
-from files.locks import lock_collection
 from files.models import Collection, Hold
 from tenants import audit
 from tenants.errors import NotFound
@@ -24,9 +23,8 @@ ABOUT_COLLECTION: Final = {
 
 def lock_request(request: EgressRequest) -> EgressRequest:
     """As it is now. Its collection first, as everybody does who locks more than one thing (files.locks)."""
-    if request.collection is not None:
-        with suppress(NotFound):  # destroyed just now
-            lock_collection(request.collection)
+    if request.collection_id is not None:  # it may have been destroyed just now: then there is nothing to lock
+        Collection.objects.select_for_update(of=("self",)).filter(pk=request.collection_id).first()
     locked = EgressRequest.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=request.pk).first()
     if locked is None:
         raise NotFound
@@ -34,13 +32,22 @@ def lock_request(request: EgressRequest) -> EgressRequest:
 
 
 def move(
-    locked: EgressRequest, to: State, *, by: User | None, now: datetime, reason: str = "", action: str, **changes: Any
+    locked: EgressRequest,
+    to: State,
+    *,
+    by: User | None,
+    now: datetime,
+    reason: str = "",
+    action: str,
+    facts: Mapping[str, str | int] | None = None,
+    **changes: Any,
 ) -> None:
     """Moves a locked request, with these fields changed along. Raises WrongState, and leaves it as it is, if that is no way.
 
-    To be called last: the audit trail is locked from here to the end of the transaction.
+    `facts` go on record beside what every step has there, of which `stage` is where it was done. To be called last: the audit
+    trail is locked from here to the end of the transaction.
     """
-    came_from = State(locked.status)
+    came_from, stage = State(locked.status), locked.stage + 1
     if to not in TRANSITIONS[came_from]:
         raise errors.WrongState(locked.status)
     changes.setdefault("problem", "")  # what was in the way of the last state is not in the way of this one
@@ -55,8 +62,8 @@ def move(
     locked.save(update_fields=["status", "step", "awaited_role", "changed_at", "attempts_before", "expires_at", *changes])
     if to not in PINNING:
         _let_go(locked)
-    if about := ABOUT_COLLECTION.get(to):
-        set_egress_status(locked, about)
+    if to != came_from and to in ABOUT_COLLECTION:
+        set_egress_status(locked, _about_collection(locked, to))
     if to in FINAL and locked.package_collection_id is not None:
         Collection.objects.filter(package_of=locked).update(purge_at=now)  # the next tick destroys it
     letters.announce(locked, now=now)
@@ -69,8 +76,9 @@ def move(
         came_from=came_from,
         came_to=to,
         round=locked.round,
-        stage=locked.stage + 1,
+        stage=stage,
         reason=reason,
+        **(facts or {}),
     )
 
 
@@ -89,11 +97,18 @@ def write_step(request: EgressRequest, came_from: str, *, by: User | None, now: 
     )
 
 
+def _about_collection(request: EgressRequest, to: State) -> Collection.EgressStatus:
+    """What was released of it before stays released, whatever became of this request."""
+    status = ABOUT_COLLECTION[to]
+    earlier = EgressRequest.objects.filter(collection_uuid=request.collection_uuid, released_at__isnull=False)
+    return Collection.EgressStatus.PROCESSED if status == Collection.EgressStatus.NONE and earlier.exists() else status
+
+
 def set_egress_status(request: EgressRequest, status: Collection.EgressStatus) -> None:
     Collection.objects.filter(uuid=request.collection_uuid).update(egress_status=status)
 
 
 def _let_go(request: EgressRequest) -> None:
     """Its files may be changed again, and nobody reads the copies from here on. The tick deletes them."""
-    Hold.objects.filter(kind=Hold.Kind.EGRESS, ref=str(request.pk)).delete()
+    Hold.objects.filter(collection=request.collection_id, kind=Hold.Kind.EGRESS, ref=str(request.pk)).delete()
     request.items.filter(status__in=[Item.Status.PINNED, Item.Status.STAGED]).update(status=Item.Status.WIPING, file=None)

@@ -11,7 +11,7 @@ from egress import access, downloads
 from egress.models import LONGEST_DAYS, MOST_FILES, Decision, Download, EgressPolicy, EgressRequest, Item, Step
 from egress.states import OWNERS, State
 from tenants.addresses import absolute_url
-from tenants.models import SERVICE_ROLES, Mail, MailState
+from tenants.models import SERVICE_ROLES, Mail, MailState, Role
 from tenants.serializers import MOST, Moment
 
 
@@ -24,6 +24,8 @@ class Words(serializers.CharField):
         super().__init__(max_length=5000, **kwargs)
 
     def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):  # DRF takes a number for words, too
+            self.fail("invalid")
         value = str(super().to_internal_value(data))
         if not all(character.isprintable() or character in "\n\r\t" for character in value):
             self.fail("control")
@@ -60,6 +62,8 @@ class ResubmitInput(serializers.Serializer[Any]):
 class DecisionInput(serializers.Serializer[Any]):
     verdict = serializers.ChoiceField(choices=Decision.Verdict.choices)
     reason = Words()
+    round = serializers.IntegerField(min_value=1, required=False, help_text="that was read; refused if it is over by now")
+    stage = serializers.IntegerField(min_value=1, required=False, help_text="from 1; refused if the request is at another by now")
 
 
 class ReasonInput(serializers.Serializer[Any]):
@@ -93,8 +97,11 @@ class Pattern(serializers.RegexField):
 
 
 class PolicyInput(serializers.Serializer[Any]):
-    """The whole policy: what is left out has its default."""
+    """The whole policy: what is left out has its default, so that a name that is none of these is refused."""
 
+    version = serializers.IntegerField(
+        min_value=0, required=False, help_text="of the policy that this replaces; refused if that is another by now"
+    )
     stages = serializers.ListField(
         child=Pattern(r"^[a-z_]{1,40}$", "A role has lower-case letters and underscores."),
         min_length=1,
@@ -133,6 +140,22 @@ class PolicyInput(serializers.Serializer[Any]):
         if set(stages) & set(SERVICE_ROLES):
             raise serializers.ValidationError(f"A stage has a role of its own: not {', '.join(SERVICE_ROLES)}.")
         return stages
+
+    def validate_downloaders(self, downloaders: list[str]) -> list[str]:
+        if Role.AUDITOR in downloaders:
+            raise serializers.ValidationError("Auditors get no bytes.")
+        return downloaders
+
+    def validate_contact_email(self, address: str) -> str:
+        if address and ('"' in address or not address.isprintable()):  # no mail could be from it
+            raise serializers.ValidationError("An address without quotes.")
+        return address
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(self.initial_data) - set(self.fields))
+        if unknown:
+            raise serializers.ValidationError({name: ["A policy has no such field."] for name in unknown})
+        return attrs
 
 
 # --- Out ---
@@ -226,13 +249,15 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
 
     @extend_schema_field(RequestLinks)
     def get_links(self, request: EgressRequest) -> dict[str, str | None]:
-        http, where = self.context["request"], {"request_id": str(request.pk)}
-        collection = request.collection_slug if request.collection_id is not None else None
+        """Those that open something for the reader."""
+        http, viewer, where = self.context["request"], self.context["viewer"], {"request_id": str(request.pk)}
+        collection = request.collection_slug if access.sees_collection(viewer, request) else None
+        package = access.can(access.check_can_fetch, viewer, request)
         return {
             "self": absolute_url(http, "egress-request", **where),
             "collection": absolute_url(http, "collection", slug=collection) if collection else None,
-            "package": absolute_url(http, "egress-package", **where) if request.status == State.RELEASED else None,
-            "manifest": absolute_url(http, "egress-manifest", **where) if request.manifest else None,
+            "package": absolute_url(http, "egress-package", **where) if package else None,
+            "manifest": absolute_url(http, "egress-manifest", **where) if request.released_at else None,
         }
 
 
@@ -317,7 +342,10 @@ class RequestDetail(RequestOutput):
         for number, by, at in request.opened:
             opened_by[number].append({"by": by, "at": moment(at)})
         first = absolute_url(self.context["request"], "egress-item", request_id=str(request.pk), number="1")
-        place = first.removesuffix("1/content") if request.shown_round == request.round else ""
+        is_open = request.shown_round == request.round and access.can(
+            access.check_can_read_items, self.context["viewer"], request
+        )
+        place = first.removesuffix("1/content") if is_open else ""
         return [
             {
                 **item,

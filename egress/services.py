@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
+from unicodedata import category
 from uuid import uuid4
 
 from django.db import IntegrityError, transaction
@@ -21,8 +22,8 @@ from files.models import Cipher, Collection, Hold, StoredFile
 from files.names import unique_key
 from tenants import access as people
 from tenants import audit
-from tenants.errors import Invalid
-from tenants.models import Tenant, User
+from tenants.errors import Invalid, NotFound, Refused
+from tenants.models import ApiKey, Tenant, User
 from tenants.retries import retried
 
 
@@ -46,8 +47,10 @@ def submit(
             raise NotOpen
         policy = access.policy_of(locked.tenant)
         _check_length("justification", justification, policy.min_reason_length)
-        if EgressRequest.objects.filter(collection_uuid=locked.uuid, status__in=OPEN).exists():
-            raise errors.OneIsOpen
+        open_one = EgressRequest.objects.filter(collection_uuid=locked.uuid, status__in=OPEN)
+        if open_one.exists():
+            seen = access.visible_requests(by).filter(pk__in=open_one.values("pk")).first()
+            raise errors.OneIsOpen(str(seen.pk) if seen else "")
         files = _wanted(locked, filenames, by)
         _check_files(files, policy)
         request = EgressRequest(
@@ -137,20 +140,35 @@ def withdraw(request: EgressRequest, *, reason: str, by: User, now: datetime) ->
 
 
 @retried
-def decide(request: EgressRequest, *, verdict: str, reason: str, by: User, now: datetime) -> EgressRequest:
-    """What `by` says at the stage that it is at. The last approval has its package built, and what failed can be returned."""
+def decide(
+    request: EgressRequest,
+    *,
+    verdict: str,
+    reason: str,
+    by: User,
+    now: datetime,
+    round_number: int | None = None,
+    stage_number: int | None = None,
+) -> EgressRequest:
+    """What `by` says at the stage that it is at. The last approval has its package built, and what failed can be returned.
+
+    Raises MovedOn if it is in another round, or at another stage (from 1), than the given ones, which `by` has looked at.
+    """
     with transaction.atomic():
         locked = lock_request(request)
         if locked.status == State.FAILED and verdict == Decision.Verdict.RETURN:
             access.check_can_send_back(viewer_of(by), locked)
         else:
             access.check_can_decide(viewer_of(by), locked)
+        if round_number not in {None, locked.round} or stage_number not in {None, locked.stage + 1}:
+            raise errors.MovedOn(locked.round, locked.stage + 1)
         _check_length("reason", reason, locked.policy["min_reason_length"])
-        to, stage = State.RETURNED, locked.stage
+        to, stage, facts = State.RETURNED, locked.stage, {}
         if locked.status == State.IN_REVIEW:
+            facts = {"role": locked.awaited_role, "content": locked.content_sha256}
             _write_decision(locked, verdict, reason, by, now)
             to, stage = _following(locked, verdict)
-        move(locked, to, by=by, now=now, reason=reason, action=f"egress.{verdict}", stage=stage)
+        move(locked, to, by=by, now=now, reason=reason, action=f"egress.{verdict}", facts=facts, stage=stage)
     return locked
 
 
@@ -216,22 +234,22 @@ def extend(request: EgressRequest, *, downloads: int, days: int, reason: str, by
         locked = lock_request(request)
         access.check_can_extend(viewer_of(by), locked)
         _check_length("reason", reason, locked.policy["min_reason_length"])
+        if locked.package_collection is None or lock_collection(locked.package_collection).status != Collection.Status.OPEN:
+            raise errors.PackageGone  # its purge came first
         until = (locked.available_until or now) + timedelta(days=days)
         if until > now + timedelta(days=LONGEST_DAYS):
             raise Invalid("days", f"A package is to be had for at most {LONGEST_DAYS} days from now.")
-        locked.max_downloads, locked.available_until = locked.max_downloads + downloads, until
-        locked.save(update_fields=["max_downloads", "available_until"])
         Collection.objects.filter(package_of=locked).update(purge_at=until)
-        audit.record(
-            "egress.extend",
+        move(
+            locked,
+            State.RELEASED,
             by=by,
-            tenant=locked.tenant,
-            target=locked,
             now=now,
-            downloads=downloads,
-            days=days,
-            available_until=until.isoformat(),
             reason=reason,
+            action="egress.extend",
+            facts={"downloads": downloads, "days": days, "available_until": until.isoformat()},
+            max_downloads=locked.max_downloads + downloads,
+            available_until=until,
         )
     return locked
 
@@ -240,14 +258,19 @@ def extend(request: EgressRequest, *, downloads: int, days: int, reason: str, by
 
 
 @retried
-def set_policy(tenant: Tenant, *, by: User, now: datetime, **wish: Any) -> EgressPolicy:
-    """The whole policy: what is not given has its default. For requests that are submitted from now on."""
+def set_policy(tenant: Tenant, *, by: User, now: datetime, version: int | None = None, **wish: Any) -> EgressPolicy:
+    """The whole policy: what is not given has its default. For requests that are submitted from now on.
+
+    Raises PolicyChanged if the one that it replaces has another version than the given one.
+    """
     with transaction.atomic():
         locked = Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
         people.check_can_administer(by, locked)
         if wish.get("release_format") == EgressPolicy.Format.PLAIN and Cipher.NONE not in locked.allowed_ciphers:
             raise Invalid("release_format", "The tenant allows no files without encryption.", code="cipher_not_allowed")
         before = access.policy_of(locked)
+        if version not in {None, before.version}:
+            raise errors.PolicyChanged(before.version)
         policy = EgressPolicy(pk=before.pk, tenant=locked, version=before.version + 1, **wish)
         policy.save()
         after, old = _copy_of(policy), _copy_of(before)
@@ -272,7 +295,10 @@ def _collection_of(locked: EgressRequest) -> Collection:
 
 def _wanted(collection: Collection, filenames: Sequence[str] | None, by: User) -> list[StoredFile]:
     """In the order of their names, with what is wrong said by name."""
-    visible = file_access.get_collection(by, collection.slug)
+    try:
+        visible = file_access.get_collection(by, collection.slug)
+    except NotFound:
+        raise Refused("You cannot read the collection any more.") from None
     readable = file_access.readable_files(by, visible).order_by("name_key")
     if filenames is None:
         files = list(readable[: MOST_FILES + 1])
@@ -310,12 +336,18 @@ def _check_files(files: list[StoredFile], policy: EgressPolicy) -> None:
     if policy.max_total_bytes is not None and sum(file.length for file in files) > policy.max_total_bytes:
         raise Invalid("files", f"A request has at most {policy.max_total_bytes} bytes together.", code="too_large")
     refuse(
-        [file.filename for file in files if file.name_key in RESERVED],
+        [file.filename for file in files if _unpacked(file.name_key) in RESERVED],
         "The package has files of these names itself: rename",
         "reserved_name",
     )
     if any(file.status != StoredFile.Status.READY for file in files):
         raise errors.FilesMissing
+
+
+def _unpacked(name: str) -> str:
+    """As Windows takes it: without what it drops at the end and behind a colon, and without what nobody sees."""
+    seen = "".join(character for character in name if category(character) != "Cf")
+    return seen.partition(":")[0].rstrip(". ")
 
 
 def _some(names: list[str]) -> str:
@@ -341,7 +373,7 @@ def _pin(request: EgressRequest, files: list[StoredFile], *, by: User, now: date
             file=file,
             kind=Hold.Kind.EGRESS,
             ref=str(request.pk),
-            reason="An egress request is about it.",
+            reason=f"The egress request {request.pk} of {request.requester_name} is about it.",
             placed_at=now,
             placed_by=by,
         )
@@ -365,9 +397,12 @@ def _pin(request: EgressRequest, files: list[StoredFile], *, by: User, now: date
         for number, file in enumerate(files, start=1)
     )
     writers = {user for file in files for user in (file.created_by_id, file.updated_by_id) if user is not None}
+    # What a service account wrote, somebody wrote with a key of it: whoever made one may have.
+    keys = ApiKey.objects.filter(owner__in=writers, owner__service_of__isnull=False, created_by__isnull=False)
+    writers |= set(keys.values_list("created_by", flat=True))
     Contributor.objects.bulk_create(Contributor(request=request, round=round_number, user_id=user) for user in sorted(writers))
 
 
 def _check_length(field: str, text: str, least: int) -> None:
-    if len(text.strip()) < least:
+    if len(" ".join(text.split())) < least:
         raise Invalid(field, f"Say why, in at least {least} characters.", code="too_short")

@@ -63,6 +63,7 @@ TRANSITIONS: Final[dict[State, dict[State, tuple[By, ...]]]] = {
         State.EXPIRED: (By.SYSTEM,),
     },
     State.RELEASED: {
+        State.RELEASED: (By.REVIEWER,),  # extended
         State.CLOSED: (By.SYSTEM,),
         State.REVOKED: (By.REVIEWER, By.OPERATOR),
     },

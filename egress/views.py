@@ -99,7 +99,15 @@ class DecisionsView(APIView):
         user, now = user_of(request), timezone.now()
         found = access.get_request(user, request_id)
         wish = taken_in(DecisionInput, request)
-        services.decide(found, verdict=wish["verdict"], reason=wish["reason"], by=user, now=now)
+        services.decide(
+            found,
+            verdict=wish["verdict"],
+            reason=wish["reason"],
+            by=user,
+            now=now,
+            round_number=wish.get("round"),
+            stage_number=wish.get("stage"),
+        )
         return detail(self, user, request_id, status=status.HTTP_201_CREATED)
 
 

@@ -25,6 +25,7 @@ from tenants.retries import retried
 
 
 INVITATIONS_KEPT: Final = timedelta(days=30)  # after they expired: so long may an admin see that nobody came
+RESERVED: Final = {"system", "me"}  # who acts where nobody does, and whoever asks
 NO_MEMBER: Final = "They are no member any more."
 
 # --- Tenants and people ---
@@ -40,6 +41,8 @@ def create_user(
     *, username: str, email: str, password: str | None, by: User | None, now: datetime, is_superuser: bool = False
 ) -> User:
     """Without a password they cannot sign in until they are given one; a token from `createusertoken` works."""
+    if username.casefold() in RESERVED:
+        raise Invalid("username", "This name is the system's own.", code="reserved_name")
     user = User(username=username, email=email, is_superuser=is_superuser, is_staff=is_superuser)
     _set_password(user, password)
     create(user, by=by, now=now)

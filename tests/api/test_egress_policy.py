@@ -279,3 +279,43 @@ def test_role_that_is_called_requester_is_not_the_requester(api: Api, acme: Tena
     problem(api(quinn).get(path(request, "package.zip")), 404, "not_found")
     Membership.objects.filter(user=quinn).update(roles=["requester", "auditor"])
     problem(api(quinn).get(path(request, "package.zip")), 403, "refused")
+
+
+def test_name_that_is_no_field_is_refused(api: Api, alice: User) -> None:
+    """What is left out has its default, so that a slip of the pen would open what was closed."""
+    replace(api, alice, file_types=["csv"])
+    refused = problem(api(alice).put(POLICY, {"single_aproval": True, "file_typs": ["csv"]}), 400, "invalid")
+    assert sorted(refused["errors"]) == ["file_typs", "single_aproval"]
+    assert api(alice).get(POLICY).json()["file_types"] == ["csv"]
+
+
+def test_policy_that_somebody_changed_meanwhile_is_not_overwritten(api: Api, alice: User, root: User) -> None:
+    read = api(alice).get(POLICY).json()
+    replace(api, root, max_downloads=2)
+    problem(api(alice).put(POLICY, read | {"file_types": ["csv"]}), 409, "policy_changed")
+    assert api(alice).get(POLICY).json()["max_downloads"] == 2
+    read = api(alice).get(POLICY).json()
+    assert replace(api, alice, **read | {"file_types": ["csv"]})["version"] == 2
+
+
+def test_auditors_are_no_downloaders(api: Api, alice: User) -> None:
+    """They get no bytes, whatever an admin says."""
+    refused = problem(api(alice).put(POLICY, {"downloaders": ["requester", "auditor"]}), 400, "invalid")
+    assert list(refused["errors"]) == ["downloaders"]
+
+
+@pytest.mark.parametrize("address", ['"\x01"@example.org', '""@example.org', '"a b"@example.org'])
+def test_contact_of_whom_no_mail_could_be_is_refused(api: Api, alice: User, address: str) -> None:
+    refused = problem(api(alice).put(POLICY, {"contact_email": address}), 400, "invalid")
+    assert list(refused["errors"]) == ["contact_email"]
+
+
+def test_stage_that_is_not_asked_sees_the_request_and_reads_nothing(api: Api, alice: User, acme: Tenant, bob: User) -> None:
+    """The policy names it, although the first stage decides alone."""
+    people = make_reviewers(acme)
+    replace(api, alice, single_approval=True)
+    request = submit(api(bob), fill(api(bob)))
+    work_on()
+    assert see(api(people["ruth"]), request)["allowed_actions"] == []
+    assert api(people["ruth"]).get(path(request, "items/1/content")).status_code == 403
+    assert decide(api(people["ruth"]), request).status_code == 403

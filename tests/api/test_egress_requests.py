@@ -108,8 +108,15 @@ def test_submission_is_on_record(api: Api, bob: User, slug: str) -> None:
 
 
 def test_submit_keeps_to_one_at_a_time(api: Api, bob: User, slug: str) -> None:
-    submit(api(bob), slug, files=["a.csv"])
-    problem(ask(api(bob), slug, files=["b.csv"]), 409, "request_open")
+    first = submit(api(bob), slug, files=["a.csv"])
+    said = problem(ask(api(bob), slug, files=["b.csv"]), 409, "request_open")
+    assert first["id"] in said["detail"]
+
+
+def test_open_request_of_somebody_else_is_not_named(api: Api, bob: User, carol: User, slug: str) -> None:
+    first = submit(api(carol), slug)
+    said = problem(ask(api(bob), slug), 409, "request_open")
+    assert first["id"] not in said["detail"]
 
 
 @pytest.mark.parametrize("named", ["no-such-collection", "Resul"])
@@ -163,7 +170,10 @@ def test_policy_says_what_may_leave(
     assert ask(api(bob), slug, files=[allowed]).status_code == 201
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "Manifest.JSON", "manifest.json.sig"])
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "Manifest.JSON", "manifest.json.sig", "manifest.json.", "manifest.json:x", "mani\u200bfest.json"],
+)
 def test_name_that_the_package_has_for_itself(api: Api, bob: User, name: str) -> None:
     slug = fill(api(bob), files={name: b"{}", "a.csv": b"1"})
     assert name in refused(ask(api(bob), slug), "files", "reserved_name")
@@ -191,6 +201,14 @@ def test_file_whose_object_is_missing(api: Api, bob: User, slug: str) -> None:
 def test_justification_has_to_say_something(api: Api, bob: User, slug: str, justification: str | None, code: str) -> None:
     refused(ask(api(bob), slug, justification=justification), "justification", code)
     assert api(bob).get(paths.collection(slug)).json()["egress_status"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("justification", "code"),
+    [(12345678901234, "invalid"), (True, "invalid"), (["Tables of the paper."], "invalid"), ("a" + " " * 20 + "b", "too_short")],
+)
+def test_justification_is_words(api: Api, bob: User, slug: str, justification: object, code: str) -> None:
+    refused(ask(api(bob), slug, justification=justification), "justification", code)
 
 
 def test_justification_of_several_lines(api: Api, bob: User, slug: str) -> None:
@@ -464,6 +482,7 @@ def test_released_request_shows_its_package_and_who_fetched_it(
     assert released["package_length"] == len(body(api(bob).get(released["links"]["package"])))
     assert api(bob).get(released["links"]["manifest"]).json()["manifest"]["request"]["id"] == reviewed["id"]
     fetched = see(api(people["grace"]), reviewed)
+    assert (fetched["links"]["package"], fetched["links"]["collection"]) == (None, None)  # they would open nothing for her
     assert (fetched["download_count"], fetched["downloads_left"]) == (1, 0)
     assert [download["by"] for download in fetched["downloads"]] == ["bob"]
     assert {item["status"] for item in fetched["items"]} == {"wiped"}
@@ -489,6 +508,39 @@ def test_actions_are_those_that_each_may_take(
     last = ["extend", "revoke"]
     released = {"grace": ["revoke"], "gary": ["revoke"], "ruth": last, "rick": last, "alice": ["revoke"], "root": ["revoke"]}
     assert allowed() == nothing | released | {"bob": ["download"]}
+
+
+@pytest.mark.parametrize("role", ["auditor", "information_governance"])
+def test_requester_who_is_no_member_any_more_is_offered_no_further_round(
+    api: Api, bob: User, people: dict[str, User], reviewed: Any, role: str
+) -> None:
+    assert decide(api(people["grace"]), reviewed, "return").status_code == 201
+    assert see(api(bob), reviewed)["allowed_actions"] == ["resubmit", "withdraw"]
+    Membership.objects.filter(user=bob).update(roles=[role])
+    assert see(api(bob), reviewed)["allowed_actions"] == ["withdraw"]
+    assert api(bob).post(path(reviewed, "resubmit/"), {}).status_code == 403
+
+
+def test_requester_who_lost_the_collection_is_told_so(
+    api: Api, alice: User, bob: User, carol: User, people: dict[str, User]
+) -> None:
+    slug = fill(api(bob), "Shared")
+    request = submit(api(carol), slug)
+    work_on()
+    assert decide(api(people["grace"]), request, "return").status_code == 201
+    for grant in api(bob).get(paths.grants(slug)).json()["results"]:
+        if grant["user"] != "bob":
+            assert api(bob).delete(f"{paths.grants(slug)}{grant['id']}/").status_code == 204
+    said = problem(api(carol).post(path(request, "resubmit/"), {}), 403, "refused")
+    assert "collection" in said["detail"]
+
+
+def test_manager_learns_whose_request_keeps_a_file(api: Api, bob: User, carol: User, slug: str) -> None:
+    """Whoever reads may ask; what that keeps as it is is somebody else's."""
+    request = submit(api(carol), slug, files=["a.csv"])
+    (hold,) = api(bob).get(f"/api/v1/collections/{slug}/holds/").json()["results"]
+    assert request["id"] in hold["reason"]
+    assert "carol" in hold["reason"]
 
 
 def test_request_of_another_tenant_is_not_there(api: Api, mallory: User, reviewed: Any, globex: Tenant) -> None:

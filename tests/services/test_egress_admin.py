@@ -130,6 +130,7 @@ def test_page_shows_the_request_with_all_that_happened_and_no_content(site: Clie
 
     for each in (released["id"], released["collection"], released["justification"], "1 of 1", "grace@example.org", "ruth"):
         assert each in page, each
+    assert re.findall(r'field-at_stage">.*?<p>(\d)</p>', page, re.DOTALL)[-2:] == ["1", "2"]  # of the decisions
     for state in (State.SUBMITTED, State.IN_REVIEW, State.APPROVED, State.RELEASED):
         assert str(state.label) in page
     assert 'name="_save"' not in page
@@ -142,14 +143,18 @@ def test_page_shows_the_request_with_all_that_happened_and_no_content(site: Clie
 def test_items_are_listed_by_request_with_their_copies_state(
     site: Client, api: Api, bob: User, people: dict[str, User], released: Any
 ) -> None:
-    submit(api(bob), fill(api(bob), "Others", {"other.csv": b"1"}))
+    other = submit(api(bob), fill(api(bob), "Others", {"other.csv": b"1"}))
     work_on()
+    assert body(api(people["gary"]).get(path(other, "items/1/content")))
     page = site.get(url("item_changelist"), {"request__id__exact": released["id"]}).content.decode()
     for name in FILES:
         assert name in page
     assert page.count('field-status">Wiped') == 3
     assert "other.csv" not in page
-    assert "other.csv" in site.get(url("item_changelist")).content.decode()
+    assert "gary" not in page
+    everything = site.get(url("item_changelist")).content.decode()
+    assert "other.csv" in everything
+    assert "gary" in everything  # who opened it
 
 
 def queries_of(site: Client, page: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pytest
 from django.utils import timezone
+from rest_framework.test import APIClient
 
 from egress import schedule
 from egress.models import Decision
@@ -94,6 +95,65 @@ def test_one_person_decides_one_stage(world: World) -> None:
     assert decide(world.clients["ruth"], request).status_code == 201
     build()
     assert row(request).status == "released"
+
+
+def test_whoever_made_a_key_of_a_service_account_decides_nothing_about_what_it_wrote(world: World) -> None:
+    """It has no person of its own: anybody who held a key of it may have been the writer."""
+    give_roles(world.people["gary"], "admin", "information_governance")
+    tenant = "/api/v1/tenants/acme/"
+    assert world.clients["gary"].post(f"{tenant}service-accounts/", {"name": "robot", "roles": ["admin"]}).status_code == 201
+    made = world.clients["gary"].post(f"{tenant}api-keys/", {"name": "nightly", "owner": "robot@acme", "scopes": ["write"]})
+    robot = APIClient(headers={"authorization": f"Bearer {made.json()['key']}"})
+    slug = fill(world.clients["alice"], "Readings", {"mine.csv": b"m"})
+    address = paths.content(slug, "theirs.csv")
+    assert robot.put(address, b"x", content_type="application/octet-stream").status_code == 201
+    request = submit(world.clients["alice"], slug)
+    work_on()
+    assert_code(decide(world.clients["gary"], request), 403, "own_contribution")
+    assert decide(world.clients["grace"], request).status_code == 201
+
+
+def test_decision_on_what_was_read_does_not_fall_on_what_came_after(world: World) -> None:
+    """A page that was opened in round 1, or at the stage before: what is seen there is not what would be decided."""
+    request, gary = world.requests["first stage"], world.clients["gary"]
+    read = see(gary, request)
+    decision = {"verdict": "approve", "reason": REASON, "round": read["round"], "stage": read["stage"]}
+    assert decide(world.clients["grace"], request, "return").status_code == 201
+    assert world.clients["bob"].post(path(request, "resubmit/"), {}).status_code == 200
+    work_on()
+    assert_code(gary.post(path(request, "decisions/"), decision), 409, "moved_on")
+    assert not row(request).decisions.filter(round=2).exists()
+    decision["round"] = 2
+    assert gary.post(path(request, "decisions/"), decision).status_code == 201
+
+    give_roles(world.people["rick"], *ROLES)
+    late = world.clients["rick"].post(path(request, "decisions/"), decision | {"verdict": "reject"})
+    assert_code(late, 409, "moved_on")
+    assert row(request).status == "in_review"
+
+
+@pytest.mark.parametrize("field", ["round", "stage"])
+@pytest.mark.parametrize("value", [0, -1, "first", 10**30, None])
+def test_round_and_stage_of_a_decision_are_numbers(world: World, field: str, value: object) -> None:
+    request = world.requests["first stage"]
+    answer = world.clients["grace"].post(path(request, "decisions/"), {"verdict": "approve", "reason": REASON, field: value})
+    if value == 10**30:
+        assert_code(answer, 409, "moved_on")
+    else:
+        assert (answer.status_code, list(answer.json()["errors"])) == (400, [field])
+
+
+def test_decision_is_on_record_with_stage_role_and_content(world: World) -> None:
+    request = world.requests["first stage"]
+    for who in ("grace", "ruth"):
+        assert decide(world.clients[who], request).status_code == 201
+    events = AuditEvent.objects.filter(action="egress.approve", target_id=request["id"]).order_by("seq")
+    facts = [json.loads(event.body)["facts"] for event in events]
+    assert [(each["stage"], each["role"], each["came_to"]) for each in facts] == [
+        (1, "information_governance", "in_review"),
+        (2, "research_it", "approved"),
+    ]
+    assert {each["content"] for each in facts} == {row(request).content_sha256}
 
 
 # --- Between the approval and the release ---

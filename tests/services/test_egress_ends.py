@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from egress import schedule
+from egress import schedule, services
 from egress.models import EgressRequest, Item
 from files.models import Collection, StoredFile
 from files.stores import get_store
@@ -125,6 +125,23 @@ def test_package_whose_time_is_over_is_not_extended(api: Api, people: dict[str, 
     assert row(released).status == "closed"
 
 
+def test_extension_is_on_the_timeline(api: Api, people: dict[str, User], released: Any) -> None:
+    extend = {"days": 2, "downloads": 1, "reason": "The network was down all week."}
+    answer = api(people["ruth"]).post(path(released, "extend/"), extend)
+    last = answer.json()["timeline"][-1]
+    assert (last["status"], last["by"], last["reason"]) == ("released", "ruth", extend["reason"])
+    assert answer.json()["changed_at"] == see(api(people["bob"]), released)["released_at"]
+
+
+def test_package_whose_purge_came_first_is_not_extended(api: Api, people: dict[str, User], released: Any) -> None:
+    """However early by the clock: there would be nothing to be had for those days."""
+    Collection.objects.filter(kind="release").update(purge_at=timezone.now() - SECOND)
+    purge_tick(now=timezone.now())
+    answer = api(people["ruth"]).post(path(released, "extend/"), {"days": 2, "reason": REASON})
+    assert (answer.status_code, answer.json()["code"]) == (409, "package_gone")
+    assert len(see(api(people["bob"]), released)["timeline"]) == 5
+
+
 def test_revoked_package_is_gone_with_the_next_tick(api: Api, people: dict[str, User], released: Any) -> None:
     revoked = api(people["grace"]).post(path(released, "revoke/"), {"reason": "Names were left in it."})
     assert revoked.status_code == 200
@@ -185,3 +202,26 @@ def test_returned_request_whose_source_is_gone_cannot_go_on(api: Api, people: di
     assert found.collection is None
     assert found.status in {"expired", "returned"}
     assert bob.post(path(request_in_review, "resubmit/"), {"justification": "Once more, if you please."}).status_code == 409
+
+
+def test_request_that_was_read_before_its_source_went_is_withdrawn(
+    api: Api, people: dict[str, User], request_in_review: Any
+) -> None:
+    """As an operator's page has it, or a tick: the collection it names is not there any more."""
+    assert decide(api(people["grace"]), request_in_review, "return").status_code == 201
+    work_on()
+    read, source = row(request_in_review), Collection.objects.filter(slug=request_in_review["collection"])
+    source.update(purge_at=timezone.now() - SECOND)
+    purge_expired(now=timezone.now())
+    destroy()
+    assert not source.exists()
+    services.withdraw(read, reason="", by=people["bob"], now=timezone.now())
+    assert row(request_in_review).status == "withdrawn"
+
+
+def test_collection_of_which_something_was_released_stays_processed(api: Api, people: dict[str, User], released: Any) -> None:
+    bob = api(people["bob"])
+    again = submit(bob, released["collection"])
+    assert bob.get(f"/api/v1/collections/{released['collection']}/").json()["egress_status"] == "processing"
+    assert bob.post(path(again, "withdraw/"), {}).status_code == 200
+    assert bob.get(f"/api/v1/collections/{released['collection']}/").json()["egress_status"] == "processed"

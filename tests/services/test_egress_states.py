@@ -74,7 +74,7 @@ WAYS: Final[dict[tuple[str, str], list[Way]]] = {
         Way(State.REVOKED, By.OPERATOR, ("alice", "root")),
     ],
     ("retry", "failed"): [Way(State.APPROVED, By.OPERATOR, ("root",))],
-    ("extend", "released"): [Way(None, By.REVIEWER, ("ruth",))],
+    ("extend", "released"): [Way(State.RELEASED, By.REVIEWER, ("ruth",))],
     ("download", "released"): [Way(None, By.REQUESTER, REQUESTER)],
     ("read_items", "first stage"): [Way(None, By.REVIEWER, ("grace", "key of grace", "ruth", "cora"))],
     ("read_items", "second stage"): [Way(None, By.REVIEWER, ("grace", "key of grace", "ruth", "cora"))],
@@ -107,7 +107,7 @@ RELEASING: Final = {
 }  # fmt: skip
 CHANGING: Final[dict[str, set[str]]] = {
     "resubmit": MOVING | {"round", "submitted_at", "justification"},
-    "extend": {"max_downloads", "available_until"},
+    "extend": {"max_downloads", "available_until", "step"},
     "download": set(),
     "read_items": set(),
     "copies": MOVING | LEASE,

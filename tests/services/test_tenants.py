@@ -101,6 +101,8 @@ def test_create_user_stores_the_address_in_lower_case(db: None, now: datetime) -
         ({"username": "alice"}, "username"),
         ({"username": ""}, "username"),
         ({"username": "a b"}, "username"),
+        ({"username": "System"}, "username"),  # what is done by nobody says that it is the system's
+        ({"username": "me"}, "username"),
         ({"username": "d" * 151}, "username"),
         ({"password": "short"}, "password"),
         ({"password": "dora@example.org"}, "password"),
