@@ -81,7 +81,7 @@ def remind(*, now: datetime) -> None:
     """Once for each step, when its deadline is near: whoever has to do something about it."""
     open_ones = EgressRequest.objects.filter(status__in=[State.IN_REVIEW, State.RETURNED], tenant__is_active=True)
     near = list(open_ones.filter(expires_at__gt=now, expires_at__lte=now + REMIND_BEFORE).select_related("tenant"))
-    mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in near])
+    mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in near], is_dropped=False)
     reminded = {(mail.about, mail.facts["step"]) for mail in mails}
     for request in near:
         if (str(request.pk), str(request.step)) in reminded or not _is_late(request, now):

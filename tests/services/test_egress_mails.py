@@ -213,13 +213,13 @@ def test_who_lost_the_right_before_the_mail_goes_gets_none(
     happens: Callable[[User, User, datetime], None],
 ) -> None:
     """INV-16, F-49."""
-    submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), fill(api(bob)))
     work_on()
     assert Mail.objects.count() == 2
     happens(people["gary"], people["alice"], now)
 
     assert recipients(go_on(mailbox)) == to(people["grace"])
-    assert Mail.objects.count() == 1
+    assert shown(api(bob), request) == {"gary@example.org": "dropped", "grace@example.org": "sent"}
 
 
 def test_request_that_moved_on_asks_nobody_for_what_is_done(
@@ -229,6 +229,8 @@ def test_request_that_moved_on_asks_nobody_for_what_is_done(
     work_on()
     approve(api, request, people["grace"])
     assert recipients(go_on(mailbox)) == to(people["ruth"], people["rick"])
+    asked = {"ruth@example.org": "sent", "rick@example.org": "sent"}
+    assert shown(api(bob), request) == asked | {"grace@example.org": "dropped", "gary@example.org": "dropped"}
 
     assert api(bob).post(path(request, "withdraw/"), {"reason": ""}).status_code == 200
     assert go_on(mailbox) == []
@@ -469,6 +471,8 @@ def test_decisions_stand_while_the_mail_server_is_down_and_the_mails_come_later_
     assert (message["To"], message["Cc"]) == ("bob@example.org", "grace@example.org")
     for hours in (3, 4):
         assert go_on(mailbox, now=later + timedelta(hours=hours)) == []
+    over = dict.fromkeys(to(people["gary"], people["grace"], people["rick"], people["ruth"]), "dropped")
+    assert shown(api(bob), request) == over | {"bob@example.org": "sent"}
 
 
 def test_request_shows_what_became_of_each_mail(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
@@ -488,8 +492,24 @@ def test_request_shows_what_became_of_each_mail(mailbox: Mailbox, api: Api, bob:
     assert (last["state"], last["sent_at"] is not None) == ("sent", True)
 
 
+def test_request_shows_which_copies_were_refused(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    request = ask(api(bob), mailbox)
+    mailbox.refused = {"grace@example.org"}
+    reject(api, request, people)
+    go_on(mailbox)
+    *before, last = see(api(bob), request)["notifications"]
+    assert mailbox.envelopes[-1][1] == ["bob@example.org"]
+    assert list(last) == ["kind", "to", "copies", "refused", "state", "queued_at", "sent_at"]
+    assert (last["state"], last["copies"], last["refused"]) == ("sent", ["grace@example.org"], ["grace@example.org"])
+    assert [each["refused"] for each in before] == [[]] * 2
+
+
 def shown(client: APIClient, request: Any) -> dict[str, str]:
     return {each["to"]: each["state"] for each in see(client, request)["notifications"]}
+
+
+def states(client: APIClient, request: Any, kind: str = "egress_outcome") -> list[str]:
+    return [each["state"] for each in see(client, request)["notifications"] if each["kind"] == kind]
 
 
 # --- Reminders ---
@@ -563,6 +583,19 @@ def test_admins_are_reminded_while_nobody_can_decide(mailbox: Mailbox, api: Api,
     (message,) = remind(mailbox, deadline_of(request) - DAY)
     assert message["To"] == "alice@example.org"
     assert str(message["Subject"]).startswith("Reminder, nobody can decide: egress request for Results (Acme) ends on ")
+
+
+def test_reminder_that_was_dropped_comes_if_there_is_a_reason_again(
+    mailbox: Mailbox, api: Api, acme: Tenant, bob: User, people: dict[str, User]
+) -> None:
+    request = ask(api(bob), mailbox)
+    late = deadline_of(request) - DAY
+    letters.remind(now=late)
+    Tenant.objects.filter(pk=acme.pk).update(is_active=False)
+    assert remind(mailbox, late) == []
+    Tenant.objects.filter(pk=acme.pk).update(is_active=True)
+    assert recipients(remind(mailbox, late + timedelta(hours=1))) == to(people["grace"], people["gary"])
+    assert states(api(bob), request, "egress_reminder") == ["dropped", "dropped", "sent", "sent"]
 
 
 def test_looking_for_whom_to_remind_costs_little_once_they_are(
