@@ -54,6 +54,22 @@ WORDS: Final[dict[str, tuple[str, str, str]]] = {
         "The package cannot be downloaded any more. Before anything that was downloaded earlier is used, ask whoever revoked it.",
     ),
 }
+OVER: Final = (  # a release of which nothing is left to be had when it is told of
+    "Approved, and over by now",
+    "was approved, and its package was released",
+    "The package cannot be downloaded any more: its time is over, or it was downloaded as often as was approved.",
+)
+# What others do next, where it is not what the requester does.
+FOR_OTHERS: Final[dict[str, str]] = {
+    State.RETURNED: "It is the requester's turn until {deadline}. After that it ends by itself.",
+    State.FAILED: "{told} have been told. An operator can have it built again, whoever may decide as {last_role} can return it, "
+    "and the requester can withdraw it. Otherwise it ends by itself on {deadline}.",
+}
+FOR_OPERATORS: Final[dict[str, str]] = {
+    State.FAILED: "The reason is the problem of the request, too. Once it is seen to, have the package built again: with the "
+    "button on the request's page in the admin, or by POST {api}/egress/requests/{id}/retry/. Otherwise it ends by itself on "
+    "{deadline}.",
+}
 
 
 def announce(request: EgressRequest, *, now: datetime) -> None:
@@ -178,15 +194,15 @@ def _asking(mail: Mail, now: datetime) -> outbox.Letter | None:
 
 @outbox.letter(OUTCOME)
 def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
-    """What happened stays so, whatever came after it."""
+    """What happened stays so, whatever came after it; but nothing is said to be ready that is not there any more."""
     request = EgressRequest.objects.select_related("tenant").get(pk=mail.about)
-    if not _present([mail.recipient], request):
+    step = request.steps.get(number=mail.facts["step"])
+    if not _present([mail.recipient], request) or (step.to_status, request.status) == (State.RELEASED, State.REVOKED):
         return None
     if (copies := _present(mail.copies, request)) != mail.copies:
         mail.copies = copies
         mail.fenced().update(copies=copies)
-    step = request.steps.get(number=mail.facts["step"])
-    headline, happened, following = WORDS[step.to_status]
+    headline, happened, following = _words(request, step, mail.recipient, now)
     return _about(request, step.round) | {
         "headline": headline,
         "happened": happened,
@@ -194,8 +210,27 @@ def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
         "by": step.by_name if step.by_id is not None else "",
         "whose": "The decisions" if step.to_status == State.RELEASED else "Reason",
         "reason": outbox.Lines(step.reason or _approvals(request, step)),
-        "next": following.format(**_facts(request)) if request.step == step.number else f"It is {_plain(request.status)} by now.",
+        "next": following,
     }
+
+
+def _words(request: EgressRequest, step: Step, address: str, now: datetime) -> tuple[str, str, str]:
+    """As in WORDS, to this reader, at this moment."""
+    if step.to_status == State.RELEASED and _is_over(request, now):
+        return OVER
+    headline, happened, following = WORDS[step.to_status]
+    if request.status != step.to_status:
+        return headline, happened, f"It is {_plain(request.status)} by now."
+    if address != _requester(request):
+        following = FOR_OTHERS.get(step.to_status, following)
+        if address in _operators():
+            following = FOR_OPERATORS.get(step.to_status, following)
+    return headline, happened, following.format(**_facts(request))
+
+
+def _is_over(request: EgressRequest, now: datetime) -> bool:
+    """Nothing of the release is left to be had; the tick that closes it may come behind that."""
+    return request.downloads_left <= 0 or request.available_until is None or request.available_until <= now
 
 
 def _facts(request: EgressRequest) -> dict[str, str]:
@@ -206,6 +241,10 @@ def _facts(request: EgressRequest) -> dict[str, str]:
         "downloaders": " or ".join(may),
         "until": _moment(request.available_until) if request.available_until else "",
         "deadline": _moment(request.expires_at) if request.expires_at else "",
+        "told": "The requester and the operators" if _requester(request) else "The operators",
+        "last_role": _plain(request.stages[-1]),
+        "api": _api(),
+        "id": str(request.pk),
     }
 
 
@@ -227,8 +266,12 @@ def _about(request: EgressRequest, round_number: int) -> outbox.Letter:
         "files": "1 file" if len(names) == 1 else f"{len(names):,} files",
         "contact": request.policy["contact_email"],
         "link": f"{app}/egress/{request.pk}" if app else "",
-        "api": f"{settings.PUBLIC_URL or f'http://127.0.0.1:{settings.PORT}'}/api/v1",
+        "api": _api(),
     }
+
+
+def _api() -> str:
+    return f"{settings.PUBLIC_URL or f'http://127.0.0.1:{settings.PORT}'}/api/v1"
 
 
 def _types(names: list[str]) -> str:

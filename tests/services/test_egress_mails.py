@@ -24,7 +24,7 @@ from tenants import services as tenants
 from tenants.models import Mail, Membership, Tenant, User
 from tests.factories import make_member
 from tests.mailbox import Mailbox
-from tests.services.egress import Api, decide, fill, make_reviewers, path, row, see, submit, work_on
+from tests.services.egress import Api, body, decide, fill, make_reviewers, path, row, see, submit, work_on
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
@@ -86,6 +86,13 @@ def to(*people: User) -> list[str]:
 
 def recipients(messages: list[EmailMessage]) -> list[str]:
     return sorted(str(message["To"]) for message in messages)
+
+
+def next_of(message: EmailMessage, kind: str = "plain") -> str:
+    """What the mail says that its reader can do."""
+    text = in_one_line(message, kind).replace("&#x27;", "'")
+    (following,) = re.findall(r"Next steps: (.+?)(?:</p>| See it )", text)
+    return str(following)
 
 
 # --- Whoever decides next ---
@@ -338,7 +345,7 @@ def test_requester_is_told_what_became_of_it(
     request = ask(api(bob), mailbox)
     happens(api, request, people)
     headline, words = OUTCOMES[happens]
-    (message,) = go_on(mailbox, now=timezone.now() + 23 * DAY)
+    (message,) = go_on(mailbox, now=timezone.now() + (23 * DAY if happens is expire else DAY))
 
     assert (message["To"], message["Cc"]) == ("bob@example.org", "grace@example.org")
     assert mailbox.envelopes[-1] == ("strongroom@localhost", ["bob@example.org", "grace@example.org"])
@@ -373,7 +380,70 @@ def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
     for message in told:
         assert message["Subject"] == "Failed, nothing was released: egress request for Results (Acme)"
         assert "> The copy of file 1 is not what was approved." in text_of(message)
-        assert "who have been told and can have it built again" in text_of(message)
+    deadline = letters._moment(deadline_of(request))
+    retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
+    following = {
+        "bob@example.org": "Wait for the operators, who have been told and can have it built again, or withdraw the request.",
+        "ruth@example.org": "The requester and the operators have been told. An operator can have it built again, whoever may "
+        f"decide as research it can return it, and the requester can withdraw it. Otherwise it ends by itself on {deadline}.",
+        "root@example.org": "The reason is the problem of the request, too. Once it is seen to, have the package built again: "
+        f"with the button on the request's page in the admin, or by POST {retry}. Otherwise it ends by itself on {deadline}.",
+    }
+    for kind in ("plain", "html"):
+        assert {str(message["To"]): next_of(message, kind) for message in told} == following
+
+
+def test_failure_says_nothing_of_a_requester_who_is_gone(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+) -> None:
+    request = ask(api(bob), mailbox)
+    approve(api, request, people["grace"], people["ruth"])
+    leave(bob, people["alice"], now)
+    told = {str(message["To"]): next_of(message) for message in go_on(mailbox)}
+    assert sorted(told) == to(people["grace"], people["root"], people["ruth"])
+    assert told["grace@example.org"].startswith("The operators have been told. An operator can have it built again, ")
+
+
+def test_others_are_told_whose_turn_it_is_when_the_requester_is_gone(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+) -> None:
+    request = ask(api(bob), mailbox)
+    leave(bob, people["alice"], now)
+    send_back(api, request, people)
+    (message,) = go_on(mailbox)
+    assert message["To"] == "grace@example.org"
+    assert next_of(message).startswith("It is the requester's turn until ")
+
+
+def fail(api: Api, request: Any, people: dict[str, User], own_buckets: Path) -> None:
+    approve(api, request, people["grace"], people["ruth"])
+    (own_buckets / "staging" / Item.objects.filter(request=request["id"])[0].object_key).unlink()
+    work_on()
+
+
+def retry(api: Api, request: Any, people: dict[str, User]) -> None:
+    assert api(people["root"]).post(path(request, "retry/"), {"reason": ""}).status_code == 200
+
+
+def test_failure_that_is_told_of_late_says_what_to_do_if_it_failed_again(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    request = ask(api(bob), mailbox)
+    fail(api, request, people, own_buckets)
+    retry(api, request, people)
+    told = [next_of(message) for message in go_on(mailbox) if message["To"] == "bob@example.org"]
+    assert len(told) == 2  # of each step
+    assert all(each.startswith("Wait for the operators, ") for each in told), told
+
+
+def test_failure_that_is_told_of_late_says_that_it_is_over(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    request = ask(api(bob), mailbox)
+    fail(api, request, people, own_buckets)
+    retry(api, request, people)
+    outbox.send_due(now=timezone.now())
+    assert {next_of(message) for message in mailbox.messages[-3:]} == {"It is approved by now."}
 
 
 def test_who_decided_is_told_when_the_requester_is_gone(
@@ -425,6 +495,54 @@ def test_release_says_who_may_download_and_how_often(mailbox: Mailbox, api: Api,
     release(api, request, people)
     (message,) = go_on(mailbox)
     assert "downloaded 3 times by the requester or people with the role data manager, until " in text_of(message)
+
+
+# --- Releases that are over when they are told of ---
+
+
+def test_release_that_was_revoked_meanwhile_is_not_announced(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    """The mail of the revocation says what there is to say."""
+    request = ask(api(bob), mailbox)
+    release(api, request, people)
+    assert api(people["rick"]).post(path(request, "revoke/"), {"reason": WHY}).status_code == 200
+    (message,) = [each for each in go_on(mailbox) if each["To"] == "bob@example.org"]
+    assert str(message["Subject"]).startswith("Revoked: ")
+    assert states(api(bob), request) == ["dropped", "sent"]
+
+
+def close(api: Api, request: Any, bob: User) -> None:
+    schedule.end_overdue(now=timezone.now() + 8 * DAY)
+    assert see(api(bob), request)["status"] == "closed"
+
+
+def download(api: Api, request: Any, bob: User) -> None:
+    assert body(api(bob).get(path(request, "package.zip")))
+    assert see(api(bob), request)["status"] == "released"
+
+
+def let_time_pass(api: Api, request: Any, bob: User) -> None:
+    """The tick that would close it is behind that of the mails."""
+
+
+@pytest.mark.parametrize("happens", [close, download, let_time_pass])
+def test_release_of_which_nothing_is_left_is_not_said_to_be_ready(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], happens: Callable[[Api, Any, User], None]
+) -> None:
+    request = ask(api(bob), mailbox)
+    release(api, request, people)
+    happens(api, request, bob)
+    before = len(mailbox.messages)
+    outbox.send_due(now=timezone.now() + (timedelta() if happens is download else 8 * DAY))
+    (message,) = [each for each in mailbox.messages[before:] if each["To"] == "bob@example.org"]
+    assert message["Subject"] == "Approved, and over by now: egress request for Results (Acme)"
+    for kind in ("plain", "html"):
+        assert "of Acme was approved, and its package was released, on " in in_one_line(message, kind)
+        assert next_of(message, kind) == (
+            "The package cannot be downloaded any more: its time is over, or it was downloaded as often as was approved."
+        )
+        assert "ready" not in in_one_line(message, kind)
 
 
 def test_words_of_one_reviewer_pass_for_no_others(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
