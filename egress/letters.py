@@ -70,26 +70,26 @@ FOR_OPERATORS: Final[dict[str, str]] = {
     "button on the request's page in the admin, or by POST {api}/egress/requests/{id}/retry/. Otherwise it ends by itself on "
     "{deadline}.",
 }
+OF_A_PACKAGE: Final = (State.RELEASED, State.REVOKED)
 
 
 def announce(request: EgressRequest, *, now: datetime) -> None:
     """Queues who is to hear of the step that was just written, in its transaction.
 
-    Who decided first has a copy of what the requester gets. Of a failure everybody else who approved hears, and operators: each
-    in a mail of their own, so that the requester does not learn who the operators are.
+    Who decided first has a copy of what the requester gets. Everybody else has a mail of their own, so that no mail tells who the
+    operators are, or who else may fetch the package.
     """
     if request.status == State.IN_REVIEW:
         _ask(REVIEW, request, now=now)
     if request.status not in WORDS:
         return
-    requester, copies, apart = _requester(request), _deciders(request, stage=0), set[str]()
-    if request.status == State.FAILED:
-        apart = (_deciders(request) | _operators()) - copies
+    requester, copies, apart = _requester(request), _deciders(request, stage=0), _others(request)
     if requester:
         _tell(request, requester, copies, now=now)
+        apart -= copies | {requester}
     else:
         apart |= copies
-    for address in sorted(apart - {requester}):
+    for address in sorted(apart):
         _tell(request, address, (), now=now)
 
 
@@ -135,6 +135,13 @@ def _asked(request: EgressRequest) -> set[str]:
     return _reviewers(request) or set(admins.values_list("user__email", flat=True))
 
 
+def _others(request: EgressRequest) -> set[str]:
+    """Who hears of what became of it besides the requester and who decided first."""
+    if request.status == State.FAILED:
+        return _deciders(request) | _operators()
+    return _downloaders(request) if request.status in OF_A_PACKAGE else set()
+
+
 def _reviewers(request: EgressRequest) -> set[str]:
     return set(access.reviewers(request).values_list("email", flat=True))
 
@@ -148,6 +155,13 @@ def _deciders(request: EgressRequest, **which: Any) -> set[str]:
     """Whose decisions of this round stand."""
     decided = request.decisions.filter(round=request.round, voided_at=None, **which)
     return _emails(request, user__in=decided.values("by"))
+
+
+def _downloaders(request: EgressRequest) -> set[str]:
+    """Whose role the policy names for the package."""
+    people = request.tenant.memberships.all().of_people()
+    roles = set(request.policy["downloaders"]) - {access.REQUESTER}
+    return {address for role in roles for address in people.holding(role).values_list("user__email", flat=True)}
 
 
 def _emails(request: EgressRequest, **whose: Any) -> set[str]:
@@ -197,7 +211,7 @@ def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
     """What happened stays so, whatever came after it; but nothing is said to be ready that is not there any more."""
     request = EgressRequest.objects.select_related("tenant").get(pk=mail.about)
     step = request.steps.get(number=mail.facts["step"])
-    if not _present([mail.recipient], request) or (step.to_status, request.status) == (State.RELEASED, State.REVOKED):
+    if not _is_theirs(mail, request, step) or (step.to_status, request.status) == (State.RELEASED, State.REVOKED):
         return None
     if (copies := _present(mail.copies, request)) != mail.copies:
         mail.copies = copies
@@ -212,6 +226,15 @@ def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
         "reason": outbox.Lines(step.reason or _approvals(request, step)),
         "next": following,
     }
+
+
+def _is_theirs(mail: Mail, request: EgressRequest, step: Step) -> bool:
+    """Whether whoever it is for may hear of it still: of a package not without the role that they were told for (INV-16)."""
+    if not _present([mail.recipient], request):
+        return False
+    if step.to_status not in OF_A_PACKAGE:
+        return True
+    return mail.recipient in {_requester(request)} | _deciders(request, stage=0) | _downloaders(request)
 
 
 def _words(request: EgressRequest, step: Step, address: str, now: datetime) -> tuple[str, str, str]:
