@@ -95,7 +95,8 @@ def announce(request: EgressRequest, *, now: datetime) -> None:
 
 def remind(*, now: datetime) -> None:
     """Once for each step, when its deadline is near: whoever has to do something about it."""
-    open_ones = EgressRequest.objects.filter(status__in=[State.IN_REVIEW, State.RETURNED], tenant__is_active=True)
+    waiting = [State.IN_REVIEW, State.RETURNED, State.FAILED]
+    open_ones = EgressRequest.objects.filter(status__in=waiting, tenant__is_active=True)
     near = list(open_ones.filter(expires_at__gt=now, expires_at__lte=now + REMIND_BEFORE).select_related("tenant"))
     mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in near], is_dropped=False)
     reminded = {(mail.about, mail.facts["step"]) for mail in mails}
@@ -129,8 +130,11 @@ def _tell(request: EgressRequest, address: str, copies: Iterable[str], *, now: d
 
 def _asked(request: EgressRequest) -> set[str]:
     """Who has to act next; the tenant's admins if there is nobody who may decide."""
+    requester = _emails(request, user=request.requester_id)
     if request.status == State.RETURNED:
-        return {requester} if (requester := _requester(request)) else set()
+        return requester
+    if request.status == State.FAILED:
+        return requester | _operators()
     admins = request.tenant.memberships.all().of_people().holding(Role.ADMIN)
     return _reviewers(request) or set(admins.values_list("user__email", flat=True))
 
@@ -194,16 +198,26 @@ def _asking(mail: Mail, now: datetime) -> outbox.Letter | None:
     step = request.steps.get(number=request.step)
     earlier = request.decisions.filter(round=request.round, voided_at=None).order_by("stage")
     return _about(request, request.round) | {
-        "ask": "change" if request.status == State.RETURNED else "decide" if mail.recipient in _reviewers(request) else "appoint",
+        "ask": _what_is_asked(request, mail.recipient),
         "role": _plain(request.awaited_role),
         "stage": str(request.stage + 1),
         "stages": str(request.stage_count),
         "earlier": ", ".join(earlier.values_list("by_email", flat=True)),
-        "came_back": step.reason if step.from_status == State.APPROVED else "",
+        "came_back": step.reason if step.from_status == State.APPROVED and request.status == State.IN_REVIEW else "",
+        "problem": request.problem,
         "justification": outbox.Lines(request.justification),
         "deadline": _moment(request.expires_at),
         "day": f"{request.expires_at:%-d %B}",
     }
+
+
+def _what_is_asked(request: EgressRequest, address: str) -> str:
+    """Of one of those who are `_asked`."""
+    if request.status == State.RETURNED:
+        return "change"
+    if request.status == State.FAILED:
+        return "rebuild" if address in _operators() else "withdraw"
+    return "decide" if address in _reviewers(request) else "appoint"
 
 
 @outbox.letter(OUTCOME)

@@ -22,7 +22,7 @@ from egress.models import Item
 from tenants import outbox
 from tenants import services as tenants
 from tenants.models import Mail, Membership, Tenant, User
-from tests.factories import make_member
+from tests.factories import make_member, make_user
 from tests.mailbox import Mailbox
 from tests.services.egress import Api, body, decide, fill, make_reviewers, path, row, see, submit, work_on
 
@@ -791,6 +791,57 @@ def test_admins_are_reminded_while_nobody_can_decide(mailbox: Mailbox, api: Api,
     (message,) = remind(mailbox, deadline_of(request) - DAY)
     assert message["To"] == "alice@example.org"
     assert str(message["Subject"]).startswith("Reminder, nobody can decide: egress request for Results (Acme) ends on ")
+
+
+def test_operators_and_the_requester_are_reminded_of_what_failed(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    """Each of what they can do about it, and of no file (INV-15)."""
+    idle = make_user("ines", is_superuser=True)
+    User.objects.filter(pk=idle.pk).update(is_active=False)
+    make_user("nora", is_superuser=True)
+    User.objects.filter(username="nora").update(email="")
+    request = ask(api(bob), mailbox)
+    fail(api, request, people, own_buckets)
+    go_on(mailbox)
+    deadline = deadline_of(request)
+    assert remind(mailbox, deadline - timedelta(days=3, seconds=1)) == []
+    reminded = remind(mailbox, deadline - DAY)
+    assert recipients(reminded) == to(bob, people["root"])
+    assert {message["Cc"] for message in reminded} == {None}
+    what = "to take 3 files out of the collection Results of Acme was approved, but its package could not be built."
+    button = "with the button on the request's page in the admin, or by POST"
+    retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
+    said = {
+        "bob@example.org": f"Your request {what} The operators, who are reminded, too, can have it built again, and you can "
+        f"withdraw it. Otherwise it ends by itself on {letters._moment(deadline)}.",
+        "root@example.org": f"The request of bob@example.org {what} Once what is in the way is seen to, have it built again: "
+        f"{button} {retry}. Otherwise it ends by itself on {letters._moment(deadline)}.",
+    }
+    for message in reminded:
+        assert re.fullmatch(
+            r"Reminder, it failed and ends on \d+ \w+: egress request for Results \(Acme\)", str(message["Subject"])
+        )
+        for kind in ("plain", "html"):
+            text = in_one_line(message, kind).replace("&#x27;", "'")
+            assert said[str(message["To"])] in text
+            assert "What is in the way: The copy of file 1 is not what was approved." in text
+            assert "came back" not in text
+            assert "a.csv" not in text
+    assert remind(mailbox, deadline - DAY / 2) == []
+
+
+def test_nobody_is_reminded_of_what_is_built_again(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    request = ask(api(bob), mailbox)
+    fail(api, request, people, own_buckets)
+    go_on(mailbox)
+    late = deadline_of(request) - DAY
+    letters.remind(now=late)
+    retry(api, request, people)
+    assert remind(mailbox, late) == []
+    assert states(api(bob), request, "egress_reminder") == ["dropped"] * 2
 
 
 def test_reminder_that_was_dropped_comes_if_there_is_a_reason_again(
