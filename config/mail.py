@@ -4,6 +4,7 @@ import logging
 import smtplib
 from collections.abc import Sequence
 from email.parser import BytesHeaderParser
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class Conversation(smtplib.SMTP):
     A copy that is refused is logged, and keeps the mail from nobody.
     """
 
+    refusals: Sequence[bool] = ()  # of each recipient of the last mail, in their order: whether it was refused
+
     def sendmail(
         self,
         from_addr: str,
@@ -29,6 +32,7 @@ class Conversation(smtplib.SMTP):
     ) -> dict[str, tuple[int, bytes]]:
         self._recipient = to_addrs[0]
         refused = super().sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
+        self.refusals = [address in refused for address in to_addrs]
         if refused:
             message_id = BytesHeaderParser().parsebytes(msg)["Message-ID"]
             codes = sorted(code for code, _ in refused.values())
@@ -50,6 +54,13 @@ class Server(smtp.EmailBackend):
     @property
     def connection_class(self) -> type[smtplib.SMTP_SSL | smtplib.SMTP]:
         return SecureConversation if self.use_ssl else Conversation
+
+    def _send(self, email_message: Any) -> bool:
+        """Leaves on the message what Django forgets: which of its recipients were refused, as the message writes them."""
+        is_sent: bool = super()._send(email_message)  # type: ignore[misc]  # which its hints do not know
+        if isinstance(self.connection, Conversation):
+            email_message.refused = list(compress(email_message.recipients(), self.connection.refusals))
+        return is_sent
 
 
 class PrivateFiles(filebased.EmailBackend):

@@ -54,34 +54,51 @@ WORDS: Final[dict[str, tuple[str, str, str]]] = {
         "The package cannot be downloaded any more. Before anything that was downloaded earlier is used, ask whoever revoked it.",
     ),
 }
+OVER: Final = (  # a release of which nothing is left to be had when it is told of
+    "Approved, and over by now",
+    "was approved, and its package was released",
+    "The package cannot be downloaded any more: its time is over, or it was downloaded as often as was approved.",
+)
+# What others do next, where it is not what the requester does.
+FOR_OTHERS: Final[dict[str, str]] = {
+    State.RETURNED: "It is the requester's turn until {deadline}. After that it ends by itself.",
+    State.FAILED: "{told} have been told. An operator can have it built again, whoever may decide as {last_role} can return it, "
+    "and the requester can withdraw it. Otherwise it ends by itself on {deadline}.",
+}
+FOR_OPERATORS: Final[dict[str, str]] = {
+    State.FAILED: "The reason is the problem of the request, too. Once it is seen to, have the package built again: with the "
+    "button on the request's page in the admin, or by POST {api}/egress/requests/{id}/retry/. Otherwise it ends by itself on "
+    "{deadline}.",
+}
+OF_A_PACKAGE: Final = (State.RELEASED, State.REVOKED)
 
 
 def announce(request: EgressRequest, *, now: datetime) -> None:
     """Queues who is to hear of the step that was just written, in its transaction.
 
-    Who decided first has a copy of what the requester gets. Of a failure everybody else who approved hears, and operators: each
-    in a mail of their own, so that the requester does not learn who the operators are.
+    Who decided first has a copy of what the requester gets. Everybody else has a mail of their own, so that no mail tells who the
+    operators are, or who else may fetch the package.
     """
     if request.status == State.IN_REVIEW:
         _ask(REVIEW, request, now=now)
     if request.status not in WORDS:
         return
-    requester, copies, apart = _requester(request), _deciders(request, stage=0), set[str]()
-    if request.status == State.FAILED:
-        apart = (_deciders(request) | _operators()) - copies
+    requester, copies, apart = _requester(request), _deciders(request, stage=0), _others(request)
     if requester:
         _tell(request, requester, copies, now=now)
+        apart -= copies | {requester}
     else:
         apart |= copies
-    for address in sorted(apart - {requester}):
+    for address in sorted(apart):
         _tell(request, address, (), now=now)
 
 
 def remind(*, now: datetime) -> None:
     """Once for each step, when its deadline is near: whoever has to do something about it."""
-    open_ones = EgressRequest.objects.filter(status__in=[State.IN_REVIEW, State.RETURNED], tenant__is_active=True)
+    waiting = [State.IN_REVIEW, State.RETURNED, State.FAILED]
+    open_ones = EgressRequest.objects.filter(status__in=waiting, tenant__is_active=True)
     near = list(open_ones.filter(expires_at__gt=now, expires_at__lte=now + REMIND_BEFORE).select_related("tenant"))
-    mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in near])
+    mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in near], is_dropped=False)
     reminded = {(mail.about, mail.facts["step"]) for mail in mails}
     for request in near:
         if (str(request.pk), str(request.step)) in reminded or not _is_late(request, now):
@@ -113,10 +130,20 @@ def _tell(request: EgressRequest, address: str, copies: Iterable[str], *, now: d
 
 def _asked(request: EgressRequest) -> set[str]:
     """Who has to act next; the tenant's admins if there is nobody who may decide."""
+    requester = _emails(request, user=request.requester_id)
     if request.status == State.RETURNED:
-        return {requester} if (requester := _requester(request)) else set()
+        return requester
+    if request.status == State.FAILED:
+        return requester | _operators()
     admins = request.tenant.memberships.all().of_people().holding(Role.ADMIN)
     return _reviewers(request) or set(admins.values_list("user__email", flat=True))
+
+
+def _others(request: EgressRequest) -> set[str]:
+    """Who hears of what became of it besides the requester and who decided first."""
+    if request.status == State.FAILED:
+        return _deciders(request) | _operators()
+    return _downloaders(request) if request.status in OF_A_PACKAGE else set()
 
 
 def _reviewers(request: EgressRequest) -> set[str]:
@@ -132,6 +159,13 @@ def _deciders(request: EgressRequest, **which: Any) -> set[str]:
     """Whose decisions of this round stand."""
     decided = request.decisions.filter(round=request.round, voided_at=None, **which)
     return _emails(request, user__in=decided.values("by"))
+
+
+def _downloaders(request: EgressRequest) -> set[str]:
+    """Whose role the policy names for the package."""
+    people = request.tenant.memberships.all().of_people()
+    roles = set(request.policy["downloaders"]) - {access.REQUESTER}
+    return {address for role in roles for address in people.holding(role).values_list("user__email", flat=True)}
 
 
 def _emails(request: EgressRequest, **whose: Any) -> set[str]:
@@ -164,29 +198,39 @@ def _asking(mail: Mail, now: datetime) -> outbox.Letter | None:
     step = request.steps.get(number=request.step)
     earlier = request.decisions.filter(round=request.round, voided_at=None).order_by("stage")
     return _about(request, request.round) | {
-        "ask": "change" if request.status == State.RETURNED else "decide" if mail.recipient in _reviewers(request) else "appoint",
+        "ask": _what_is_asked(request, mail.recipient),
         "role": _plain(request.awaited_role),
         "stage": str(request.stage + 1),
         "stages": str(request.stage_count),
         "earlier": ", ".join(earlier.values_list("by_email", flat=True)),
-        "came_back": step.reason if step.from_status == State.APPROVED else "",
+        "came_back": step.reason if step.from_status == State.APPROVED and request.status == State.IN_REVIEW else "",
+        "problem": request.problem,
         "justification": outbox.Lines(request.justification),
         "deadline": _moment(request.expires_at),
         "day": f"{request.expires_at:%-d %B}",
     }
 
 
+def _what_is_asked(request: EgressRequest, address: str) -> str:
+    """Of one of those who are `_asked`."""
+    if request.status == State.RETURNED:
+        return "change"
+    if request.status == State.FAILED:
+        return "rebuild" if address in _operators() else "withdraw"
+    return "decide" if address in _reviewers(request) else "appoint"
+
+
 @outbox.letter(OUTCOME)
 def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
-    """What happened stays so, whatever came after it."""
+    """What happened stays so, whatever came after it; but nothing is said to be ready that is not there any more."""
     request = EgressRequest.objects.select_related("tenant").get(pk=mail.about)
-    if not _present([mail.recipient], request):
+    step = request.steps.get(number=mail.facts["step"])
+    if not _is_theirs(mail, request, step) or (step.to_status, request.status) == (State.RELEASED, State.REVOKED):
         return None
     if (copies := _present(mail.copies, request)) != mail.copies:
         mail.copies = copies
         mail.fenced().update(copies=copies)
-    step = request.steps.get(number=mail.facts["step"])
-    headline, happened, following = WORDS[step.to_status]
+    headline, happened, following = _words(request, step, mail.recipient, now)
     return _about(request, step.round) | {
         "headline": headline,
         "happened": happened,
@@ -194,8 +238,36 @@ def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
         "by": step.by_name if step.by_id is not None else "",
         "whose": "The decisions" if step.to_status == State.RELEASED else "Reason",
         "reason": outbox.Lines(step.reason or _approvals(request, step)),
-        "next": following.format(**_facts(request)) if request.step == step.number else f"It is {_plain(request.status)} by now.",
+        "next": following,
     }
+
+
+def _is_theirs(mail: Mail, request: EgressRequest, step: Step) -> bool:
+    """Whether whoever it is for may hear of it still: of a package not without the role that they were told for (INV-16)."""
+    if not _present([mail.recipient], request):
+        return False
+    if step.to_status not in OF_A_PACKAGE:
+        return True
+    return mail.recipient in {_requester(request)} | _deciders(request, stage=0) | _downloaders(request)
+
+
+def _words(request: EgressRequest, step: Step, address: str, now: datetime) -> tuple[str, str, str]:
+    """As in WORDS, to this reader, at this moment."""
+    if step.to_status == State.RELEASED and _is_over(request, now):
+        return OVER
+    headline, happened, following = WORDS[step.to_status]
+    if request.status != step.to_status:
+        return headline, happened, f"It is {_plain(request.status)} by now."
+    if address != _requester(request):
+        following = FOR_OTHERS.get(step.to_status, following)
+        if address in _operators():
+            following = FOR_OPERATORS.get(step.to_status, following)
+    return headline, happened, following.format(**_facts(request))
+
+
+def _is_over(request: EgressRequest, now: datetime) -> bool:
+    """Nothing of the release is left to be had; the tick that closes it may come behind that."""
+    return request.downloads_left <= 0 or request.available_until is None or request.available_until <= now
 
 
 def _facts(request: EgressRequest) -> dict[str, str]:
@@ -206,6 +278,10 @@ def _facts(request: EgressRequest) -> dict[str, str]:
         "downloaders": " or ".join(may),
         "until": _moment(request.available_until) if request.available_until else "",
         "deadline": _moment(request.expires_at) if request.expires_at else "",
+        "told": "The requester and the operators" if _requester(request) else "The operators",
+        "last_role": _plain(request.stages[-1]),
+        "api": _api(),
+        "id": str(request.pk),
     }
 
 
@@ -227,8 +303,12 @@ def _about(request: EgressRequest, round_number: int) -> outbox.Letter:
         "files": "1 file" if len(names) == 1 else f"{len(names):,} files",
         "contact": request.policy["contact_email"],
         "link": f"{app}/egress/{request.pk}" if app else "",
-        "api": f"{settings.PUBLIC_URL or f'http://127.0.0.1:{settings.PORT}'}/api/v1",
+        "api": _api(),
     }
+
+
+def _api() -> str:
+    return f"{settings.PUBLIC_URL or f'http://127.0.0.1:{settings.PORT}'}/api/v1"
 
 
 def _types(names: list[str]) -> str:

@@ -313,7 +313,8 @@ class DownloadOutput(serializers.Serializer[Download]):
 class NotificationOutput(serializers.Serializer[Mail]):
     kind = serializers.CharField()
     to = serializers.EmailField(source="recipient")
-    copies = serializers.ListField(child=serializers.EmailField())
+    copies = serializers.ListField(child=serializers.EmailField(), help_text="who gets it, too, in Cc")
+    refused = serializers.ListField(child=serializers.EmailField(), help_text="those of them whom the mail server refused")
     state = serializers.ChoiceField(choices=MailState.choices)
     queued_at = Moment(source="created_at")
     sent_at = Moment(allow_null=True)

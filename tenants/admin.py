@@ -177,11 +177,15 @@ class InvitationAdmin(Refusable, ReadOnly):
 class MailAdmin(Undeletable, ReadOnly):
     """What became of each mail. There is no text to show: it is made when the mail is sent."""
 
-    list_display = ("kind", "recipient", "state", "created_at", "due_at", "sent_at", "attempts", "problem")
+    list_display = ("kind", "recipient", "state", "refused_copies", "created_at", "due_at", "sent_at", "attempts", "problem")
     list_filter = ("kind",)
     search_fields = ("recipient", "about__exact")
     ordering = ("-created_at",)
     show_full_result_count = False
+
+    @admin.display
+    def refused_copies(self, mail: Mail) -> str:
+        return ", ".join(mail.refused)
 
 
 @admin.register(AuditEvent)

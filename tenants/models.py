@@ -246,6 +246,7 @@ class MailState(models.TextChoices):
     WAITING = "waiting"
     SENT = "sent"
     FAILED = "failed"  # given up
+    DROPPED = "dropped"  # not sent, since there was nothing left to tell
 
 
 class Mail(Leased):
@@ -258,12 +259,14 @@ class Mail(Leased):
     kind = models.CharField(max_length=40, help_text="names the template")
     recipient = models.EmailField()
     copies = models.JSONField(default=list, help_text="who else gets it, in Cc")
+    refused = models.JSONField(default=list, db_default=[], help_text="those in Cc whom the server refused, when it was sent")
     about = models.CharField(max_length=36, blank=True, db_index=True, help_text="uuid of what it tells of")
     facts = models.JSONField(default=dict, help_text="what the template is filled with")
     created_at = models.DateTimeField()
     due_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True)
     failed_at = models.DateTimeField(null=True, help_text="given up")
+    is_dropped = models.BooleanField(default=False, db_default=False, help_text="given up, since nothing was left to tell")
     problem = models.CharField(max_length=200, blank=True, help_text="why the last attempt failed")
 
     class Meta:
@@ -276,7 +279,9 @@ class Mail(Leased):
     def state(self) -> MailState:
         if self.sent_at is not None:
             return MailState.SENT
-        return MailState.WAITING if self.failed_at is None else MailState.FAILED
+        if self.failed_at is None:
+            return MailState.WAITING
+        return MailState.DROPPED if self.is_dropped else MailState.FAILED
 
 
 class AuditEvent(models.Model):

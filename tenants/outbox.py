@@ -4,7 +4,7 @@ A row holds no secret and no text. Both are made when it is sent, by the functio
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from email.headerregistry import Address
 from email.utils import parseaddr
@@ -44,8 +44,12 @@ class Lines(str):
     """
 
 
+class Message(EmailMultiAlternatives):
+    refused: Sequence[str] = ()  # those in Cc whom the server refused: whoever sends it says so (`config.mail.Server`)
+
+
 def letter(kind: str) -> Callable[[Writer], Writer]:
-    """Registers what fills the templates `mail/<kind>.txt` and `.html`. None: the reason is gone, and the mail with it."""
+    """Registers what fills the templates `mail/<kind>.txt` and `.html`. None: there is nothing left to tell, see `_drop`."""
 
     def register(writer: Writer) -> Writer:
         _writers[kind] = writer
@@ -130,16 +134,26 @@ def _send(mail: Mail, now: datetime) -> bool:
     mail.heartbeat(timezone.now())  # those before it may have taken long
     filled = _writers[mail.kind](mail, now)
     if filled is None:
-        mail.fenced().delete()
+        _drop(mail, now)
         return False
-    _message(mail, filled).send()
+    message = _message(mail, filled)
+    message.send()
     # A kill before this line sends it once more, with the same Message-ID.
-    if mail.fenced().update(sent_at=now, problem="", lease_owner="", lease_at=None) != 1:
+    if mail.fenced().update(sent_at=now, refused=[*message.refused], problem="", lease_owner="", lease_at=None) != 1:
         raise LeaseLost
     return True
 
 
-def _message(mail: Mail, filled: Letter) -> EmailMultiAlternatives:
+def _drop(mail: Mail, now: datetime) -> None:
+    """What it is about shows that it was not sent. Of one about nothing, such as a reset for a stranger, nothing is kept."""
+    if not mail.about:
+        mail.fenced().delete()
+        return
+    # It gives its id back, with which `queue` knows such a mail: should there be a reason again, it is written anew.
+    mail.fenced().update(id=uuid4(), failed_at=now, is_dropped=True, problem="", lease_owner="", lease_at=None)
+
+
+def _message(mail: Mail, filled: Letter) -> Message:
     subject, _, text = render_to_string(f"mail/{mail.kind}.txt", _tamed(filled, quote="> ")).partition("\n")
     domain = parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2]
     headers = {"Message-ID": f"<{mail.pk}@{domain}>", "Auto-Submitted": "auto-generated"}
@@ -147,9 +161,7 @@ def _message(mail: Mail, filled: Letter) -> EmailMultiAlternatives:
         # The contact is the author, whom an answer reaches, and we are the sender (RFC 5322, 3.6.2). The envelope stays ours:
         # SPF is asked of it, and what comes back comes to us. DMARC is asked of the contact's domain, which has to know of us.
         headers |= {"From": str(Address(addr_spec=contact)), "Sender": settings.DEFAULT_FROM_EMAIL}
-    message = EmailMultiAlternatives(
-        subject=subject, body=text.strip() + "\n", to=[mail.recipient], cc=mail.copies, headers=headers
-    )
+    message = Message(subject=subject, body=text.strip() + "\n", to=[mail.recipient], cc=mail.copies, headers=headers)
     message.attach_alternative(render_to_string(f"mail/{mail.kind}.html", _tamed(filled, quote="")), "text/html")
     return message
 

@@ -22,9 +22,9 @@ from egress.models import Item
 from tenants import outbox
 from tenants import services as tenants
 from tenants.models import Mail, Membership, Tenant, User
-from tests.factories import make_member
+from tests.factories import make_member, make_user
 from tests.mailbox import Mailbox
-from tests.services.egress import Api, decide, fill, make_reviewers, path, row, see, submit, work_on
+from tests.services.egress import Api, body, decide, fill, make_reviewers, path, row, see, submit, work_on
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
@@ -86,6 +86,13 @@ def to(*people: User) -> list[str]:
 
 def recipients(messages: list[EmailMessage]) -> list[str]:
     return sorted(str(message["To"]) for message in messages)
+
+
+def next_of(message: EmailMessage, kind: str = "plain") -> str:
+    """What the mail says that its reader can do."""
+    text = in_one_line(message, kind).replace("&#x27;", "'")
+    (following,) = re.findall(r"Next steps: (.+?)(?:</p>| See it )", text)
+    return str(following)
 
 
 # --- Whoever decides next ---
@@ -213,13 +220,13 @@ def test_who_lost_the_right_before_the_mail_goes_gets_none(
     happens: Callable[[User, User, datetime], None],
 ) -> None:
     """INV-16, F-49."""
-    submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), fill(api(bob)))
     work_on()
     assert Mail.objects.count() == 2
     happens(people["gary"], people["alice"], now)
 
     assert recipients(go_on(mailbox)) == to(people["grace"])
-    assert Mail.objects.count() == 1
+    assert shown(api(bob), request) == {"gary@example.org": "dropped", "grace@example.org": "sent"}
 
 
 def test_request_that_moved_on_asks_nobody_for_what_is_done(
@@ -229,6 +236,8 @@ def test_request_that_moved_on_asks_nobody_for_what_is_done(
     work_on()
     approve(api, request, people["grace"])
     assert recipients(go_on(mailbox)) == to(people["ruth"], people["rick"])
+    asked = {"ruth@example.org": "sent", "rick@example.org": "sent"}
+    assert shown(api(bob), request) == asked | {"grace@example.org": "dropped", "gary@example.org": "dropped"}
 
     assert api(bob).post(path(request, "withdraw/"), {"reason": ""}).status_code == 200
     assert go_on(mailbox) == []
@@ -336,7 +345,7 @@ def test_requester_is_told_what_became_of_it(
     request = ask(api(bob), mailbox)
     happens(api, request, people)
     headline, words = OUTCOMES[happens]
-    (message,) = go_on(mailbox, now=timezone.now() + 23 * DAY)
+    (message,) = go_on(mailbox, now=timezone.now() + (23 * DAY if happens is expire else DAY))
 
     assert (message["To"], message["Cc"]) == ("bob@example.org", "grace@example.org")
     assert mailbox.envelopes[-1] == ("strongroom@localhost", ["bob@example.org", "grace@example.org"])
@@ -371,7 +380,70 @@ def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
     for message in told:
         assert message["Subject"] == "Failed, nothing was released: egress request for Results (Acme)"
         assert "> The copy of file 1 is not what was approved." in text_of(message)
-        assert "who have been told and can have it built again" in text_of(message)
+    deadline = letters._moment(deadline_of(request))
+    retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
+    following = {
+        "bob@example.org": "Wait for the operators, who have been told and can have it built again, or withdraw the request.",
+        "ruth@example.org": "The requester and the operators have been told. An operator can have it built again, whoever may "
+        f"decide as research it can return it, and the requester can withdraw it. Otherwise it ends by itself on {deadline}.",
+        "root@example.org": "The reason is the problem of the request, too. Once it is seen to, have the package built again: "
+        f"with the button on the request's page in the admin, or by POST {retry}. Otherwise it ends by itself on {deadline}.",
+    }
+    for kind in ("plain", "html"):
+        assert {str(message["To"]): next_of(message, kind) for message in told} == following
+
+
+def test_failure_says_nothing_of_a_requester_who_is_gone(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+) -> None:
+    request = ask(api(bob), mailbox)
+    approve(api, request, people["grace"], people["ruth"])
+    leave(bob, people["alice"], now)
+    told = {str(message["To"]): next_of(message) for message in go_on(mailbox)}
+    assert sorted(told) == to(people["grace"], people["root"], people["ruth"])
+    assert told["grace@example.org"].startswith("The operators have been told. An operator can have it built again, ")
+
+
+def test_others_are_told_whose_turn_it_is_when_the_requester_is_gone(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+) -> None:
+    request = ask(api(bob), mailbox)
+    leave(bob, people["alice"], now)
+    send_back(api, request, people)
+    (message,) = go_on(mailbox)
+    assert message["To"] == "grace@example.org"
+    assert next_of(message).startswith("It is the requester's turn until ")
+
+
+def fail(api: Api, request: Any, people: dict[str, User], own_buckets: Path) -> None:
+    approve(api, request, people["grace"], people["ruth"])
+    (own_buckets / "staging" / Item.objects.filter(request=request["id"])[0].object_key).unlink()
+    work_on()
+
+
+def retry(api: Api, request: Any, people: dict[str, User]) -> None:
+    assert api(people["root"]).post(path(request, "retry/"), {"reason": ""}).status_code == 200
+
+
+def test_failure_that_is_told_of_late_says_what_to_do_if_it_failed_again(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    request = ask(api(bob), mailbox)
+    fail(api, request, people, own_buckets)
+    retry(api, request, people)
+    told = [next_of(message) for message in go_on(mailbox) if message["To"] == "bob@example.org"]
+    assert len(told) == 2  # of each step
+    assert all(each.startswith("Wait for the operators, ") for each in told), told
+
+
+def test_failure_that_is_told_of_late_says_that_it_is_over(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    request = ask(api(bob), mailbox)
+    fail(api, request, people, own_buckets)
+    retry(api, request, people)
+    outbox.send_due(now=timezone.now())
+    assert {next_of(message) for message in mailbox.messages[-3:]} == {"It is approved by now."}
 
 
 def test_who_decided_is_told_when_the_requester_is_gone(
@@ -425,6 +497,144 @@ def test_release_says_who_may_download_and_how_often(mailbox: Mailbox, api: Api,
     assert "downloaded 3 times by the requester or people with the role data manager, until " in text_of(message)
 
 
+# --- Releases that are over when they are told of ---
+
+
+def test_release_that_was_revoked_meanwhile_is_not_announced(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    """The mail of the revocation says what there is to say."""
+    request = ask(api(bob), mailbox)
+    release(api, request, people)
+    assert api(people["rick"]).post(path(request, "revoke/"), {"reason": WHY}).status_code == 200
+    (message,) = [each for each in go_on(mailbox) if each["To"] == "bob@example.org"]
+    assert str(message["Subject"]).startswith("Revoked: ")
+    assert states(api(bob), request) == ["dropped", "sent"]
+
+
+def close(api: Api, request: Any, bob: User) -> None:
+    schedule.end_overdue(now=timezone.now() + 8 * DAY)
+    assert see(api(bob), request)["status"] == "closed"
+
+
+def download(api: Api, request: Any, bob: User) -> None:
+    assert body(api(bob).get(path(request, "package.zip")))
+    assert see(api(bob), request)["status"] == "released"
+
+
+def let_time_pass(api: Api, request: Any, bob: User) -> None:
+    """The tick that would close it is behind that of the mails."""
+
+
+@pytest.mark.parametrize("happens", [close, download, let_time_pass])
+def test_release_of_which_nothing_is_left_is_not_said_to_be_ready(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], happens: Callable[[Api, Any, User], None]
+) -> None:
+    request = ask(api(bob), mailbox)
+    release(api, request, people)
+    happens(api, request, bob)
+    before = len(mailbox.messages)
+    outbox.send_due(now=timezone.now() + (timedelta() if happens is download else 8 * DAY))
+    (message,) = [each for each in mailbox.messages[before:] if each["To"] == "bob@example.org"]
+    assert message["Subject"] == "Approved, and over by now: egress request for Results (Acme)"
+    for kind in ("plain", "html"):
+        assert "of Acme was approved, and its package was released, on " in in_one_line(message, kind)
+        assert next_of(message, kind) == (
+            "The package cannot be downloaded any more: its time is over, or it was downloaded as often as was approved."
+        )
+        assert "ready" not in in_one_line(message, kind)
+
+
+# --- Those who fetch it, if that is not the requester ---
+
+
+@pytest.fixture
+def fetchers(acme: Tenant, globex: Tenant, api: Api, people: dict[str, User]) -> dict[str, User]:
+    """Whom the policy names, and some who look as if it did."""
+    set_policy(api(people["alice"]), downloaders=["data_manager", "statistician"])
+    idle = make_member(acme, "ida", "data_manager")
+    User.objects.filter(pk=idle.pk).update(is_active=False)
+    make_member(globex, "gwen", "data_manager")
+    make_member(acme, "max", "data_managers")
+    return {"dan": make_member(acme, "dan", "data_manager"), "dot": make_member(acme, "dot", "statistician", "data_manager")}
+
+
+def test_release_is_told_to_whom_the_policy_names_each_apart(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User]
+) -> None:
+    """INV-16: who is active, and in the tenant."""
+    request = ask(api(bob), mailbox)
+    release(api, request, people)
+    told = go_on(mailbox)
+    assert recipients(told) == to(bob, *fetchers.values())
+    for message in told:
+        assert message["Cc"] == ("grace@example.org" if message["To"] == "bob@example.org" else None)
+        assert message["Subject"] == "Approved, ready to download: egress request for Results (Acme)"
+        assert "by people with the role data manager or people with the role statistician, until " in next_of(message)
+        others = {person.email for person in fetchers.values()} - {str(message["To"])}
+        assert not [address for address in others if address in message.as_string() + text_of(message)]
+    assert go_on(mailbox, now=timezone.now() + DAY) == []
+    dan = api(fetchers["dan"])
+    assert see(dan, request)["allowed_actions"] == ["download"]
+
+
+def test_who_asked_or_decided_first_and_may_fetch_is_told_once(
+    mailbox: Mailbox, api: Api, acme: Tenant, people: dict[str, User]
+) -> None:
+    set_policy(api(people["alice"]), downloaders=["member", "information_governance", "research_it"])
+    zoe = make_member(acme, "zoe", "member")
+    request = submit(api(zoe), fill(api(zoe)))
+    go_on(mailbox)
+    approve(api, request, people["grace"])
+    go_on(mailbox)
+    approve(api, request, people["ruth"])
+    told = go_on(mailbox)
+    addresses = [address for message in told for address in str(message["To"]).split() + str(message["Cc"] or "").split()]
+    assert sorted(addresses) == to(zoe, *(people[name] for name in ("carol", "grace", "gary", "ruth", "rick")))
+
+
+@pytest.mark.parametrize("happens", [lose_role, leave, be_deactivated])
+def test_who_may_not_fetch_it_any_more_when_the_mail_goes_gets_none(
+    mailbox: Mailbox,
+    api: Api,
+    bob: User,
+    people: dict[str, User],
+    fetchers: dict[str, User],
+    now: datetime,
+    happens: Callable[[User, User, datetime], None],
+) -> None:
+    """INV-16, F-49."""
+    request = ask(api(bob), mailbox)
+    release(api, request, people)
+    happens(fetchers["dan"], people["alice"], now)
+    assert recipients(go_on(mailbox)) == to(bob, fetchers["dot"])
+    assert shown(api(bob), request)["dan@example.org"] == "dropped"
+
+
+def test_revocation_is_told_to_whoever_may_have_fetched_it(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User]
+) -> None:
+    request = ask(api(bob), mailbox)
+    revoke(api, request, people)
+    told = go_on(mailbox)
+    assert recipients(told) == to(bob, *fetchers.values())
+    assert {str(message["Subject"]).partition(":")[0] for message in told} == {"Revoked"}
+
+
+@pytest.mark.parametrize("happens", [reject, send_back])
+def test_what_was_not_released_is_nothing_to_whoever_would_have_fetched_it(
+    mailbox: Mailbox,
+    api: Api,
+    bob: User,
+    people: dict[str, User],
+    fetchers: dict[str, User],
+    happens: Callable[[Api, Any, dict[str, User]], None],
+) -> None:
+    request = ask(api(bob), mailbox)
+    happens(api, request, people)
+    assert recipients(go_on(mailbox)) == to(bob)
+
+
 def test_words_of_one_reviewer_pass_for_no_others(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
     request = ask(api(bob), mailbox)
     forged = "Fine with me.\nruth (research it): Never, says the board."
@@ -469,6 +679,8 @@ def test_decisions_stand_while_the_mail_server_is_down_and_the_mails_come_later_
     assert (message["To"], message["Cc"]) == ("bob@example.org", "grace@example.org")
     for hours in (3, 4):
         assert go_on(mailbox, now=later + timedelta(hours=hours)) == []
+    over = dict.fromkeys(to(people["gary"], people["grace"], people["rick"], people["ruth"]), "dropped")
+    assert shown(api(bob), request) == over | {"bob@example.org": "sent"}
 
 
 def test_request_shows_what_became_of_each_mail(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
@@ -488,8 +700,24 @@ def test_request_shows_what_became_of_each_mail(mailbox: Mailbox, api: Api, bob:
     assert (last["state"], last["sent_at"] is not None) == ("sent", True)
 
 
+def test_request_shows_which_copies_were_refused(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+    request = ask(api(bob), mailbox)
+    mailbox.refused = {"grace@example.org"}
+    reject(api, request, people)
+    go_on(mailbox)
+    *before, last = see(api(bob), request)["notifications"]
+    assert mailbox.envelopes[-1][1] == ["bob@example.org"]
+    assert list(last) == ["kind", "to", "copies", "refused", "state", "queued_at", "sent_at"]
+    assert (last["state"], last["copies"], last["refused"]) == ("sent", ["grace@example.org"], ["grace@example.org"])
+    assert [each["refused"] for each in before] == [[]] * 2
+
+
 def shown(client: APIClient, request: Any) -> dict[str, str]:
     return {each["to"]: each["state"] for each in see(client, request)["notifications"]}
+
+
+def states(client: APIClient, request: Any, kind: str = "egress_outcome") -> list[str]:
+    return [each["state"] for each in see(client, request)["notifications"] if each["kind"] == kind]
 
 
 # --- Reminders ---
@@ -563,6 +791,70 @@ def test_admins_are_reminded_while_nobody_can_decide(mailbox: Mailbox, api: Api,
     (message,) = remind(mailbox, deadline_of(request) - DAY)
     assert message["To"] == "alice@example.org"
     assert str(message["Subject"]).startswith("Reminder, nobody can decide: egress request for Results (Acme) ends on ")
+
+
+def test_operators_and_the_requester_are_reminded_of_what_failed(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    """Each of what they can do about it, and of no file (INV-15)."""
+    idle = make_user("ines", is_superuser=True)
+    User.objects.filter(pk=idle.pk).update(is_active=False)
+    make_user("nora", is_superuser=True)
+    User.objects.filter(username="nora").update(email="")
+    request = ask(api(bob), mailbox)
+    fail(api, request, people, own_buckets)
+    go_on(mailbox)
+    deadline = deadline_of(request)
+    assert remind(mailbox, deadline - timedelta(days=3, seconds=1)) == []
+    reminded = remind(mailbox, deadline - DAY)
+    assert recipients(reminded) == to(bob, people["root"])
+    assert {message["Cc"] for message in reminded} == {None}
+    what = "to take 3 files out of the collection Results of Acme was approved, but its package could not be built."
+    button = "with the button on the request's page in the admin, or by POST"
+    retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
+    said = {
+        "bob@example.org": f"Your request {what} The operators, who are reminded, too, can have it built again, and you can "
+        f"withdraw it. Otherwise it ends by itself on {letters._moment(deadline)}.",
+        "root@example.org": f"The request of bob@example.org {what} Once what is in the way is seen to, have it built again: "
+        f"{button} {retry}. Otherwise it ends by itself on {letters._moment(deadline)}.",
+    }
+    for message in reminded:
+        assert re.fullmatch(
+            r"Reminder, it failed and ends on \d+ \w+: egress request for Results \(Acme\)", str(message["Subject"])
+        )
+        for kind in ("plain", "html"):
+            text = in_one_line(message, kind).replace("&#x27;", "'")
+            assert said[str(message["To"])] in text
+            assert "What is in the way: The copy of file 1 is not what was approved." in text
+            assert "came back" not in text
+            assert "a.csv" not in text
+    assert remind(mailbox, deadline - DAY / 2) == []
+
+
+def test_nobody_is_reminded_of_what_is_built_again(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    request = ask(api(bob), mailbox)
+    fail(api, request, people, own_buckets)
+    go_on(mailbox)
+    late = deadline_of(request) - DAY
+    letters.remind(now=late)
+    retry(api, request, people)
+    assert remind(mailbox, late) == []
+    assert states(api(bob), request, "egress_reminder") == ["dropped"] * 2
+
+
+def test_reminder_that_was_dropped_comes_if_there_is_a_reason_again(
+    mailbox: Mailbox, api: Api, acme: Tenant, bob: User, people: dict[str, User]
+) -> None:
+    request = ask(api(bob), mailbox)
+    late = deadline_of(request) - DAY
+    letters.remind(now=late)
+    Tenant.objects.filter(pk=acme.pk).update(is_active=False)
+    assert remind(mailbox, late) == []
+    Tenant.objects.filter(pk=acme.pk).update(is_active=True)
+    assert recipients(remind(mailbox, late + timedelta(hours=1))) == to(people["grace"], people["gary"])
+    assert states(api(bob), request, "egress_reminder") == ["dropped", "dropped", "sent", "sent"]
 
 
 def test_looking_for_whom_to_remind_costs_little_once_they_are(

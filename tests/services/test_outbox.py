@@ -294,6 +294,24 @@ def test_copy_that_is_refused_loses_nothing_for_the_others(
     (record,) = [record for record in caplog.records if record.message == "copies of a mail were refused"]
     assert (record.__dict__["message_id"], record.__dict__["codes"]) == (mailbox.messages[0]["Message-ID"], [550])
     assert "carol" not in caplog.text
+    mail = Mail.objects.get()
+    assert (mail.state, mail.copies, mail.refused) == (
+        "sent", ["carol@example.org", "dora@example.org"], ["carol@example.org"],
+    )  # fmt: skip
+
+
+def test_refused_copy_is_noted_as_its_address_is_written(mailbox: Mailbox, verdict: None, now: datetime) -> None:
+    """The server knows it by another spelling."""
+    mailbox.refused = {"dora@xn--mnchen-3ya.example"}
+    tell(now, copies=["carol@example.org", "dora@münchen.example"])
+    assert outbox.send_due(now=now) == 1
+    assert Mail.objects.get().refused == ["dora@münchen.example"]
+
+
+def test_mail_that_nobody_refused_says_so(mailbox: Mailbox, verdict: None, now: datetime) -> None:
+    tell(now, copies=["carol@example.org"])
+    outbox.send_due(now=now)
+    assert Mail.objects.get().refused == []
 
 
 def test_copy_does_not_count_as_the_mail(mailbox: Mailbox, verdict: None, now: datetime) -> None:
@@ -528,6 +546,56 @@ def test_invitation_that_opens_nothing_any_more_is_not_mailed(
     tasks.send_mail()
     assert mailbox.messages == []
     assert not Mail.objects.exists()
+
+
+@pytest.fixture
+def moot(wording: Wording, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A kind of mail with nothing left to tell, until the test says that there is."""
+    monkeypatch.setitem(outbox._writers, "verdict", lambda mail, now: None)
+    return lambda: wording("verdict", "A verdict\nIt is yes.", "<p>It is yes.</p>")
+
+
+def test_mail_about_something_is_seen_to_have_been_dropped(
+    mailbox: Mailbox, moot: Callable[[], None], now: datetime, settings: Settings
+) -> None:
+    """Whoever saw that it waits sees what became of it, also if it was tried before that."""
+    this = str(uuid4())
+    tell(now, about=this, copies=["carol@example.org"])
+    Mail.objects.update(problem="ConnectionRefusedError", attempts=3)
+    assert outbox.send_due(now=now) == 0
+    (mail,) = outbox.mails_about(this)
+    assert (mail.state, mail.sent_at, mail.problem, mail.lease_owner, mail.attempts) == ("dropped", None, "", "", 4)
+
+    moot()
+    assert outbox.send_due(now=now + timedelta(days=2)) == 0
+    assert mailbox.messages == []
+
+
+def test_mail_about_nothing_leaves_nothing_when_it_is_dropped(mailbox: Mailbox, moot: Callable[[], None], now: datetime) -> None:
+    """Anybody may have one queued, for any address: see `passwords.request_reset`."""
+    tell(now)
+    assert outbox.send_due(now=now) == 0
+    assert not Mail.objects.exists()
+
+
+def test_mail_that_was_dropped_is_written_anew_if_there_is_a_reason_again(
+    mailbox: Mailbox, moot: Callable[[], None], now: datetime
+) -> None:
+    this = str(uuid4())
+    tell(now, about=this, once_in=outbox.EVER)
+    outbox.send_due(now=now)
+    moot()
+    for _ in range(2):
+        tell(now + timedelta(days=1), about=this, once_in=outbox.EVER)
+    assert outbox.send_due(now=now + timedelta(days=1)) == 1
+    assert [mail.state for mail in outbox.mails_about(this)] == ["dropped", "sent"]
+
+
+def test_mail_that_was_dropped_is_forgotten_with_the_rest(mailbox: Mailbox, moot: Callable[[], None], now: datetime) -> None:
+    tell(now, about=str(uuid4()))
+    outbox.send_due(now=now)
+    assert outbox.forget_old(now=now + timedelta(days=29)) == 0
+    assert outbox.forget_old(now=now + timedelta(days=31)) == 1
 
 
 def test_settled_mails_are_forgotten_after_a_month(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:

@@ -295,6 +295,17 @@ def test_admin_shows_mails_and_edits_nothing_of_them(site: Client, invitation: I
     assert Mail.objects.get().recipient == "dora@example.org"
 
 
+def test_admin_shows_which_copies_were_refused_and_what_was_dropped(site: Client, now: datetime) -> None:
+    both = {"kind": "egress_outcome", "recipient": "bob@example.org", "created_at": now, "due_at": now}
+    copies = ["carol@example.org", "dora@example.org"]
+    Mail.objects.create(**both, copies=copies, sent_at=now, refused=["dora@example.org"])
+    Mail.objects.create(**both, failed_at=now, is_dropped=True)
+    page = site.get(url("tenants_mail_changelist")).content.decode()
+    assert "dora@example.org" in page
+    assert "carol@example.org" not in page
+    assert "dropped" in page
+
+
 # --- What is never deleted, never edited ---
 
 
