@@ -12,8 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from django.conf import settings
-from django.db import connection
-from django.db.backends.base.operations import BaseDatabaseOperations
+from django.test import TransactionTestCase
 from rest_framework.test import APIClient
 
 from files import crypto, deployment
@@ -22,7 +21,7 @@ from tenants import tokens
 from tenants.models import Tenant, User
 from tests import invariants, nonces
 from tests.factories import make_member, make_tenant, make_user
-from tests.lifted import guards_lifted
+from tests.lifted import empty_database
 
 
 pytest_plugins = ["tests.live.fixtures"]
@@ -33,17 +32,10 @@ hypothesis.settings.load_profile("strongroom")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def flush_past_guards() -> Iterator[None]:
-    """A test with transaction=True ends with a flush, which the database refuses: its guards are lifted for that alone."""
-    operations = type(connection.ops)
-    refused = operations.execute_sql_flush
-
-    def execute_sql_flush(self: BaseDatabaseOperations, sql_list: list[str]) -> None:
-        with guards_lifted():
-            refused(self, sql_list)
-
+def quick_flush() -> Iterator[None]:
+    """A test with transaction=True ends with a flush, which the guards of the database refuse, and which is most of its time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operations, "execute_sql_flush", execute_sql_flush)
+        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda self: empty_database())
         yield
 
 

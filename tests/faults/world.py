@@ -18,7 +18,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import time_machine
-from django.core.management import call_command
 from django.core.signals import request_finished
 from django.db import close_old_connections, models
 from django.test import override_settings
@@ -40,6 +39,7 @@ from tests import invariants, nonces
 from tests.api import paths
 from tests.factories import make_member, make_tenant, make_user
 from tests.faults.breaking import FUSE, KINDS, Killed
+from tests.lifted import empty_database
 from tests.meta.leaks import insides
 
 
@@ -213,7 +213,7 @@ class World(RuleBasedStateMachine):
             for alias, entry in invariants.entries():
                 get_store(alias).erase([entry])
             self.during.close()
-            call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)  # the next example begins anew
+            empty_database()  # the next example begins anew
 
     def _listen(self) -> None:
         handler = logging.Handler()

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.apps import apps
+from django.contrib.auth.models import Permission
+from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
 from django.db import DatabaseError, connection, models, transaction
 from django.test import Client
@@ -23,6 +26,7 @@ from purge.models import Destruction
 from tenants import triggers
 from tenants.apps import lift_guards
 from tenants.models import User
+from tests.lifted import empty_database
 from tests.services.keyrings import ROTATED
 
 
@@ -317,6 +321,24 @@ def test_guards_survive_migrations_backwards_and_forwards() -> None:
         assert "collection_no_way_back" not in triggers.missing(connection)
     finally:
         call_command("migrate", verbosity=0)
+    assert triggers.missing(connection) == []
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("harm", [lambda guard: None, lambda guard: triggers.remove(connection, [guard]), disarm])
+def test_database_is_empty_and_guarded_between_tests(going: Case, harm: Callable[[triggers.Guard], None]) -> None:
+    """Each test that is not rolled back begins as the first one did, whatever the one before it filled or broke."""
+    harm(next(guard for guard in triggers.guards if guard.table == Collection._meta.db_table))
+    kept = [list(model._default_manager.order_by("pk").values()) for model in (ContentType, Permission)]
+    assert all(kept)
+
+    empty_database()
+
+    assert {model for model in apps.get_models(include_auto_created=True) if model._default_manager.exists()} == {
+        ContentType,
+        Permission,
+    }
+    assert [list(model._default_manager.order_by("pk").values()) for model in (ContentType, Permission)] == kept
     assert triggers.missing(connection) == []
 
 
