@@ -24,7 +24,7 @@ from tenants import outbox
 from tenants.access import Standing
 from tenants.context import tenant_id
 from tenants.errors import Invalid, NotFound, Refused
-from tenants.models import SERVICE_ROLES, Membership, Role, Tenant, User
+from tenants.models import SERVICE_ROLES, Mail, Membership, Role, Tenant, User
 
 
 SHOWN: Final = ("number", "filename", "content_type", "length", "sha256", "status", "wiped_at")  # of an item
@@ -103,9 +103,18 @@ def get_detail(user: User, request_id: str, *, round_number: int | None = None) 
     request.progress_made = _progress(request)
     request.timeline = request.steps.order_by("number")
     request.downloads_made = request.downloads.order_by("granted_at")
-    request.notifications = outbox.mails_about(str(request.pk))
+    request.notifications = _notifications(user, request)
     found: EgressRequest = request
     return found
+
+
+def _notifications(user: User, request: EgressRequest) -> QuerySet[Mail]:
+    """What became of its mails. Who the operators are is nobody's business in the tenant."""
+    mails = outbox.mails_about(str(request.pk))
+    if people.standing_of(user).is_superuser:
+        return mails
+    operators = User.objects.filter(is_superuser=True).exclude(memberships__tenant=request.tenant_id)
+    return mails.exclude(recipient__in=operators.values("email"))
 
 
 def _progress(request: EgressRequest) -> dict[str, int] | None:

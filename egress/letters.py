@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Subquery
 
 from egress import access
 from egress.models import EgressRequest, Step
@@ -54,6 +54,7 @@ WORDS: Final[dict[str, tuple[str, str, str]]] = {
         "The package cannot be downloaded any more. Before anything that was downloaded earlier is used, ask whoever revoked it.",
     ),
 }
+EXTENDED: Final = ("Extended", "was extended after its release", WORDS[State.RELEASED][2])
 OVER: Final = (  # a release of which nothing is left to be had when it is told of
     "Approved, and over by now",
     "was approved, and its package was released",
@@ -97,11 +98,13 @@ def remind(*, now: datetime) -> None:
     """Once for each step, when its deadline is near: whoever has to do something about it."""
     waiting = [State.IN_REVIEW, State.RETURNED, State.FAILED]
     open_ones = EgressRequest.objects.filter(status__in=waiting, tenant__is_active=True)
-    near = list(open_ones.filter(expires_at__gt=now, expires_at__lte=now + REMIND_BEFORE).select_related("tenant"))
-    mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in near], is_dropped=False)
-    reminded = {(mail.about, mail.facts["step"]) for mail in mails}
-    for request in near:
-        if (str(request.pk), str(request.step)) in reminded or not _is_late(request, now):
+    near = open_ones.filter(expires_at__gt=now, expires_at__lte=now + REMIND_BEFORE).select_related("tenant").defer("manifest")
+    asked_at = Step.objects.filter(request=OuterRef("pk"), number=OuterRef("step")).values("at")
+    late = [request for request in near.annotate(asked_at=Subquery(asked_at)) if _is_late(request, request.asked_at, now)]
+    mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in late], is_dropped=False)
+    reminded = {(about, str(step)) for about, step in mails.values_list("about", "facts__step").distinct()}
+    for request in late:
+        if (str(request.pk), str(request.step)) in reminded:
             continue
         try:
             with transaction.atomic():
@@ -110,9 +113,8 @@ def remind(*, now: datetime) -> None:
             log.exception("nobody was reminded of an egress request", extra={"request": str(request.pk)})
 
 
-def _is_late(request: EgressRequest, now: datetime) -> bool:
+def _is_late(request: EgressRequest, asked_at: datetime, now: datetime) -> bool:
     """More than half of the time is over that there was when they were asked: a reminder does not follow on its heels."""
-    asked_at = request.steps.get(number=request.step).at
     return request.expires_at is not None and now - asked_at >= request.expires_at - now
 
 
@@ -236,7 +238,7 @@ def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
         "happened": happened,
         "at": _moment(step.at),
         "by": step.by_name if step.by_id is not None else "",
-        "whose": "The decisions" if step.to_status == State.RELEASED else "Reason",
+        "whose": "Reason" if step.reason else "The decisions",
         "reason": outbox.Lines(step.reason or _approvals(request, step)),
         "next": following,
     }
@@ -255,7 +257,7 @@ def _words(request: EgressRequest, step: Step, address: str, now: datetime) -> t
     """As in WORDS, to this reader, at this moment."""
     if step.to_status == State.RELEASED and _is_over(request, now):
         return OVER
-    headline, happened, following = WORDS[step.to_status]
+    headline, happened, following = EXTENDED if step.from_status == State.RELEASED == step.to_status else WORDS[step.to_status]
     if request.status != step.to_status:
         return headline, happened, f"It is {_plain(request.status)} by now."
     if address != _requester(request):

@@ -497,6 +497,25 @@ def test_release_says_who_may_download_and_how_often(mailbox: Mailbox, api: Api,
     assert "downloaded 3 times by the requester or people with the role data manager, until " in text_of(message)
 
 
+def test_extension_is_told_with_its_reason_and_the_new_time(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+) -> None:
+    request = ask(api(bob), mailbox)
+    release(api, request, people)
+    go_on(mailbox)
+    reason = "The network was down all week."
+    extend = {"days": 2, "downloads": 1, "reason": reason}
+    assert api(people["ruth"]).post(path(request, "extend/"), extend).status_code == 200
+    (message,) = go_on(mailbox)
+    assert str(message["Subject"]).startswith("Extended: ")
+    text = in_one_line(message, "plain")
+    assert "was extended after its release" in text
+    assert reason in text
+    until = row(request).available_until
+    assert until is not None
+    assert f"downloaded 2 times by the requester, until {until:%-d %B %Y, %H:%M} UTC" in text
+
+
 # --- Releases that are over when they are told of ---
 
 
@@ -712,6 +731,19 @@ def test_request_shows_which_copies_were_refused(mailbox: Mailbox, api: Api, bob
     assert [each["refused"] for each in before] == [[]] * 2
 
 
+def test_operators_are_shown_to_operators_alone(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+) -> None:
+    """The mail of a failure went to each of them apart, and the request does not give them away either."""
+    request = ask(api(bob), mailbox)
+    approve(api, request, people["grace"], people["ruth"])
+    (own_buckets / "staging" / Item.objects.filter(request=request["id"])[0].object_key).unlink()
+    go_on(mailbox)
+    for who in (bob, people["alice"], people["grace"]):
+        assert "root@example.org" not in shown(api(who), request)
+    assert shown(api(people["root"]), request).keys() >= {"root@example.org", "ruth@example.org"}
+
+
 def shown(client: APIClient, request: Any) -> dict[str, str]:
     return {each["to"]: each["state"] for each in see(client, request)["notifications"]}
 
@@ -841,7 +873,7 @@ def test_nobody_is_reminded_of_what_is_built_again(
     letters.remind(now=late)
     retry(api, request, people)
     assert remind(mailbox, late) == []
-    assert states(api(bob), request, "egress_reminder") == ["dropped"] * 2
+    assert states(api(people["root"]), request, "egress_reminder") == ["dropped"] * 2
 
 
 def test_reminder_that_was_dropped_comes_if_there_is_a_reason_again(
