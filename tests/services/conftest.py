@@ -1,4 +1,4 @@
-"""Buckets that nobody else uses, and files in them."""
+"""Buckets that nobody else uses, and files in them; a mail server of one's own."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ from rest_framework.test import APIClient
 from files.models import Collection, StoredFile
 from files.stores import ensure_buckets
 from tenants.models import User
+from tests.mailbox import Mailbox
 from tests.services import purging
 from tests.services.egress_world import World, make_world, undone
 
@@ -24,6 +25,14 @@ def own_buckets(settings: Settings, tmp_path: Path) -> Path:
     settings.STORAGES = settings.STORAGES | local
     ensure_buckets()
     return tmp_path
+
+
+@pytest.fixture
+def mailbox(settings: Settings) -> Iterator[Mailbox]:
+    settings.EMAIL_BACKEND = "config.mail.Server"
+    with Mailbox() as mailbox:
+        settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mailbox.port
+        yield mailbox
 
 
 @pytest.fixture

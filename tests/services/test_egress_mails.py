@@ -4,95 +4,55 @@ INV-15, INV-16; F-34, F-49.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
-from rest_framework.test import APIClient
 
-from egress import letters, schedule
+from egress import letters
 from egress.models import Item
 from tenants import outbox
 from tenants import services as tenants
 from tenants.models import Mail, Membership, Tenant, User
-from tests.factories import make_member, make_user
+from tests.factories import make_member
 from tests.mailbox import Mailbox
-from tests.services.egress import Api, body, decide, fill, make_reviewers, path, row, see, submit, work_on
+from tests.services.egress import Api, fill, make_reviewers, path, row, see, submit, work_on
+from tests.services.egress_mails import (
+    DAY,
+    approve,
+    ask,
+    be_deactivated,
+    deadline_of,
+    expire,
+    fail,
+    go_on,
+    in_one_line,
+    leave,
+    lose_role,
+    next_of,
+    recipients,
+    reject,
+    release,
+    retry,
+    revoke,
+    send_back,
+    set_policy,
+    shown,
+    text_of,
+    to,
+)
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
-POLICY = "/api/v1/tenants/acme/egress-policy/"
-DAY = timedelta(days=1)
-WHY = "Table 2 shows single patients.\nRound it, please."
-
-
-@pytest.fixture
-def mailbox(settings: Settings) -> Iterator[Mailbox]:
-    settings.EMAIL_BACKEND = "config.mail.Server"
-    with Mailbox() as mailbox:
-        settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mailbox.port
-        yield mailbox
 
 
 @pytest.fixture
 def people(acme: Tenant, alice: User, carol: User, root: User) -> dict[str, User]:
     return make_reviewers(acme) | {"alice": alice, "carol": carol, "root": root}
-
-
-def set_policy(client: APIClient, **wish: Any) -> None:
-    assert client.put(POLICY, wish).status_code == 200
-
-
-def go_on(mailbox: Mailbox, now: datetime | None = None) -> list[EmailMessage]:
-    """What goes on by itself, and the mails that it makes: those that are new."""
-    before = len(mailbox.messages)
-    work_on()
-    outbox.send_due(now=now or timezone.now())
-    return mailbox.messages[before:]
-
-
-def ask(client: APIClient, mailbox: Mailbox) -> Any:
-    """A request in review, whose first mails are out."""
-    request = submit(client, fill(client))
-    go_on(mailbox)
-    return request
-
-
-def approve(api: Api, request: Any, *people: User) -> None:
-    for person in people:
-        assert decide(api(person), request).status_code == 201
-
-
-def text_of(message: EmailMessage, kind: str = "plain") -> str:
-    part = message.get_body((kind,))
-    assert part is not None
-    return str(part.get_content()).replace("\r\n", "\n")
-
-
-def in_one_line(message: EmailMessage, kind: str) -> str:
-    return " ".join(re.sub(r"</?(?:b|p|br)>", "", text_of(message, kind)).split())
-
-
-def to(*people: User) -> list[str]:
-    return sorted(person.email for person in people)
-
-
-def recipients(messages: list[EmailMessage]) -> list[str]:
-    return sorted(str(message["To"]) for message in messages)
-
-
-def next_of(message: EmailMessage, kind: str = "plain") -> str:
-    """What the mail says that its reader can do."""
-    text = in_one_line(message, kind).replace("&#x27;", "'")
-    (following,) = re.findall(r"Next steps: (.+?)(?:</p>| See it )", text)
-    return str(following)
 
 
 # --- Whoever decides next ---
@@ -198,18 +158,6 @@ def test_admins_are_told_that_nobody_can_decide(mailbox: Mailbox, api: Api, acme
             assert request["id"] in text_of(message, kind)
 
 
-def lose_role(user: User, alice: User, now: datetime) -> None:
-    tenants.set_roles(membership=Membership.objects.get(user=user), roles=["member"], by=alice, now=now)
-
-
-def leave(user: User, alice: User, now: datetime) -> None:
-    tenants.remove_member(membership=Membership.objects.get(user=user), by=alice, now=now)
-
-
-def be_deactivated(user: User, alice: User, now: datetime) -> None:
-    User.objects.filter(pk=user.pk).update(is_active=False)
-
-
 @pytest.mark.parametrize("happens", [lose_role, leave, be_deactivated])
 def test_who_lost_the_right_before_the_mail_goes_gets_none(
     mailbox: Mailbox,
@@ -282,31 +230,6 @@ def test_stage_whose_decision_is_void_is_asked_again_and_told_why(
 
 
 # --- The requester ---
-
-
-def release(api: Api, request: Any, people: dict[str, User]) -> None:
-    approve(api, request, people["grace"], people["ruth"])
-    work_on()
-
-
-def reject(api: Api, request: Any, people: dict[str, User]) -> None:
-    assert decide(api(people["grace"]), request, "reject", WHY).status_code == 201
-
-
-def send_back(api: Api, request: Any, people: dict[str, User]) -> None:
-    assert decide(api(people["grace"]), request, "return", WHY).status_code == 201
-
-
-def expire(api: Api, request: Any, people: dict[str, User]) -> None:
-    approve(api, request, people["grace"])
-    outbox.send_due(now=timezone.now())
-    schedule.end_overdue(now=timezone.now() + 22 * DAY)
-
-
-def revoke(api: Api, request: Any, people: dict[str, User]) -> None:
-    release(api, request, people)
-    outbox.send_due(now=timezone.now())
-    assert api(people["rick"]).post(path(request, "revoke/"), {"reason": WHY}).status_code == 200
 
 
 QUOTED = "> Table 2 shows single patients.\n> Round it, please.\n"
@@ -415,16 +338,6 @@ def test_others_are_told_whose_turn_it_is_when_the_requester_is_gone(
     assert next_of(message).startswith("It is the requester's turn until ")
 
 
-def fail(api: Api, request: Any, people: dict[str, User], own_buckets: Path) -> None:
-    approve(api, request, people["grace"], people["ruth"])
-    (own_buckets / "staging" / Item.objects.filter(request=request["id"])[0].object_key).unlink()
-    work_on()
-
-
-def retry(api: Api, request: Any, people: dict[str, User]) -> None:
-    assert api(people["root"]).post(path(request, "retry/"), {"reason": ""}).status_code == 200
-
-
 def test_failure_that_is_told_of_late_says_what_to_do_if_it_failed_again(
     mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
 ) -> None:
@@ -516,167 +429,6 @@ def test_extension_is_told_with_its_reason_and_the_new_time(
     assert f"downloaded 2 times by the requester, until {until:%-d %B %Y, %H:%M} UTC" in text
 
 
-# --- Releases that are over when they are told of ---
-
-
-def test_release_that_was_revoked_meanwhile_is_not_announced(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
-) -> None:
-    """The mail of the revocation says what there is to say."""
-    request = ask(api(bob), mailbox)
-    release(api, request, people)
-    assert api(people["rick"]).post(path(request, "revoke/"), {"reason": WHY}).status_code == 200
-    (message,) = [each for each in go_on(mailbox) if each["To"] == "bob@example.org"]
-    assert str(message["Subject"]).startswith("Revoked: ")
-    assert states(api(bob), request) == ["dropped", "sent"]
-
-
-def close(api: Api, request: Any, bob: User) -> None:
-    schedule.end_overdue(now=timezone.now() + 8 * DAY)
-    assert see(api(bob), request)["status"] == "closed"
-
-
-def download(api: Api, request: Any, bob: User) -> None:
-    assert body(api(bob).get(path(request, "package.zip")))
-    assert see(api(bob), request)["status"] == "released"
-
-
-def let_time_pass(api: Api, request: Any, bob: User) -> None:
-    """The tick that would close it is behind that of the mails."""
-
-
-@pytest.mark.parametrize("happens", [close, download, let_time_pass])
-def test_release_of_which_nothing_is_left_is_not_said_to_be_ready(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], happens: Callable[[Api, Any, User], None]
-) -> None:
-    request = ask(api(bob), mailbox)
-    release(api, request, people)
-    happens(api, request, bob)
-    before = len(mailbox.messages)
-    outbox.send_due(now=timezone.now() + (timedelta() if happens is download else 8 * DAY))
-    (message,) = [each for each in mailbox.messages[before:] if each["To"] == "bob@example.org"]
-    assert message["Subject"] == "Approved, and over by now: egress request for Results (Acme)"
-    for kind in ("plain", "html"):
-        assert "of Acme was approved, and its package was released, on " in in_one_line(message, kind)
-        assert next_of(message, kind) == (
-            "The package cannot be downloaded any more: its time is over, or it was downloaded as often as was approved."
-        )
-        assert "ready" not in in_one_line(message, kind)
-
-
-# --- Those who fetch it, if that is not the requester ---
-
-
-@pytest.fixture
-def fetchers(acme: Tenant, globex: Tenant, api: Api, people: dict[str, User]) -> dict[str, User]:
-    """Whom the policy names, and some who look as if it did."""
-    set_policy(api(people["alice"]), downloaders=["data_manager", "statistician"])
-    idle = make_member(acme, "ida", "data_manager")
-    User.objects.filter(pk=idle.pk).update(is_active=False)
-    make_member(globex, "gwen", "data_manager")
-    make_member(acme, "max", "data_managers")
-    return {"dan": make_member(acme, "dan", "data_manager"), "dot": make_member(acme, "dot", "statistician", "data_manager")}
-
-
-def test_release_is_told_to_whom_the_policy_names_each_apart(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User]
-) -> None:
-    """INV-16: who is active, and in the tenant."""
-    request = ask(api(bob), mailbox)
-    release(api, request, people)
-    told = go_on(mailbox)
-    assert recipients(told) == to(bob, *fetchers.values())
-    for message in told:
-        assert message["Cc"] == ("grace@example.org" if message["To"] == "bob@example.org" else None)
-        assert message["Subject"] == "Approved, ready to download: egress request for Results (Acme)"
-        assert "by people with the role data manager or people with the role statistician, until " in next_of(message)
-        others = {person.email for person in fetchers.values()} - {str(message["To"])}
-        assert not [address for address in others if address in message.as_string() + text_of(message)]
-    assert go_on(mailbox, now=timezone.now() + DAY) == []
-    dan = api(fetchers["dan"])
-    assert see(dan, request)["allowed_actions"] == ["download"]
-
-
-def test_who_asked_or_decided_first_and_may_fetch_is_told_once(
-    mailbox: Mailbox, api: Api, acme: Tenant, people: dict[str, User]
-) -> None:
-    set_policy(api(people["alice"]), downloaders=["member", "information_governance", "research_it"])
-    zoe = make_member(acme, "zoe", "member")
-    request = submit(api(zoe), fill(api(zoe)))
-    go_on(mailbox)
-    approve(api, request, people["grace"])
-    go_on(mailbox)
-    approve(api, request, people["ruth"])
-    told = go_on(mailbox)
-    addresses = [address for message in told for address in str(message["To"]).split() + str(message["Cc"] or "").split()]
-    assert sorted(addresses) == to(zoe, *(people[name] for name in ("carol", "grace", "gary", "ruth", "rick")))
-
-
-@pytest.mark.parametrize("happens", [lose_role, leave, be_deactivated])
-def test_who_may_not_fetch_it_any_more_when_the_mail_goes_gets_none(
-    mailbox: Mailbox,
-    api: Api,
-    bob: User,
-    people: dict[str, User],
-    fetchers: dict[str, User],
-    now: datetime,
-    happens: Callable[[User, User, datetime], None],
-) -> None:
-    """INV-16, F-49."""
-    request = ask(api(bob), mailbox)
-    release(api, request, people)
-    happens(fetchers["dan"], people["alice"], now)
-    assert recipients(go_on(mailbox)) == to(bob, fetchers["dot"])
-    assert shown(api(bob), request)["dan@example.org"] == "dropped"
-
-
-def test_revocation_is_told_to_whoever_may_have_fetched_it(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User]
-) -> None:
-    request = ask(api(bob), mailbox)
-    revoke(api, request, people)
-    told = go_on(mailbox)
-    assert recipients(told) == to(bob, *fetchers.values())
-    assert {str(message["Subject"]).partition(":")[0] for message in told} == {"Revoked"}
-
-
-@pytest.mark.parametrize("happens", [reject, send_back])
-def test_what_was_not_released_is_nothing_to_whoever_would_have_fetched_it(
-    mailbox: Mailbox,
-    api: Api,
-    bob: User,
-    people: dict[str, User],
-    fetchers: dict[str, User],
-    happens: Callable[[Api, Any, dict[str, User]], None],
-) -> None:
-    request = ask(api(bob), mailbox)
-    happens(api, request, people)
-    assert recipients(go_on(mailbox)) == to(bob)
-
-
-def test_words_of_one_reviewer_pass_for_no_others(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
-    forged = "Fine with me.\nruth (research it): Never, says the board."
-    assert decide(api(people["grace"]), request, "approve", forged).status_code == 201
-    approve(api, request, people["ruth"])
-    (message,) = [each for each in go_on(mailbox) if each["To"] == "bob@example.org"]
-    assert re.findall(r"^> (\w+) ", text_of(message), re.MULTILINE) == ["grace", "ruth"]
-
-
-@pytest.mark.parametrize("kind", ["plain", "html"])
-def test_names_and_words_are_no_markup_and_no_lines_of_their_own(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], kind: str
-) -> None:
-    slug = fill(api(bob), "<b>Bold</b>")
-    submit(api(bob), slug, justification="Because <script>alert(1)</script>.\nReason: all is well")
-    text = text_of(go_on(mailbox)[0], kind)
-    if kind == "html":
-        assert "<script" not in text
-        assert "&lt;b&gt;Bold" in text
-    else:
-        assert "> Because <script>alert(1)</script>.\n> Reason: all is well\n" in text
-
-
 # --- A server that is down (F-34) ---
 
 
@@ -742,159 +494,3 @@ def test_operators_are_shown_to_operators_alone(
     for who in (bob, people["alice"], people["grace"]):
         assert "root@example.org" not in shown(api(who), request)
     assert shown(api(people["root"]), request).keys() >= {"root@example.org", "ruth@example.org"}
-
-
-def shown(client: APIClient, request: Any) -> dict[str, str]:
-    return {each["to"]: each["state"] for each in see(client, request)["notifications"]}
-
-
-def states(client: APIClient, request: Any, kind: str = "egress_outcome") -> list[str]:
-    return [each["state"] for each in see(client, request)["notifications"] if each["kind"] == kind]
-
-
-# --- Reminders ---
-
-
-def remind(mailbox: Mailbox, at: datetime) -> list[EmailMessage]:
-    before = len(mailbox.messages)
-    for _ in range(3):
-        letters.remind(now=at)
-        outbox.send_due(now=at)
-    return mailbox.messages[before:]
-
-
-def deadline_of(request: Any) -> datetime:
-    deadline = row(request).expires_at
-    assert deadline is not None
-    return deadline
-
-
-def test_who_decides_is_reminded_once_before_the_deadline(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
-    deadline = deadline_of(request)
-    assert remind(mailbox, deadline - timedelta(days=3, seconds=1)) == []
-    reminded = remind(mailbox, deadline - timedelta(days=3))
-    assert recipients(reminded) == to(people["grace"], people["gary"])
-    assert re.fullmatch(r"Reminder, please decide by \d+ \w+: egress request for Results \(Acme\)", str(reminded[0]["Subject"]))
-    assert remind(mailbox, deadline - DAY) == []
-    assert remind(mailbox, deadline + DAY) == []
-
-
-def test_nobody_is_reminded_of_what_they_did(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    """Not even if the reminder was written before."""
-    request = ask(api(bob), mailbox)
-    late = deadline_of(request) - DAY
-    letters.remind(now=late)
-    approve(api, request, people["grace"])
-    assert outbox.send_due(now=timezone.now()) == 2  # the next stage's calls
-    assert mailbox.recipients[-2:] == to(people["rick"], people["ruth"])
-    assert outbox.send_due(now=late) == 0
-    assert recipients(remind(mailbox, late)) == to(people["rick"], people["ruth"])
-
-
-def test_reminder_does_not_follow_on_the_heels_of_the_first_mail(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
-) -> None:
-    """Of a stage that begins with a day left, and of a request that lives for a day."""
-    set_policy(api(people["alice"]), request_expiry_days=1)
-    request = ask(api(bob), mailbox)
-    begun, deadline = row(request).changed_at, deadline_of(request)
-    assert remind(mailbox, begun + timedelta(hours=1)) == []
-    approve(api, request, people["grace"])
-    go_on(mailbox)
-    assert remind(mailbox, begun + timedelta(hours=11)) == []
-    assert recipients(remind(mailbox, deadline - timedelta(hours=1))) == to(people["rick"], people["ruth"])
-
-
-def test_requester_is_reminded_of_what_was_returned(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
-    send_back(api, request, people)
-    go_on(mailbox)
-    (message,) = remind(mailbox, deadline_of(request) - DAY)
-    assert message["To"] == "bob@example.org"
-    assert str(message["Subject"]).startswith("Reminder, it is your turn until ")
-    assert "Your request to take 3 files out of the collection Results of Acme was returned to you" in text_of(message)
-    assert "curl -H" in text_of(message)
-    assert f"/api/v1/egress/requests/{request['id']}/" in text_of(message)
-
-
-def test_admins_are_reminded_while_nobody_can_decide(mailbox: Mailbox, api: Api, alice: User, bob: User) -> None:
-    request = ask(api(bob), mailbox)
-    (message,) = remind(mailbox, deadline_of(request) - DAY)
-    assert message["To"] == "alice@example.org"
-    assert str(message["Subject"]).startswith("Reminder, nobody can decide: egress request for Results (Acme) ends on ")
-
-
-def test_operators_and_the_requester_are_reminded_of_what_failed(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
-) -> None:
-    """Each of what they can do about it, and of no file (INV-15)."""
-    idle = make_user("ines", is_superuser=True)
-    User.objects.filter(pk=idle.pk).update(is_active=False)
-    make_user("nora", is_superuser=True)
-    User.objects.filter(username="nora").update(email="")
-    request = ask(api(bob), mailbox)
-    fail(api, request, people, own_buckets)
-    go_on(mailbox)
-    deadline = deadline_of(request)
-    assert remind(mailbox, deadline - timedelta(days=3, seconds=1)) == []
-    reminded = remind(mailbox, deadline - DAY)
-    assert recipients(reminded) == to(bob, people["root"])
-    assert {message["Cc"] for message in reminded} == {None}
-    what = "to take 3 files out of the collection Results of Acme was approved, but its package could not be built."
-    button = "with the button on the request's page in the admin, or by POST"
-    retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
-    said = {
-        "bob@example.org": f"Your request {what} The operators, who are reminded, too, can have it built again, and you can "
-        f"withdraw it. Otherwise it ends by itself on {letters._moment(deadline)}.",
-        "root@example.org": f"The request of bob@example.org {what} Once what is in the way is seen to, have it built again: "
-        f"{button} {retry}. Otherwise it ends by itself on {letters._moment(deadline)}.",
-    }
-    for message in reminded:
-        assert re.fullmatch(
-            r"Reminder, it failed and ends on \d+ \w+: egress request for Results \(Acme\)", str(message["Subject"])
-        )
-        for kind in ("plain", "html"):
-            text = in_one_line(message, kind).replace("&#x27;", "'")
-            assert said[str(message["To"])] in text
-            assert "What is in the way: The copy of file 1 is not what was approved." in text
-            assert "came back" not in text
-            assert "a.csv" not in text
-    assert remind(mailbox, deadline - DAY / 2) == []
-
-
-def test_nobody_is_reminded_of_what_is_built_again(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
-) -> None:
-    request = ask(api(bob), mailbox)
-    fail(api, request, people, own_buckets)
-    go_on(mailbox)
-    late = deadline_of(request) - DAY
-    letters.remind(now=late)
-    retry(api, request, people)
-    assert remind(mailbox, late) == []
-    assert states(api(people["root"]), request, "egress_reminder") == ["dropped"] * 2
-
-
-def test_reminder_that_was_dropped_comes_if_there_is_a_reason_again(
-    mailbox: Mailbox, api: Api, acme: Tenant, bob: User, people: dict[str, User]
-) -> None:
-    request = ask(api(bob), mailbox)
-    late = deadline_of(request) - DAY
-    letters.remind(now=late)
-    Tenant.objects.filter(pk=acme.pk).update(is_active=False)
-    assert remind(mailbox, late) == []
-    Tenant.objects.filter(pk=acme.pk).update(is_active=True)
-    assert recipients(remind(mailbox, late + timedelta(hours=1))) == to(people["grace"], people["gary"])
-    assert states(api(bob), request, "egress_reminder") == ["dropped", "dropped", "sent", "sent"]
-
-
-def test_looking_for_whom_to_remind_costs_little_once_they_are(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
-) -> None:
-    request = ask(api(bob), mailbox)
-    late = deadline_of(request) - DAY
-    remind(mailbox, late)
-    with CaptureQueriesContext(connection) as queries:
-        letters.remind(now=late)
-    assert len(queries) == 2

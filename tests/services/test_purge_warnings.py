@@ -6,7 +6,7 @@ INV-15, INV-16; F-31, F-32, F-34, F-40.
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from typing import Any
@@ -34,14 +34,6 @@ Api = Callable[[User | None], APIClient]
 MakeCollection = Callable[..., Collection]
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def mailbox(settings: Settings) -> Iterator[Mailbox]:
-    settings.EMAIL_BACKEND = "config.mail.Server"
-    with Mailbox() as mailbox:
-        settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mailbox.port
-        yield mailbox
 
 
 @pytest.fixture
