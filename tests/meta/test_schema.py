@@ -1,9 +1,10 @@
 """The OpenAPI schema is valid, and the server keeps to it, whatever the requests that are made up from it hold (INV-17)."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -18,6 +19,7 @@ from django.utils import timezone
 from drf_spectacular.validation import validate_schema
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
+from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -30,7 +32,8 @@ from files.models import Collection, DownloadLink, Grant, Hold
 from tenants import tokens
 from tenants.models import ApiKey, Invitation, Membership, Tenant, User
 from tenants.people import OF_THE_PLATFORM, invite
-from tests.factories import PASSWORD, make_destruction, make_member
+from tests.factories import PASSWORD, make_destruction, make_member, make_tenant
+from tests.meta.everybody import undone
 from tests.meta.leaks import insides
 from tests.services import egress
 
@@ -210,9 +213,20 @@ def fuzz(operation: Operation, *, examples: int, token: str | None = None, check
     return statuses
 
 
-@pytest.fixture
-def november(alice: User, bob: User, now: datetime, api: Callable[[User | None], APIClient]) -> None:
-    alices = api(alice)
+@dataclass(frozen=True)
+class November:
+    """What is there to be asked for, which alice manages."""
+
+    acme: Tenant
+    alice: User
+    bob: User
+
+
+def make_november() -> November:
+    now = timezone.now()
+    acme = make_tenant(TENANT)
+    alice, bob = make_member(acme, "alice", "admin"), make_member(acme, "bob", "member")
+    alices = client_of(alice)
     alices.post("/api/v1/collections/", {"display_name": "November 2012"})
     Collection.objects.update(slug=SLUG)
     alices.put(f"/api/v1/collections/{SLUG}/content/{FILENAME}", CONTENT, content_type="text/csv")
@@ -222,25 +236,45 @@ def november(alice: User, bob: User, now: datetime, api: Callable[[User | None],
     alices.post(f"/api/v1/tenants/{TENANT}/service-accounts/", {"name": "importer", "roles": ["member"]})
     alices.post(f"/api/v1/tenants/{TENANT}/api-keys/", {"name": "nightly", "scopes": ["read"]})
     ApiKey.objects.update(prefix=PREFIX)
-    invite(tenant=Tenant.objects.get(), email="dora@example.org", roles=["member"], by=alice, now=now)
+    invite(tenant=acme, email="dora@example.org", roles=["member"], by=alice, now=now)
     Invitation.objects.update(id=INVITATION)
-    make_destruction(Tenant.objects.get(), "October", pk=DESTRUCTION)
-    DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest(), expires_at=now + timedelta(hours=1))
+    make_destruction(acme, "October", pk=DESTRUCTION)
+    DownloadLink.objects.update(token_hash=sha256(TOKEN.encode()).hexdigest())
+    return November(acme, alice, bob)
+
+
+def client_of(user: User) -> APIClient:
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {tokens.mint(user)['access']}")
+    return client
+
+
+@pytest.fixture(scope="module")
+def made_november(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[November]:
+    with django_db_blocker.unblock(), undone():
+        yield make_november()
 
 
 @pytest.fixture
-def october(
-    operation: Operation, november: None, alice: User, bob: User, acme: Tenant, api: Callable[[User | None], APIClient]
-) -> None:
+def november(made_november: November) -> Iterator[November]:
+    """As if nobody had touched it, and made just now."""
+    with undone():
+        DownloadLink.objects.update(expires_at=timezone.now() + timedelta(hours=1))
+        yield made_november
+
+
+@pytest.fixture
+def october(operation: Operation, november: November) -> None:
     """A request in the state that the operation is for. alice decides alone on what bob asks for, and may fetch it, too."""
     if "{request_id}" not in operation.path:
         return
-    Membership.objects.filter(user=alice).update(roles=["admin", "research_it"])
-    api(alice).put(f"/api/v1/tenants/{TENANT}/egress-policy/", {"stages": ["research_it"], "downloaders": ["requester", "admin"]})
+    Membership.objects.filter(user=november.alice).update(roles=["admin", "research_it"])
+    alices, bobs = client_of(november.alice), client_of(november.bob)
+    alices.put(f"/api/v1/tenants/{TENANT}/egress-policy/", {"stages": ["research_it"], "downloaders": ["requester", "admin"]})
     what = operation.path.rpartition("{request_id}/")[2]
-    bobs, reviewer = api(bob), api(make_member(acme, "rita", "research_it"))
+    reviewer = client_of(make_member(november.acme, "rita", "research_it"))
     slug = egress.fill(bobs, "October", {FILENAME: CONTENT})
-    requester = api(alice) if what in {"resubmit/", "withdraw/"} else bobs
+    requester = alices if what in {"resubmit/", "withdraw/"} else bobs
     request = egress.submit(requester, slug)
     egress.work_on()
     if what == "resubmit/":
@@ -250,30 +284,34 @@ def october(
     egress.work_on()
 
 
+@pytest.mark.django_db
 @EXAMPLES
 @EACH
-def test_fuzzed_with_a_token(operation: Operation, november: None, october: None, alice: User, times: int) -> None:
+def test_fuzzed_with_a_token(operation: Operation, november: November, october: None, times: int) -> None:
     if "{hold_id}" in operation.path:  # elsewhere it would be in the way
         Collection.objects.get().holds.create(id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit", placed_at=timezone.now())
-    statuses = fuzz(operation, examples=60 * times, token=tokens.mint(alice)["access"])
+    statuses = fuzz(operation, examples=60 * times, token=tokens.mint(november.alice)["access"])
 
     # A fuzzer that is refused at the door finds nothing behind it.
     assert operation.label in NEVER_RIGHT or min(statuses) < 300 or statuses >= {303}
 
 
+@pytest.mark.django_db
 @EXAMPLES
 @EACH
-def test_fuzzed_without_a_token(operation: Operation, november: None, october: None, times: int) -> None:
+def test_fuzzed_without_a_token(operation: Operation, november: November, october: None, times: int) -> None:
     statuses = fuzz(operation, examples=3 * times)
 
     assert min(statuses) >= 400 or operation.path in PUBLIC
 
 
+@pytest.mark.django_db
 @EXAMPLES
 @EACH
-def test_fuzzed_by_a_stranger(operation: Operation, november: None, october: None, mallory: User, times: int) -> None:
+def test_fuzzed_by_a_stranger(operation: Operation, november: November, october: None, times: int) -> None:
     is_link = operation.path == "/downloads/{token}"  # its own credential, whoever comes with it
     checks = CHECKS if is_link else [*CHECKS, nothing_foreign_shows]
+    mallory = make_member(make_tenant("globex"), "mallory", "member")
     statuses = fuzz(operation, examples=5 * times, token=tokens.mint(mallory)["access"], checks=checks)
 
     assert min(statuses) >= 400 or not {"{slug}", "{tenant}", "{request_id}"} & set(operation.path.split("/"))
