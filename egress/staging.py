@@ -45,7 +45,7 @@ def copy_some(request: EgressRequest, *, until: float) -> bool:
     return True
 
 
-def _finish(request: EgressRequest, copies: Mapping["Future[str]", Item]) -> None:
+def _finish(request: EgressRequest, copies: Mapping[Future[str], Item]) -> None:
     """Waits for all of them, whatever becomes of one or of the request, and shows signs of life as long as the store is at it.
 
     A large copy takes longer than a silent worker is waited for, and nobody is to list what is gone while one is still coming.
@@ -58,15 +58,16 @@ def _finish(request: EgressRequest, copies: Mapping["Future[str]", Item]) -> Non
                 _settle(copies[copy], copy)
             except Exception as error:  # told when the rest has come, too
                 trouble = trouble or error
-        try:
-            request.heartbeat(timezone.now())
-        except LeaseLost as error:
-            trouble = error
+        if not done:
+            try:
+                request.heartbeat(timezone.now())
+            except LeaseLost as error:
+                trouble = error
     if trouble is not None:
         raise trouble
 
 
-def _settle(item: Item, copy: "Future[str]") -> None:
+def _settle(item: Item, copy: Future[str]) -> None:
     """What has come of a copy. If the request ended meanwhile, it goes again: who wipes may have looked for it before it came."""
     try:
         etag = copy.result()
@@ -75,8 +76,9 @@ def _settle(item: Item, copy: "Future[str]") -> None:
             note_missing(item.file, None, timezone.now(), error)
         raise
     # The other contender is whoever ends the request: what it marked for wiping stays marked.
-    Item.objects.filter(pk=item.pk, status=Item.Status.PINNED).update(status=Item.Status.STAGED, object_etag=etag)
-    if not Item.objects.filter(pk=item.pk, status=Item.Status.STAGED).exists():
+    pinned = Item.objects.filter(pk=item.pk, status=Item.Status.PINNED)
+    is_marked = pinned.update(status=Item.Status.STAGED, object_etag=etag) == 1
+    if not is_marked and not Item.objects.filter(pk=item.pk, status=Item.Status.STAGED).exists():
         erase_object(get_store(item.store), item.object_key)
 
 

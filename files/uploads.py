@@ -114,7 +114,7 @@ class Incoming:
     ) -> Self:
         """The way in for the content of `draft`, a row to be that names its object. Leaves an `Upload` row, and checks nothing.
 
-        `size` is the announced number of plaintext bytes. `by` is None for the system. `encrypt`: by the store, too.
+        `size` is the announced number of plaintext bytes. `by` is None for the system. `encrypt`: the store is to.
         """
         sealer = keys.sealer_of(draft, draft.collection)
         expected = StoredFile(length=size or 0, cipher=draft.cipher, segment_size=draft.segment_size).layout.object_size
