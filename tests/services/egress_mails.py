@@ -79,7 +79,7 @@ def release(api: Api, request: Any, people: dict[str, User]) -> None:
 
 def fail(api: Api, request: Any, people: dict[str, User], own_buckets: Path) -> None:
     approve(api, request, people["grace"], people["ruth"])
-    (own_buckets / "staging" / Item.objects.filter(request=request["id"])[0].object_key).unlink()
+    (own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key).unlink()
     work_on()
 
 
