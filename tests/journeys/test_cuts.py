@@ -300,8 +300,8 @@ def test_running_streams_end_within_seconds_of_the_end_of_their_key(member: Pers
         assert not own.isclosed()
 
 
-def begun(member: Person, url: str) -> HTTPResponse:
-    """An answer whose body the client's kernel takes no further ahead than a few buffers; curl's would take many MiB."""
+def begun(member: Person, url: str, first: int = 0) -> HTTPResponse:
+    """An answer from that byte on. The client's kernel takes no more ahead than a few buffers; curl's would take many MiB."""
     line = socket.socket()
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
     line.settimeout(20)
@@ -309,6 +309,8 @@ def begun(member: Person, url: str) -> HTTPResponse:
     connection = HTTPConnection("127.0.0.1")
     connection.sock = line
     headers = {"Authorization": f"Bearer {member.token}", "Connection": "close"}
+    if first:
+        headers["Range"] = f"bytes={first}-"
     connection.request("GET", url.removeprefix(member.server.url), headers=headers)
     return connection.getresponse()
 
