@@ -142,7 +142,7 @@ def test_egress_broken_off_is_done_or_not_and_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)  # packaging has hundreds of points
 @pytest.mark.parametrize("broken_store", ["local", "s3"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("operation", OPERATIONS)
