@@ -8,20 +8,22 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from django.conf import settings
 from django.test import TransactionTestCase
+from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
 from files import crypto, deployment
 from files.stores import ensure_buckets
 from tenants import tokens
 from tenants.models import Tenant, User
-from tests import invariants, nonces
+from tests import invariants, nonces, worlds
 from tests.factories import make_member, make_tenant, make_user
-from tests.lifted import empty_database
+from tests.worlds import Databases
 
 
 pytest_plugins = ["tests.live.fixtures"]
@@ -31,12 +33,39 @@ hypothesis.settings.register_profile("strongroom", deadline=None)
 hypothesis.settings.load_profile("strongroom")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_flush() -> Iterator[None]:
-    """A test with transaction=True ends with a flush, which the guards of the database refuse, and which is most of its time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda self: empty_database())
-        yield
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        worlds.drop_worlds()
+
+
+@pytest.fixture(scope="session")
+def databases(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, django_test_environment: None, django_db_modify_db_settings: None,
+    django_db_blocker: DjangoDbBlocker,
+) -> Iterator[Databases]:  # fmt: skip
+    """The database of this process. What it is copied from is made once for all processes of the run."""
+    run = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch, django_db_blocker.unblock():
+        made = Databases((run if worker_id == "master" else run.parent) / "worlds")
+        # A test with transaction=True would end with a flush, which the guards of the database refuse.
+        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda self: made.mark_changed())
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def django_db_setup(request: pytest.FixtureRequest, databases: Databases, django_db_blocker: DjangoDbBlocker) -> None:
+    """pytest-django asks for this before the transaction of a test begins: here the database is brought to the test's world."""
+    with django_db_blocker.unblock():
+        databases.restore(worlds.build_of(request.node))
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest, db: None, databases: Databases) -> Any:
+    """What the function returned that built the world of this test; a copy for each test."""
+    build = worlds.build_of(request.node)
+    assert build is not None, "this test has no world"
+    return databases.built(build)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -13,15 +14,14 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import transaction
 from django.test import Client
 from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
-from rest_framework.test import APIClient
 
 from egress.models import EgressRequest
 from files import access, keys, links, sharing
 from files.models import Collection, Grant, Hold, Key, Level, StoredFile
 from files.stores import get_store
-from tenants import tokens
 from tenants.models import Tenant, User
 from tenants.people import invite, token_of
+from tests.clients import Clients
 from tests.factories import PASSWORD, make_destruction, make_member, make_tenant, make_user
 from tests.meta.matrix import EMPTY, Row
 from tests.services import egress
@@ -75,12 +75,14 @@ NEW_PASSWORD = "another long password"
 @dataclass(frozen=True)
 class World:
     people: dict[str, User | None]
-    clients: dict[str, APIClient]
-    tokens: dict[str, tokens.Pair]
     collection: Collection
     names: Names
     secrets: list[bytes]  # what only those who may read the collection ever see
     tenant_secrets: list[bytes]  # what nobody outside the tenant ever sees
+
+    @cached_property
+    def clients(self) -> Clients:
+        return Clients(self.people)
 
 
 @contextmanager
@@ -115,10 +117,7 @@ def make_world() -> World:
         "nobody": None,
     }
     make_member(acme, "carol", "member")
-    pairs = {name: tokens.mint(user) for name, user in people.items() if user}
-    clients = {name: APIClient() for name in people}
-    for name, pair in pairs.items():
-        clients[name].credentials(HTTP_AUTHORIZATION=f"Bearer {pair['access']}")
+    clients = Clients(people)
     alice, alices = people["admin"], clients["admin"]
     assert alice
     slug = alices.post("/api/v1/collections/", {"display_name": "November Cohort"}).json()["id"]
@@ -148,8 +147,6 @@ def make_world() -> World:
     tenant_secrets = [acme.slug, acme.name, str(acme.pk), acme.pk.hex]
     return World(
         people=people,
-        clients=clients,
-        tokens=pairs,
         collection=collection,
         names=Names(
             tenant=acme.slug,
@@ -191,7 +188,7 @@ def give(collection: Collection, user: User | None, level: Level, *, file: Store
     return grant
 
 
-def returned(clients: dict[str, APIClient], slug: str) -> Any:
+def returned(clients: Clients, slug: str) -> Any:
     """An egress request about the file, sent back to its requester: it keeps nobody from anything."""
     request = egress.submit(clients["requester"], slug, justification="The third ward publishes its readings.")
     egress.work_on()
@@ -227,13 +224,13 @@ def form(**fields: str) -> dict[str, Any]:
 
 def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
     """What a request carries so that it would succeed for somebody with every right."""
-    user, pair = world.people[who], world.tokens.get(who, {"refresh": "none"})
+    user = world.people[who]
     data: Any
     match row.method, row.path.removeprefix("/api/v1/"):
         case "POST", "auth/token/":
             data = {"username": user.username if user else "nobody", "password": PASSWORD if user else "a guess"}
         case "POST", "auth/token/refresh/" | "auth/token/revoke/":
-            data = {"refresh": pair["refresh"]}
+            data = {"refresh": world.clients.pair(who)["refresh"] if user else "none"}
         case "POST", "auth/password/change/":
             data = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
         case "POST", "auth/password/reset/":

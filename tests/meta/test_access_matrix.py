@@ -6,12 +6,13 @@ import pytest
 from django.test import Client
 
 from tests.meta.addresses import routes
-from tests.meta.everybody import UNKNOWN, World, ask, ask_row, leaked, prepare, set_up, told, undone
+from tests.meta.everybody import UNKNOWN, World, ask, ask_row, leaked, make_world, prepare, set_up, told, undone
 from tests.meta.leaks import insides
 from tests.meta.matrix import COLUMNS, EMPTY, PAGE, ROWS, Row, page
+from tests.worlds import starts_from
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 
 

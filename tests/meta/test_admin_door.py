@@ -8,10 +8,11 @@ from django.test import Client
 from django.urls import get_resolver
 
 from tests.meta.addresses import patterns
-from tests.meta.everybody import World, ask
+from tests.meta.everybody import World, ask, make_world
+from tests.worlds import starts_from
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 
 
 def admin_pages() -> list[str]:

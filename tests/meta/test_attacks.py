@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from files.models import StoredFile
-from tests.meta.everybody import NEW_FILE, UNKNOWN, Names, World, ask, form, leaked, undone
+from tests.meta.everybody import NEW_FILE, UNKNOWN, Names, World, ask, form, leaked, make_world, undone
+from tests.worlds import starts_from
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from django.utils import timezone
 from drf_spectacular.validation import validate_schema
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
-from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -33,9 +32,9 @@ from tenants import tokens
 from tenants.models import ApiKey, Invitation, Membership, Tenant, User
 from tenants.people import OF_THE_PLATFORM, invite
 from tests.factories import PASSWORD, make_destruction, make_member, make_tenant
-from tests.meta.everybody import undone
 from tests.meta.leaks import insides
 from tests.services import egress
+from tests.worlds import starts_from
 
 
 SLUG, FILENAME, TOKEN = "november-2012-7kq3", "readings.csv", "t" * 43
@@ -249,18 +248,11 @@ def client_of(user: User) -> APIClient:
     return client
 
 
-@pytest.fixture(scope="module")
-def made_november(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[November]:
-    with django_db_blocker.unblock(), undone():
-        yield make_november()
-
-
 @pytest.fixture
-def november(made_november: November) -> Iterator[November]:
-    """As if nobody had touched it, and made just now."""
-    with undone():
-        DownloadLink.objects.update(expires_at=timezone.now() + timedelta(hours=1))
-        yield made_november
+def november(built: November) -> November:
+    """Made just now, whenever its world was built."""
+    DownloadLink.objects.update(expires_at=timezone.now() + timedelta(hours=1))
+    return built
 
 
 @pytest.fixture
@@ -285,6 +277,7 @@ def october(operation: Operation, november: November) -> None:
 
 
 @pytest.mark.django_db
+@starts_from(make_november)
 @EXAMPLES
 @EACH
 def test_fuzzed_with_a_token(operation: Operation, november: November, october: None, times: int) -> None:
@@ -297,6 +290,7 @@ def test_fuzzed_with_a_token(operation: Operation, november: November, october: 
 
 
 @pytest.mark.django_db
+@starts_from(make_november)
 @EXAMPLES
 @EACH
 def test_fuzzed_without_a_token(operation: Operation, november: November, october: None, times: int) -> None:
@@ -306,6 +300,7 @@ def test_fuzzed_without_a_token(operation: Operation, november: November, octobe
 
 
 @pytest.mark.django_db
+@starts_from(make_november)
 @EXAMPLES
 @EACH
 def test_fuzzed_by_a_stranger(operation: Operation, november: November, october: None, times: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pytest_django import DjangoDbBlocker, Settings
+from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files.models import Collection, StoredFile
@@ -12,7 +12,7 @@ from files.stores import ensure_buckets
 from tenants.models import User
 from tests.mailbox import Mailbox
 from tests.services import purging
-from tests.services.egress_world import World, make_world, undone
+from tests.services.egress_world import World
 
 
 @pytest.fixture
@@ -61,15 +61,7 @@ def stubborn(filled: Collection, settings: Settings, monkeypatch: pytest.MonkeyP
     return key
 
 
-@pytest.fixture(scope="module")
-def made_world(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[World]:
-    """Of egress, made once for a module."""
-    with django_db_blocker.unblock(), undone():
-        yield make_world()
-
-
 @pytest.fixture
-def world(made_world: World) -> Iterator[World]:
-    """As if nobody had touched it."""
-    with undone():
-        yield made_world
+def world(built: World) -> World:
+    """Of egress: for tests that are marked with `egress_world.make_world`."""
+    return built

@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Final
 
 from django.db import connection, transaction
 from django.db.models import Model
 from django.utils import timezone
-from rest_framework.test import APIClient
 
 from egress import schedule
 from egress.models import Contributor, Decision, Download, EgressRequest, Item, Step
 from egress.states import State
 from files.models import Collection, DownloadLink, Hold
-from tenants import tokens
 from tenants.models import AuditEvent, Mail, Membership, User
+from tests.clients import Clients
 from tests.factories import make_key, make_member, make_tenant, make_user
 from tests.services.egress import REASON, decide, fill, path, row, submit
 
@@ -46,8 +46,12 @@ BEYOND_FIRST: Final = ["second stage", "approved", "failed", "released", "closed
 @dataclass(frozen=True)
 class World:
     people: dict[str, User]
-    clients: dict[str, APIClient]
+    api_keys: dict[str, str]  # "key of bob" is a key of bob's
     requests: dict[str, Any]  # by where they are, as their submission was answered
+
+    @cached_property
+    def clients(self) -> Clients:
+        return Clients(self.people, self.api_keys)
 
 
 @contextmanager
@@ -61,7 +65,7 @@ def undone() -> Iterator[None]:
 def make_world() -> World:
     acme, globex = make_tenant("acme"), make_tenant("globex")
     governing, running = ROLES
-    people = {
+    people: dict[str, User] = {
         "alice": make_member(acme, "alice", "admin"),
         "bob": make_member(acme, "bob", "member"),
         "carol": make_member(acme, "carol", "member"),
@@ -74,15 +78,11 @@ def make_world() -> World:
         "root": make_user("root", is_superuser=True),
         "ruth": make_member(acme, "ruth", running),
     }
-    bearers = {name: tokens.mint(person)["access"] for name, person in people.items()}
-    bearers |= {f"key of {name}": make_key(people[name]) for name in ("bob", "grace")}
-    clients = {name: APIClient() for name in bearers}
-    for name, bearer in bearers.items():
-        clients[name].credentials(HTTP_AUTHORIZATION=f"Bearer {bearer}")
-    return World(people, clients, _requests(clients, people["bob"]))
+    api_keys = {f"key of {name}": make_key(people[name]) for name in ("bob", "grace")}
+    return World(people, api_keys, _requests(Clients(people, api_keys), people["bob"]))
 
 
-def _requests(clients: dict[str, APIClient], requester: User) -> dict[str, Any]:
+def _requests(clients: Clients, requester: User) -> dict[str, Any]:
     bob, grace, ruth = clients["bob"], clients["grace"], clients["ruth"]
     made = {start: _submit(clients, start) for start in STARTS if start != "submitted"}
     work_on()
@@ -111,7 +111,7 @@ def _requests(clients: dict[str, APIClient], requester: User) -> dict[str, Any]:
     return made
 
 
-def _submit(clients: dict[str, APIClient], start: str) -> Any:
+def _submit(clients: Clients, start: str) -> Any:
     slug = fill(clients["bob"], f"Results {start}", {"a.csv": b"a,1\n" * 100})
     put = clients["cora"].put(f"/api/v1/collections/{slug}/content/b.csv", b"b,2\n", content_type="text/csv")
     assert put.status_code == 201

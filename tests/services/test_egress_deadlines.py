@@ -13,10 +13,11 @@ from egress.states import OPEN, State
 from files.models import Collection, Hold
 from files.stores import get_store
 from tests.services.egress import decide, row
-from tests.services.egress_world import STARTS, World
+from tests.services.egress_world import STARTS, World, make_world
+from tests.worlds import starts_from
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 SECOND = timedelta(seconds=1)
 ABANDONED = [start for start, state in STARTS.items() if state in OPEN]
 

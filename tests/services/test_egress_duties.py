@@ -18,10 +18,11 @@ from files.stores import get_store
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api import paths
 from tests.services.egress import REASON, body, decide, fill, path, row, see, submit
-from tests.services.egress_world import ROLES, STARTS, World, everything, give_roles, work_on
+from tests.services.egress_world import ROLES, STARTS, World, everything, give_roles, make_world, work_on
+from tests.worlds import starts_from
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 POLICY: Final = "/api/v1/tenants/acme/egress-policy/"
 
 

@@ -14,10 +14,11 @@ from egress.models import Contributor, Decision, EgressRequest, Item, Step
 from egress.states import TRANSITIONS, State, pairs
 from tenants import triggers
 from tests.services.egress import REASON, row
-from tests.services.egress_world import STARTS, World, everything, undone
+from tests.services.egress_world import STARTS, World, everything, make_world, undone
+from tests.worlds import starts_from
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 KEPT: Final[list[type[Model]]] = [EgressRequest, Step, Item, Contributor, Decision]
 OURS: Final = [guard.refusal for guard in triggers.guards if guard.table.startswith("egress_")]
 REFUSALS: Final = "|".join([*OURS, "constraint", "violates"])  # the database has each rule once

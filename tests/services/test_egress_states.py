@@ -19,10 +19,11 @@ from egress.moving import lock_request, move
 from egress.states import FINAL, OPEN, OWNERS, PINNING, TRANSITIONS, By, State, pairs
 from tenants.models import Membership, User
 from tests.services.egress import REASON, body, decide, path, row
-from tests.services.egress_world import ROLES, STARTS, Tables, World, everything, give_roles, undone, work_on
+from tests.services.egress_world import ROLES, STARTS, Tables, World, everything, give_roles, make_world, undone, work_on
+from tests.worlds import starts_from
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 Send = Callable[[APIClient, Any], Any]
 
 WITH_ROLES: Final = "bob with roles"  # the requester, whom somebody gave the roles of both stages since

@@ -1,0 +1,187 @@
+"""Worlds: a database and buckets that tests start from, built once in a run and restored for each test.
+
+A module, class or test names the function that builds its world:
+
+    pytestmark = [pytest.mark.django_db, starts_from(november)]
+
+The function takes nothing and returns what the tests need to find their way: rows, names, tokens. It runs once, outside of a
+transaction, with the default buckets. The fixture `built` is a copy of its result, made anew for each test. A test without a
+world starts from an empty database.
+"""
+
+import fcntl
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+from django.conf import settings
+from django.contrib.contenttypes.models import ContentType
+from django.core.management import call_command
+from django.db import connection, connections
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
+from django.test.utils import override_settings
+from psycopg import sql
+
+from files.stores import ensure_buckets
+
+
+Build = Callable[[], Any]
+EMPTY: Final = "empty"
+OBJECTS: Final = Path(settings.HOME) / "objects"
+
+
+class Databases:
+    """The database of this process: it is a copy of the one that its present world was saved in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._present = ""  # the world that the database holds
+        self._original = settings.DATABASES["default"]["NAME"]
+        self._is_sqlite = connection.vendor == "sqlite"
+        test_name = settings.DATABASES["default"].get("TEST", {}).get("NAME")
+        self._name = str(test_name or f"test_{self._original}")
+        connection.close()
+        settings.DATABASES["default"]["NAME"] = connection.settings_dict["NAME"] = self._name
+        with self._saved(EMPTY) as is_new:
+            if is_new:
+                self._create()
+                call_command("migrate", verbosity=0, interactive=False)
+                self._save(EMPTY, None)
+
+    def restore(self, build: Build | None) -> None:
+        """Brings the database and the default buckets to where the world begins."""
+        name = _name_of(build)
+        if build is not None:
+            with self._saved(name) as is_new:
+                if is_new:
+                    self._load(EMPTY)
+                    _load_objects(None)
+                    with override_settings(PASSWORD_HASHERS=settings.PASSWORD_HASHERS):
+                        self._save(name, build())
+        if name != self._present:
+            self._load(name)
+        if name != EMPTY:
+            _load_objects(self._folder / name)
+
+    def built(self, build: Build) -> Any:
+        return pickle.loads((self._folder / _name_of(build) / "built").read_bytes())  # noqa: S301  our own
+
+    def buckets(self, build: Build | None) -> Path:
+        """A folder for each alias of a bucket that the world has objects in."""
+        return self._folder / _name_of(build) / "objects"
+
+    def mark_changed(self) -> None:
+        """The database is no longer where its world begins: a transaction was committed."""
+        self._present = ""
+
+    def close(self) -> None:
+        self._drop(self._name)
+        connection.settings_dict["NAME"] = settings.DATABASES["default"]["NAME"] = self._original
+
+    @contextmanager
+    def _saved(self, name: str) -> Iterator[bool]:
+        """Whether the world has to be built and saved in this block; the other processes of the run wait for its end."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        done = self._folder / name / "built"
+        if done.exists():
+            yield False
+            return
+        with (self._folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield not done.exists()
+
+    def _save(self, name: str, result: Any) -> None:
+        folder = self._folder / name
+        (folder / "objects").mkdir(parents=True, exist_ok=True)
+        if OBJECTS.exists():
+            shutil.copytree(OBJECTS, folder / "objects", dirs_exist_ok=True)
+        connections.close_all()
+        if self._is_sqlite:
+            shutil.copyfile(self._name, folder / "database")  # closing the last connection has emptied its write-ahead log
+        else:
+            self._copy(self._name, self._template(name))
+        (folder / "new").write_bytes(pickle.dumps(result))
+        (folder / "new").rename(folder / "built")
+        self._present = name
+
+    def _load(self, name: str) -> None:
+        connections.close_all()
+        if self._is_sqlite:
+            self._drop(self._name)
+            shutil.copyfile(self._folder / name / "database", self._name)
+        else:
+            self._copy(self._template(name), self._name)
+        ContentType.objects.clear_cache()
+        self._present = name
+
+    # --- What the two databases do in their own ways ---
+
+    def _create(self) -> None:
+        self._drop(self._name)
+        if not self._is_sqlite:
+            self._ask(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self._name)))
+
+    def _drop(self, name: str) -> None:
+        connections.close_all()
+        if self._is_sqlite:
+            # A new file, so that a connection which a test has left open in a thread still has the old one.
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{name}{suffix}").unlink(missing_ok=True)
+        else:
+            self._ask(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _template(self, name: str) -> str:
+        return f"{self._name.rpartition('_gw')[0] or self._name}_{name}"[:63]
+
+    def _copy(self, source: str, target: str) -> None:
+        self._drop(target)
+        names = sql.Identifier(target), sql.Identifier(source)
+        self._ask(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
+
+    def _ask(self, statement: sql.Composed) -> None:
+        if isinstance(own := connections["default"], PostgreSQL):
+            own.close_pool()
+        with _server() as server:
+            server.execute(statement)
+
+
+def drop_worlds() -> None:
+    """When all processes of a run have ended. Those of SQLite are in the folder of the run."""
+    if connection.vendor != "sqlite":
+        ours = f"test_{settings.DATABASES['default']['NAME']}_"
+        with _server() as server:
+            for (name,) in server.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", [ours]).fetchall():
+                server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _server() -> "closing[psycopg.Connection[Any]]":
+    place = connection.settings_dict
+    given = {"host": place["HOST"], "port": place["PORT"], "user": place["USER"], "password": place["PASSWORD"]}
+    return closing(psycopg.connect(dbname="postgres", autocommit=True, **given))
+
+
+def _name_of(build: Build | None) -> str:
+    return EMPTY if build is None else f"{build.__module__.removeprefix('tests.')}_{build.__qualname__}".replace(".", "_")
+
+
+def _load_objects(world: Path | None) -> None:
+    if OBJECTS.exists():
+        shutil.rmtree(OBJECTS)
+    if world is not None:
+        shutil.copytree(world / "objects", OBJECTS)
+    ensure_buckets()
+
+
+def starts_from(build: Build) -> pytest.MarkDecorator:
+    """The mark of tests that start from what `build` builds."""
+    return pytest.mark.world.with_args(build)
+
+
+def build_of(node: pytest.Item) -> Build | None:
+    marker = node.get_closest_marker("world")
+    return marker.args[0] if marker else None
