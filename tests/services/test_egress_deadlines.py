@@ -16,7 +16,7 @@ from tests.services.egress import decide, row
 from tests.services.egress_world import STARTS, World
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 SECOND = timedelta(seconds=1)
 ABANDONED = [start for start, state in STARTS.items() if state in OPEN]
 

@@ -17,7 +17,7 @@ from tests.services.egress import REASON, row
 from tests.services.egress_world import STARTS, World, everything, undone
 
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 KEPT: Final[list[type[Model]]] = [EgressRequest, Step, Item, Contributor, Decision]
 OURS: Final = [guard.refusal for guard in triggers.guards if guard.table.startswith("egress_")]
 REFUSALS: Final = "|".join([*OURS, "constraint", "violates"])  # the database has each rule once
