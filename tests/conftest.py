@@ -26,7 +26,7 @@ from tests.factories import make_member, make_tenant, make_user
 from tests.worlds import Databases
 
 
-pytest_plugins = ["tests.live.fixtures"]
+pytest_plugins = ["tests.needs", "tests.interruption", "tests.live.fixtures"]
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("strongroom", deadline=None)

@@ -16,6 +16,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 
 from files.stores.s3 import S3Store
+from tests import needs
 
 
 if TYPE_CHECKING:
@@ -126,19 +127,14 @@ def moto() -> Endpoint:
     return moto_server()[0]
 
 
-def is_ceph_wanted() -> bool:
-    """Whether tests that run on several servers run on the real one: if there is one, and in CI, where it would be missed."""
-    return "S3_TEST_ENDPOINT_URL" in os.environ or os.environ.get("CI") == "true"
-
-
 def ceph() -> Endpoint:
-    """The real server; skips the test without one, and fails it in CI, where there must be one."""
-    if url := os.environ.get("S3_TEST_ENDPOINT_URL"):
-        return Endpoint(url, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
-    reason = 'no S3_TEST_ENDPOINT_URL: eval "$(.ci/ceph up)" starts a real S3 server'
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    """The real server."""
+    return Endpoint(needs.address("ceph"), os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+
+
+SERVERS = {"moto": moto, "ceph": ceph}
+CEPH = pytest.param("ceph", marks=pytest.mark.needs("ceph"))
+SERVER_PARAMS = ["moto", CEPH]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api.answers import problem
 
 
+pytestmark = pytest.mark.both_databases
 Api = Callable[[User | None], APIClient]
 ACME, PLATFORM = "/api/v1/tenants/acme/audit", "/api/v1/audit"
 BOTH = pytest.mark.parametrize("ending", ["/", ".csv"])

@@ -15,6 +15,7 @@ from tests.api.answers import digest
 from tests.api.vault import WatchedStore
 
 
+pytestmark = pytest.mark.both_databases
 Api = Callable[[User | None], APIClient]
 NAMES = st.sampled_from(["a", "b", "c"])
 CONTENTS = st.sampled_from([b"", b"1", b"x" * 72, b"x" * 500])

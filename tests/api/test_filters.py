@@ -16,7 +16,7 @@ from tests.api import paths
 from tests.api.answers import problem
 
 
-pytestmark = pytest.mark.usefixtures("vault")
+pytestmark = [pytest.mark.usefixtures("vault"), pytest.mark.both_databases]
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
 

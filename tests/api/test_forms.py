@@ -21,7 +21,6 @@ from tests.api.answers import audited, problem
 from tests.api.vault import WatchedStore
 
 
-pytestmark = pytest.mark.any_database
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
 CONTENT = random.Random(10).randbytes(3000)

@@ -158,7 +158,6 @@ def assert_shows_everywhere(client: APIClient, slug: str, filename: str) -> None
     assert archive.read(filename) == CONTENT
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("filename", REFUSED.values(), ids=REFUSED)
 def test_a_name_that_is_refused_is_400_and_keeps_nothing(
@@ -193,7 +192,6 @@ def test_a_name_that_is_kept_is_kept_exactly(bob: User, november: str, api: Api,
 # What a client may send though nothing of it is a name: bytes that are no UTF-8, and NUL.
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("raw", [b"\xff", b"a\xfe", b"\xed\xa0\x80", b"\xc0\xaf", b"\xc3", b"\xf5\x80\x80\x80", b"a\x80b"])
 @pytest.mark.parametrize(
     ("method", "where", "end"), [("PUT", b"content/", b""), ("GET", b"content/", b""), ("DELETE", b"files/", b"/")]
@@ -214,14 +212,12 @@ def test_nul_is_400(bob: User, november: str, api: Api, vault: WatchedStore, way
     assert vault.keys() == set()
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("raw", ["%2E%2E", "%2e%2E", "..", "%2E"])
 def test_dots_are_400_in_any_spelling(bob: User, november: str, api: Api, raw: str) -> None:
     answer = api(bob).put(f"{paths.collection(november)}content/{raw}", b"x", content_type="text/csv")
     problem(answer, 400, "bad_filename")
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("raw", ["a%2Fb", "..%2Fa", "%2Fetc%2Fpasswd", "a/b", "//a"])
 def test_slashes_are_other_addresses_in_any_spelling(bob: User, november: str, api: Api, raw: str) -> None:
     answer = api(bob).put(f"{paths.collection(november)}content/{raw}", b"x", content_type="text/csv")

@@ -19,7 +19,6 @@ from tests.api.answers import audited, digest, problem
 from tests.api.vault import WatchedStore
 
 
-pytestmark = pytest.mark.any_database
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
 SIZE = 1000

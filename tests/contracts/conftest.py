@@ -11,18 +11,13 @@ from files.stores.s3 import S3Store
 from tests import stores
 
 
-SERVERS = {"moto": stores.moto}
-if stores.is_ceph_wanted():  # else the tests that need it say so, and the others do not repeat it a hundred times
-    SERVERS["ceph"] = stores.ceph
-
-
-@pytest.fixture(scope="session", params=["local", *SERVERS])
+@pytest.fixture(scope="session", params=["local", *stores.SERVER_PARAMS])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ObjectStore]]:
     """Two stores of one kind, which copy into each other."""
     if request.param == "local":
         yield [LocalStore(location=tmp_path_factory.mktemp(alias)) for alias in ("vault", "staging")]
     else:
-        endpoint = SERVERS[request.param]()
+        endpoint = stores.SERVERS[request.param]()
         with stores.buckets(endpoint, 2) as names:
             yield [endpoint.store(name) for name in names]
 
@@ -46,9 +41,9 @@ def prefix(pair: list[ObjectStore]) -> Iterator[str]:
         store.erase(store.entries(name))  # moto copies everything that a bucket holds for each listing
 
 
-@pytest.fixture(scope="session", params=SERVERS)
+@pytest.fixture(scope="session", params=stores.SERVER_PARAMS)
 def endpoint(request: pytest.FixtureRequest) -> stores.Endpoint:
-    return SERVERS[request.param]()
+    return stores.SERVERS[request.param]()
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def test_erase_leaves_no_version_behind(endpoint: stores.Endpoint, versioned: S3
     assert kinds(versioned, "b/") == ["object"]
 
 
+@pytest.mark.needs("ceph")
 def test_erase_destroys_in_a_bucket_whose_versioning_is_suspended() -> None:
     endpoint = stores.ceph()  # moto fails at such a delete
     with stores.buckets(endpoint, 1) as (name,):
@@ -88,8 +89,8 @@ def test_erase_destroys_in_a_bucket_whose_versioning_is_suspended() -> None:
         assert kinds(store, "a/") == []
 
 
-@pytest.mark.parametrize("endpoint", ["ceph"], indirect=True)  # moto lists all uploads on one page
-@pytest.mark.parametrize("uploads", [20, pytest.param(1001, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("endpoint", [stores.CEPH], indirect=True)  # moto lists all uploads on one page
+@pytest.mark.parametrize("uploads", [20, pytest.param(1001, marks=pytest.mark.long)])
 def test_entries_and_erase_go_past_a_thousand_of_each_kind(endpoint: stores.Endpoint, versioned: S3Store, uploads: int) -> None:
     client, bucket, count = endpoint.client, versioned.bucket_name, 350
 
@@ -153,6 +154,7 @@ def test_erase_names_what_a_policy_keeps(endpoint: stores.Endpoint, s3: S3Store)
     assert [entry.key for entry in s3.entries("a/")] == ["a/1"]
 
 
+@pytest.mark.needs("ceph")
 def test_reading_and_writing_without_permission_is_refused() -> None:
     endpoint = stores.ceph()  # moto asks its policies about GET and DELETE only
     with stores.buckets(endpoint, 1) as (name,):
@@ -169,6 +171,7 @@ def test_reading_and_writing_without_permission_is_refused() -> None:
             put(store, "a/2", CONTENT)
 
 
+@pytest.mark.needs("ceph")
 @pytest.mark.parametrize(("access_key", "secret_key"), [("nobody", "wrong"), (None, "wrong")], ids=["unknown", "wrong"])
 def test_wrong_credentials_are_refused(access_key: str | None, secret_key: str) -> None:
     endpoint = stores.ceph()  # moto takes any
@@ -249,7 +252,7 @@ def test_store_encrypts_only_what_it_is_asked_to(endpoint: stores.Endpoint, s3: 
     assert kinds(s3, "") == ["object", "object"]
 
 
-@pytest.mark.parametrize("endpoint", ["ceph"], indirect=True)
+@pytest.mark.parametrize("endpoint", [stores.CEPH], indirect=True)
 @pytest.mark.parametrize("content", [b"1", CONTENT], ids=["small", "big"])
 def test_store_that_cannot_encrypt_refuses(s3: S3Store, content: bytes) -> None:
     with pytest.raises(NotEncrypted):

@@ -12,11 +12,12 @@ import pytest
 from psycopg import sql
 from pytest_django import Settings
 
-from tests import servers, stores
+from tests import needs, stores
 from tests.live.people import Person
 from tests.live.proxy import Proxy, proxy_to
 from tests.live.server import OWN, Server
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
 
 
 KEPT = 40  # connections that the store's client may have made in a test: as many as requests came at once, and parts of uploads
@@ -71,6 +72,7 @@ def started_site(home: Path, *, is_timed: bool = False, **settings: str) -> Iter
 
 
 @pytest.fixture(scope="session")
+@mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
 def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with started_site(tmp_path_factory.mktemp("site") / "home", DATABASE_TIMEOUT="4") as site:
         yield site
@@ -108,7 +110,7 @@ def faults(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Ite
 @contextmanager
 def postgresql_database() -> Iterator[str]:
     """The address of a new database beside the one that the suite uses."""
-    address = urlsplit(servers.postgresql_url())
+    address = urlsplit(needs.address("postgresql"))
     name = f"strongroom_live_{uuid.uuid4().hex}"
     with psycopg.connect(address._replace(path="/postgres").geturl(), autocommit=True) as postgresql:
         postgresql.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import redis
 
-from tests import servers
+from tests import needs
 from tests.live.people import Person
 from tests.live.server import Server
 from tests.live.waiting import wait_for
@@ -41,8 +42,9 @@ def test_work_is_found_again_without_anything_that_the_broker_had(ready_server: 
     server.check()
 
 
+@pytest.mark.needs("redis")
 def test_ticks_go_on_when_redis_forgets_everything(ready_server: Callable[..., Server], tmp_path: Path) -> None:
-    url = f"{servers.redis_url().rpartition('/')[0]}/13"  # not beside another test's ticks
+    url = f"{needs.address('redis').rpartition('/')[0]}/13"  # not beside another test's ticks
     with closing(redis.Redis.from_url(url)) as client:
         client.flushdb()
         server = ready_server(DELETE_GRACE="1", BROKER_URL=url).start()

@@ -72,7 +72,7 @@ def hanging(site: Site) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("fail", [pytest.param(down, marks=pytest.mark.slow), hanging])
+@pytest.mark.parametrize("fail", [pytest.param(down, marks=pytest.mark.long), hanging])
 def test_every_request_without_a_database_is_503_in_time_and_works_afterwards(
     site: Site, stocked: Person, fail: Callable[[Site], AbstractContextManager[None]]
 ) -> None:
@@ -138,7 +138,7 @@ class SlowUpload:
 
 
 @pytest.mark.parametrize(
-    "content", [pytest.param(SMALL, marks=pytest.mark.slow, id="small"), pytest.param(CONTENT, id="multipart")]
+    "content", [pytest.param(SMALL, marks=pytest.mark.long, id="small"), pytest.param(CONTENT, id="multipart")]
 )
 def test_upload_whose_database_is_away_between_its_bytes_and_its_commit(site: Site, member: Person, content: bytes) -> None:
     """F-22: away and back is not noticed. Away and not back is 503 and no file, and the object goes."""
@@ -162,7 +162,7 @@ def test_upload_whose_database_is_away_between_its_bytes_and_its_commit(site: Si
     [
         pytest.param("request", "reset", 503, False, id="never-arrives"),
         pytest.param("answer", "reset", 201, True, id="answer-is-lost"),
-        pytest.param("answer", "hang", 201, True, id="answer-never-comes", marks=pytest.mark.slow),
+        pytest.param("answer", "hang", 201, True, id="answer-never-comes", marks=pytest.mark.long),
     ],
 )
 def test_upload_whose_commit_is_cut_is_told_by_what_became_of_it(
@@ -181,7 +181,7 @@ def test_upload_whose_commit_is_cut_is_told_by_what_became_of_it(
     assert get(member, "a.bin").content == SMALL
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_upload_that_was_committed_unheard_and_cannot_be_read_back_says_so(site: Site, member: Person) -> None:
     """F-24: the file is there once the database is; it is neither lost nor doubled."""
     with ThreadPoolExecutor() as pool, site.database.during(Fault(request=rb"COMMIT", then="hang", times=1)):
@@ -214,8 +214,8 @@ def begin_download(member: Person, filename: str) -> socket.socket:
     ("fail", "seconds", "is_whole"),
     [
         pytest.param(down, 4, True, id="down"),
-        pytest.param(hanging, 4, True, id="hanging", marks=pytest.mark.slow),
-        pytest.param(down, 75, False, id="for-too-long", marks=pytest.mark.slow),
+        pytest.param(hanging, 4, True, id="hanging", marks=pytest.mark.long),
+        pytest.param(down, 75, False, id="for-too-long", marks=pytest.mark.long),
     ],
 )
 def test_download_goes_on_while_the_database_is_away_for_a_while(
@@ -262,7 +262,7 @@ def test_start_without_a_database_ends_and_says_why(new_server: Callable[..., Se
     assert "couldn't get a connection" in server.log
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_web_process_that_starts_before_its_database_is_ready_once_it_is_there(site: Site) -> None:
     server = Server(site.server.home)
     server.environment = site.server.environment | {"PORT": str(server.port)}
@@ -309,7 +309,7 @@ def refusals(site: Site, sqlstate: str, count: int) -> Iterator[Callable[[], int
 AUDITED = ["sign-in", "collection", "put", "form", "replace", "rename", "download", "mint", "archive", "delete"]
 
 
-@pytest.mark.parametrize("sqlstate", [pytest.param("40001", marks=pytest.mark.slow), "40P01"])
+@pytest.mark.parametrize("sqlstate", [pytest.param("40001", marks=pytest.mark.long), "40P01"])
 def test_transaction_that_the_database_sacrificed_is_done_again(site: Site, stocked: Person, sqlstate: str) -> None:
     """F-25."""
     for name in AUDITED:
@@ -321,7 +321,7 @@ def test_transaction_that_the_database_sacrificed_is_done_again(site: Site, stoc
 @pytest.mark.parametrize(
     ("sqlstate", "tries"),
     [
-        pytest.param("40001", 4, id="serialization-failure", marks=pytest.mark.slow),
+        pytest.param("40001", 4, id="serialization-failure", marks=pytest.mark.long),
         pytest.param("40P01", 4, id="deadlock"),
         pytest.param("57014", 1, id="statement-cancelled"),
         pytest.param("55P03", 1, id="lock-not-available"),
@@ -364,7 +364,7 @@ def test_deadlock_with_another_client_is_not_noticed(site: Site, stocked: Person
     pytest.fail("PostgreSQL never chose the server's transaction")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_requests_that_wait_for_a_lock_are_503_in_time(site: Site, stocked: Person) -> None:
     """More of them than the pool has connections: those who only read wait for one, and are answered too (F-36)."""
     with other_client(site) as other:

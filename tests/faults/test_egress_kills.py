@@ -47,7 +47,12 @@ from tests.services.egress import (
 )
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("own_buckets"),
+    pytest.mark.timeout(600),
+    pytest.mark.both_databases,
+]
 
 ASKED: Final[tuple[tuple[type, str], ...]] = (
     (LocalStore, "copy"),

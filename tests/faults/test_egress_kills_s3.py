@@ -19,6 +19,7 @@ from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
 from tests.faults.test_egress_kills import KILLED, assert_released_once, build, die, in_worker
+from tests.needs import mark_users
 from tests.services.egress import Api, approved, fill, go_on_given, make_reviewers, row
 from tests.services.egress_world import undone
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.any_database,
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 MIB: Final = 1024**2
@@ -61,6 +61,7 @@ class ReleaseBucket:
 
 
 @pytest.fixture
+@mark_users(pytest.mark.needs("ceph"))
 def release(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReleaseBucket]:
     monkeypatch.setattr(S3Store, "part_bytes", PART)
     with stores.stored_in(stores.ceph(), settings) as by_alias:
@@ -152,7 +153,7 @@ def test_package_whose_worker_is_killed_within_its_upload_is_that_of_the_next(
     assert_follows_undisturbed(release, request, digest, api, bob)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("event", [BEFORE, BEHIND])
 def test_worker_that_is_killed_at_any_request_to_the_store_is_followed_by_another(

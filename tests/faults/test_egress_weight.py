@@ -34,6 +34,7 @@ from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
 from tests.faults.test_egress_kills import assert_released_once, build, in_worker
+from tests.needs import mark_users
 from tests.services.egress import (
     Api,
     approved,
@@ -62,6 +63,7 @@ ROWS: Final = 2 * KIB
 
 
 @pytest.fixture
+@mark_users(pytest.mark.needs("ceph"))
 def buckets(settings: Settings) -> Iterator[dict[str, str]]:
     with stores.stored_in(stores.ceph(), settings) as by_alias:
         yield by_alias
@@ -123,7 +125,7 @@ def empty_vault() -> None:
 
 @pytest.mark.parametrize(
     ("files", "mib", "bound"),
-    [(200, 128, 48), pytest.param(2_000, 2_048, 96, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+    [(200, 128, 48), pytest.param(2_000, 2_048, 96, marks=[pytest.mark.long, pytest.mark.timeout(900)])],
 )
 def test_package_of_much_takes_little_memory_and_no_disk(
     api: Api, bob: User, people: dict[str, User], files: int, mib: int, bound: int

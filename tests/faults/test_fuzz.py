@@ -237,7 +237,7 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Check]] = {
     "object": (st.tuples(st.integers(57, 200), st.binary(max_size=500), st.integers(0, 2**33)),
                sealed_segments_open_at_their_own_place_only),
 }  # fmt: skip
-EXAMPLES = pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+EXAMPLES = pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 
 
 def fuzz(strategy: st.SearchStrategy[Any], check: Check, *, examples: int) -> None:

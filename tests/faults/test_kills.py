@@ -69,19 +69,19 @@ def outcome(answering: "Future[Answer]") -> int | None:
 S3, DATABASE = "s3", "database"
 MOMENTS = [
     # where, the exchange that is held, on which way, what is uploaded, whether there is a file afterwards
-    pytest.param(S3, rb"^POST \S+\?uploads", "answer", CONTENT, False, id="multipart-begun", marks=pytest.mark.slow),
-    pytest.param(S3, rb"partNumber=2", "request", CONTENT, False, id="second-part", marks=pytest.mark.slow),
-    pytest.param(S3, rb"^POST \S+\?uploadId", "request", CONTENT, False, id="before-complete", marks=pytest.mark.slow),
-    pytest.param(S3, rb"^POST \S+\?uploadId", "answer", CONTENT, False, id="completed-unheard", marks=pytest.mark.slow),
-    pytest.param(S3, rb"^PUT ", "request", SMALL, False, id="before-put", marks=pytest.mark.slow),
+    pytest.param(S3, rb"^POST \S+\?uploads", "answer", CONTENT, False, id="multipart-begun", marks=pytest.mark.long),
+    pytest.param(S3, rb"partNumber=2", "request", CONTENT, False, id="second-part", marks=pytest.mark.long),
+    pytest.param(S3, rb"^POST \S+\?uploadId", "request", CONTENT, False, id="before-complete", marks=pytest.mark.long),
+    pytest.param(S3, rb"^POST \S+\?uploadId", "answer", CONTENT, False, id="completed-unheard", marks=pytest.mark.long),
+    pytest.param(S3, rb"^PUT ", "request", SMALL, False, id="before-put", marks=pytest.mark.long),
     pytest.param(S3, rb"^PUT ", "answer", SMALL, False, id="put-unheard"),
     pytest.param(DATABASE, rb"COMMIT", "request", CONTENT, False, id="before-commit"),
     pytest.param(DATABASE, rb"COMMIT", "answer", SMALL, True, id="committed-unheard"),
 ]
 
 
-@pytest.mark.parametrize("send", [put, pytest.param(post_form, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("send", [put, pytest.param(post_form, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("where", "request_held", "way", "content", "is_kept"), MOMENTS)
 def test_upload_whose_server_is_killed_is_a_whole_file_or_nothing(
     site: Site,
@@ -123,7 +123,8 @@ def download(member: Person, target: Path, *arguments: str) -> Iterator["subproc
         stream.kill()
 
 
-@pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.slow)])
+@pytest.mark.needs("curl")
+@pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.long)])
 def test_download_whose_server_is_killed_ends_visibly_and_can_be_resumed(
     site: Site, member: Person, tmp_path: Path, kill: Callable[[Server], None]
 ) -> None:
@@ -147,7 +148,8 @@ def begin_upload(member: Person, filename: str, sent: int) -> socket.socket:
     return client
 
 
-@pytest.mark.slow
+@pytest.mark.needs("curl")
+@pytest.mark.long
 def test_server_that_is_told_to_stop_drains_what_ends_soon_and_cuts_the_rest(site: Site, member: Person, tmp_path: Path) -> None:
     """F-28: `bin/run` waits for five seconds; WEB_DRAIN_SECONDS says how long in production."""
     server = site.server
@@ -189,7 +191,7 @@ ERASING = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("where", "request_held", "way"), ERASING)
 def test_erasure_whose_worker_is_killed_is_done_by_the_next(
     site: Site, member: Person, where: str, request_held: bytes, way: str

@@ -119,8 +119,10 @@ class Client:
     ("server", "count", "keys", "seconds"),
     [
         pytest.param("simple", 4, 0, 0, id="sqlite-local"),
-        pytest.param("simple", 10, 500, 20, id="sqlite-local-long", marks=pytest.mark.slow),
-        pytest.param("real", 10, 500, 20, id="postgresql-ceph", marks=pytest.mark.slow),
+        pytest.param("simple", 10, 500, 20, id="sqlite-local-long", marks=pytest.mark.long),
+        pytest.param(
+            "real", 10, 500, 20, id="postgresql-ceph", marks=[pytest.mark.long, pytest.mark.needs("ceph", "postgresql")]
+        ),
     ],
     indirect=["server"],
 )
@@ -220,7 +222,7 @@ def twenty(member: Person, contents: list[bytes], condition: str = "") -> list[i
         return list(pool.map(finish, clients, [content[-1:] for content in contents]))
 
 
-@pytest.mark.parametrize("size", [100_000, pytest.param(9 * MIB, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [100_000, pytest.param(9 * MIB, marks=pytest.mark.long)])
 def test_uploads_of_one_name_at_once_are_one_file(member: Person, site: Site, size: int) -> None:
     """F-58: one 201 and else 409, and of replacements one 200 and else 412. Who comes when the file is there gets 428."""
     contents = [random.Random(number).randbytes(size) for number in range(20)]
@@ -252,13 +254,14 @@ def objects_of(member: Person) -> list[str]:
 # --- One file ---
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize(
     ("mib", "rate", "is_erased_meanwhile"),
     [
         (6, "2M", False),
-        pytest.param(48, "16M", False, marks=pytest.mark.slow),
+        pytest.param(48, "16M", False, marks=pytest.mark.long),
         # Slow readers hold no open answer of S3, which would outlive the object.
-        pytest.param(72, "2M", True, marks=pytest.mark.slow),
+        pytest.param(72, "2M", True, marks=pytest.mark.long),
     ],
 )
 def test_file_is_replaced_under_its_readers(

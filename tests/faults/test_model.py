@@ -30,6 +30,7 @@ from tests.faults.strongroom import Strongroom
 from tests.faults.world import COUNTED, TITLES, TWINS, Fault
 
 
+pytestmark = pytest.mark.both_databases
 log = logging.getLogger(__name__)
 
 
@@ -141,7 +142,7 @@ def test_egress_broken_off_is_done_or_not_and_goes_on(
     assert break_off(operation, kind, step=step) > 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1_800)  # packaging has hundreds of points
 @pytest.mark.parametrize("broken_store", ["local", "s3"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,7 +161,7 @@ def test_any_order_of_operations_agrees_with_the_model(
     run(room, examples=examples, steps=12, derandomize=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("broken_store", ["local", "s3"], indirect=True)
 @pytest.mark.parametrize("room", [LettingOut, Strongroom])

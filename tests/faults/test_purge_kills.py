@@ -200,16 +200,16 @@ def test_two_beats_and_two_workers_do_it_once(ready_server: Callable[..., Server
 
 S3, DATABASE = "s3", "database"
 MOMENTS = [
-    pytest.param(DATABASE, rb'INSERT INTO "purge_destruction"', "request", id="begins", marks=pytest.mark.slow),
-    pytest.param(DATABASE, rb'UPDATE "files_key" SET "wrapped"', "answer", id="key-not-committed", marks=pytest.mark.slow),
-    pytest.param(DATABASE, rb'UPDATE "purge_portion"', "request", id="claims", marks=pytest.mark.slow),
-    pytest.param(S3, rb"^GET \S+versions", "request", id="lists", marks=pytest.mark.slow),
-    pytest.param(S3, rb"^POST \S+\?delete", "request", id="deletes", marks=pytest.mark.slow),
+    pytest.param(DATABASE, rb'INSERT INTO "purge_destruction"', "request", id="begins", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'UPDATE "files_key" SET "wrapped"', "answer", id="key-not-committed", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'UPDATE "purge_portion"', "request", id="claims", marks=pytest.mark.long),
+    pytest.param(S3, rb"^GET \S+versions", "request", id="lists", marks=pytest.mark.long),
+    pytest.param(S3, rb"^POST \S+\?delete", "request", id="deletes", marks=pytest.mark.long),
     pytest.param(S3, rb"^POST \S+\?delete", "answer", id="deleted-unheard"),
-    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "request", id="rows-go", marks=pytest.mark.slow),
-    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "answer", id="rows-gone-unheard", marks=pytest.mark.slow),
+    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "request", id="rows-go", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "answer", id="rows-gone-unheard", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'DELETE FROM "files_collection"', "request", id="certifies"),
-    pytest.param(DATABASE, rb'DELETE FROM "files_key"', "answer", id="certificate-not-committed", marks=pytest.mark.slow),
+    pytest.param(DATABASE, rb'DELETE FROM "files_key"', "answer", id="certificate-not-committed", marks=pytest.mark.long),
 ]
 
 

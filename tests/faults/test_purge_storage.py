@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Fault = Callable[[WSGIEnvironment, StartResponse, WSGIApplication], Iterable[bytes] | None]
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.any_database]
+pytestmark = [pytest.mark.django_db(transaction=True)]
 VERSIONS = ("GET", "versions")
 EMPTY = b"<ListVersionsResult><IsTruncated>false</IsTruncated></ListVersionsResult>"
 CUT = b"<ListVersionsResult><IsTruncated>true</IsTruncated></ListVersionsResult>"  # there is more, but it does not say where
@@ -66,7 +66,7 @@ def throttled_from(number: int) -> "Fault":
     return fault
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_store_that_throttles_from_any_request_on_is_waited_for(
     faults: stores.Faults, api: Api, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

@@ -20,6 +20,7 @@ from tests.faults.conftest import Site, started_site
 from tests.live.people import Person
 from tests.live.server import ROOT, Server
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
 
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def asked(member: Person) -> Iterator[Asked]:
 
 
 @pytest.fixture(scope="module")
+@mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
 def busy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """With a process for each of two cores, and threads for a thousand transfers."""
     with started_site(tmp_path_factory.mktemp("busy") / "home", is_timed=True, WEB_WORKERS="2", WEB_THREADS="1200") as site:
@@ -132,7 +134,7 @@ def cpu_of(server: Server) -> float:
     ("count", "seconds"),
     [
         pytest.param(100, 5, id="short"),
-        pytest.param(1000, 180, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+        pytest.param(1000, 180, id="long", marks=[pytest.mark.long, pytest.mark.timeout(400)]),
     ],
 )
 def test_slow_readers_delay_nobody(busy_site: Site, member: Person, count: int, seconds: int) -> None:
@@ -177,7 +179,7 @@ def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(5, id="short"), pytest.param(CUT_OFF, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(400)])]
+    "seconds", [pytest.param(5, id="short"), pytest.param(CUT_OFF, id="long", marks=[pytest.mark.long, pytest.mark.timeout(400)])]
 )
 @pytest.mark.parametrize("kind", ["stalled readers", "trickling uploads"])
 def test_clients_without_pace_are_cut_off_and_delay_nobody(busy_site: Site, member: Person, kind: str, seconds: int) -> None:
@@ -202,7 +204,7 @@ def test_clients_without_pace_are_cut_off_and_delay_nobody(busy_site: Site, memb
     assert member.filenames() == {"a.bin"}
 
 
-@pytest.mark.parametrize("kind", ["downloads", pytest.param("uploads", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["downloads", pytest.param("uploads", marks=pytest.mark.long)])
 def test_200_clients_that_hang_up_in_mid_stream_leave_nothing(busy_site: Site, member: Person, kind: str) -> None:
     """Round after round."""
     before, memory = descriptors(busy_site), []

@@ -18,7 +18,9 @@ import psutil
 import pytest
 
 from tests.faults.tiny import MIB, HastyWorker
+from tests.live.child import dying_with_us
 from tests.live.waiting import has_ended, wait_for
+from tests.needs import mark_users
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +35,11 @@ class Server:
         self.address = listener.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self.log = log
-        command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "-k", "tests.faults.tiny.HastyWorker"]
-        command += ["--bind", f"fd://{listener.fileno()}", "--threads", str(threads), "tests.faults.tiny:application"]
+        gunicorn = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "-k", "tests.faults.tiny.HastyWorker"]
+        gunicorn += ["--bind", f"fd://{listener.fileno()}", "--threads", str(threads), "tests.faults.tiny:application"]
         with log.open("wb") as stderr, listener:
             self.process = subprocess.Popen(
-                command,
+                dying_with_us(*gunicorn),
                 cwd=ROOT,
                 env=os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings"},
                 stderr=stderr,
@@ -113,6 +115,7 @@ def curl(*arguments: str, stdin: IO[bytes] | None = None) -> subprocess.Complete
 
 
 @pytest.fixture(scope="module")
+@mark_users(pytest.mark.server)
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server") / "log", threads=8)
     yield server
@@ -126,6 +129,7 @@ def server(shared: Server) -> Server:
 
 
 @pytest.fixture
+@mark_users(pytest.mark.server)
 def own_server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "log", threads=8)
     yield server
@@ -181,6 +185,7 @@ def test_stalled_head_is_closed_without_an_answer(server: Server) -> None:
     assert time.monotonic() - started < 3 * HastyWorker.head_patience
 
 
+@pytest.mark.needs("curl")
 def test_failed_streams_are_counted_out_once(server: Server) -> None:
     for _ in range(10):
         assert curl(f"{server.url}/raises").returncode == 18
@@ -239,12 +244,14 @@ def test_body_that_trickles_is_answered_408(server: Server, framing: bytes) -> N
 # --- Bodies are asked for when they are wanted ---
 
 
+@pytest.mark.needs("curl")
 def test_refused_upload_is_answered_with_nothing_uploaded(server: Server, huge_file: Path) -> None:
     for _ in range(10):
         result = curl("-T", str(huge_file), "-w", "%{http_code} %{size_upload}", f"{server.url}/refuse")
         assert result.stdout == b"no403 0"
 
 
+@pytest.mark.needs("curl")
 def test_refused_upload_of_a_client_that_does_not_ask_is_answered(server: Server, huge_file: Path) -> None:
     for _ in range(10):
         result = curl("-T", str(huge_file), "-H", "Expect:", "-w", "%{http_code}", f"{server.url}/refuse")
@@ -272,6 +279,7 @@ def test_body_of_a_client_that_went_ahead_is_not_invited(server: Server) -> None
     assert b"100 Continue" not in server.exchange(head + b"12345")
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 3_000_000])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_body_arrives_whole(server: Server, tmp_path: Path, size: int, framing: str) -> None:
@@ -301,6 +309,7 @@ def test_broken_chunks_are_errors_to_the_application(server: Server, body: bytes
 # --- A response is whole, or visibly not ---
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("path", ["/raises", "/ends-early"])
 def test_response_that_fails_ends_short_at_once(server: Server, path: str) -> None:
     took = []
@@ -312,6 +321,7 @@ def test_response_that_fails_ends_short_at_once(server: Server, path: str) -> No
     assert min(took) < 0.9  # the machine may be busy
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("version", ["--http1.0", "--http1.1"])
 def test_response_without_length_that_fails_is_no_success(server: Server, version: str) -> None:
     assert curl(version, f"{server.url}/raises-without-length").returncode in {18, 56}

@@ -18,8 +18,6 @@ from tests.api import paths
 from tests.contracts.test_s3_faults import COMPLETE, PART, PUT, answering, failing, unheard
 
 
-pytestmark = pytest.mark.any_database
-
 Api = Callable[[User | None], APIClient]
 MIB = 1024 * 1024
 SMALL, BIG = random.Random(1).randbytes(300_000), random.Random(1).randbytes(17 * MIB)

@@ -27,9 +27,9 @@ from tests.api import paths
 from tests.lifted import guards_lifted
 
 
-pytestmark = pytest.mark.any_database
-
 Api = Callable[[User | None], APIClient]
+NEEDS_CEPH = pytest.mark.needs("ceph")
+BUCKET = pytest.param("bucket", marks=NEEDS_CEPH)
 S = 64  # bytes of a segment: 48 of plaintext, 8 in the first
 CONTENT = random.Random(3).randbytes(1000)
 EMPTY, FULL, SIX = 0, 8 + 3 * 48, 8 + 4 * 48 + 20  # plaintext bytes: nothing, a last segment that is full, six segments
@@ -208,8 +208,8 @@ def others(sealed: bytes, _: int) -> Iterator[bytes]:
     yield from (bytes(len(sealed)), b"<html>502 Bad Gateway</html>".ljust(len(sealed)), os.urandom(len(sealed)))
 
 
-def thorough(objects: str, length: int, step: int) -> Any:
-    return pytest.param(objects, length, step, marks=[pytest.mark.slow, pytest.mark.timeout(600)])
+def thorough(objects: str, length: int, step: int, *marks: pytest.MarkDecorator) -> Any:
+    return pytest.param(objects, length, step, marks=[pytest.mark.long, pytest.mark.timeout(600), *marks])
 
 
 @pytest.mark.parametrize("damage", [flips, cuts, moves, extensions, others])
@@ -218,11 +218,11 @@ def thorough(objects: str, length: int, step: int) -> Any:
     [
         ("directory", EMPTY, 17),
         ("directory", SIX, 53),
-        ("bucket", FULL, 101),
+        pytest.param("bucket", FULL, 101, marks=NEEDS_CEPH),
         thorough("directory", EMPTY, 1),
         thorough("directory", FULL, 1),
         thorough("directory", SIX, 3),
-        thorough("bucket", SIX, 4),
+        thorough("bucket", SIX, 4, NEEDS_CEPH),
     ],
     indirect=["objects"],
 )
@@ -251,7 +251,7 @@ def forged(victim: Victim, *sealed: tuple[int, int, bool]) -> bytes:
     )
 
 
-@pytest.mark.parametrize("objects", ["directory", "bucket"], indirect=True)
+@pytest.mark.parametrize("objects", ["directory", BUCKET], indirect=True)
 def test_authentic_segments_that_are_not_this_content_are_told(api: Api, alice: User, objects: Objects) -> None:
     """C-3: every tag is right, and the content ends earlier, later, or with an empty segment behind a full one."""
     victim = Victim(api(alice), FULL)
@@ -269,7 +269,11 @@ def test_authentic_segments_that_are_not_this_content_are_told(api: Api, alice: 
     victim.assert_intact()
 
 
-@pytest.mark.parametrize(("objects", "length"), [("directory", EMPTY), ("directory", SIX), ("bucket", SIX)], indirect=["objects"])
+@pytest.mark.parametrize(
+    ("objects", "length"),
+    [("directory", EMPTY), ("directory", SIX), pytest.param("bucket", SIX, marks=NEEDS_CEPH)],
+    indirect=["objects"],
+)
 def test_object_of_another_content_is_told(api: Api, alice: User, mallory: User, objects: Objects, length: int) -> None:
     """F-08, INV-05: with its row's header, salt and commitment, too."""
     client = api(alice)
@@ -321,7 +325,7 @@ def bent(value: bytes, step: int) -> list[bytes]:
     return [*flips(value, step), value[:-1], value + b"\0", b""]
 
 
-@pytest.mark.parametrize("step", [13, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(300)], id="every-byte")])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(300)], id="every-byte")])
 @pytest.mark.parametrize(
     "field", ["header", "key_salt", "key_commitment", "segment_size", "length", "cipher", "uuid", "object_id"]
 )
@@ -345,7 +349,7 @@ def test_row_with_another_value_shows_no_wrong_byte(api: Api, alice: User, direc
 
 
 @pytest.mark.parametrize("is_planted", [False, True])
-@pytest.mark.parametrize("objects", ["directory", "bucket"], indirect=True)
+@pytest.mark.parametrize("objects", ["directory", BUCKET], indirect=True)
 def test_row_whose_cipher_was_taken_away_yields_nothing(api: Api, alice: User, objects: Objects, *, is_planted: bool) -> None:
     """INV-03: ciphertext, or bytes that somebody planted, under a row that says that this is all there is to it."""
     victim = Victim(api(alice), SIX)

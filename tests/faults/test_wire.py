@@ -20,8 +20,10 @@ from tests.faults.conftest import Site, started_site
 from tests.live.people import Person
 from tests.live.proxy import Fault, Happening, Proxy
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
 
 
+pytestmark = pytest.mark.needs("curl")
 MIB = 1024 * 1024
 SEGMENT = 128 * 1024
 CONTENT = random.Random(1).randbytes(20 * MIB + 12345)
@@ -133,7 +135,7 @@ def test_download_that_the_wire_alters_shows_no_wrong_byte(site: Site, reader: P
         pytest.param(Proxy.down, 10, id="down"),
         # One answer that does not go on, and one request that is not answered, twice.
         pytest.param(
-            lambda s3: s3.during(Fault(then="hang")), 60, id="silent", marks=[pytest.mark.slow, pytest.mark.timeout(200)]
+            lambda s3: s3.during(Fault(then="hang")), 60, id="silent", marks=[pytest.mark.long, pytest.mark.timeout(200)]
         ),
     ],
 )
@@ -179,7 +181,7 @@ READY = dict.fromkeys(("database", "guards", "storage", "keyring"), "ok")
         pytest.param(lambda s3: s3.during(Fault(then="half-close")), 10, id="half-close"),
         # Asked twice, with 15 seconds for each answer (F-04); readiness says it as late.
         pytest.param(
-            lambda s3: s3.during(Fault(then="hang")), 45, id="silent", marks=[pytest.mark.slow, pytest.mark.timeout(200)]
+            lambda s3: s3.during(Fault(then="hang")), 45, id="silent", marks=[pytest.mark.long, pytest.mark.timeout(200)]
         ),
     ],
 )
@@ -230,13 +232,14 @@ def test_store_that_is_away_is_503_in_time_and_nothing_else_suffers(
 
 
 @pytest.fixture
+@mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
 def narrow(tmp_path: Path) -> Iterator[Site]:
     """Room for one transfer and two connections to S3: whoever keeps one is missed by the next."""
     with started_site(tmp_path / "home", FILES_MAX_TRANSFERS="1", S3_MAX_CONNECTIONS="2", WEB_THREADS="8") as site:
         yield site
 
 
-@pytest.mark.slow  # only because of its server
+@pytest.mark.long  # only because of its server
 def test_transfers_that_broke_give_everything_back(narrow: Site, tmp_path: Path) -> None:
     """INV-19: slot, connection and thread, whatever broke and however often."""
     member = Person(narrow.server, "member", tmp_path)

@@ -18,6 +18,7 @@ from tests.live.proxy import Fault
 from tests.live.waiting import wait_for
 
 
+pytestmark = pytest.mark.needs("curl")
 MIB = 1024 * 1024
 BIG = random.Random(2).randbytes(9 * MIB)  # two parts
 SMALL = BIG[:100_000]  # one PutObject
@@ -69,7 +70,7 @@ def let_it_try_again(member: Person) -> None:
 
 def case(way_in: str, name: str, fault: Callable[..., Fault], times: int, *, is_done: bool, is_slow: bool = False) -> Any:
     names = (way_in, name, fault.__name__, "once" if times == 1 else "always")
-    return pytest.param(way_in, name, fault, times, is_done, id="-".join(names), marks=[pytest.mark.slow] if is_slow else [])
+    return pytest.param(way_in, name, fault, times, is_done, id="-".join(names), marks=[pytest.mark.long] if is_slow else [])
 
 
 ALWAYS = 10**6
@@ -135,7 +136,7 @@ def test_replacement_that_fails_leaves_the_old_content(site: Site, member: Perso
     assert member.curl(member.content("new.bin")).stdout == b"old"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(("name", "status"), [("put", 201), ("part", 503), ("complete", 201)])
 def test_upload_to_a_store_that_falls_silent_is_answered_in_time(site: Site, member: Person, name: str, status: int) -> None:

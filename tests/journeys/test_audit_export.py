@@ -11,6 +11,7 @@ import pytest
 
 from tests.live.server import Server
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
 
 
 MIB = 1024 * 1024
@@ -19,6 +20,7 @@ PARTIAL_FILE, RECEIVE_ERROR = 18, 56  # curl: the last chunk is missing; the con
 
 
 @pytest.fixture
+@mark_users(pytest.mark.needs("curl"))
 def auditor(ready_server: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[Server, list[str]]]:
     """A server of its own, whose demo tenant has a long trail, and the beginning of its auditor's command."""
     server = ready_server().start()

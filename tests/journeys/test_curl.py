@@ -48,6 +48,7 @@ def cut(member: Person, url: str, into: Path, count: int) -> None:
 # --- Up and down ---
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("size", [0, 1, 131_016, 131_017, 8 * MIB, 20 * MIB + 1])
 def test_curl_puts_a_file_under_its_name_and_gets_it_back_under_it(member: Person, tmp_path: Path, size: int) -> None:
     source, back = tmp_path / "report.csv", tmp_path / "back"
@@ -63,6 +64,7 @@ def test_curl_puts_a_file_under_its_name_and_gets_it_back_under_it(member: Perso
     assert (back / "report.csv").read_bytes() == source.read_bytes()
 
 
+@pytest.mark.needs("curl")
 def test_directory_goes_through_tar_in_one_pipe(member: Person, tmp_path: Path) -> None:
     """T-14: a body whose length nobody knows beforehand."""
     folder = tmp_path / "folder"
@@ -82,6 +84,7 @@ def test_directory_goes_through_tar_in_one_pipe(member: Person, tmp_path: Path) 
             assert member_file.read() == CONTENT[: number * 40_000]
 
 
+@pytest.mark.needs("curl")
 def test_curl_sends_several_files_as_a_form_and_gets_them_as_a_zip(member: Person, tmp_path: Path) -> None:
     for number, size in enumerate([0, 100, 9 * MIB]):
         (tmp_path / f"{number}.bin").write_bytes(CONTENT[:size])
@@ -97,6 +100,7 @@ def test_curl_sends_several_files_as_a_form_and_gets_them_as_a_zip(member: Perso
         }
 
 
+@pytest.mark.needs("curl")
 def test_curl_replaces_what_it_has_seen_and_nothing_else(member: Person, tmp_path: Path) -> None:
     member.upload("a.txt", b"old")
     etag = member.api("GET", f"{member.files}a.txt/")[1]["etag"]
@@ -112,6 +116,7 @@ def test_curl_replaces_what_it_has_seen_and_nothing_else(member: Person, tmp_pat
 # --- In parts ---
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
@@ -127,6 +132,7 @@ def test_curl_r_gets_exactly_these_bytes(member: Person, uploaded: str, tmp_path
     assert got.stdout == expected
 
 
+@pytest.mark.needs("curl")
 def test_curl_goes_on_after_a_cut(member: Person, uploaded: str, tmp_path: Path) -> None:
     target = tmp_path / "big.bin"
     cut(member, uploaded, target, 5_000_000)
@@ -135,6 +141,7 @@ def test_curl_goes_on_after_a_cut(member: Person, uploaded: str, tmp_path: Path)
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.needs("curl", "wget")
 def test_wget_goes_on_after_a_cut(member: Person, uploaded: str, tmp_path: Path) -> None:
     target = tmp_path / "big.bin"
     cut(member, uploaded, target, 5_000_000)
@@ -145,6 +152,7 @@ def test_wget_goes_on_after_a_cut(member: Person, uploaded: str, tmp_path: Path)
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.needs("aria2c")
 def test_aria2_puts_the_parts_of_eight_connections_together(member: Person, uploaded: str, tmp_path: Path) -> None:
     header = f"--header=Authorization: Bearer {member.token}"
     options = ["-x8", "-s8", "-k1M", "--max-tries=1", "--check-certificate=false", "--no-conf", "--file-allocation=none"]
@@ -158,6 +166,7 @@ def test_aria2_puts_the_parts_of_eight_connections_together(member: Person, uplo
 # --- One-off links ---
 
 
+@pytest.mark.needs("curl")
 def test_link_gives_the_file_once_whatever_the_client_carries(member: Person, uploaded: str, tmp_path: Path) -> None:
     link = member.link("big.bin")
     plain = ["curl", "-sS", "-w", "%{stderr}%{http_code}"]
@@ -172,11 +181,13 @@ def test_link_gives_the_file_once_whatever_the_client_carries(member: Person, up
     assert (second.stderr, json.loads(second.stdout)["code"]) == (b"404", "not_found")
 
 
+@pytest.mark.needs("curl")
 def test_curl_follows_the_redirect_to_a_link(member: Person, uploaded: str) -> None:
     got = member.curl("-L", f"{member.server.url}{member.files}big.bin/download/")
     assert got.stdout == CONTENT
 
 
+@pytest.mark.needs("curl")
 def test_transfer_of_a_link_that_broke_goes_on(member: Person, uploaded: str, tmp_path: Path) -> None:
     link = member.link("big.bin")
     target = tmp_path / "big.bin"
@@ -206,7 +217,8 @@ def test_link_fetched_by_50_at_once_is_one_200(member: Person, uploaded: str) ->
     assert (status, count) == (404, 49)
 
 
-@pytest.mark.slow
+@pytest.mark.needs("curl")
+@pytest.mark.long
 def test_link_is_dead_after_30_seconds(member: Person, uploaded: str) -> None:
     """F-51, on the server's own clock."""
     minted = time.monotonic()
@@ -230,6 +242,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize(("size", "path", "headers", "status"), REFUSALS)
 def test_refused_upload_of_gigabytes_is_answered_unread(
     member: Person, tmp_path: Path, size: int, path: str, headers: dict[str, str], status: int
@@ -283,11 +296,11 @@ def pushed(server: Server, head: bytes) -> tuple[bytes, int]:
     return answer, count
 
 
-@pytest.mark.slow
+@pytest.mark.needs("curl")
+@pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("place", ["server", "s3_server"], ids=["local", "s3"])
-def test_two_gibibytes_arrive_as_they_were_sent(request: pytest.FixtureRequest, tmp_path: Path, place: str) -> None:
-    member = Person(request.getfixturevalue(place), "member", tmp_path)
+def test_two_gibibytes_arrive_as_they_were_sent(each_server: Server, tmp_path: Path) -> None:
+    member = Person(each_server, "member", tmp_path)
     source, back = tmp_path / "huge.bin", tmp_path / "back"
     with source.open("wb") as file:
         for _ in range(32):

@@ -100,6 +100,7 @@ def test_upload_that_is_not_cut_is_a_file(member: Person) -> None:
         assert member.api("DELETE", f"{member.files}cut.bin/")[0] == 204
 
 
+@pytest.mark.needs("curl")
 def test_upload_with_another_digest_leaves_nothing(clean: None, member: Person, tmp_path: Path) -> None:
     source = tmp_path / "cut.bin"
     source.write_bytes(CONTENT)
@@ -181,6 +182,7 @@ def swap_segments(ciphertext: bytearray) -> None:
     )
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize(
     "change",
     [
@@ -206,6 +208,7 @@ def test_object_that_is_damaged_in_the_middle_ends_visibly_short(
         assert member.curl("-o", "/dev/null", archive).returncode == PARTIAL_FILE
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -223,6 +226,7 @@ def test_object_that_is_damaged_from_the_start_is_502(member: Person, change: Ca
     assert (got.stderr, json.loads(got.stdout)["code"]) == (b"502", code)
 
 
+@pytest.mark.needs("curl")
 def test_object_that_is_gone_is_502_and_the_row_says_so(member: Person) -> None:
     member.upload("a.bin", CONTENT)
     object_of(member.server, member, "a.bin").unlink()  # not looked for any more: the row says that it is missing
@@ -324,6 +328,7 @@ def read_slowly(answers: list[HTTPResponse], *, until: float) -> None:
         time.sleep(1 / 32)
 
 
+@pytest.mark.needs("curl")
 def test_running_stream_outlives_its_access_token(member: Person) -> None:
     """Only the right to the file counts, and that is asked for every few seconds."""
     member.upload("a.bin", CONTENT)

@@ -16,6 +16,7 @@ from tests.journeys.test_cuts import begun, read_slowly
 from tests.live.people import Person, sha256
 from tests.live.server import Server
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
 
 
 MIB = 1024 * 1024
@@ -55,6 +56,7 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
+@mark_users(pytest.mark.server)
 def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """Of its own: it is killed on the way."""
     server = Server(tmp_path_factory.mktemp("egress") / "home")
@@ -74,6 +76,7 @@ def decide(server: Server, role: str, asked: Asked) -> None:
 
 
 @pytest.fixture(scope="module")
+@mark_users(pytest.mark.needs("curl", "unzip"))
 def released(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
     """Two that may be fetched once, and one that may be fetched twice. All at once: ticks come every five seconds."""
     folder = tmp_path_factory.mktemp("members")
@@ -110,6 +113,7 @@ def test_requester_fetches_the_zip_that_two_have_approved_and_an_auditor_sees_it
     assert (download["by"], download["bytes_taken"], download["is_complete"]) == ("member", seen["package_length"], True)
 
 
+@pytest.mark.needs("aria2c")
 def test_eight_connections_share_one_download(released: list[Asked], tmp_path: Path) -> None:
     asked = released[2]
     header = f"--header=Authorization: Bearer {asked.member.token}"

@@ -11,6 +11,7 @@ import pytest
 from tests.live.people import Person
 from tests.live.server import Server
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
 
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,11 @@ def watched(server: Server) -> Iterator[Watch]:
         thread.join()
 
 
-@pytest.fixture(params=["server", "s3_server"], ids=["local", "s3"])
-def warm(request: pytest.FixtureRequest, tmp_path: Path) -> Person:
+@pytest.fixture
+@mark_users(pytest.mark.needs("curl"))
+def warm(each_server: Server, tmp_path: Path) -> Person:
     """Somebody on a server that has done all of it before, on a small file."""
-    member = Person(request.getfixturevalue(request.param), "member", tmp_path)
+    member = Person(each_server, "member", tmp_path)
     for _ in range(3):
         member.upload("small.bin", bytes(4 * MIB))
         member.curl("-F", f"file=@{tmp_path / 'upload'};filename=form.bin", f"{member.server.url}{member.files}")
@@ -66,7 +68,7 @@ def warm(request: pytest.FixtureRequest, tmp_path: Path) -> Person:
     return member
 
 
-@pytest.mark.parametrize("size", [256 * MIB, pytest.param(2 * GIB, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("size", [256 * MIB, pytest.param(2 * GIB, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_one_stream_takes_little_memory_in_each_direction(warm: Person, tmp_path: Path, size: int) -> None:
     """The figures: `--log-cli-level=info`."""
     source = tmp_path / "big.bin"

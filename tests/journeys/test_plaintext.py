@@ -4,7 +4,6 @@ import hashlib
 import mmap
 import re
 import secrets
-import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from tests import stores
 from tests.live.people import Person, sha256
 from tests.live.server import Server
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
 
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -27,11 +27,10 @@ OPENED = re.compile(r'^\d+ +(?:open|openat|openat2|creat)\([^"\n]*"(?P<path>[^"\
 WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TMPFILE|\b0[0-7]+\b")
 
 
-@pytest.fixture(params=["directory", "bucket"])
+@pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.needs("ceph"))])
+@mark_users(pytest.mark.needs("curl", "strace"))
 def traced(request: pytest.FixtureRequest, ready_server: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[Server, Path]]:
-    """A server, and the file to which strace writes what it opens."""
-    if not shutil.which("strace"):
-        pytest.fail("install strace: nothing else sees a file that is gone before anybody looks")
+    """A server, and the file to which strace writes what it opens: nothing else sees a file that is gone by then."""
     log, scratch = tmp_path / "strace", tmp_path / "tmp"
     scratch.mkdir()
     with ExitStack() as stack:
@@ -97,7 +96,7 @@ def holds(path: Path, *needles: bytes) -> bool:
     "sizes",
     [
         pytest.param((KIB, 10 * MIB), id="1KiB-10MiB"),
-        pytest.param((GIB,), id="1GiB", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+        pytest.param((GIB,), id="1GiB", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
     ],
 )
 def test_no_plaintext_reaches_the_disk(traced: tuple[Server, Path], tmp_path: Path, sizes: tuple[int, ...]) -> None:

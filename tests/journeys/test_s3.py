@@ -61,6 +61,7 @@ def bucket(s3_server: Server) -> Iterator[Bucket]:
     assert bucket.uploads() == set()
 
 
+@pytest.mark.needs("curl")
 def test_files_of_any_size_go_up_and_come_down(bucket: Bucket, member: Person, tmp_path: Path) -> None:
     """In one request, and in parts from 8 MiB on. The bucket learns nothing of them but their length."""
     back = tmp_path / "back"
@@ -103,6 +104,7 @@ def begun(member: Person, framing: str) -> socket.socket:
     return client
 
 
+@pytest.mark.needs("curl")
 def test_refused_upload_leaves_no_parts(bucket: Bucket, member: Person, tmp_path: Path) -> None:
     source = tmp_path / "cut.bin"
     source.write_bytes(CONTENT)
@@ -127,6 +129,7 @@ def test_upload_that_a_killed_server_process_cut_is_cleared_away(bucket: Bucket,
     assert member.filenames() == set()
 
 
+@pytest.mark.needs("curl")
 def test_object_that_was_overwritten_is_never_mixed_into_a_download(bucket: Bucket, member: Person, tmp_path: Path) -> None:
     """F-08: another object of the same size, before and while it is read."""
     before = bucket.keys()
@@ -155,7 +158,7 @@ def test_object_that_was_overwritten_is_never_mixed_into_a_download(bucket: Buck
     assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_first_byte_of_a_big_file_is_within_20_ms_of_the_store_s_own(bucket: Bucket, member: Person) -> None:
     before = bucket.keys()
     member.upload("big.bin", CONTENT * 12)

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import redis
 
-from tests import servers
+from tests import needs
 from tests.live.server import ROOT, Server
 from tests.live.waiting import has_ended, wait_for
 
@@ -40,6 +40,7 @@ def test_people_of_demo_json_have_their_roles(server: Server, role: str) -> None
     assert tenants == ({} if role == "superuser" else {server.demo["tenant"]: [role.rstrip("2")]})
 
 
+@pytest.mark.needs("curl")
 def test_printed_lines_work_word_for_word(server: Server, tmp_path: Path) -> None:
     (lines,) = re.findall(r"^API=.*?\n\n", server.output, re.DOTALL | re.MULTILINE)
     shell = subprocess.run(["sh", "-eu"], input=lines.encode(), cwd=tmp_path, capture_output=True, check=False)
@@ -86,7 +87,7 @@ def test_commands_work_beside_the_running_server(server: Server) -> None:
     ("send", "number"),
     [
         pytest.param(os.killpg, signal.SIGINT, id="ctrl-c"),
-        pytest.param(os.kill, signal.SIGTERM, id="terminate", marks=pytest.mark.slow),
+        pytest.param(os.kill, signal.SIGTERM, id="terminate", marks=pytest.mark.long),
     ],
 )
 def test_signal_stops_everything_cleanly(ready_server: NewServer, send: Callable[[int, int], None], number: int) -> None:
@@ -112,7 +113,7 @@ def test_kill_of_the_supervisor_leaves_nothing_behind(ready_server: NewServer) -
     [
         ("gunicorn", "the web server"),
         ("worker", "the Celery worker"),
-        pytest.param("beat", "Celery beat", marks=pytest.mark.slow),
+        pytest.param("beat", "Celery beat", marks=pytest.mark.long),
     ],
 )
 def test_child_that_dies_brings_all_down(ready_server: NewServer, program: str, name: str) -> None:
@@ -154,10 +155,10 @@ def test_lost_secrets_are_not_replaced(new_server: NewServer) -> None:
 @pytest.mark.parametrize(
     "seconds",
     [
-        pytest.param(0.4, marks=pytest.mark.slow),
-        pytest.param(1.1, marks=pytest.mark.slow),
+        pytest.param(0.4, marks=pytest.mark.long),
+        pytest.param(1.1, marks=pytest.mark.long),
         1.8,
-        pytest.param(2.5, marks=pytest.mark.slow),
+        pytest.param(2.5, marks=pytest.mark.long),
     ],
 )
 def test_first_start_that_was_killed_is_made_up_for(new_server: NewServer, seconds: float) -> None:
@@ -170,13 +171,15 @@ def test_first_start_that_was_killed_is_made_up_for(new_server: NewServer, secon
         server.token(role)
 
 
-@pytest.fixture(params=[pytest.param("filesystem", marks=pytest.mark.slow), "redis"])
+@pytest.fixture(
+    params=[pytest.param("filesystem", marks=pytest.mark.long), pytest.param("redis", marks=pytest.mark.needs("redis"))]
+)
 def broker(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """Settings of a broker, which is left as it was found."""
     if request.param == "filesystem":
         yield {}
         return
-    url = servers.redis_url()
+    url = needs.address("redis")
     with closing(redis.Redis.from_url(url)) as client:
         before = set(client.scan_iter())
         yield {"BROKER_URL": url}

@@ -9,6 +9,7 @@ import pytest
 from tests import stores
 from tests.live.people import Person
 from tests.live.server import Server
+from tests.needs import mark_users
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,7 @@ def first_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
 
 
 @pytest.fixture(scope="session")
+@mark_users(pytest.mark.server)
 def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """SQLite and a local directory; one for all tests that leave it running."""
     server = Server(tmp_path_factory.mktemp("server") / "home")
@@ -43,6 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterat
 
 
 @pytest.fixture(scope="session")
+@mark_users(pytest.mark.server, pytest.mark.needs("ceph"))
 def s3_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """SQLite and the real S3 server, with buckets of its own."""
     endpoint = stores.ceph()
@@ -56,6 +59,17 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Ite
             server.kill()
 
 
+@pytest.fixture(
+    params=[
+        pytest.param("server", id="local", marks=pytest.mark.server),
+        pytest.param("s3_server", id="s3", marks=[pytest.mark.server, pytest.mark.needs("ceph")]),
+    ]
+)
+def each_server(request: pytest.FixtureRequest) -> Server:
+    server: Server = request.getfixturevalue(request.param)
+    return server
+
+
 @pytest.fixture
 def member(server: Server, tmp_path: Path) -> Person:
     """With a collection of their own, so that tests do not meet."""
@@ -63,6 +77,7 @@ def member(server: Server, tmp_path: Path) -> Person:
 
 
 @pytest.fixture
+@mark_users(pytest.mark.server)
 def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Makes servers that were never started, with further settings: `new_server(S3_BUCKET="vault").start()`."""
     made: list[Server] = []

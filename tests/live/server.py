@@ -19,6 +19,7 @@ import psutil
 import psycopg
 
 from tests import stores
+from tests.live.child import dying_with_us
 from tests.live.waiting import has_ended, wait_for
 
 
@@ -67,7 +68,7 @@ class Server:
         self.manage("-m", "config.install")
         with (self.home / "stdout").open("wb") as stdout, (self.home / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [*self.tracer, sys.executable, "manage.py", "serve"],
+                dying_with_us(*self.tracer, sys.executable, "manage.py", "serve"),
                 cwd=ROOT,
                 env=self.environment,
                 stdout=stdout,

@@ -140,7 +140,7 @@ INTRODUCTION: Final = """\
 
 # What may go wrong, and what then holds
 
-The suite cites these numbers. `bin/test tests/FILE` runs the tests of a row, `bin/test --slow tests/FILE` its long forms, too: a
+The suite cites these numbers. `bin/test tests/FILE` runs the tests of a row, `bin/test --long tests/FILE` its long forms, too: a
 thousand readers for three minutes, a gibibyte under strace, faults at every point of every operation. The list is in
 `tests/meta/faults.py`; a row without a test, and a test that cites another number, fail the suite.
 

@@ -46,6 +46,7 @@ def test_page_shows_the_table() -> None:
 # --- Everybody asks everything ---
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_row(row: Row, world: World) -> None:
     """Each answer is the table's; whoever is refused sees nothing of the collection, and the same as of one that never was."""

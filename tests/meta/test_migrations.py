@@ -21,6 +21,7 @@ from django.db.migrations.operations import AddConstraint, AlterField
 from django.db.migrations.operations.base import Operation
 
 
+pytestmark = pytest.mark.both_databases
 # Before the first release there was none to leave working. When one is made, its migrations are added here.
 RELEASED: Final = {
     "egress": "0001_requests",

@@ -185,7 +185,7 @@ def nothing_foreign_shows(ctx: schemathesis.CheckContext, response: schemathesis
         assert (known if isinstance(known, bytes) else known.encode()) not in (response.content or b"")
 
 
-EXAMPLES = pytest.mark.parametrize("times", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+EXAMPLES = pytest.mark.parametrize("times", [1, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 EACH = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
 
 

@@ -61,7 +61,7 @@ def test_development_lock_is_added_to_what_may_be_serving(checkout: Path) -> Non
     assert need_venv(checkout) == need_venv(checkout, "requirements-dev.lock") == (0, "")
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(0.5, marks=pytest.mark.slow), 1.5])
+@pytest.mark.parametrize("seconds", [pytest.param(0.5, marks=pytest.mark.long), 1.5])
 def test_interrupted_installation_is_done_again(checkout: Path, seconds: float) -> None:
     process = start(checkout, "requirements.lock")
     time.sleep(seconds)

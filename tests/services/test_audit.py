@@ -20,6 +20,9 @@ from tenants.models import AuditEvent, AuditHead, Tenant, User
 from tests.races import race
 
 
+pytestmark = pytest.mark.both_databases
+
+
 def append(tenant: Tenant | None, now: datetime, *, count: int = 1, by: User | None = None) -> None:
     for number in range(count):
         with transaction.atomic():

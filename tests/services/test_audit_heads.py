@@ -26,7 +26,6 @@ from files.stores import ObjectStore, StoreUnavailable, get_store
 from tenants import audit, triggers
 from tenants.models import AuditEvent, AuditHead, Tenant, User
 from tests import stores
-from tests.contracts.conftest import SERVERS
 from tests.races import race
 from tests.services.keyrings import RETIRED, ROTATED
 from tests.services.test_audit import append, rewrite
@@ -36,17 +35,17 @@ ROOT = Path(__file__).resolve().parents[2]
 NOON = datetime(2026, 11, 21, 12, 3, tzinfo=UTC)
 TEN = timedelta(minutes=10)
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 
 
-@pytest.fixture(params=["local", *SERVERS])
+@pytest.fixture(params=["local", *stores.SERVER_PARAMS])
 def vault(request: pytest.FixtureRequest, settings: Settings) -> Iterator[ObjectStore]:
     """An empty one, on every kind of store."""
     with ExitStack() as stack:
         if request.param == "local":
             request.getfixturevalue("own_buckets")
         else:
-            stack.enter_context(stores.stored_in(SERVERS[request.param](), settings))
+            stack.enter_context(stores.stored_in(stores.SERVERS[request.param](), settings))
         yield get_store("vault")
 
 

@@ -23,7 +23,7 @@ from tests.live.waiting import wait_for
 from tests.services.egress import Api, assert_wiped, fill, go_on, make_reviewers, path, row, see, submit, work_on
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 @pytest.fixture

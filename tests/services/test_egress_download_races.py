@@ -25,7 +25,7 @@ from tests.services.egress import REASON, Api, make_reviewers, path, release, ro
 MIB = 1024 * 1024
 FILES = {"a.bin": random.Random(1).randbytes(MIB)}
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 FILES = {"a.bin": random.Random(1).randbytes(5 * MIB)}  # from the third on the store is read while it is sent
 LINKS = {"api": False, "link": True}
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 @pytest.fixture

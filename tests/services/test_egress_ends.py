@@ -17,6 +17,7 @@ from tests.services.egress import REASON, Api, body, decide, fill, make_reviewer
 from tests.services.purging import work_on as destroy
 
 
+pytestmark = pytest.mark.both_databases
 SECOND = timedelta(seconds=1)
 
 

@@ -52,7 +52,7 @@ from tests.services.egress import (
 from tests.services.purging import Stubborn
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 MIB = 1024 * 1024
 
 
@@ -470,9 +470,9 @@ def test_what_kept_copies_from_being_wiped_is_told_no_longer_than_that(
 # --- On S3 ---
 
 
-@pytest.fixture(params=["moto", "ceph"])
+@pytest.fixture(params=stores.SERVER_PARAMS)
 def endpoint(request: pytest.FixtureRequest) -> stores.Endpoint:
-    return stores.moto() if request.param == "moto" else stores.ceph()
+    return stores.SERVERS[request.param]()
 
 
 @pytest.fixture
@@ -540,7 +540,7 @@ def break_off(point: int, kind: str, do: Callable[[], Any]) -> bool:
     return is_over
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("phase", ["staging", "packaging", "wiping"])
 @pytest.mark.usefixtures("breaking")

@@ -18,7 +18,7 @@ from tests.services.egress_world import STARTS, World, everything, make_world, u
 from tests.worlds import starts_from
 
 
-pytestmark = [pytest.mark.django_db, starts_from(make_world)]
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases, starts_from(make_world)]
 KEPT: Final[list[type[Model]]] = [EgressRequest, Step, Item, Contributor, Decision]
 OURS: Final = [guard.refusal for guard in triggers.guards if guard.table.startswith("egress_")]
 REFUSALS: Final = "|".join([*OURS, "constraint", "violates"])  # the database has each rule once

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -28,6 +27,7 @@ from time_machine import travel
 from egress import schedule
 from egress.models import Decision
 from tenants.models import Tenant, User
+from tests import needs
 from tests.live.server import ROOT
 from tests.services.egress import Api, approved, body, decide, fill, make_reviewers, path, released, row, see, submit, work_on
 
@@ -96,17 +96,21 @@ def test_members_are_the_files_in_their_order_and_then_the_manifest(package: Pat
     assert {member.compress_type for member in members} == {zipfile.ZIP_STORED}
 
 
-@pytest.mark.parametrize("command", [("unzip", "-t"), ("7z", "t"), (sys.executable, "-m", "zipfile", "-t")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("unzip", "-t"), marks=pytest.mark.needs("unzip")),
+        pytest.param(("7z", "t"), marks=pytest.mark.needs("7z")),
+        (sys.executable, "-m", "zipfile", "-t"),
+    ],
+)
 def test_everybodys_tool_finds_nothing_wrong_with_it(package: Path, command: tuple[str, ...]) -> None:
-    if not shutil.which(command[0]):
-        pytest.skip(f"{command[0]} is not installed")
     tested = subprocess.run([*command, package], capture_output=True, check=False)
     assert tested.returncode == 0, tested
 
 
+@pytest.mark.needs("unzip")
 def test_unzip_writes_the_files_as_they_were(package: Path, tmp_path: Path) -> None:
-    if not shutil.which("unzip"):
-        pytest.skip("unzip is not installed")
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
     subprocess.run(["unzip", "-q", package, "-d", tmp_path / "out"], check=True, env=environment)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.name not in OWN} == CONTENTS
@@ -129,7 +133,7 @@ def test_large_files_are_zip64(
         assert large.extra
         assert not opened.infolist()[0].extra
         assert opened.read("b.csv") == CONTENTS["b.csv"]
-    if shutil.which("unzip"):
+    if needs.is_present("unzip"):
         subprocess.run(["unzip", "-tq", place], check=True, capture_output=True)
 
     content = bytearray(place.read_bytes())  # as Python 3.11.2 writes it: of version 2.0, and without a length
@@ -224,10 +228,9 @@ def test_nobodys_words_pass_for_the_verifiers(api: Api, bob: User, people: dict[
     assert len([line for line in said if "99 files" in line]) == 3
 
 
+@pytest.mark.needs("openssl")
 def test_openssl_verifies_the_signature(package: Path, public_key: Path, tmp_path: Path) -> None:
     """Nobody needs our code for it: the signature is over a line of its own and the bytes of manifest.json."""
-    if not shutil.which("openssl"):
-        pytest.skip("openssl is not installed")
     signed, signature = tmp_path / "signed", tmp_path / "signature"
     with zipfile.ZipFile(package) as opened:
         signed.write_bytes(b"strongroom/egress/v1\n" + opened.read("manifest.json"))

@@ -154,6 +154,7 @@ def test_plain_package_does_not_go_where_nobody_encrypts_it(
     assert row(request).status == "released"
 
 
+@pytest.mark.needs("ceph")
 def test_ceph_without_a_key_service_gets_no_plain_package(
     api: Api, bob: User, people: dict[str, User], settings: Settings, lake: None
 ) -> None:

@@ -41,7 +41,7 @@ from tests.services.egress import (
 from tests.services.test_purge_ledger import back_up, restore
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 @pytest.fixture

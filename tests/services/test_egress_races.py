@@ -19,7 +19,7 @@ from tests.races import race
 from tests.services.egress import REASON, Api, body, decide, fill, make_reviewers, path, row, submit, work_on
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 Call = Callable[[], int]
 FILE = {"a.csv": b"a,1\n" * 100}
 TWICE = pytest.mark.parametrize("attempt", range(2))

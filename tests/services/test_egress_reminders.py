@@ -34,7 +34,7 @@ from tests.services.egress_mails import (
 )
 
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 @pytest.fixture

@@ -163,7 +163,6 @@ def test_whoever_may_moves_it_as_listed(world: World, action: str, start: str) -
             assert len(new(before, after, "egress_egressrequest")) <= 1, who  # no other request
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("action", ACTIONS)
 def test_everybody_else_changes_nothing(world: World, action: str, start: str) -> None:
@@ -176,7 +175,6 @@ def test_everybody_else_changes_nothing(world: World, action: str, start: str) -
             assert everything() == before, who
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("start", STARTS)
 def test_allowed_actions_are_those_that_the_endpoints_take(world: World, start: str) -> None:
     for who in ACTORS:
@@ -234,7 +232,6 @@ def run(name: str, world: World) -> None:
 # --- Past the services ---
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("start", STARTS)
 def test_move_takes_only_what_is_listed(world: World, start: str) -> None:
     before = everything()

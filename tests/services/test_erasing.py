@@ -28,7 +28,7 @@ DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
 GRACE = timedelta(seconds=uploads.REPLACED_GRACE_SECONDS)
 SECOND = timedelta(seconds=1)
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 @pytest.fixture

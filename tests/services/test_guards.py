@@ -30,6 +30,7 @@ from tests.lifted import empty_database
 from tests.services.keyrings import ROTATED
 
 
+pytestmark = pytest.mark.both_databases
 Api = Callable[[User | None], APIClient]
 MODELS: list[type[models.Model]] = [Key, Collection, Destruction]
 REFUSALS = "|".join({guard.refusal for guard in triggers.guards if guard.table != "tenants_auditevent"})

@@ -13,7 +13,7 @@ from tenants.models import User
 from tests.races import race
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 def outcome(call: Callable[[], object]) -> str:

@@ -23,7 +23,7 @@ Api = Callable[[User | None], APIClient]
 MakeCollection = Callable[..., Collection]
 CONTENT = random.Random(1).randbytes(300_000)
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests.mailbox import HangsUp, Mailbox
 from tests.races import race
 
 
+pytestmark = pytest.mark.both_databases
 Api = Callable[[User | None], APIClient]
 MEMBERS = "/api/v1/tenants/acme/members/"
 RESET = "/api/v1/auth/password/reset/"

@@ -32,7 +32,7 @@ Api = Callable[[User | None], APIClient]
 CONTENT = random.Random(1).randbytes(300_000)  # three segments
 DAY = timedelta(days=1)
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 class Package(uploads.Incoming):

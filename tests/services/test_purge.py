@@ -27,7 +27,7 @@ from tenants.models import Tenant, User
 from tests.services.purging import NAMES, Api, assert_gone, begin, end, expire, fill, under, work_on
 
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 DAY = timedelta(days=1)
 
 

@@ -26,7 +26,7 @@ from tests.races import race
 from tests.services.purging import Api, Stubborn, assert_gone, assert_waits, end, expire, fill, under, work_later, work_on
 
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
 
 # --- What is in its way ---
@@ -80,7 +80,7 @@ def breaking(filled: Collection, settings: Settings) -> None:
     }
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("breaking")
 def test_broken_off_at_any_point_it_is_taken_up_again(filled: Collection, kind: str, api: Api, alice: User, step: int) -> None:

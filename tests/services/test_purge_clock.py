@@ -24,6 +24,7 @@ from purge.models import Destruction
 from tenants.models import User
 from tests import stores
 from tests.api import paths
+from tests.needs import mark_users
 
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -262,12 +263,12 @@ def test_date_of_an_answer_is_a_time_or_none(headers: dict[str, str], expected: 
 
 
 @pytest.fixture
+@mark_users(pytest.mark.needs("ceph"))
 def ceph(settings: Settings) -> Iterator[None]:
     with stores.stored_in(stores.ceph(), settings):
         yield
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("ahead", [timedelta(minutes=11), DAY, 400 * DAY])
 def test_host_whose_clock_jumped_destroys_nothing_on_a_real_s3(
     ceph: None, make_collection: MakeCollection, alice: User, ahead: timedelta, caplog: Any

@@ -33,7 +33,7 @@ from tests.services.purging import expire, fill, under, work_on
 
 
 Api = Callable[[User | None], APIClient]
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tenants.models import User
 from tests.services.purging import Api, assert_gone, begin, fill, work_on
 
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 Result = TypeVar("Result")
 SIZES = (10, 6_000)  # of which the larger is shared out among workers
 

@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 CONTENT = random.Random(1).randbytes(300_000)
 DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.races import race
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 Api = Callable[[User | None], APIClient]
 
 

@@ -35,7 +35,7 @@ from tests.services.purging import expire, fill
 
 
 Api = Callable[[User | None], APIClient]
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 WEEKS = timedelta(days=15)
 
 
@@ -362,13 +362,12 @@ def test_schedule_only_reports(november: Collection, later: datetime, caplog: py
 # --- On real servers ---
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("is_versioned", [False, True])
-@pytest.mark.parametrize("server", ["moto", "ceph"])
+@pytest.mark.parametrize("server", stores.SERVER_PARAMS)
 def test_orphans_go_with_all_their_versions(
     settings: Settings, api: Api, alice: User, bob: User, server: str, later: datetime, *, is_versioned: bool
 ) -> None:
-    endpoint = getattr(stores, server)()
+    endpoint = stores.SERVERS[server]()
     with stores.stored_in(endpoint, settings) as by_alias:
         client, bucket = endpoint.client, by_alias["vault"]
         if is_versioned:

@@ -13,6 +13,7 @@ from tenants.leases import LeaseLost, claim
 from tests.races import race
 
 
+pytestmark = pytest.mark.both_databases
 PATIENCE = timedelta(minutes=5)
 
 

@@ -11,7 +11,7 @@ from django.db.migrations.executor import MigrationExecutor
 from tenants import triggers
 
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
 
 @pytest.fixture

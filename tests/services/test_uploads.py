@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 CONTENT = random.Random(1).randbytes(300_000)
 DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 
 
 @pytest.fixture

@@ -1,0 +1,170 @@
+"""Runs the tests: `bin/test [--long] [pytest arguments]`.
+
+Passes 1 and 2 are what a machine with nothing but Python can run: on SQLite, with every optional server hidden. Passes 3 and 4
+are the tests that need PostgreSQL, Redis, a real S3 server or a browser, and those that are repeated on PostgreSQL. Tests that
+start servers have passes of their own, so that nothing else takes their time. The arguments select tests in all of them.
+
+PostgreSQL is TEST_DATABASE_URL or the local one, Redis is TEST_REDIS_URL or the local one, and the S3 server is
+S3_TEST_ENDPOINT_URL or the one that `.ci/ceph up` started. With CI=true every one of them must answer, and every optional
+program must be installed.
+"""
+
+import argparse
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from tests import needs, servers
+from tests.live.child import dying_with_us
+
+
+NO_TESTS, INTERRUPTED = 5, 2  # pytest's exit codes
+PR_SET_CHILD_SUBREAPER = 36
+STOPPING = 30.0  # seconds that pytest has to end when it is interrupted
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Pass:
+    name: str
+    selection: str
+    environment: dict[str, str]
+
+
+class Runner:
+    """Starts one pytest after the other, and passes on the signals that interrupt."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.interrupted_by = 0
+        _adopt_orphans()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, _: FrameType | None) -> None:
+        is_repeated, self.interrupted_by = bool(self.interrupted_by), number
+        if self._process:
+            self._process.send_signal(signal.SIGKILL if is_repeated else signal.SIGTERM)
+
+    def run(self, arguments: list[str], environment: dict[str, str]) -> int:
+        if self.interrupted_by:
+            return INTERRUPTED
+        environment = environment | {"TMPDIR": str(self._folder)}
+        command = dying_with_us(sys.executable, "-m", "pytest", f"--basetemp={self._folder / 'pytest'}", *arguments)
+        self._process = subprocess.Popen(command, env=environment)
+        while True:
+            try:
+                return self._process.wait(STOPPING)
+            except subprocess.TimeoutExpired:
+                if self.interrupted_by:
+                    self._process.kill()
+            finally:
+                if self._process.returncode is not None:
+                    _kill_children()
+
+
+def _adopt_orphans() -> None:
+    """What a process leaves behind that is killed becomes a child of this one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _kill_children() -> None:
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=10)
+
+
+@contextmanager
+def run_folder(room: int) -> Iterator[Path]:
+    """All that a run writes, in memory where there is enough of it. It is gone afterwards, whatever became of the run."""
+    folder = Path(tempfile.mkdtemp(prefix="strongroom-test-", dir=None if "TMPDIR" in os.environ else memory(room)))
+    try:
+        yield folder
+    finally:
+        deadline = time.monotonic() + 10
+        while folder.exists() and time.monotonic() < deadline:  # processes that die just now may still write
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def memory(room: int) -> str | None:
+    """A file system in memory with so many bytes left, on which programs can be started."""
+    path = "/dev/shm"  # noqa: S108  a folder of our own is made in it
+    if not os.access(path, os.W_OK):
+        return None
+    status = os.statvfs(path)
+    return path if status.f_bavail * status.f_frsize >= room and not status.f_flag & os.ST_NOEXEC else None
+
+
+def passes(*, is_long: bool) -> Iterator[Pass]:
+    pace = "" if is_long else "not long and "
+    found = servers.find()
+    hidden = {"TEST_DATABASE_URL", "TEST_POSTGRESQL_URL", "TEST_REDIS_URL", "S3_TEST_ENDPOINT_URL"}
+    bare = {name: value for name, value in os.environ.items() if name not in hidden and not name.startswith("AWS_")}
+    yield Pass("SQLite", f"{pace}not external and not server", bare)
+    yield Pass("SQLite, with servers", f"{pace}not external and server", bare)
+
+    os.environ |= found
+    present = [name for name in sorted(needs.EXTERNAL) if needs.is_present(name)]
+    for name in sorted(needs.EXTERNAL - {*present}):
+        print(f"== {needs.remedy(name)}", flush=True)
+    if present:
+        chosen = "(external or both_databases)" if "postgresql" in present else "external"
+        others = bare | found | {"TEST_DATABASE_URL": found.get("TEST_POSTGRESQL_URL", "")}
+        name = ", ".join(present)
+        yield Pass(name, f"{pace}{chosen} and not server", others)
+        yield Pass(f"{name}, with servers", f"{pace}{chosen} and server", others)
+
+
+def check_all_present() -> None:
+    os.environ |= servers.find()
+    if missing := [needs.remedy(name) for name in sorted({*needs.PROGRAMS, *needs.SERVERS}) if not needs.is_present(name)]:
+        sys.exit("bin/test: with CI=true nothing may be missing\n" + "\n".join(f"bin/test: {line}" for line in missing))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "bin/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.usage = "bin/test [--long] [pytest arguments]"
+    parser.add_argument("--long", action="store_true", help="runs all tests, and not only the gate")
+    options, arguments = parser.parse_known_args()
+    if os.environ.get("CI") == "true":
+        check_all_present()
+    # A module stays on one worker, which builds what its tests share once.
+    common = ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadscope", *(["-p", "tests.parts"] if options.long else [])]
+    results, times = [], []
+    with run_folder(16 * GIB if options.long else 2 * GIB) as folder:
+        runner = Runner(folder)
+        for each in passes(is_long=options.long):
+            print(f"== {each.name}", flush=True)
+            started = time.monotonic()
+            results.append(runner.run([*common, "-m", each.selection, *arguments], each.environment))
+            times.append((time.monotonic() - started, each.name))
+            if runner.interrupted_by or results[-1] == INTERRUPTED:
+                break
+    for seconds, name in times:
+        print(f"== {seconds:6.0f} s  {name}")
+    if runner.interrupted_by:
+        return 128 + runner.interrupted_by
+    failed = [result for result in results if result not in {0, NO_TESTS}]
+    return failed[0] if failed else min(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
