@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by the commands beside it, from the top of the checkout: `need_venv LOCK` makes .venv hold what the lock file says.
 # .venv/locks has the lines of `sha256sum` of the locks that were installed to their end. It is written last: an interrupted
 # installation has no line and is done again.
