@@ -1,9 +1,12 @@
 FROM python:3.11-slim-bookworm AS packages
 COPY requirements.lock .
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements.lock
+# The image installs nothing once it is built, so that it holds no installer: neither here nor beside the interpreter.
+RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements.lock \
+    && /venv/bin/pip uninstall --yes setuptools pip
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --no-create-home strongroom \
+RUN pip uninstall --yes --root-user-action ignore wheel setuptools pip \
+    && useradd --system --uid 10001 --no-create-home strongroom \
     && install -d -o strongroom -m 0700 /var/lib/strongroom
 COPY --from=packages /venv /venv
 WORKDIR /app

@@ -202,9 +202,9 @@ def main() -> int:
     assert urlsplit(chosen.server).scheme == "postgresql", "a PostgreSQL server, please"
     if "S3_TEST_ENDPOINT_URL" not in os.environ:
         options.error('no S3_TEST_ENDPOINT_URL: eval "$(.ci/ceph up)"')
-    with buckets(endpoint(), len(ALIASES)) as (vault, staging, release, public):
+    with buckets(endpoint(), len(ALIASES)) as (vault, staging, release):
         os.environ |= endpoint().environment(vault)
-        os.environ |= {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release, "S3_PUBLIC_BUCKET": public}
+        os.environ |= {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release}
         with own_database(chosen.server.rstrip("/"), "strongroom_bench_egress"):
             from tests.factories import make_member, make_tenant
 

@@ -251,10 +251,10 @@ def main() -> int:
     assert urlsplit(chosen.server).scheme == "postgresql", "a PostgreSQL server, please"
     if "S3_TEST_ENDPOINT_URL" not in os.environ:
         options.error('no S3_TEST_ENDPOINT_URL: eval "$(.ci/ceph up)"')
-    with buckets(endpoint(), len(ALIASES), ACL="public-read-write") as (vault, staging, release, public):
+    with buckets(endpoint(), len(ALIASES), ACL="public-read-write") as (vault, staging, release):
         os.environ |= endpoint().environment(vault)
         os.environ["DATABASE_TIMEOUT"] = "60"  # seconds: VACUUM may take its time
-        os.environ |= {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release, "S3_PUBLIC_BUCKET": public}
+        os.environ |= {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release}
         with own_database(chosen.server.rstrip("/"), "strongroom_bench_purge"):
             from tests.factories import make_member, make_tenant
 

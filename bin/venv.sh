@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by the commands beside it, from the top of the checkout: `need_venv LOCK` makes .venv hold what the lock file says.
 # .venv/locks has the lines of `sha256sum` of the locks that were installed to their end. It is written last: an interrupted
 # installation has no line and is done again.
@@ -33,10 +34,16 @@ install_lock() {
             echo "strongroom: $python has no venv; on Debian and Ubuntu: apt-get install python3-venv" >&2
             exit 1
         fi
-        "$python" -m venv --clear .venv
+        "$python" -m venv --clear --without-pip .venv
     fi
     rm -f .venv/locks
+    # The pip and setuptools that Python brings are old, and nothing needs them at run time: they stay only if the lock names them,
+    # in its version.
+    .venv/bin/python -m ensurepip >/dev/null
     .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --require-hashes --no-deps -r "$1"
+    for tool in setuptools pip; do
+        if ! grep -q "^$tool==" "$1"; then .venv/bin/python -m pip uninstall --quiet --quiet --yes "$tool"; fi
+    done
     sha256sum requirements.lock "$1" | sort -u >.venv/locks.new
     mv .venv/locks.new .venv/locks
 }

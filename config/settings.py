@@ -152,7 +152,6 @@ BUCKETS = {
     "vault": S3_BUCKET,
     "staging": env.text("S3_STAGING_BUCKET", f"{S3_BUCKET}-staging"),
     "release": env.text("S3_RELEASE_BUCKET", f"{S3_BUCKET}-release"),
-    "public": env.text("S3_PUBLIC_BUCKET", f"{S3_BUCKET}-public"),
 }
 S3_CREATE_BUCKETS = env.flag("S3_CREATE_BUCKETS", default=False)
 S3_ENDPOINT_URL = env.text("S3_ENDPOINT_URL") or None

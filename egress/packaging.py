@@ -182,7 +182,7 @@ class Package(uploads.Incoming):
     manifest: Manifest
     _beaten = 0.0
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         super().write(data)
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()

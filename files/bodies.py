@@ -21,6 +21,7 @@ from multipart import (
 from files.errors import BadBody, BodyTimeout, FormTooLarge, TooLarge, UnsupportedBody
 
 
+Bytes = bytes | bytearray | memoryview
 CHUNK = 256 * 1024
 MAX_FORM_PARTS = 1000
 MAX_AROUND_FILES = 1024**2  # bytes of a form that are not its files'
@@ -63,7 +64,7 @@ class Part:
     name: str
     filename: str | None
     content_type: str
-    data: Iterator[bytes | bytearray]
+    data: Iterator[Bytes]
 
 
 def read_form(environ: dict[str, Any]) -> Iterator[Part]:
@@ -74,22 +75,21 @@ def read_form(environ: dict[str, Any]) -> Iterator[Part]:
     if kind != "multipart/form-data":
         raise UnsupportedBody("Send multipart/form-data with a part named `file`.", code="not_a_form")
     boundary = options.get("boundary", "")
-    if not 0 < len(boundary) <= 70 or not boundary.isascii():
+    if not 0 < len(boundary) <= 70 or not boundary.isascii() or not boundary.isprintable():
         raise BadBody("The Content-Type has no usable boundary (RFC 2046, 5.1.1).", code="bad_form")
     events = _events(environ, boundary)
     for event in events:
-        if isinstance(event, MultipartSegment):
-            if any(
-                header == "Content-Transfer-Encoding" and value.lower() not in {"7bit", "8bit", "binary"}
-                for header, value in event.headerlist
-            ):
-                raise UnsupportedBody(
-                    "Send the parts without Content-Transfer-Encoding (RFC 7578, 4.7).", code="transfer_encoding"
-                )
-            data = _data(events)
-            yield Part(event.name, _filename(event), event.content_type or "", data)
-            for _ in data:  # what nobody wanted to read
-                pass
+        if not isinstance(event, MultipartSegment):
+            raise _unknown_event(event)
+        if any(
+            header == "Content-Transfer-Encoding" and value.lower() not in {"7bit", "8bit", "binary"}
+            for header, value in event.headerlist
+        ):
+            raise UnsupportedBody("Send the parts without Content-Transfer-Encoding (RFC 7578, 4.7).", code="transfer_encoding")
+        data = _data(events)
+        yield Part(event.name, _filename(event), event.content_type or "", data)
+        for _ in data:  # what nobody wanted to read
+            pass
 
 
 def read_field(part: Part) -> str:
@@ -112,7 +112,7 @@ def _filename(segment: MultipartSegment) -> str | None:
     return filename
 
 
-def _events(environ: dict[str, Any], boundary: str) -> Iterator[MultipartSegment | bytearray | None]:
+def _events(environ: dict[str, Any], boundary: str) -> Iterator[object]:
     parser = PushMultipartParser(boundary, max_segment_count=MAX_FORM_PARTS, strict=True)
     received = 0
     try:
@@ -128,12 +128,20 @@ def _events(environ: dict[str, Any], boundary: str) -> Iterator[MultipartSegment
         parser.close()
     except ParserLimitReached:
         raise FormTooLarge("The form has too many parts or a part with too large headers.") from None
-    except (MultipartError, IndexError):  # IndexError: the library on an empty quoted option
+    except MultipartError:
         raise BadBody("The form is malformed.", code="bad_form") from None
 
 
-def _data(events: Iterator[MultipartSegment | bytearray | None]) -> Iterator[bytearray]:
+def _data(events: Iterator[object]) -> Iterator[Bytes]:
+    """The content of a part. Every type of bytes is content: it differs between releases of the library."""
     for event in events:
-        if not isinstance(event, bytearray):
-            return  # None: the end of the part
+        if event is None:
+            return  # the end of the part
+        if not isinstance(event, Bytes):
+            raise _unknown_event(event)
         yield event
+
+
+def _unknown_event(event: object) -> TypeError:
+    """A fault of ours: skipping the event would store less than was sent."""
+    return TypeError(f"The multipart parser emitted an unexpected {type(event).__name__}.")

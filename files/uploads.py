@@ -156,7 +156,7 @@ class Incoming:
     def __exit__(self, *_: object) -> None:
         self.abandon()
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         self._length += len(data)
         if self.limit is not None and self._length > self.limit:
             raise errors.TooLarge

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from pytest_django import Settings
 
-ALIASES = ("vault", "staging", "release", "public")
+ALIASES = ("vault", "staging", "release")
 
 
 @dataclass(frozen=True)

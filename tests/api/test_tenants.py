@@ -181,7 +181,7 @@ def test_update_by_an_admin(alice: User, acme: Tenant, api: Api) -> None:
 
 def test_update_of_nothing_changes_and_records_nothing(alice: User, acme: Tenant, api: Api) -> None:
     """INV-20."""
-    for wish in ({}, {"name": "Acme"}, {"slug": "other", "vault_alias": "public", "id": "0", "created_at": None}):
+    for wish in ({}, {"name": "Acme"}, {"slug": "other", "vault_alias": "release", "id": "0", "created_at": None}):
         assert api(alice).patch(ACME, wish).status_code == 200
     acme.refresh_from_db()
     assert (acme.slug, acme.vault_alias) == ("acme", "vault")

@@ -53,14 +53,13 @@ def started_site(home: Path, *, is_timed: bool = False, **settings: str) -> Iter
         postgresql_database() as url,
         proxy_to(url) as database,
         proxy_to(endpoint.url) as s3,
-        stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release, public),
+        stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release),
     ):
         environment = endpoint.environment(vault) | {
             "DATABASE_POOL": "8",  # the sites of all test workers share the 100 connections that PostgreSQL has by default
             "S3_ENDPOINT_URL": s3.url,
             "S3_STAGING_BUCKET": staging,
             "S3_RELEASE_BUCKET": release,
-            "S3_PUBLIC_BUCKET": public,
             "DATABASE_URL": url if is_timed else database.url,
         }
         server = Server(home, **environment | settings)

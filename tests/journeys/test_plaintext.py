@@ -37,9 +37,9 @@ def traced(request: pytest.FixtureRequest, ready_server: Callable[..., Server], 
         place: dict[str, str] = {}
         if request.param == "bucket":
             endpoint = stores.ceph()
-            vault, staging, release, public = stack.enter_context(stores.buckets(endpoint, len(stores.ALIASES)))
+            vault, staging, release = stack.enter_context(stores.buckets(endpoint, len(stores.ALIASES)))
             place = endpoint.environment(vault)
-            place |= {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release, "S3_PUBLIC_BUCKET": public}
+            place |= {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release}
         server = ready_server(TMPDIR=str(scratch), PYTHONDONTWRITEBYTECODE="1", **place)
         calls = "trace=open,openat,openat2,creat,memfd_create"
         server.tracer = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-e", calls)

@@ -49,8 +49,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterat
 def s3_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """SQLite and the real S3 server, with buckets of its own."""
     endpoint = stores.ceph()
-    with stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release, public):
-        others = {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release, "S3_PUBLIC_BUCKET": public}
+    with stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release):
+        others = {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release}
         server = Server(tmp_path_factory.mktemp("server") / "home", **endpoint.environment(vault), **others)
         server.set_up_as(first_home)
         try:

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import gunicorn
 import pytest
 import yaml
 from django.core.management import get_commands
@@ -96,6 +97,8 @@ def test_image_holds_every_package_and_runs_as_nobody_special() -> None:
     assert packages <= set(re.findall(r"^COPY (\w+) \1$", dockerfile, re.MULTILINE))
     assert {f"!{package}" for package in packages} <= set((ROOT / ".dockerignore").read_text().splitlines())
     assert "--require-hashes" in dockerfile
+    stages = re.split(r"^FROM ", dockerfile, flags=re.MULTILINE)[1:]
+    assert all(re.search(r"pip uninstall --yes .*\bsetuptools pip\b", stage) for stage in stages)
     assert re.findall(r"^USER (\w+)$", dockerfile, re.MULTILINE)[-1] == "strongroom"
 
 
@@ -112,6 +115,18 @@ def test_gunicorn_settings_are_what_traps_t2_and_t12_want() -> None:
     assert config["max_requests"] == "0"
     assert config["accesslog"] == "None"
     assert int(config["graceful_timeout"]) >= 600
+
+
+def test_gunicorn_is_pinned_exactly_while_the_worker_overrides_its_internals() -> None:
+    """config/worker.py overrides methods that gunicorn does not document: another release needs a review of them."""
+    source = (ROOT / "config" / "worker.py").read_text()
+    assert "from gunicorn.workers.gthread import" in source
+    (requirement,) = [
+        found
+        for found in map(Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+        if found.name == "gunicorn"
+    ]
+    assert str(requirement.specifier) == f"=={gunicorn.__version__}"
 
 
 def test_runtime_lock_is_part_of_the_development_lock() -> None:
@@ -141,7 +156,5 @@ def test_locks_name_no_index_and_nothing_without_hashes(name: str) -> None:
 
 def test_ci_runs_what_people_run() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     assert re.search(r"^bin/check$", script, re.MULTILINE)
     assert re.search(r"^bin/test\b", script, re.MULTILINE)
-    assert {"run": ".ci/run"} in workflow["jobs"]["ci"]["steps"]

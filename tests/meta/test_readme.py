@@ -1,4 +1,4 @@
-"""What README.md and docs/ say of the code, as far as a program can check it."""
+"""What README.md, the pages beside it and docs/ say of the code, as far as a program can check it."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import pytest
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def rows(heading: str) -> list[list[str]]:

@@ -1,10 +1,12 @@
-"""bin/venv.sh: what the first command of the README stands on. The lock files here are empty, so that no index is asked."""
+"""bin/venv.sh: what the first command of the README stands on. Packages here come from the checkout: no index is asked."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def start(checkout: Path, lock: str, **environment: str) -> subprocess.Popen[byt
     return subprocess.Popen(
         ["sh", "-euc", f". bin/venv.sh; need_venv {lock}"],
         cwd=checkout,
-        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable} | environment,
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."} | environment,
         stderr=subprocess.PIPE,
     )
 
@@ -35,6 +37,26 @@ def need_venv(checkout: Path, lock: str = "requirements.lock", **environment: st
     process = start(checkout, lock, **environment)
     _, stderr = process.communicate(timeout=60)
     return process.returncode, stderr.decode()
+
+
+def lock_of(checkout: Path, *names: str) -> str:
+    """A lock for packages without content, whose wheels are put into the checkout."""
+    lines = []
+    for name in names:
+        wheel, info = checkout / f"{name}-999-py3-none-any.whl", f"{name}-999.dist-info"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 999\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+        lines.append(f"{name}==999 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
+    return "".join(lines)
+
+
+def installed(checkout: Path) -> dict[str, str]:
+    """Name -> version of every package in .venv."""
+    script = "from importlib.metadata import distributions\nfor each in distributions(): print(each.name, each.version)"
+    listed = subprocess.run([checkout / ".venv/bin/python", "-c", script], capture_output=True, text=True, check=True)
+    return dict(line.split() for line in listed.stdout.splitlines())
 
 
 def program(path: Path, text: str) -> str:
@@ -63,13 +85,38 @@ def test_development_lock_is_added_to_what_may_be_serving(checkout: Path) -> Non
 
 @pytest.mark.parametrize("seconds", [pytest.param(0.5, marks=pytest.mark.long), 1.5])
 def test_interrupted_installation_is_done_again(checkout: Path, seconds: float) -> None:
+    (checkout / "requirements.lock").write_text(lock_of(checkout, "thing"))
     process = start(checkout, "requirements.lock")
     time.sleep(seconds)
     process.kill()
     process.communicate()
     assert need_venv(checkout)[0] == 0
     assert need_venv(checkout) == (0, "")
-    assert subprocess.run([checkout / ".venv/bin/python", "-c", "import pip"], check=False).returncode == 0
+    assert installed(checkout) == {"thing": "999"}
+
+
+def test_venv_holds_the_lock_and_no_installer(checkout: Path) -> None:
+    (checkout / "requirements.lock").write_text(lock_of(checkout, "thing"))
+    (checkout / "requirements-dev.lock").write_text(lock_of(checkout, "thing", "other"))
+    need_venv(checkout)
+    assert installed(checkout) == {"thing": "999"}
+    assert not list((checkout / ".venv/bin").glob("pip*"))
+    need_venv(checkout, "requirements-dev.lock")
+    assert installed(checkout) == {"thing": "999", "other": "999"}
+
+
+def test_venv_keeps_an_installer_that_the_lock_names(checkout: Path) -> None:
+    """pip-audit needs pip. The locked version replaces the one that Python brings."""
+    (checkout / "requirements.lock").write_text(lock_of(checkout, "setuptools"))
+    need_venv(checkout)
+    assert installed(checkout) == {"setuptools": "999"}
+
+
+def test_locks_name_pip_for_development_only() -> None:
+    runtime, development = ((ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock"))
+    assert "\npip==" in development
+    assert "\npip==" not in runtime
+    assert "\nsetuptools==" not in runtime + development
 
 
 def test_two_commands_at_once_make_it_once(checkout: Path) -> None:

@@ -142,7 +142,7 @@ def test_certificate_says_what_is_gone_and_is_signed(filled: Collection, alice: 
         "methods": [{"files": 3, "method": certificates.SHREDDED}],
     }  # fmt: skip
     assert [(each["store"], each["erased"]) for each in document["stores"]] == [
-        ("public", 0), ("release", 0), ("staging", 0), ("vault", 3),
+        ("release", 0), ("staging", 0), ("vault", 3),
     ]  # fmt: skip
     public: Any = load_pem_public_key((audit_heads.public_key() or "").encode())
     signature = base64.b64decode(destruction.signature)
