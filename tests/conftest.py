@@ -1,6 +1,7 @@
 """The people of every test, and what the whole suite needs.
 
 alice is admin and bob and carol are members of acme; mallory is a member of globex; root is the superuser and member of nothing.
+A test that starts from a world has the people of that world.
 """
 
 import shutil
@@ -109,43 +110,49 @@ def vault_is_known(stores_prepared: None, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
+def buckets_of_world(request: pytest.FixtureRequest, databases: Databases) -> Path:
+    """The folder of the objects that the test's world starts with, one folder for each alias of a bucket."""
+    return databases.buckets(worlds.build_of(request.node))
+
+
+@pytest.fixture
 def now() -> datetime:
     return datetime.now(UTC)
 
 
 @pytest.fixture
 def acme(db: None) -> Tenant:
-    return make_tenant("acme")
+    return Tenant.objects.filter(slug="acme").first() or make_tenant("acme")
 
 
 @pytest.fixture
 def globex(db: None) -> Tenant:
-    return make_tenant("globex")
+    return Tenant.objects.filter(slug="globex").first() or make_tenant("globex")
 
 
 @pytest.fixture
 def alice(acme: Tenant) -> User:
-    return make_member(acme, "alice", "admin")
+    return User.objects.filter(username="alice").first() or make_member(acme, "alice", "admin")
 
 
 @pytest.fixture
 def bob(acme: Tenant) -> User:
-    return make_member(acme, "bob", "member")
+    return User.objects.filter(username="bob").first() or make_member(acme, "bob", "member")
 
 
 @pytest.fixture
 def carol(acme: Tenant) -> User:
-    return make_member(acme, "carol", "member")
+    return User.objects.filter(username="carol").first() or make_member(acme, "carol", "member")
 
 
 @pytest.fixture
 def mallory(globex: Tenant) -> User:
-    return make_member(globex, "mallory", "member")
+    return User.objects.filter(username="mallory").first() or make_member(globex, "mallory", "member")
 
 
 @pytest.fixture
 def root(db: None) -> User:
-    return make_user("root", is_superuser=True)
+    return User.objects.filter(username="root").first() or make_user("root", is_superuser=True)
 
 
 @pytest.fixture

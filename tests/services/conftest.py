@@ -1,5 +1,6 @@
 """Buckets that nobody else uses, and files in them; a mail server of one's own."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from tests.services.egress_world import World
 
 
 @pytest.fixture
-def own_buckets(settings: Settings, tmp_path: Path) -> Path:
-    """Empty local buckets; the folder that has one for each alias."""
+def own_buckets(settings: Settings, tmp_path: Path, buckets_of_world: Path) -> Path:
+    """Local buckets with the objects of the test's world, if it has one; the folder that has one for each alias."""
     local = {
         alias: {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": str(tmp_path / alias)}}
         for alias in settings.BUCKETS
     }
     settings.STORAGES = settings.STORAGES | local
+    if buckets_of_world.exists():
+        shutil.copytree(buckets_of_world, tmp_path, dirs_exist_ok=True)
     ensure_buckets()
     return tmp_path
 
