@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -32,6 +33,7 @@ SERVERS = {  # server: the variable that names it, and how to get one; `tests.se
     "redis": ("TEST_REDIS_URL", "apt-get install redis-server, name it with TEST_REDIS_URL"),
 }
 EXTERNAL = {*SERVERS, "chromium"}
+KINDS = ("both_databases", "external", "server")  # markers that decide in which pass a test runs; bin/test asks for those it has
 
 Function = TypeVar("Function", bound=Callable[..., object])
 _marks_of_fixtures: dict[Callable[..., object], tuple[pytest.MarkDecorator, ...]] = {}
@@ -82,6 +84,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: tests/needs.py does not know {', '.join(sorted(unknown))}")
         if needs & EXTERNAL:
             item.add_marker("external")
+    if path := os.environ.get("TEST_KINDS"):
+        kinds = {" ".join(sorted(set(KINDS) & {mark.name for mark in item.iter_markers()})) for item in items}
+        Path(path).write_text("\n".join(sorted(kinds)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -39,8 +39,19 @@ GIB = 1024**3
 @dataclass(frozen=True)
 class Pass:
     name: str
-    selection: str
+    markers: tuple[str, ...]  # a test has one of them; or none of `needs.KINDS` but "both_databases", where this is empty
+    has_servers: bool
     environment: dict[str, str]
+
+    @property
+    def selection(self) -> str:
+        chosen = f"({' or '.join(self.markers)})" if self.markers else "not external"
+        return f"{chosen} and {'' if self.has_servers else 'not '}server"
+
+    def has(self, kind: set[str]) -> bool:
+        """Whether a test with these markers is one of this pass."""
+        is_chosen = bool(kind & {*self.markers}) if self.markers else "external" not in kind
+        return is_chosen and self.has_servers == ("server" in kind)
 
 
 class Runner:
@@ -111,14 +122,13 @@ def memory(room: int) -> str | None:
     return path if status.f_bavail * status.f_frsize >= room and not status.f_flag & os.ST_NOEXEC else None
 
 
-def passes(*, is_long: bool, is_bare: bool, is_external: bool) -> Iterator[Pass]:
-    pace = "" if is_long else "not long and "
+def passes(*, is_bare: bool, is_external: bool) -> Iterator[Pass]:
     found = servers.find()
     hidden = {"TEST_DATABASE_URL", "TEST_POSTGRESQL_URL", "TEST_REDIS_URL", "S3_TEST_ENDPOINT_URL"}
     bare = {name: value for name, value in os.environ.items() if name not in hidden and not name.startswith("AWS_")}
     if not is_external:
-        yield Pass("SQLite", f"{pace}not external and not server", bare)
-        yield Pass("SQLite, with servers", f"{pace}not external and server", bare)
+        yield Pass("SQLite", (), has_servers=False, environment=bare)
+        yield Pass("SQLite, with servers", (), has_servers=True, environment=bare)
     if is_bare:
         return
 
@@ -127,11 +137,11 @@ def passes(*, is_long: bool, is_bare: bool, is_external: bool) -> Iterator[Pass]
     for name in sorted(needs.EXTERNAL - {*present}):
         print(f"== {needs.remedy(name)}", flush=True)
     if present:
-        chosen = "(external or both_databases)" if "postgresql" in present else "external"
+        chosen = ("external", "both_databases") if "postgresql" in present else ("external",)
         others = bare | found | {"TEST_DATABASE_URL": found.get("TEST_POSTGRESQL_URL", "")}
         name = ", ".join(present)
-        yield Pass(name, f"{pace}{chosen} and not server", others)
-        yield Pass(f"{name}, with servers", f"{pace}{chosen} and server", others)
+        yield Pass(name, chosen, has_servers=False, environment=others)
+        yield Pass(f"{name}, with servers", chosen, has_servers=True, environment=others)
 
 
 def check_all_present() -> None:
@@ -154,13 +164,17 @@ def main() -> int:
         check_all_present()
     # A module stays on one worker, which builds what its tests share once.
     common = ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadscope", *(["-p", "tests.parts"] if options.long else [])]
+    pace = "" if options.long else "not long and "
     results, times = [], []
     with run_folder(16 * GIB if options.long else 2 * GIB) as folder:
-        runner = Runner(folder)
-        for each in passes(is_long=options.long, is_bare=options.bare, is_external=options.external):
+        runner, kinds = Runner(folder), folder / "kinds"
+        for each in passes(is_bare=options.bare, is_external=options.external):
+            if kinds.exists() and not any(each.has({*line.split()}) for line in kinds.read_text().split("\n")):
+                continue
             print(f"== {each.name}", flush=True)
             started = time.monotonic()
-            results.append(runner.run([*common, "-m", each.selection, *arguments], each.environment))
+            environment = each.environment | {"TEST_KINDS": str(kinds)}
+            results.append(runner.run([*common, "-m", pace + each.selection, *arguments], environment))
             times.append((time.monotonic() - started, each.name))
             if runner.interrupted_by or results[-1] == INTERRUPTED:
                 break

@@ -79,7 +79,7 @@ class Server:
 
     def start(self) -> "Server":
         process = self.launch()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100  # of the 120 that a test has
         while "Strongroom serves" not in self.output:
             assert process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log

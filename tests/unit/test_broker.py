@@ -6,11 +6,13 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import pytest
 from kombu import Connection
 
 from tests.live.server import ROOT
 
 
+pytestmark = pytest.mark.server
 COUNT = 5000
 SEND = "import sys; from tests.unit.test_broker import send; send(sys.argv[1])"
 
