@@ -9,6 +9,8 @@ Nothing here is deleted but memberships and invitations.
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from axes import admin as _axes  # noqa: F401  registers what is taken out below
+from axes.models import AccessFailureLog, AccessLog
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.auth.admin import UserAdmin
@@ -27,8 +29,8 @@ from tenants.models import ApiKey, AuditEvent, Invitation, Mail, Membership, Ten
 from tenants.site import password_audited
 
 
-# Groups give nothing here. Tokens are ended on the person's page, which is audited.
-admin.site.unregister([Group, OutstandingToken, BlacklistedToken])
+# Groups give nothing here. Tokens are ended on the person's page, which is audited. Neither log of axes is written.
+admin.site.unregister([Group, OutstandingToken, BlacklistedToken, AccessLog, AccessFailureLog])
 
 
 class Refusable(admin.ModelAdmin):
