@@ -125,9 +125,10 @@ def respond(code: int, *, name: str, detail: str) -> JsonResponse:
 
 
 def answer(request: HttpRequest, code: int, *, name: str, detail: str) -> HttpResponse:
-    """The same as a page if the client asks for HTML by name: a browser does, where it shows the answer; programs do not."""
+    """A problem document, and a page to browsers in the admin site: they ask for HTML by name."""
     response: HttpResponse
-    if "text/html" in request.headers.get("Accept", ""):
+    is_in_admin = request.resolver_match is not None and request.resolver_match.app_name == "admin"
+    if is_in_admin and "text/html" in request.headers.get("Accept", ""):
         context = problem(code, name=name, detail=detail) | {"site_header": admin.site.site_header}
         response = HttpResponse(render_to_string("problem.html", context), status=code)
     else:

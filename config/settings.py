@@ -42,7 +42,7 @@ BEHIND_PROXY = env.flag("BEHIND_PROXY", default=False)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 # W008: TLS ends in front of gunicorn. A redirect would answer a PUT whose plaintext has already crossed the wire.
 SILENCED_SYSTEM_CHECKS = ["security.W008"]
-# With no-referrer, browsers send `Origin: null` with a form, which the CSRF check refuses. Responses that carry bytes say no-referrer
+# With no-referrer, browsers send `Origin: null` with a form, which the CSRF check refuses. Responses that carry bytes set it
 # themselves (files/downloads.py).
 SECURE_REFERRER_POLICY = "same-origin"
 # Of every response that has none of its own. The images in data: are those of Swagger UI's style sheet.

@@ -3,7 +3,7 @@ from django.urls import include, path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
 from config import problems
-from config.views import SeeOther
+from config.views import Root
 from files.urls import download_urlpatterns
 
 
@@ -15,8 +15,7 @@ urlpatterns = [
     path("api/schema/", SpectacularJSONAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="docs.html"), name="docs"),
     *download_urlpatterns,
-    path("", SeeOther.as_view(page="docs")),
-    path("admin", SeeOther.as_view(page="admin:index")),
+    path("", Root.as_view()),
     path("admin/", admin.site.urls),
 ]
 

@@ -6,14 +6,14 @@ from rest_framework.reverse import reverse
 from rest_framework.views import APIView
 
 
-class SeeOther(APIView):
-    """Leads a browser to a page, and tells everyone else where the pages are. It has GET alone: no write is answered by a redirect."""
+class Root(APIView):
+    """Leads a browser to the API pages, and names the entry points to other clients. No write is answered by a redirect."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
-    page = ""  # name of its address
 
     @extend_schema(exclude=True)
     def get(self, request: Request) -> Response:
-        pages = {"docs": reverse("docs"), "schema": reverse("schema"), "admin": reverse("admin:index")}
-        return Response(pages, status=303, headers={"Location": reverse(self.page)})
+        docs = reverse("docs")
+        entry_points = {"docs": docs, "schema": reverse("schema"), "admin": reverse("admin:index")}
+        return Response(entry_points, status=303, headers={"Location": docs})

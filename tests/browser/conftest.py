@@ -34,8 +34,8 @@ def chromium() -> str:
     pytest.skip(reason)
 
 
-# Of the package, not of the session: Playwright leaves an event loop running in this thread, and Django refuses its database there.
-@pytest.fixture(scope="package")
+# Not of the session: Playwright has an event loop running in this thread, in which Django refuses its database.
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -43,7 +43,7 @@ def browser(chromium: str) -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Without a broker nothing ticks: every row stays as it was made.
     server = Server(tmp_path_factory.mktemp("browser"), BROKER_URL="redis://127.0.0.1:1/0")
@@ -55,7 +55,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.kill()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def superuser(browser: Browser, site: Server) -> Iterator[Visitor]:
     """Signed in once, at one window: both take longer than most tests."""
     with browser.new_context() as context:

@@ -1,4 +1,4 @@
-"""A new installation with rows for every page of the admin site: `python -m tests.browser.world`, in the one of the environment."""
+"""Rows for every page of the admin site: `python -m tests.browser.world` sets up the installation that the environment names."""
 
 import os
 from datetime import timedelta
@@ -17,7 +17,7 @@ def make() -> None:
     from egress.models import EgressPolicy
     from files.models import Collection, Erasure, Grant, Hold, Level, Upload
     from tenants.people import invite
-    from tests.factories import PASSWORD, make_destruction, make_user
+    from tests.factories import make_destruction, make_user
     from tests.services import egress_world
 
     now = timezone.now()
