@@ -9,9 +9,13 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from django.conf import settings
+from django.contrib import admin
 from django.core.exceptions import RequestDataTooBig
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, UnreadablePostError
+from django.template.loader import render_to_string
+from django.utils.cache import patch_vary_headers
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.utils.serializer_helpers import ReturnDict
@@ -120,33 +124,57 @@ def respond(code: int, *, name: str, detail: str) -> JsonResponse:
     return JsonResponse(problem(code, name=name, detail=detail), status=code, content_type=MEDIA_TYPE)
 
 
+def answer(request: HttpRequest, code: int, *, name: str, detail: str) -> HttpResponse:
+    """A problem document, and a page to browsers in the admin site: they ask for HTML by name."""
+    response: HttpResponse
+    is_in_admin = request.resolver_match is not None and request.resolver_match.app_name == "admin"
+    if is_in_admin and "text/html" in request.headers.get("Accept", ""):
+        context = problem(code, name=name, detail=detail) | {"site_header": admin.site.site_header}
+        response = HttpResponse(render_to_string("problem.html", context), status=code)
+    else:
+        response = respond(code, name=name, detail=detail)
+    patch_vary_headers(response, ["Accept"])
+    return response
+
+
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     if isinstance(exception, RequestDataTooBig):
-        return respond(413, name="body_too_large", detail="The body is larger than this address accepts.")
-    return respond(400, name="bad_request", detail="The request is malformed.")
+        return answer(request, 413, name="body_too_large", detail="The body is larger than this address accepts.")
+    return answer(request, 400, name="bad_request", detail="The request is malformed.")
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return respond(403, name="refused", detail="This is not allowed.")
+    return answer(request, 403, name="refused", detail="This is not allowed.")
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return respond(404, name="not_found", detail="Not found.")
+    return answer(request, 404, name="not_found", detail="Not found.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     # Django calls this while it handles the exception. Its own line, which we switch off, would have the path in it.
     if _is_of_the_database(error := sys.exception()):
         log.warning("the database does not answer", extra={"error": type(error).__name__})
-        response = respond(503, name="database_unavailable", detail="The database does not answer.")
+        response = answer(request, 503, name="database_unavailable", detail="The database does not answer.")
         response["Retry-After"] = "5"
         return response
     log.exception("request failed")
-    return respond(500, name="error", detail="Something went wrong here. The log has it under this response's X-Request-ID.")
+    return answer(
+        request, 500, name="error", detail="Something went wrong here. The log has it under this response's X-Request-ID."
+    )
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    return respond(403, name="csrf", detail="The form's token does not fit. Reload the page and send it again.")
+    return answer(request, 403, name="csrf", detail="The form's token does not fit. Reload the page and send it again.")
+
+
+def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: dict[str, Any] | None) -> HttpResponse:
+    """Called by axes in place of the answer to a sign-in at the admin. The API has its own (tenants/services.py)."""
+    minutes = int(settings.AXES_COOLOFF_TIME.total_seconds() / 60)
+    detail = f"Too many attempts to sign in have failed. Wait {minutes} minutes, then try again."
+    refusal = answer(request, 429, name="too_many_attempts", detail=detail)
+    refusal["Retry-After"] = str(minutes * 60)
+    return refusal
 
 
 class RefuseUnstorableText:

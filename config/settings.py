@@ -6,6 +6,7 @@ from secrets import token_hex
 from typing import Any
 
 import environ
+from csp.constants import NONE, SELF
 
 from config import env
 
@@ -41,7 +42,22 @@ BEHIND_PROXY = env.flag("BEHIND_PROXY", default=False)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 # W008: TLS ends in front of gunicorn. A redirect would answer a PUT whose plaintext has already crossed the wire.
 SILENCED_SYSTEM_CHECKS = ["security.W008"]
-SECURE_REFERRER_POLICY = "no-referrer"
+# With no-referrer, browsers send `Origin: null` with a form, which the CSRF check refuses. Responses that carry bytes set it
+# themselves (files/downloads.py).
+SECURE_REFERRER_POLICY = "same-origin"
+# Of every response that has none of its own. The images in data: are those of Swagger UI's style sheet.
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "base-uri": [NONE],
+    }
+}
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = 8 * 3600
 X_FRAME_OPTIONS = "DENY"
@@ -70,11 +86,13 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "corsheaders",
     "axes",
+    "csp",
 ]
 MIDDLEWARE = [
     "config.logs.RequestLog",
     "config.probes.Probes",
     "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "corsheaders.middleware.CorsMiddleware",
     "config.problems.RefuseUnstorableText",
@@ -228,6 +246,7 @@ API_KEY_MAX_DAYS = env.integer("API_KEY_MAX_DAYS", 366, least=1)
 AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 5, least=1)
 AXES_COOLOFF_TIME = timedelta(minutes=env.integer("LOGIN_COOLOFF_MINUTES", 15, least=1))
 AXES_CLIENT_IP_CALLABLE = "tenants.context.client_address"
+AXES_LOCKOUT_CALLABLE = "config.problems.locked_out"  # at the sign-in form of the admin
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # one address cannot lock a person out everywhere
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # Retry-After holds, whatever is tried in between

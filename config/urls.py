@@ -3,6 +3,7 @@ from django.urls import include, path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
 from config import problems
+from config.views import Root
 from files.urls import download_urlpatterns
 
 
@@ -12,8 +13,9 @@ urlpatterns = [
     path("api/v1/", include("egress.urls")),
     path("api/v1/", include("purge.urls")),
     path("api/schema/", SpectacularJSONAPIView.as_view(), name="schema"),
-    path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="docs.html"), name="docs"),
     *download_urlpatterns,
+    path("", Root.as_view()),
     path("admin/", admin.site.urls),
 ]
 

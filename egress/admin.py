@@ -148,8 +148,9 @@ def _words_of(error: APIException) -> str:
 class ItemAdmin(ReadOnly):
     """Files of a request, and what became of their copies in staging. The request's page leads here."""
 
-    list_display = ("number", "round", "filename", "length", "status", "wiped_at", "opened_by", "request_id")
+    list_display = ("number", "round", "filename", "length", "status", "wiped_at", "opened_by", "collection")
     list_filter = ("status",)
+    list_select_related = ("request",)
     ordering = ("request", "-round", "number")
     show_full_result_count = False
     fields = (
@@ -161,6 +162,10 @@ class ItemAdmin(ReadOnly):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Item]:
         found: QuerySet[Item] = super().get_queryset(request)
         return found.prefetch_related("openings")
+
+    @admin.display
+    def collection(self, item: Item) -> str:
+        return item.request.collection_slug
 
     @admin.display
     def opened_by(self, item: Item) -> str:

@@ -1,6 +1,6 @@
 """Shows people, tenants, keys, mails and the audit trail. Every change goes through a service.
 
-Nothing here is deleted but memberships and invitations.
+Nothing here is deleted but memberships, invitations and failed sign-ins.
 """
 
 # mypy: disable-error-code=type-arg
@@ -9,6 +9,8 @@ Nothing here is deleted but memberships and invitations.
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from axes import admin as _axes  # noqa: F401  registers what is taken out below
+from axes.models import AccessAttempt, AccessFailureLog, AccessLog
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.auth.admin import UserAdmin
@@ -23,12 +25,13 @@ from rest_framework_simplejwt.token_blacklist import admin as _  # noqa: F401  r
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 
 from tenants import apikeys, people, services
-from tenants.models import ApiKey, AuditEvent, Invitation, Mail, Membership, Tenant, User
+from tenants.models import ApiKey, AuditEvent, Invitation, Mail, Membership, Role, Tenant, User
 from tenants.site import password_audited
 
 
-# Groups give nothing here. Tokens are ended on the person's page, which is audited.
-admin.site.unregister([Group, OutstandingToken, BlacklistedToken])
+# Groups give nothing here. Tokens are ended on the person's page, which is audited. axes writes neither of
+# its logs, and the action on its page of attempts fails.
+admin.site.unregister([Group, OutstandingToken, BlacklistedToken, AccessAttempt, AccessFailureLog, AccessLog])
 
 
 class Refusable(admin.ModelAdmin):
@@ -115,6 +118,9 @@ class MembershipAdmin(Refusable):
     autocomplete_fields = ("user", "tenant")
     ordering = ("tenant__slug", "user__username")
 
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        return {"roles": [Role.MEMBER]} | super().get_changeform_initial_data(request)  # the field would say "null"
+
     def get_readonly_fields(self, request: HttpRequest, obj: Membership | None = None) -> tuple[str, ...]:
         return ("created_at",) if obj is None else ("user", "tenant", "created_at")
 
@@ -186,6 +192,16 @@ class MailAdmin(Undeletable, ReadOnly):
     @admin.display
     def refused_copies(self, mail: Mail) -> str:
         return ", ".join(mail.refused)
+
+
+@admin.register(AccessAttempt)
+class FailedSignInsAdmin(ReadOnly):
+    """What the lock-out counts. Deleting a row lets that person try again from that address."""
+
+    list_display = ("username", "ip_address", "attempt_time", "failures_since_start")
+    search_fields = ("username", "ip_address")
+    ordering = ("-attempt_time",)
+    fields = (*list_display, "user_agent", "path_info")
 
 
 @admin.register(AuditEvent)

@@ -182,6 +182,7 @@ released   POST   /api/v1/egress/requests/{request_id}/revoke/                  
 
 -          GET    /api/schema/                                                   public     200   200     200    200    200    200   200       200      200     200   200   200   200   200      200       200
 -          GET    /api/docs/                                                     public     200   200     200    200    200    200   200       200      200     200   200   200   200   200      200       200
+-          GET    /                                                              public     303   303     303    303    303    303   303       303      303     303   303   303   303   303      303       303
 """  # noqa: E501  a table is read by its columns
 
 

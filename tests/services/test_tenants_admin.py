@@ -218,6 +218,12 @@ def test_admin_adds_a_member(site: Client, acme: Tenant, mallory: User) -> None:
     assert audited() == ("member.add", "root", {"name": "mallory", "roles": ["auditor", "member"]})
 
 
+def test_admin_form_for_a_member_suggests_a_role(site: Client, acme: Tenant) -> None:
+    page = site.get(url("tenants_membership_add"))
+    assert page.context["adminform"].form.initial["roles"] == ["member"]
+    assert "null</textarea>" not in page.content.decode()
+
+
 BAD_ROLES = ["", "[]", '"admin"', '["Admin"]', '["admin", "admin"]', "{}", "[7]", "[null]", "[[]]", '[{"a": 1}]']
 
 
