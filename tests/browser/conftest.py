@@ -1,6 +1,5 @@
 """A server with rows for every page, one Chromium, and a person in front of it."""
 
-import os
 import shutil
 from collections.abc import Iterator
 
@@ -9,6 +8,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.browser.visitor import Visitor
 from tests.live.server import Server
+from tests.needs import mark_users
 
 
 FLAGS = (
@@ -22,23 +22,12 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """Its executable. Skips the test where there is none, and fails it in CI."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    reason = "no Chromium: apt-get install chromium"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 # Not of the session: Playwright has an event loop running in this thread, in which Django refuses its database.
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
+@mark_users(pytest.mark.needs("chromium"), pytest.mark.server)
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         yield browser
         browser.close()
 
