@@ -21,6 +21,7 @@ POLICY = {
     "frame-ancestors 'none'",
     "base-uri 'none'",
 }
+PATIENCE = 100_000  # milliseconds: a busy machine is no failure
 SCREENSHOTS = os.environ.get("BROWSER_SCREENSHOTS")  # a folder: every page is kept there
 FETCH = """paths => Promise.all(paths.map(async path => {
     const response = await fetch(path, {headers: {Accept: 'text/html'}})
@@ -36,9 +37,7 @@ class Visitor:
         self.complaints: list[str] = []
         self._expected: set[int] = set()
         self._met: set[int] = set()
-        self.watch(page)
-
-    def watch(self, page: Page) -> None:
+        page.set_default_timeout(PATIENCE)
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
         page.on("requestfailed", self._failed)
