@@ -61,12 +61,14 @@ class Runner:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.interrupted_by = 0
+        self._deadline = 0.0
         _adopt_orphans()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, _: FrameType | None) -> None:
         is_repeated, self.interrupted_by = bool(self.interrupted_by), number
+        self._deadline = time.monotonic() + STOPPING
         if self._process:
             self._process.send_signal(signal.SIGKILL if is_repeated else signal.SIGTERM)
 
@@ -78,9 +80,9 @@ class Runner:
         self._process = subprocess.Popen(command, env=environment)
         while True:
             try:
-                return self._process.wait(STOPPING)
+                return self._process.wait(1)
             except subprocess.TimeoutExpired:
-                if self.interrupted_by:
+                if self.interrupted_by and time.monotonic() > self._deadline:
                     self._process.kill()
             finally:
                 if self._process.returncode is not None:
@@ -183,7 +185,7 @@ def main() -> int:
     if runner.interrupted_by:
         return 128 + runner.interrupted_by
     failed = [result for result in results if result not in {0, NO_TESTS}]
-    return failed[0] if failed else min(results)
+    return failed[0] if failed else min(results, default=NO_TESTS)
 
 
 if __name__ == "__main__":
