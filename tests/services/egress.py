@@ -6,7 +6,6 @@ alice is admin, bob asks, carol wrote nothing; grace and gary govern information
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
 
 from django.utils import timezone
 from rest_framework.test import APIClient
@@ -88,19 +87,6 @@ def collection_of(request: Any) -> Collection:
 def body(answer: Any) -> bytes:
     assert answer.status_code in {200, 206}, answer.content
     return bytes(answer.getvalue())
-
-
-def release(api: Api, by: User, reviewers: dict[str, User], files: dict[str, bytes] | None = None) -> Any:
-    """A request that went all the way, as its requester sees it."""
-    request = submit(api(by), fill(api(by), f"Results {uuid4().hex}", files=files))
-    work_on()
-    for name in ("grace", "ruth"):
-        answer = decide(api(reviewers[name]), request)
-        assert answer.status_code == 201, answer.content
-    work_on()
-    released = see(api(by), request)
-    assert released["status"] == "released", released
-    return released
 
 
 def approved(api: Api, by: User, people: dict[str, User], slug: str, **wish: Any) -> Any:

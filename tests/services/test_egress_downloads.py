@@ -32,7 +32,7 @@ from tests.worlds import starts_from
 
 LINKS = {"api": False, "link": True}
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
 
 
 @pytest.fixture
@@ -95,6 +95,7 @@ def cut(response: Any, *, after: int) -> bytes:
 # --- What counts ---
 
 
+@pytest.mark.both_databases
 def test_get_counts_one_and_a_further_one_is_refused(api: Api, bob: User, released: Any) -> None:
     content = body(get(api(bob), released))
     assert len(content) == released["package_length"]
@@ -470,6 +471,7 @@ def test_parts_that_are_fetched_at_once_do_not_take_each_others_budget(api: Api,
     assert count(released) == 1
 
 
+@pytest.mark.both_databases
 def test_budget_is_the_package_and_what_buffers_hold_of_it(api: Api, bob: User, released: Any) -> None:
     """Nobody gets the package often by asking for most of it again and again: here buffers hold all of it, once."""
     client, length = api(bob), released["package_length"]
@@ -489,6 +491,7 @@ def test_budget_is_the_package_and_what_buffers_hold_of_it(api: Api, bob: User, 
     assert made["bytes_taken"] + made["bytes_left"] == length + min(length, links.RESUME_EXTRA)
 
 
+@pytest.mark.both_databases
 def test_next_download_takes_over_when_the_budget_of_one_is_used_up(api: Api, bob: User, thrice: Any) -> None:
     body(get(api(bob), thrice))
     Download.objects.update(bytes_left=1000)

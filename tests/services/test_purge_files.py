@@ -31,7 +31,10 @@ from tests import invariants
 from tests.api import paths
 from tests.api.answers import audited, facts
 from tests.faults.breaking import FUSE, KINDS
+from tests.needs import mark_users
 from tests.races import race
+from tests.services import worlds
+from tests.worlds import starts_from
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
@@ -42,8 +45,9 @@ CONTENT = b"a,b\n" * 25
 
 
 @pytest.fixture
-def november(make_collection: MakeCollection, alice: User, bob: User) -> Collection:
-    return make_collection(alice, "November")
+@mark_users(starts_from(worlds.empty_november))
+def november(own_buckets: Path, built: int) -> Collection:
+    return Collection.objects.get(pk=built)
 
 
 def put(client: APIClient, collection: Collection, filename: str, **headers: str) -> StoredFile:

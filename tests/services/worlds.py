@@ -10,6 +10,7 @@ from typing import Any, Final
 from django.test import override_settings
 from django.utils import timezone
 
+from files.models import Collection
 from tenants import outbox
 from tenants.models import User
 from tests.clients import Clients
@@ -87,9 +88,19 @@ def _clients() -> Clients:
     return Clients({user.username: user for user in User.objects.all()})
 
 
-# --- Purge ---
+# --- Collections ---
+
+
+def empty_november() -> int:
+    """The primary key of alice's collection November."""
+    return november_with({})
+
+
+def november_with(files: dict[str, bytes], *, by: str = "alice") -> int:
+    clients = make_people()
+    return Collection.objects.get(slug=egress.fill(clients[by], "November", files)).pk
 
 
 def november() -> int:
-    """The primary key of alice's collection November, with three files, a grant to bob and a link."""
+    """The primary key of alice's collection November, which has three files, a grant to bob and a link."""
     return purging.fill(make_people()["alice"]).pk
