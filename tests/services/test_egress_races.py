@@ -16,13 +16,13 @@ from files.models import Collection, Hold, StoredFile
 from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.api import paths
-from tests.races import race
+from tests.races import attempts, race
 from tests.services.egress import FILES, REASON, Api, body, decide, path, row, submit, work_on
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 Call = Callable[[], int]
-TWICE = pytest.mark.parametrize("attempt", [0, pytest.param(1, marks=pytest.mark.long)])
+TWICE = attempts(2)
 
 
 class Office:
