@@ -5,10 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
+import pytest
 from django.db import connections
 
 
 Result = TypeVar("Result")
+
+
+def attempts(number: int) -> pytest.MarkDecorator:
+    """The test races so often, and once in the gate: who wins is chance."""
+    return pytest.mark.parametrize("attempt", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, number))])
 
 
 def race(contenders: Iterable[Callable[[], Result]]) -> list[Result]:

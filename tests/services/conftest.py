@@ -1,8 +1,9 @@
-"""Buckets that nobody else uses, and files in them; a mail server of one's own."""
+"""Buckets that nobody else uses, and the worlds of worlds.py in them; a mail server of one's own."""
 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_django import Settings
@@ -12,12 +13,14 @@ from files.models import Collection, StoredFile
 from files.stores import ensure_buckets
 from tenants.models import User
 from tests.mailbox import Mailbox
-from tests.services import purging
+from tests.needs import mark_users
+from tests.services import purging, worlds
 from tests.services.egress_world import World
+from tests.worlds import starts_from
 
 
 @pytest.fixture
-def own_buckets(settings: Settings, tmp_path: Path, buckets_of_world: Path) -> Path:
+def own_buckets(settings: Settings, tmp_path: Path, db: None, buckets_of_world: Path) -> Path:
     """Local buckets with the objects of the test's world, if it has one; the folder that has one for each alias."""
     local = {
         alias: {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": str(tmp_path / alias)}}
@@ -48,10 +51,38 @@ def make_collection(api: Callable[[User | None], APIClient]) -> Callable[[User, 
     return make
 
 
+# --- Worlds ---
+
+
 @pytest.fixture
-def filled(own_buckets: Path, api: Callable[[User | None], APIClient], alice: User, bob: User) -> Collection:
+@mark_users(starts_from(worlds.results))
+def results(own_buckets: Path, built: str) -> str:
+    return built
+
+
+@pytest.fixture
+@mark_users(starts_from(worlds.in_review))
+def in_review(own_buckets: Path, built: Any) -> Any:
+    return built
+
+
+@pytest.fixture
+@mark_users(starts_from(worlds.approved))
+def approved(own_buckets: Path, built: Any) -> Any:
+    return built
+
+
+@pytest.fixture
+@mark_users(starts_from(worlds.released))
+def released(own_buckets: Path, built: Any) -> Any:
+    return built
+
+
+@pytest.fixture
+@mark_users(starts_from(worlds.november))
+def filled(own_buckets: Path, built: int) -> Collection:
     """alice's, with three files."""
-    return purging.fill(api(alice))
+    return Collection.objects.get(pk=built)
 
 
 @pytest.fixture

@@ -35,9 +35,9 @@ def go_on(mailbox: Mailbox, now: datetime | None = None) -> list[EmailMessage]:
     return mailbox.messages[before:]
 
 
-def ask(client: APIClient, mailbox: Mailbox) -> Any:
-    """A request in review, whose first mails are out."""
-    request = submit(client, fill(client))
+def ask(client: APIClient, mailbox: Mailbox, slug: str = "") -> Any:
+    """A request in review, whose first mails are out; about this collection, or about a new one."""
+    request = submit(client, slug or fill(client))
     go_on(mailbox)
     return request
 

@@ -27,7 +27,10 @@ from tenants.models import ApiKey, AuditEvent, Scope, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, facts
 from tests.factories import make_key
+from tests.needs import mark_users
 from tests.races import race
+from tests.services import worlds
+from tests.worlds import starts_from
 
 
 Api = Callable[[User | str | None], APIClient]
@@ -36,12 +39,14 @@ KEYS = "/api/v1/tenants/acme/api-keys/"
 CONTENT = random.Random(3).randbytes(3 * 1024 * 1024)
 
 
+def with_a_file() -> int:
+    return worlds.november_with({"a.bin": CONTENT})
+
+
 @pytest.fixture
-def november(own_buckets: object, make_collection: Callable[..., Collection], api: Api, alice: User) -> Collection:
-    collection = make_collection(alice, "November")
-    path = paths.content(collection.slug, "a.bin")
-    assert api(alice).put(path, CONTENT, content_type="application/octet-stream").status_code == 201
-    return collection
+@mark_users(starts_from(with_a_file))
+def november(own_buckets: object, built: int) -> Collection:
+    return Collection.objects.get(pk=built)
 
 
 # --- What a key started ends with it ---

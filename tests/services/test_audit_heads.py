@@ -35,10 +35,11 @@ ROOT = Path(__file__).resolve().parents[2]
 NOON = datetime(2026, 11, 21, 12, 3, tzinfo=UTC)
 TEN = timedelta(minutes=10)
 
-pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
+pytestmark = pytest.mark.django_db
+LOCAL = pytest.param("local", marks=pytest.mark.both_databases)
 
 
-@pytest.fixture(params=["local", *stores.SERVER_PARAMS])
+@pytest.fixture(params=[LOCAL, *stores.SERVER_PARAMS])
 def vault(request: pytest.FixtureRequest, settings: Settings) -> Iterator[ObjectStore]:
     """An empty one, on every kind of store."""
     with ExitStack() as stack:

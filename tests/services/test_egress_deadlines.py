@@ -17,7 +17,7 @@ from tests.services.egress_world import STARTS, World, make_world
 from tests.worlds import starts_from
 
 
-pytestmark = [pytest.mark.django_db, pytest.mark.both_databases, starts_from(make_world)]
+pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 SECOND = timedelta(seconds=1)
 ABANDONED = [start for start, state in STARTS.items() if state in OPEN]
 

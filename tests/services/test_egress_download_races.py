@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,31 +17,41 @@ from egress import schedule
 from egress.models import EgressRequest
 from files import links
 from files.transfers import TransferEnded
-from tenants.models import AuditEvent, Tenant, User
+from tenants.models import AuditEvent, User
 from tests import invariants
+from tests.needs import mark_users
 from tests.races import race
-from tests.services.egress import REASON, Api, make_reviewers, path, release, row
+from tests.services import worlds
+from tests.services.egress import REASON, Api, path, row
+from tests.services.worlds import MIB
+from tests.worlds import starts_from
 
-
-MIB = 1024 * 1024
-FILES = {"a.bin": random.Random(1).randbytes(MIB)}
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
-@pytest.fixture
-def people(acme: Tenant) -> dict[str, User]:
-    return make_reviewers(acme)
+MANY = pytest.mark.parametrize("many", [16, pytest.param(50, marks=pytest.mark.long)])
+
+
+def package() -> Any:
+    return worlds.released({"a.bin": random.Random(1).randbytes(MIB)}, downloaders=["requester", "research_it"])
 
 
 @pytest.fixture
-def allow(api: Api, alice: User, bob: User, people: dict[str, User]) -> Callable[[int], Any]:
+def people(db: None) -> dict[str, User]:
+    return {user.username: user for user in User.objects.all()}
+
+
+@pytest.fixture
+@mark_users(starts_from(package))
+def allow(own_buckets: Path, api: Api, people: dict[str, User], built: Any) -> Callable[[int], Any]:
     """A released request of bob's, to be fetched so often, by bob and by the two of research IT."""
 
     def make(limit: int) -> Any:
-        policy = {"max_downloads": limit, "downloaders": ["requester", "research_it"]}
-        assert api(alice).put("/api/v1/tenants/acme/egress-policy/", policy).status_code == 200
-        return release(api, bob, people, FILES)
+        if limit > 1:
+            more = {"downloads": limit - 1, "reason": REASON}
+            assert api(people["ruth"]).post(path(built, "extend/"), more).status_code == 200
+        return built
 
     return make
 
@@ -78,55 +89,62 @@ def check(request: Any, *, at_most: int) -> EgressRequest:
     return stored
 
 
-def test_package_fetched_by_50_at_once_with_a_limit_of_one_is_one_200(api: Api, bob: User, allow: Callable[[int], Any]) -> None:
+@MANY
+def test_package_fetched_by_many_at_once_with_a_limit_of_one_is_one_200(
+    api: Api, bob: User, allow: Callable[[int], Any], many: int
+) -> None:
     request = allow(1)
 
-    answers = race([partial(fetched, api(bob), path(request, "package.zip"))] * 50)
+    answers = race([partial(fetched, api(bob), path(request, "package.zip"))] * many)
 
-    assert Counter(status for status, _ in answers) == {200: 1, 409: 49}
+    assert Counter(status for status, _ in answers) == {200: 1, 409: many - 1}
     assert [len(body) for status, body in answers if status == 200] == [request["package_length"]]
     assert {b"downloads_used" in body for status, body in answers if status == 409} == {True}
     assert check(request, at_most=1).download_count == 1
 
 
-@pytest.mark.parametrize("limit", [2, 7])
+@pytest.mark.parametrize(
+    ("limit", "many"), [(3, 4), pytest.param(2, 10, marks=pytest.mark.long), pytest.param(7, 10, marks=pytest.mark.long)]
+)
 def test_package_fetched_by_many_more_than_the_limit_is_fetched_so_often(
-    api: Api, bob: User, people: dict[str, User], allow: Callable[[int], Any], limit: int
+    api: Api, bob: User, people: dict[str, User], allow: Callable[[int], Any], limit: int, many: int
 ) -> None:
     """By several people, with their tokens and with links."""
     request = allow(limit)
-    whole = [partial(fetched, api(who), path(request, "package.zip")) for who in (bob, people["ruth"], people["rick"])] * 10
-    by_link = [partial(fetched, api(None), mint(api(bob), request)) for _ in range(limit + 20)]
+    whole = [partial(fetched, api(who), path(request, "package.zip")) for who in (bob, people["ruth"], people["rick"])] * many
+    by_link = [partial(fetched, api(None), mint(api(bob), request)) for _ in range(limit + 2 * many)]
 
     answers = race(whole + by_link)
 
-    assert Counter(status for status, _ in answers) == {200: limit, 409: 50}
+    assert Counter(status for status, _ in answers) == {200: limit, 409: 5 * many}
     assert {len(body) for status, body in answers if status == 200} == {request["package_length"]}
     assert check(request, at_most=limit).download_count == limit
 
 
-def test_one_link_fetched_by_many_at_once_counts_one(api: Api, bob: User, allow: Callable[[int], Any]) -> None:
+@MANY
+def test_one_link_fetched_by_many_at_once_counts_one(api: Api, bob: User, allow: Callable[[int], Any], many: int) -> None:
     request = allow(5)
 
-    answers = race([partial(fetched, api(None), mint(api(bob), request))] * 20)
+    answers = race([partial(fetched, api(None), mint(api(bob), request))] * many)
 
-    assert Counter(status for status, _ in answers) == {200: 1, 404: 19}
+    assert Counter(status for status, _ in answers) == {200: 1, 404: many - 1}
     assert check(request, at_most=5).download_count == 1
 
 
+@pytest.mark.parametrize("many", [9, pytest.param(18, marks=pytest.mark.long)])
 def test_broken_ones_parts_and_links_at_once_are_no_more_than_the_limit(
-    api: Api, bob: User, people: dict[str, User], allow: Callable[[int], Any]
+    api: Api, bob: User, people: dict[str, User], allow: Callable[[int], Any], many: int
 ) -> None:
     limit = 4
     request = allow(limit)
     length, address = request["package_length"], path(request, "package.zip")
     clients = [api(who) for who in (bob, people["ruth"], people["rick"])]
     calls: list[Callable[[], tuple[int, bytes]]] = []
-    for number in range(18):
+    for number in range(many):
         client = clients[number % 3]
         calls.append(partial(fetched, client, address, most=(0, 1, None)[number // 3 % 3]))
         calls.append(partial(fetched, client, address, range=f"bytes={number * 50_000}-"))
-    calls += [partial(fetched, api(None), mint(clients[0], request), most=most) for most in (0, 1, None) * 6]
+    calls += [partial(fetched, api(None), mint(clients[0], request), most=most) for most in (0, 1, None) * (many // 3)]
 
     answers = race(calls)
 
@@ -137,17 +155,18 @@ def test_broken_ones_parts_and_links_at_once_are_no_more_than_the_limit(
     left = sum(download.bytes_left for download in stored.downloads.all())
     assert left + sent == stored.download_count * (length + min(length, links.RESUME_EXTRA))  # every byte was paid for
     # What was given back is to be had again, and no more than that.
-    again = race([partial(fetched, clients[0], address)] * 10)
+    again = race([partial(fetched, clients[0], address)] * (limit + 2))
     assert Counter(status for status, _ in again)[200] == limit - stored.download_count
     assert check(request, at_most=limit).download_count == limit
 
 
-def test_resumed_parts_at_once_cannot_overdraw_a_download(api: Api, bob: User, allow: Callable[[int], Any]) -> None:
+@MANY
+def test_resumed_parts_at_once_cannot_overdraw_a_download(api: Api, bob: User, allow: Callable[[int], Any], many: int) -> None:
     request = allow(1)
     length, address = request["package_length"], path(request, "package.zip")
     assert len(fetched(api(bob), address)[1]) == length
 
-    answers = race([partial(fetched, api(bob), address, range="bytes=1-")] * 30)
+    answers = race([partial(fetched, api(bob), address, range="bytes=1-")] * many)
 
     assert {status for status, _ in answers} <= {206, 409}
     sent = length + sum(len(body) for status, body in answers if status == 206)

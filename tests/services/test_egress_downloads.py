@@ -1,9 +1,9 @@
 """Released packages: who fetches them, how often, how what broke goes on, and what is told of it (INV-09, F-05, F-55)."""
 
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,19 +22,22 @@ from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants
 from tests.api.answers import audited, facts, problem
 from tests.factories import make_member, make_tenant
-from tests.services.egress import REASON, Api, body, decide, fill, make_reviewers, path, release, row, see, submit, work_on
+from tests.needs import mark_users
+from tests.services import worlds
+from tests.services.egress import REASON, Api, body, decide, fill, path, row, see, submit, work_on
+from tests.services.egress import released as release
+from tests.services.worlds import MIB, POLICY
+from tests.worlds import starts_from
 
 
-MIB = 1024 * 1024
-FILES = {"a.bin": random.Random(1).randbytes(5 * MIB)}  # from the third on the store is read while it is sent
 LINKS = {"api": False, "link": True}
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
 
 
 @pytest.fixture
-def people(acme: Tenant) -> dict[str, User]:
-    return make_reviewers(acme) | {"erin": make_member(acme, "erin", "auditor"), "dora": make_member(acme, "dora", "data_desk")}
+def people(db: None) -> dict[str, User]:
+    return {user.username: user for user in User.objects.filter(username__in=["dora", "erin", "grace", "ruth", "rick"])}
 
 
 @pytest.fixture
@@ -42,23 +45,24 @@ def policy(api: Api, alice: User) -> Callable[..., None]:
     """The rules of what is submitted from now on."""
 
     def put(**wish: Any) -> None:
-        answer = api(alice).put("/api/v1/tenants/acme/egress-policy/", wish)
+        answer = api(alice).put(POLICY, wish)
         assert answer.status_code == 200, answer.content
 
     return put
 
 
 @pytest.fixture
-def released(api: Api, bob: User, people: dict[str, User]) -> Any:
+@mark_users(starts_from(worlds.large_released))
+def released(own_buckets: Path, built: Any) -> Any:
     """bob's, to be had once."""
-    return release(api, bob, people, FILES)
+    return built
 
 
 @pytest.fixture
-def thrice(api: Api, bob: User, people: dict[str, User], policy: Callable[..., None]) -> Any:
+@mark_users(starts_from(worlds.large_released_thrice))
+def thrice(own_buckets: Path, built: Any) -> Any:
     """For bob and dora together three times."""
-    policy(max_downloads=3, downloaders=["requester", "data_desk"])
-    return release(api, bob, people, FILES)
+    return built
 
 
 def get(client: APIClient, request: Any, **headers: str) -> Any:
@@ -91,6 +95,7 @@ def cut(response: Any, *, after: int) -> bytes:
 # --- What counts ---
 
 
+@pytest.mark.both_databases
 def test_get_counts_one_and_a_further_one_is_refused(api: Api, bob: User, released: Any) -> None:
     content = body(get(api(bob), released))
     assert len(content) == released["package_length"]
@@ -249,12 +254,12 @@ def test_package_is_for_whom_the_policy_names(
 
 
 def test_role_that_the_policy_names_sees_requests_from_their_release_on(
-    api: Api, bob: User, people: dict[str, User], policy: Callable[..., None]
+    api: Api, bob: User, in_review: Any, people: dict[str, User], policy: Callable[..., None]
 ) -> None:
     """Of this tenant, submitted under this policy."""
-    asked = submit(api(bob), fill(api(bob), "Before"))
+    asked = in_review
     policy(downloaders=["data_desk"])
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), fill(api(bob), "Under the policy", {"a.csv": b"a"}))
     work_on()
     dora = api(people["dora"])
     assert dora.get(path(request)).status_code == 404
@@ -270,10 +275,10 @@ def test_role_that_the_policy_names_sees_requests_from_their_release_on(
 
 
 def test_roles_that_the_policy_names_take_the_place_of_the_requester(
-    api: Api, bob: User, people: dict[str, User], policy: Callable[..., None]
+    api: Api, bob: User, results: str, people: dict[str, User], policy: Callable[..., None]
 ) -> None:
     policy(downloaders=["research_it"])
-    request = release(api, bob, people)
+    request = release(api, bob, people, results)
     assert "download" not in see(api(bob), request)["allowed_actions"]
     problem(get(api(bob), request), 403, "refused")
     assert "download" in see(api(people["rick"]), request)["allowed_actions"]
@@ -414,10 +419,10 @@ def test_range_of_somebody_else_is_a_download_of_their_own(api: Api, bob: User, 
 
 
 def test_range_of_somebody_else_is_refused_when_none_is_left(
-    api: Api, bob: User, people: dict[str, User], policy: Callable[..., None]
+    api: Api, bob: User, results: str, people: dict[str, User], policy: Callable[..., None]
 ) -> None:
     policy(downloaders=["requester", "data_desk"])
-    request = release(api, bob, people)
+    request = release(api, bob, people, results)
     cut(get(api(bob), request), after=1)
     problem(get(api(people["dora"]), request, range="bytes=10-19"), 409, "downloads_used")
     problem(get(api(bob), request), 409, "downloads_used")  # a whole is a further download
@@ -466,6 +471,7 @@ def test_parts_that_are_fetched_at_once_do_not_take_each_others_budget(api: Api,
     assert count(released) == 1
 
 
+@pytest.mark.both_databases
 def test_budget_is_the_package_and_what_buffers_hold_of_it(api: Api, bob: User, released: Any) -> None:
     """Nobody gets the package often by asking for most of it again and again: here buffers hold all of it, once."""
     client, length = api(bob), released["package_length"]
@@ -485,6 +491,7 @@ def test_budget_is_the_package_and_what_buffers_hold_of_it(api: Api, bob: User, 
     assert made["bytes_taken"] + made["bytes_left"] == length + min(length, links.RESUME_EXTRA)
 
 
+@pytest.mark.both_databases
 def test_next_download_takes_over_when_the_budget_of_one_is_used_up(api: Api, bob: User, thrice: Any) -> None:
     body(get(api(bob), thrice))
     Download.objects.update(bytes_left=1000)

@@ -13,11 +13,11 @@ from files.stores import get_store
 from purge.schedule import purge_expired
 from purge.schedule import tick as purge_tick
 from tenants.models import Tenant, User
-from tests.services.egress import REASON, Api, body, decide, fill, make_reviewers, path, row, see, submit, work_on
+from tests.services.egress import REASON, Api, body, decide, make_reviewers, path, row, see, submit, work_on
 from tests.services.purging import work_on as destroy
 
 
-pytestmark = pytest.mark.both_databases
+pytestmark = pytest.mark.django_db
 SECOND = timedelta(seconds=1)
 
 
@@ -31,25 +31,8 @@ def copies(request: Any) -> list[str]:
 
 
 @pytest.fixture
-def people(own_buckets: object, acme: Tenant, bob: User) -> dict[str, User]:
+def people(acme: Tenant, bob: User) -> dict[str, User]:
     return make_reviewers(acme) | {"bob": bob}
-
-
-@pytest.fixture
-def request_in_review(api: Api, people: dict[str, User]) -> Any:
-    client = api(people["bob"])
-    request = submit(client, fill(client, files={"a.csv": b"a,1\n" * 100}))
-    work_on()
-    return request
-
-
-@pytest.fixture
-def released(api: Api, people: dict[str, User], request_in_review: Any) -> Any:
-    for who in ("grace", "ruth"):
-        assert decide(api(people[who]), request_in_review).status_code == 201
-    work_on()
-    assert row(request_in_review).status == "released"
-    return request_in_review
 
 
 def assert_no_package(api: Api, people: dict[str, User], request: Any, *, now: datetime | None = None) -> None:
@@ -65,6 +48,7 @@ def assert_no_package(api: Api, people: dict[str, User], request: Any, *, now: d
     assert see(bob, request)["status"] in {"closed", "revoked"}
 
 
+@pytest.mark.both_databases
 def test_package_ends_with_its_window(api: Api, people: dict[str, User], released: Any) -> None:
     until = row(released).available_until
     assert until
@@ -152,72 +136,71 @@ def test_revoked_package_is_gone_with_the_next_tick(api: Api, people: dict[str, 
 # --- What they are about ---
 
 
-def test_source_that_expires_is_held_back_until_it_is_decided(api: Api, people: dict[str, User], request_in_review: Any) -> None:
+@pytest.mark.both_databases
+def test_source_that_expires_is_held_back_until_it_is_decided(api: Api, people: dict[str, User], in_review: Any) -> None:
     """F-57: the request stays, with what it was about, when the collection is destroyed after its end."""
-    source = row(request_in_review).collection
+    source = row(in_review).collection
     assert source
     Collection.objects.filter(pk=source.pk).update(purge_at=timezone.now() - SECOND)
     for who in ("grace", "ruth"):
         assert purge_expired(now=timezone.now()) == 0
-        assert decide(api(people[who]), request_in_review).status_code == 201
+        assert decide(api(people[who]), in_review).status_code == 201
     assert purge_expired(now=timezone.now()) == 0
     work_on()
-    assert row(request_in_review).status == "released"
+    assert row(in_review).status == "released"
 
     assert purge_expired(now=timezone.now()) == 1
     destroy()
     assert not Collection.objects.filter(uuid=source.uuid).exists()
-    found = row(request_in_review)
+    found = row(in_review)
     assert (found.collection, found.collection_uuid, found.status) == (None, source.uuid, "released")
-    assert body(api(people["bob"]).get(path(request_in_review, "package.zip")))  # it has a key of its own
+    assert body(api(people["bob"]).get(path(in_review, "package.zip")))  # it has a key of its own
 
 
-def test_source_of_a_rejected_request_goes_at_its_time(api: Api, people: dict[str, User], request_in_review: Any) -> None:
+def test_source_of_a_rejected_request_goes_at_its_time(api: Api, people: dict[str, User], in_review: Any) -> None:
     Collection.objects.update(purge_at=timezone.now() - SECOND)
-    assert decide(api(people["grace"]), request_in_review, "reject").status_code == 201
+    assert decide(api(people["grace"]), in_review, "reject").status_code == 201
     assert purge_expired(now=timezone.now()) == 1
     work_on()
     destroy()
     assert not Collection.objects.exists()
-    assert copies(request_in_review) == []
-    assert row(request_in_review).status == "rejected"
+    assert copies(in_review) == []
+    assert row(in_review).status == "rejected"
 
 
-def test_source_that_is_destroyed_before_the_copies_are_wiped(api: Api, people: dict[str, User], request_in_review: Any) -> None:
+def test_source_that_is_destroyed_before_the_copies_are_wiped(api: Api, people: dict[str, User], in_review: Any) -> None:
     Collection.objects.update(purge_at=timezone.now() - SECOND)
-    assert decide(api(people["grace"]), request_in_review, "reject").status_code == 201
+    assert decide(api(people["grace"]), in_review, "reject").status_code == 201
     assert purge_expired(now=timezone.now()) == 1
     destroy()
     work_on()
-    assert copies(request_in_review) == []
-    assert set(row(request_in_review).items.values_list("status", flat=True)) == {"wiped"}
+    assert copies(in_review) == []
+    assert set(row(in_review).items.values_list("status", flat=True)) == {"wiped"}
 
 
-def test_returned_request_whose_source_is_gone_cannot_go_on(api: Api, people: dict[str, User], request_in_review: Any) -> None:
-    assert decide(api(people["grace"]), request_in_review, "return").status_code == 201
+def test_returned_request_whose_source_is_gone_cannot_go_on(api: Api, people: dict[str, User], in_review: Any) -> None:
+    assert decide(api(people["grace"]), in_review, "return").status_code == 201
     Collection.objects.update(purge_at=timezone.now() - SECOND)
     purge_expired(now=timezone.now())
     destroy()
-    found = row(request_in_review)
+    found = row(in_review)
     bob = api(people["bob"])
     assert found.collection is None
     assert found.status in {"expired", "returned"}
-    assert bob.post(path(request_in_review, "resubmit/"), {"justification": "Once more, if you please."}).status_code == 409
+    assert bob.post(path(in_review, "resubmit/"), {"justification": "Once more, if you please."}).status_code == 409
 
 
-def test_request_that_was_read_before_its_source_went_is_withdrawn(
-    api: Api, people: dict[str, User], request_in_review: Any
-) -> None:
+def test_request_that_was_read_before_its_source_went_is_withdrawn(api: Api, people: dict[str, User], in_review: Any) -> None:
     """As an operator's page has it, or a tick: the collection it names is not there any more."""
-    assert decide(api(people["grace"]), request_in_review, "return").status_code == 201
+    assert decide(api(people["grace"]), in_review, "return").status_code == 201
     work_on()
-    read, source = row(request_in_review), Collection.objects.filter(slug=request_in_review["collection"])
+    read, source = row(in_review), Collection.objects.filter(slug=in_review["collection"])
     source.update(purge_at=timezone.now() - SECOND)
     purge_expired(now=timezone.now())
     destroy()
     assert not source.exists()
     services.withdraw(read, reason="", by=people["bob"], now=timezone.now())
-    assert row(request_in_review).status == "withdrawn"
+    assert row(in_review).status == "withdrawn"
 
 
 def test_collection_of_which_something_was_released_stays_processed(api: Api, people: dict[str, User], released: Any) -> None:

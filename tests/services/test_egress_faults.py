@@ -35,7 +35,6 @@ from tests.services.egress import (
     FILES,
     REASON,
     Api,
-    approved,
     assert_wiped,
     body,
     decide,
@@ -49,10 +48,11 @@ from tests.services.egress import (
     submit,
     work_on,
 )
+from tests.services.egress import approved as approve
 from tests.services.purging import Stubborn
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
 MIB = 1024 * 1024
 
 
@@ -62,9 +62,8 @@ def people(acme: Tenant, root: User) -> dict[str, User]:
 
 
 @pytest.fixture
-def request_(api: Api, bob: User, people: dict[str, User]) -> Any:
-    """Approved: its package is what comes next."""
-    return approved(api, bob, people, fill(api(bob)))
+def request_(approved: Any) -> Any:
+    return approved
 
 
 def staged(request: Any, filename: str) -> Path:
@@ -171,7 +170,7 @@ def test_copy_without_tags_is_caught_by_its_digest(
     made = api(bob).post("/api/v1/collections/", {"display_name": "Plain", "cipher": "NONE"}).json()["id"]
     put = api(bob).put(f"/api/v1/collections/{made}/content/b.csv", FILES["b.csv"], content_type="text/csv")
     assert put.status_code == 201
-    request = approved(api, bob, people, made)
+    request = approve(api, bob, people, made)
     copy = staged(request, "b.csv")
     assert copy.read_bytes() == FILES["b.csv"]
     copy.chmod(0o600)
@@ -181,8 +180,10 @@ def test_copy_without_tags_is_caught_by_its_digest(
     assert_failed(request, "is not what was approved")
 
 
-def test_source_that_is_damaged_before_it_is_copied_is_not_released(api: Api, bob: User, people: dict[str, User]) -> None:
-    request = submit(api(bob), fill(api(bob)))
+def test_source_that_is_damaged_before_it_is_copied_is_not_released(
+    api: Api, bob: User, people: dict[str, User], results: str
+) -> None:
+    request = submit(api(bob), results)
     source = StoredFile.objects.get(filename="b.csv")
     vault = get_store("vault")
     assert isinstance(vault, LocalStore)
@@ -229,15 +230,31 @@ ERRORS = [StoreUnavailable("no answer"), StoreRefused("AccessDenied"), RuntimeEr
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["silent", "refuses", "bug"])
-@pytest.mark.parametrize(("method", "waits_as"), [("copy", "submitted"), ("open", "approved"), ("create", "approved"),
+def test_store_that_does_not_copy_is_waited_for(
+    api: Api, bob: User, people: dict[str, User], results: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """F-17, F-56: in copying. The request says that it waits, and goes on when the store does."""
+    request = submit(api(bob), results)
+    wait_for_store(request, monkeypatch, error, method="copy", waits_as="submitted")
+    for name in ("grace", "ruth"):
+        assert decide(api(people[name]), request).status_code == 201
+    go_on(12)
+    assert_released_once(request, api(bob))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["silent", "refuses", "bug"])
+@pytest.mark.parametrize(("method", "waits_as"), [("open", "approved"), ("create", "approved"),
                                                   ("entries", "released"), ("erase", "released")])  # fmt: skip
 def test_store_that_does_not_do_it_is_waited_for(
-    api: Api, bob: User, people: dict[str, User], monkeypatch: pytest.MonkeyPatch, error: Exception, method: str, waits_as: str
+    request_: Any, api: Api, bob: User, monkeypatch: pytest.MonkeyPatch, error: Exception, method: str, waits_as: str
 ) -> None:
-    """F-17, F-56: in copying, packaging and wiping. The request says that it waits, and goes on when the store does."""
+    """F-17, F-56: in packaging and wiping."""
+    wait_for_store(request_, monkeypatch, error, method=method, waits_as=waits_as)
+    assert_released_once(request_, api(bob))
+
+
+def wait_for_store(request: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, *, method: str, waits_as: str) -> None:
     monkeypatch.setattr("files.reading.pause", lambda attempt: None)
-    slug = fill(api(bob))
-    request = submit(api(bob), slug) if method == "copy" else approved(api, bob, people, slug)
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, method, raising(error))
         work_on()
@@ -246,11 +263,6 @@ def test_store_that_does_not_do_it_is_waited_for(
         go_on(6)
         assert (row(request).status, bool(row(request).problem)) == (waits_as, True)
     go_on(12)
-    if method == "copy":
-        for name in ("grace", "ruth"):
-            assert decide(api(people[name]), request).status_code == 201
-        go_on(12)
-    assert_released_once(request, api(bob))
 
 
 def test_attempts_that_are_used_up_fail_and_leave_nothing(
@@ -315,6 +327,7 @@ def dismiss_requester(people: dict[str, User]) -> None:
     User.objects.filter(username="bob").update(is_active=False)
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("meddle", "status", "stage"),
     [
@@ -394,9 +407,8 @@ def test_store_that_only_says_that_it_erased_is_not_believed(
     assert_released_once(request_, api(bob))
 
 
-def test_rejected_copies_are_nobodys_at_once_and_gone_within_a_tick(api: Api, bob: User, people: dict[str, User]) -> None:
-    request = submit(api(bob), fill(api(bob)))
-    work_on()
+def test_rejected_copies_are_nobodys_at_once_and_gone_within_a_tick(api: Api, people: dict[str, User], in_review: Any) -> None:
+    request = in_review
     grace = api(people["grace"])
     assert body(grace.get(path(request, "items/2/content"))) == FILES["b.csv"]
     assert decide(grace, request, "reject").status_code == 201
@@ -407,10 +419,9 @@ def test_rejected_copies_are_nobodys_at_once_and_gone_within_a_tick(api: Api, bo
 
 
 def test_old_copies_that_will_not_go_do_not_hold_up_the_next_round(
-    api: Api, bob: User, people: dict[str, User], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    api: Api, bob: User, people: dict[str, User], in_review: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = submit(api(bob), fill(api(bob)))
-    work_on()
+    request = in_review
     place = settings.STORAGES["staging"]
     settings.STORAGES = settings.STORAGES | {"staging": place | {"BACKEND": "tests.services.purging.Stubborn"}}
     monkeypatch.setattr(Stubborn, "locked", Item.objects.get(filename="b.csv").object_key)
@@ -428,11 +439,12 @@ def test_old_copies_that_will_not_go_do_not_hold_up_the_next_round(
     assert_released_once(request, api(bob))
 
 
+@pytest.mark.both_databases
 def test_copies_of_a_request_that_is_withdrawn_meanwhile_are_wiped_at_once(
-    api: Api, bob: User, people: dict[str, User], monkeypatch: pytest.MonkeyPatch
+    api: Api, bob: User, results: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever was copying gives way, and the next tick need not wait until it is taken for dead."""
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), results)
     copy = LocalStore.copy
 
     def withdrawing(self: LocalStore, *args: Any, **options: Any) -> Any:
@@ -448,6 +460,20 @@ def test_copies_of_a_request_that_is_withdrawn_meanwhile_are_wiped_at_once(
     assert_wiped(request)
 
 
+@pytest.mark.parametrize(("kind", "point"), [("refused", 5), ("unheard", 9), ("unheard", 12), ("refused", 18)])
+@pytest.mark.usefixtures("breaking")
+def test_what_keeps_copies_from_being_wiped_is_told(
+    api: Api, people: dict[str, User], in_review: Any, kind: str, point: int
+) -> None:
+    """No longer than that. All of the 18 points are tried with --long."""
+    assert decide(api(people["grace"]), in_review, "reject").status_code == 201
+    assert not break_off(point, kind, partial(schedule.work, now=timezone.now(), until=float("inf")))
+    go_on(6)
+    assert_wiped(in_review)
+    assert row(in_review).problem == ""
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["refused", "unheard"])
 @pytest.mark.usefixtures("breaking")
 def test_what_kept_copies_from_being_wiped_is_told_no_longer_than_that(
@@ -511,7 +537,7 @@ def test_large_copies_are_made_in_parts(
     """F-16: what is above the limit of one CopyObject, with the limit brought down from 256 MiB."""
     monkeypatch.setattr(S3Store, "copy_bytes", 5 * MIB)
     files = {"a.csv": FILES["a.csv"], "large.bin": b"0123456789abcdef" * (12 * MIB // 16)}
-    request = approved(api, bob, people, fill(api(bob), files=files))
+    request = approve(api, bob, people, fill(api(bob), files=files))
     large = Item.objects.get(filename="large.bin")
     assert large.object_etag.endswith("-3")
     work_on()
@@ -540,28 +566,67 @@ def break_off(point: int, kind: str, do: Callable[[], Any]) -> bool:
     return is_over
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("phase", ["staging", "packaging", "wiping"])
+PHASES = ["staging", "packaging", "wiping"]
+POINTS = {  # of the 17, 79 and 18 that there are
+    "staging": [("killed", 4), ("refused", 8), ("unheard", 11), ("killed-behind", 15)],
+    "packaging": [
+        ("unheard", 12), ("killed-behind", 27), ("refused", 36), ("killed", 40), ("unheard", 43), ("killed-behind", 46),
+        ("killed", 61), ("refused", 75),
+    ],
+    "wiping": [("killed-behind", 4), ("unheard", 6), ("killed", 9), ("refused", 16)],
+}  # fmt: skip
+
+
+def assert_taken_up_again(request: Any, api: Api, bob: User, people: dict[str, User], phase: str, kind: str, point: int) -> bool:
+    """Whether there were fewer points than that."""
+    if phase == "wiping":
+        schedule.build_packages(now=timezone.now())
+    work = schedule.build_packages if phase == "packaging" else partial(schedule.work, until=0)
+    is_over = break_off(point, kind, partial(work, now=timezone.now()))
+    go_on(16)
+    if phase == "staging":
+        for name in ("grace", "ruth"):
+            assert decide(api(people[name]), request).status_code == 201
+        go_on(32)
+    assert_ended(request, api(bob))
+    return is_over
+
+
+@pytest.mark.parametrize(("kind", "point"), POINTS["staging"])
 @pytest.mark.usefixtures("breaking")
-def test_broken_off_at_any_point_it_is_taken_up_again(
-    api: Api, bob: User, people: dict[str, User], phase: str, kind: str, step: int
+@pytest.mark.both_databases
+def test_copying_that_is_broken_off_is_taken_up_again(
+    api: Api, bob: User, people: dict[str, User], results: str, kind: str, point: int
 ) -> None:
-    """F-27, F-56, INV-13: at every query and request to the store there is one package in the end, and nothing beside it."""
-    for point in count(1 + list(KINDS).index(kind), step):
+    """F-27, F-56: at a query or a request to the store. All points of it are tried with --long, below."""
+    request = submit(api(bob), results)
+    assert not assert_taken_up_again(request, api, bob, people, "staging", kind, point)
+
+
+@pytest.mark.parametrize(("phase", "kind", "point"), [(phase, *point) for phase in PHASES[1:] for point in POINTS[phase]])
+@pytest.mark.usefixtures("breaking")
+@pytest.mark.both_databases
+def test_packaging_or_wiping_that_is_broken_off_is_taken_up_again(
+    request_: Any, api: Api, bob: User, people: dict[str, User], phase: str, kind: str, point: int
+) -> None:
+    """F-27, F-56, INV-13: there is one package in the end, and nothing beside it."""
+    assert not assert_taken_up_again(request_, api, bob, people, phase, kind, point)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.usefixtures("breaking")
+@pytest.mark.both_databases
+def test_broken_off_at_any_point_it_is_taken_up_again(
+    api: Api, bob: User, people: dict[str, User], phase: str, kind: str
+) -> None:
+    """F-27, F-56, INV-13: at every query and request to the store."""
+    for point in count(1):
         slug = fill(api(bob), f"Number {point}")
-        request = submit(api(bob), slug) if phase == "staging" else approved(api, bob, people, slug)
-        if phase == "wiping":
-            schedule.build_packages(now=timezone.now())
-        work = schedule.build_packages if phase == "packaging" else partial(schedule.work, until=0)
-        is_over = break_off(point, kind, partial(work, now=timezone.now()))
-        go_on(16)
-        if phase == "staging":
-            for name in ("grace", "ruth"):
-                assert decide(api(people[name]), request).status_code == 201
-            go_on(32)
-        assert_ended(request, api(bob))
-        if is_over:
+        request = submit(api(bob), slug) if phase == "staging" else approve(api, bob, people, slug)
+        if assert_taken_up_again(request, api, bob, people, phase, kind, point):
             break
     assert point > 10
 

@@ -80,8 +80,10 @@ def test_reviewers_of_the_stage_are_asked_and_told_what_it_is_about(
             assert "Approved so far" not in text
 
 
-def test_later_stages_learn_who_approved_before(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
+def test_later_stages_learn_who_approved_before(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+) -> None:
+    request = in_review
     approve(api, request, people["grace"])
     asked = go_on(mailbox)
 
@@ -120,7 +122,7 @@ def test_no_mail_names_a_file(mailbox: Mailbox, api: Api, bob: User, people: dic
 
 
 def test_asked_are_only_those_who_may_decide(
-    mailbox: Mailbox, api: Api, acme: Tenant, globex: Tenant, bob: User, people: dict[str, User], now: datetime
+    mailbox: Mailbox, api: Api, acme: Tenant, globex: Tenant, bob: User, people: dict[str, User], now: datetime, results: str
 ) -> None:
     """INV-16: not who asks, who wrote a file, who decided, who is inactive, or who has the role elsewhere."""
     zoe = make_member(acme, "zoe", "information_governance", "research_it", "member")
@@ -128,10 +130,9 @@ def test_asked_are_only_those_who_may_decide(
     idle = make_member(acme, "ida", "information_governance")
     make_member(globex, "gwen", "information_governance")
     User.objects.filter(pk=idle.pk).update(is_active=False)
-    slug = fill(api(bob))  # which all members can read
-    put = api(writer).put(f"/api/v1/collections/{slug}/content/w.csv", b"w", content_type="text/csv")
+    put = api(writer).put(f"/api/v1/collections/{results}/content/w.csv", b"w", content_type="text/csv")
     assert put.status_code == 201, put.content
-    request = submit(api(zoe), slug)
+    request = submit(api(zoe), results)  # which all members can read
 
     assert recipients(go_on(mailbox)) == to(people["grace"], people["gary"])
 
@@ -166,9 +167,10 @@ def test_who_lost_the_right_before_the_mail_goes_gets_none(
     people: dict[str, User],
     now: datetime,
     happens: Callable[[User, User, datetime], None],
+    results: str,
 ) -> None:
     """INV-16, F-49."""
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), results)
     work_on()
     assert Mail.objects.count() == 2
     happens(people["gary"], people["alice"], now)
@@ -178,9 +180,9 @@ def test_who_lost_the_right_before_the_mail_goes_gets_none(
 
 
 def test_request_that_moved_on_asks_nobody_for_what_is_done(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], results: str
 ) -> None:
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), results)
     work_on()
     approve(api, request, people["grace"])
     assert recipients(go_on(mailbox)) == to(people["ruth"], people["rick"])
@@ -192,9 +194,9 @@ def test_request_that_moved_on_asks_nobody_for_what_is_done(
 
 
 def test_new_round_asks_once_whoever_was_not_yet_reached_about_the_last(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], results: str
 ) -> None:
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), results)
     work_on()
     send_back(api, request, people)
     assert api(bob).post(path(request, "resubmit/"), {"files": ["a.csv"]}).status_code == 200
@@ -204,18 +206,18 @@ def test_new_round_asks_once_whoever_was_not_yet_reached_about_the_last(
 
 
 def test_nobody_is_asked_while_the_tenant_is_suspended(
-    mailbox: Mailbox, api: Api, acme: Tenant, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, acme: Tenant, bob: User, people: dict[str, User], results: str
 ) -> None:
-    submit(api(bob), fill(api(bob)))
+    submit(api(bob), results)
     work_on()
     Tenant.objects.filter(pk=acme.pk).update(is_active=False)
     assert go_on(mailbox) == []
 
 
 def test_stage_whose_decision_is_void_is_asked_again_and_told_why(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime, in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     approve(api, request, people["grace"], people["ruth"])
     outbox.send_due(now=timezone.now())
     lose_role(people["grace"], people["alice"], now)
@@ -262,10 +264,11 @@ def test_requester_is_told_what_became_of_it(
     bob: User,
     people: dict[str, User],
     happens: Callable[[Api, Any, dict[str, User]], None],
+    results: str,
 ) -> None:
     """With who decided first in Cc, from whom the policy names."""
     set_policy(api(people["alice"]), contact_email="desk@acme.example.org", app_url="https://desk.acme.example.org/")
-    request = ask(api(bob), mailbox)
+    request = ask(api(bob), mailbox, results)
     happens(api, request, people)
     headline, words = OUTCOMES[happens]
     (message,) = go_on(mailbox, now=timezone.now() + (23 * DAY if happens is expire else DAY))
@@ -286,9 +289,9 @@ def test_requester_is_told_what_became_of_it(
 
 
 def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     approve(api, request, people["grace"], people["ruth"])
     outbox.send_due(now=timezone.now())
     (own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key).unlink()
@@ -317,9 +320,9 @@ def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
 
 
 def test_failure_says_nothing_of_a_requester_who_is_gone(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime, in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     approve(api, request, people["grace"], people["ruth"])
     leave(bob, people["alice"], now)
     told = {str(message["To"]): next_of(message) for message in go_on(mailbox)}
@@ -328,9 +331,9 @@ def test_failure_says_nothing_of_a_requester_who_is_gone(
 
 
 def test_others_are_told_whose_turn_it_is_when_the_requester_is_gone(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime, in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     leave(bob, people["alice"], now)
     send_back(api, request, people)
     (message,) = go_on(mailbox)
@@ -339,9 +342,9 @@ def test_others_are_told_whose_turn_it_is_when_the_requester_is_gone(
 
 
 def test_failure_that_is_told_of_late_says_what_to_do_if_it_failed_again(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     fail(api, request, people, own_buckets)
     retry(api, request, people)
     told = [next_of(message) for message in go_on(mailbox) if message["To"] == "bob@example.org"]
@@ -350,9 +353,9 @@ def test_failure_that_is_told_of_late_says_what_to_do_if_it_failed_again(
 
 
 def test_failure_that_is_told_of_late_says_that_it_is_over(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     fail(api, request, people, own_buckets)
     retry(api, request, people)
     outbox.send_due(now=timezone.now())
@@ -360,9 +363,9 @@ def test_failure_that_is_told_of_late_says_that_it_is_over(
 
 
 def test_who_decided_is_told_when_the_requester_is_gone(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime, in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     leave(bob, people["alice"], now)
     reject(api, request, people)
     (message,) = go_on(mailbox)
@@ -371,10 +374,10 @@ def test_who_decided_is_told_when_the_requester_is_gone(
 
 
 def test_who_left_before_the_mail_goes_gets_no_copy(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime, in_review: Any
 ) -> None:
     """INV-16: and the request does not say that they had one."""
-    request = ask(api(bob), mailbox)
+    request = in_review
     reject(api, request, people)
     leave(people["grace"], people["alice"], now)
     (message,) = go_on(mailbox)
@@ -383,9 +386,9 @@ def test_who_left_before_the_mail_goes_gets_no_copy(
 
 
 def test_outcome_says_so_when_the_request_has_gone_on_since(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     send_back(api, request, people)
     assert api(bob).post(path(request, "withdraw/"), {"reason": ""}).status_code == 200
     (message,) = go_on(mailbox)
@@ -393,8 +396,10 @@ def test_outcome_says_so_when_the_request_has_gone_on_since(
     assert "Next steps: It is withdrawn by now." in text_of(message)
 
 
-def test_outcome_is_about_the_files_of_its_round(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
+def test_outcome_is_about_the_files_of_its_round(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+) -> None:
+    request = in_review
     send_back(api, request, people)
     assert api(bob).post(path(request, "resubmit/"), {"files": ["empty.txt"]}).status_code == 200
     (told,) = [message for message in go_on(mailbox) if message["To"] == "bob@example.org"]
@@ -402,18 +407,20 @@ def test_outcome_is_about_the_files_of_its_round(mailbox: Mailbox, api: Api, bob
     assert "File types: csv, txt" in text_of(told)
 
 
-def test_release_says_who_may_download_and_how_often(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+def test_release_says_who_may_download_and_how_often(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], results: str
+) -> None:
     set_policy(api(people["alice"]), downloaders=["requester", "data_manager"], max_downloads=3)
-    request = ask(api(bob), mailbox)
+    request = ask(api(bob), mailbox, results)
     release(api, request, people)
     (message,) = go_on(mailbox)
     assert "downloaded 3 times by the requester or people with the role data manager, until " in text_of(message)
 
 
 def test_extension_is_told_with_its_reason_and_the_new_time(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     release(api, request, people)
     go_on(mailbox)
     reason = "The network was down all week."
@@ -433,11 +440,11 @@ def test_extension_is_told_with_its_reason_and_the_new_time(
 
 
 def test_decisions_stand_while_the_mail_server_is_down_and_the_mails_come_later_once(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], results: str
 ) -> None:
     """F-34. What was to be asked meanwhile is asked no more."""
     mailbox.is_busy = True
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), results)
     assert go_on(mailbox) == []
     assert shown(api(bob), request) == {"gary@example.org": "waiting", "grace@example.org": "waiting"}
     approve(api, request, people["grace"], people["ruth"])
@@ -454,9 +461,11 @@ def test_decisions_stand_while_the_mail_server_is_down_and_the_mails_come_later_
     assert shown(api(bob), request) == over | {"bob@example.org": "sent"}
 
 
-def test_request_shows_what_became_of_each_mail(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+def test_request_shows_what_became_of_each_mail(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], results: str
+) -> None:
     mailbox.refused = {"gary@example.org"}
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), results)
     go_on(mailbox)
     assert shown(api(bob), request) == {"grace@example.org": "sent", "gary@example.org": "waiting"}
 
@@ -471,8 +480,10 @@ def test_request_shows_what_became_of_each_mail(mailbox: Mailbox, api: Api, bob:
     assert (last["state"], last["sent_at"] is not None) == ("sent", True)
 
 
-def test_request_shows_which_copies_were_refused(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
+def test_request_shows_which_copies_were_refused(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+) -> None:
+    request = in_review
     mailbox.refused = {"grace@example.org"}
     reject(api, request, people)
     go_on(mailbox)
@@ -484,10 +495,10 @@ def test_request_shows_which_copies_were_refused(mailbox: Mailbox, api: Api, bob
 
 
 def test_operators_are_shown_to_operators_alone(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, in_review: Any
 ) -> None:
     """The mail of a failure went to each of them apart, and the request does not give them away either."""
-    request = ask(api(bob), mailbox)
+    request = in_review
     approve(api, request, people["grace"], people["ruth"])
     (own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key).unlink()
     go_on(mailbox)

@@ -27,9 +27,11 @@ from time_machine import travel
 from egress import schedule
 from egress.models import Decision
 from tenants.models import Tenant, User
-from tests import needs
 from tests.live.server import ROOT
-from tests.services.egress import Api, approved, body, decide, fill, make_reviewers, path, released, row, see, submit, work_on
+from tests.needs import mark_users
+from tests.services import worlds
+from tests.services.egress import Api, approved, body, decide, fill, make_reviewers, path, row, see, submit, work_on
+from tests.worlds import starts_from
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
@@ -37,7 +39,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
 CONTENTS = {
     "Ünï ☃ 1.csv": b"a,1\n" * 100,
     "b.csv": b"b,2\n" * 100_000,
-    "C.csv": os.urandom(1),
+    "C.csv": b"\xc3",
     "empty.txt": b"",
     "=cmd|'calc'!A1 & co.txt": b"harmless",
     "n" * 251 + ".csv": b"a name of 255 bytes",
@@ -51,9 +53,18 @@ def people(acme: Tenant) -> dict[str, User]:
     return make_reviewers(acme)
 
 
+def with_contents() -> Any:
+    return worlds.released(CONTENTS)
+
+
+def approved_with_contents() -> Any:
+    return worlds.approved(CONTENTS)
+
+
 @pytest.fixture
-def request_(api: Api, bob: User, people: dict[str, User]) -> Any:
-    return released(api, bob, people, fill(api(bob), files=CONTENTS))
+@mark_users(starts_from(with_contents))
+def request_(own_buckets: Path, built: Any) -> Any:
+    return built
 
 
 @pytest.fixture
@@ -66,6 +77,10 @@ def package(request_: Any, api: Api, bob: User, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def public_key(request_: Any, api: Api, tmp_path: Path) -> Path:
+    return public_key_of(api, tmp_path)
+
+
+def public_key_of(api: Api, tmp_path: Path) -> Path:
     """As anybody fetches it."""
     (key,) = api(None).get("/api/v1/egress/signing-keys/").json()["results"]
     place = tmp_path / "key.pem"
@@ -116,25 +131,31 @@ def test_unzip_writes_the_files_as_they_were(package: Path, tmp_path: Path) -> N
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.name not in OWN} == CONTENTS
 
 
-def test_large_files_are_zip64(
-    api: Api, bob: User, people: dict[str, User], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+@mark_users(starts_from(approved_with_contents))
+def zip64(own_buckets: Path, api: Api, bob: User, built: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """With the limit from which on a zip needs it brought down from 2 GiB to what a test can afford."""
-    request = approved(api, bob, people, fill(api(bob), files=CONTENTS))
     with monkeypatch.context() as patch:
         patch.setattr(zipfile, "ZIP64_LIMIT", 10_000)
         work_on()
     place = tmp_path / "package.zip"
-    place.write_bytes(body(api(bob).get(path(request, "package.zip"))))
+    place.write_bytes(body(api(bob).get(path(built, "package.zip"))))
+    return place
 
+
+@pytest.mark.needs("unzip")
+def test_unzip_finds_nothing_wrong_with_zip64(zip64: Path) -> None:
+    subprocess.run(["unzip", "-tq", zip64], check=True, capture_output=True)
+
+
+def test_large_files_are_zip64(zip64: Path) -> None:
+    place = zip64
     assert "The package is what was released" in verify(place)
     with zipfile.ZipFile(place) as opened:
         large = opened.getinfo("b.csv")
         assert large.extra
         assert not opened.infolist()[0].extra
         assert opened.read("b.csv") == CONTENTS["b.csv"]
-    if needs.is_present("unzip"):
-        subprocess.run(["unzip", "-tq", place], check=True, capture_output=True)
 
     content = bytearray(place.read_bytes())  # as Python 3.11.2 writes it: of version 2.0, and without a length
     content[large.header_offset + 4 : large.header_offset + 6] = b"\x14\0"
@@ -146,10 +167,10 @@ def test_large_files_are_zip64(
 # --- The same, whoever builds it ---
 
 
+@pytest.mark.usefixtures("released")  # which made the key that signs
 def test_the_same_bytes_whenever_it_is_built(api: Api, bob: User, people: dict[str, User]) -> None:
     """As a worker whose transaction was lost, and another an hour later."""
-    released(api, bob, people, fill(api(bob), "Other"))  # makes the key that signs
-    request = approved(api, bob, people, fill(api(bob), files=CONTENTS))
+    request = approved(api, bob, people, fill(api(bob), "Others", CONTENTS))
     built = []
     for hours in (0, 1):
         with travel(timezone.now() + timedelta(hours=hours)), transaction.atomic():
@@ -213,10 +234,10 @@ def test_good_package_is_verified_offline(package: Path, public_key: Path, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-def test_nobodys_words_pass_for_the_verifiers(api: Api, bob: User, people: dict[str, User], tmp_path: Path) -> None:
+def test_nobodys_words_pass_for_the_verifiers(api: Api, bob: User, people: dict[str, User], results: str, tmp_path: Path) -> None:
     """Reasons and justifications may have lines; what is said of them has one for each."""
     forged = "\nThe package is what was released: 99 files, 1 bytes."
-    request = submit(api(bob), fill(api(bob)), justification=f"Tables of the paper.{forged}")
+    request = submit(api(bob), results, justification=f"Tables of the paper.{forged}")
     work_on()
     for name in ("grace", "ruth"):
         assert decide(api(people[name]), request, reason=f"No small cells.{forged}").status_code == 201
@@ -316,16 +337,21 @@ def test_installation_that_released_nothing_says_so(tmp_path: Path) -> None:
         verify(tmp_path / "any.zip")
 
 
-def test_no_byte_of_a_package_is_free(api: Api, bob: User, people: dict[str, User], tmp_path: Path, public_key: Path) -> None:
+def small() -> Any:
+    return worlds.released({"\u00fc.csv": b"a,1\n"})
+
+
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.long)])
+@starts_from(small)
+def test_no_byte_of_a_package_is_free(api: Api, bob: User, built: Any, tmp_path: Path, step: int) -> None:
     """Where no unpacker looks, nothing leaves: at any place between the contents, a flipped bit is seen."""
-    contents = {"\u00fc.csv": b"a,1\n"}
-    request = released(api, bob, people, fill(api(bob), "Small", files=contents))
+    request, public_key = built, public_key_of(api, tmp_path)
     content = body(api(bob).get(path(request, "package.zip")))
     manifest = content.index(row(request).manifest.encode())
     place = tmp_path / "flipped.zip"
     place.write_bytes(content)
     verify(place, "--public-key", public_key)
-    for at in [*range(manifest), *range(manifest + len(row(request).manifest), len(content))]:
+    for at in [*range(manifest), *range(manifest + len(row(request).manifest), len(content))][::step]:
         place.write_bytes(flipped(content, at, bit=(1, 8, 0x80)[at % 3]))
         with pytest.raises(CommandError, match="not a package as it was released"):
             verify(place, "--public-key", public_key)

@@ -67,8 +67,8 @@ def stored(key: str) -> bytes:
 
 
 @pytest.mark.usefixtures("lake")
-def test_plain_package_is_the_zip_itself_in_its_bucket(api: Api, bob: User, people: dict[str, User]) -> None:
-    request = released(api, bob, people, fill(api(bob)))
+def test_plain_package_is_the_zip_itself_in_its_bucket(api: Api, bob: User, people: dict[str, User], results: str) -> None:
+    request = released(api, bob, people, results)
 
     content = stored(package().object_key)
     assert (package().cipher, len(content)) == ("NONE", row(request).package_length)
@@ -79,7 +79,7 @@ def test_plain_package_is_the_zip_itself_in_its_bucket(api: Api, bob: User, peop
 
 
 def test_plain_package_is_refused_where_everything_is_encrypted(
-    api: Api, alice: User, bob: User, people: dict[str, User], acme: Tenant
+    api: Api, alice: User, bob: User, people: dict[str, User], acme: Tenant, results: str
 ) -> None:
     """When the policy is set, and when the tenant changed its mind behind the approval."""
     refused = set_format(api(alice), "plain")
@@ -88,7 +88,7 @@ def test_plain_package_is_refused_where_everything_is_encrypted(
     acme.allowed_ciphers = ["AES-GCM", "NONE"]
     acme.save()
     assert set_format(api(alice), "plain").status_code == 200
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), results)
     work_on()
     acme.allowed_ciphers = ["AES-GCM"]
     acme.save()
@@ -110,7 +110,7 @@ def buckets(own_buckets: object, settings: Settings) -> Iterator[dict[str, str]]
         yield by_alias
 
 
-@pytest.mark.parametrize("encryption", ["AES256", "aws:kms"])
+@pytest.mark.parametrize("encryption", ["AES256", pytest.param("aws:kms", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("lake")
 def test_plain_package_is_encrypted_by_its_bucket_and_no_other_object_is(
     buckets: dict[str, str], api: Api, bob: User, people: dict[str, User], settings: Settings, encryption: str

@@ -28,11 +28,9 @@ from tests.services.egress import (
     body,
     collection_of,
     decide,
-    fill,
     in_bucket,
     make_reviewers,
     path,
-    released,
     row,
     see,
     submit,
@@ -50,8 +48,8 @@ def people(acme: Tenant) -> dict[str, User]:
 
 
 @pytest.fixture
-def request_(api: Api, bob: User, people: dict[str, User]) -> Any:
-    return released(api, bob, people, fill(api(bob)))
+def request_(released: Any) -> Any:
+    return released
 
 
 def certificate_of(collection: Collection) -> Any:
@@ -98,10 +96,9 @@ def test_destroyed_package_leaves_the_request_and_its_manifest(request_: Any, ap
     assert api(bob).get(path(request_, "package.zip")).status_code == 409
 
 
-def test_collection_with_an_open_request_waits_for_its_end(api: Api, bob: User, people: dict[str, User]) -> None:
+def test_collection_with_an_open_request_waits_for_its_end(api: Api, people: dict[str, User], in_review: Any) -> None:
     """F-57: no part of it is released, and none destroyed; once it has ended, the collection goes."""
-    request = submit(api(bob), fill(api(bob)))
-    work_on()
+    request = in_review
     source = collection_of(request)
     purging.expire(source)
     assert destroying.begin(source, by=None, now=timezone.now()) is None
@@ -115,11 +112,11 @@ def test_collection_with_an_open_request_waits_for_its_end(api: Api, bob: User, 
 
 @pytest.mark.parametrize("state", ["submitted", "in_review", "approved", "failed", "returned"])
 def test_open_request_of_a_restored_database_ends_with_its_collection(
-    api: Api, bob: User, people: dict[str, User], state: str
+    api: Api, bob: User, people: dict[str, User], results: str, state: str
 ) -> None:
     """F-63: the ledger says that the collection is destroyed, which nothing that was open then may stop."""
     deployment.forget()
-    request = submit(api(bob), fill(api(bob)))
+    request = submit(api(bob), results)
     source = collection_of(request)
     bring_to(state, api, request, people)
     assert row(request).status == state

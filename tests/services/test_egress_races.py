@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,46 +16,23 @@ from files.models import Collection, Hold, StoredFile
 from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.api import paths
-from tests.races import race
-from tests.services.egress import REASON, Api, body, decide, fill, make_reviewers, path, row, submit, work_on
+from tests.races import attempts, race
+from tests.services.egress import FILES, REASON, Api, body, decide, path, row, submit, work_on
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 Call = Callable[[], int]
-FILE = {"a.csv": b"a,1\n" * 100}
-TWICE = pytest.mark.parametrize("attempt", range(2))
+TWICE = attempts(2)
 
 
 class Office:
     """What each of them does, in a thread of their own: the status of the answer."""
 
-    def __init__(self, api: Api, people: dict[str, User]) -> None:
-        self.api, self.people = api, people
-        self.slug = fill(api(people["bob"]), files=FILE)
+    def __init__(self, api: Api, people: dict[str, User], slug: str) -> None:
+        self.api, self.people, self.slug = api, people, slug
 
     def submit(self) -> Any:
         return submit(self.api(self.people["bob"]), self.slug)
-
-    def in_review(self) -> Any:
-        request = self.submit()
-        work_on()
-        return request
-
-    def at_second_stage(self) -> Any:
-        request = self.in_review()
-        assert decide(self.api(self.people["gary"]), request).status_code == 201
-        return request
-
-    def approved(self) -> Any:
-        request = self.at_second_stage()
-        assert decide(self.api(self.people["rick"]), request).status_code == 201
-        return request
-
-    def released(self) -> Any:
-        request = self.approved()
-        work_on()
-        assert row(request).status == "released"
-        return request
 
     def decides(self, who: str, request: Any, verdict: str = "approve") -> Call:
         client = self.api(self.people[who])
@@ -76,8 +54,15 @@ def ends(now: datetime) -> Call:
 
 
 @pytest.fixture
-def office(api: Api, alice: User, bob: User) -> Office:
-    return Office(api, {"alice": alice, "bob": bob} | make_reviewers(alice.memberships.get().tenant))
+def office(own_buckets: Path, api: Api) -> Office:
+    people = {user.username: user for user in User.objects.all()}
+    return Office(api, people, Collection.objects.get(kind=Collection.Kind.FILES).slug)
+
+
+@pytest.fixture
+def at_second_stage(office: Office, in_review: Any) -> Any:
+    assert office.decides("gary", in_review)() == 201
+    return in_review
 
 
 def assert_consistent(request: Any) -> EgressRequest:
@@ -105,38 +90,38 @@ def assert_consistent(request: Any) -> EgressRequest:
 
 
 @TWICE
-def test_two_reviewers_of_one_stage(office: Office, attempt: int) -> None:
-    request = office.in_review()
+def test_two_reviewers_of_one_stage(office: Office, in_review: Any, attempt: int) -> None:
+    request = in_review
     assert sorted(race([office.decides("grace", request), office.decides("gary", request)])) == [201, 409]
     found = assert_consistent(request)
     assert (found.status, found.stage, found.decisions.count()) == ("in_review", 1, 1)
 
 
-def test_one_reviewer_twenty_times(office: Office) -> None:
-    request = office.in_review()
+def test_one_reviewer_twenty_times(office: Office, in_review: Any) -> None:
+    request = in_review
     assert Counter(race([office.decides("grace", request)] * 20)) == {201: 1, 409: 19}
     assert assert_consistent(request).decisions.count() == 1
 
 
 @TWICE
-def test_approval_against_rejection(office: Office, attempt: int) -> None:
-    request = office.at_second_stage()
+def test_approval_against_rejection(office: Office, at_second_stage: Any, attempt: int) -> None:
+    request = at_second_stage
     answers = race([office.decides("ruth", request), office.decides("rick", request, "reject")])
     assert answers in ([201, 409], [409, 201])
     assert assert_consistent(request).status == ("approved" if answers[0] == 201 else "rejected")
 
 
 @TWICE
-def test_approval_against_withdrawal(office: Office, attempt: int) -> None:
-    request = office.at_second_stage()
+def test_approval_against_withdrawal(office: Office, at_second_stage: Any, attempt: int) -> None:
+    request = at_second_stage
     answers = race([office.decides("ruth", request), office.posts("bob", path(request, "withdraw/"), {})])
     assert answers in ([201, 409], [409, 200])
     assert assert_consistent(request).status == ("approved" if answers[0] == 201 else "withdrawn")
 
 
 @TWICE
-def test_approval_against_expiry(office: Office, attempt: int) -> None:
-    request = office.at_second_stage()
+def test_approval_against_expiry(office: Office, at_second_stage: Any, attempt: int) -> None:
+    request = at_second_stage
     now = timezone.now()
     EgressRequest.objects.update(expires_at=now - timedelta(seconds=1))
     approval, _ = race([office.decides("ruth", request), ends(now)])
@@ -145,8 +130,8 @@ def test_approval_against_expiry(office: Office, attempt: int) -> None:
 
 
 @TWICE
-def test_second_stage_before_the_first(office: Office, attempt: int) -> None:
-    request = office.in_review()
+def test_second_stage_before_the_first(office: Office, in_review: Any, attempt: int) -> None:
+    request = in_review
     first, second = race([office.decides("grace", request), office.decides("ruth", request)])
     assert (first, second) in {(201, 201), (201, 409)}
     assert assert_consistent(request).status == ("approved" if second == 201 else "in_review")
@@ -156,7 +141,7 @@ def test_second_stage_before_the_first(office: Office, attempt: int) -> None:
 
 
 @TWICE
-def test_two_requests_for_one_collection(office: Office, attempt: int) -> None:
+def test_two_requests_for_one_collection(office: Office, results: str, attempt: int) -> None:
     wish = {"collection": office.slug, "justification": REASON}
     asks = [office.posts("bob", "/api/v1/egress/requests/", wish) for _ in range(4)]
     assert Counter(race(asks)) == {201: 1, 409: 3}
@@ -164,16 +149,16 @@ def test_two_requests_for_one_collection(office: Office, attempt: int) -> None:
 
 
 @TWICE
-def test_two_resubmissions(office: Office, attempt: int) -> None:
-    request = office.in_review()
+def test_two_resubmissions(office: Office, in_review: Any, attempt: int) -> None:
+    request = in_review
     assert office.decides("grace", request, "return")() == 201
     assert sorted(race([office.posts("bob", path(request, "resubmit/"), {"justification": REASON})] * 2)) == [200, 409]
     found = assert_consistent(request)
-    assert (found.status, found.round, found.items.filter(round=2).count()) == ("submitted", 2, 1)
+    assert (found.status, found.round, found.items.filter(round=2).count()) == ("submitted", 2, len(FILES))
 
 
 @TWICE
-def test_submission_against_a_new_content(office: Office, attempt: int) -> None:
+def test_submission_against_a_new_content(office: Office, results: str, attempt: int) -> None:
     """INV-11: what is pinned is what is there, and what leaves, whoever was first."""
     client, slug = office.api(office.people["bob"]), office.slug
     address = paths.content(slug, "a.csv")
@@ -185,7 +170,7 @@ def test_submission_against_a_new_content(office: Office, attempt: int) -> None:
     submitted, replaced = race([office.posts("bob", "/api/v1/egress/requests/", wish), put])
     assert (submitted, replaced) in {(201, 200), (201, 409)}
     request = {"id": str(EgressRequest.objects.get().pk)}
-    item, file = row(request).items.get(), StoredFile.objects.get()
+    item, file = row(request).items.get(filename="a.csv"), StoredFile.objects.get(filename="a.csv")
     assert (item.object_id, item.sha256, item.length) == (file.object_id, file.sha256, file.length)
     work_on()
     for who in ("grace", "ruth"):
@@ -194,15 +179,15 @@ def test_submission_against_a_new_content(office: Office, attempt: int) -> None:
     assert_consistent(request)
     assert row(request).status == "released"
     package = client.get(path(request, "package.zip"))
-    assert (b"new" if replaced == 200 else FILE["a.csv"]) in body(package)
+    assert (b"new" if replaced == 200 else FILES["a.csv"]) in body(package)
 
 
 # --- After the release ---
 
 
 @TWICE
-def test_revocation_against_the_end_of_the_window(office: Office, attempt: int) -> None:
-    request = office.released()
+def test_revocation_against_the_end_of_the_window(office: Office, released: Any, attempt: int) -> None:
+    request = released
     now = timezone.now()
     EgressRequest.objects.update(available_until=now - timedelta(seconds=1))
     revoked, _ = race([office.posts("grace", path(request, "revoke/"), {"reason": REASON}), ends(now)])
@@ -216,7 +201,7 @@ def test_revocation_against_the_end_of_the_window(office: Office, attempt: int) 
 # --- Workers ---
 
 
-def test_workers_at_once_make_one_package(office: Office) -> None:
+def test_workers_at_once_make_one_package(office: Office, results: str) -> None:
     """F-31: ticks at once, again, and out of order."""
     request = office.submit()
 
@@ -239,9 +224,9 @@ def test_workers_at_once_make_one_package(office: Office) -> None:
     assert (assert_consistent(request).package_sha256, row(request).step) == (digest, found.step)
 
 
-def test_worker_that_was_taken_for_dead_comes_back(office: Office) -> None:
+def test_worker_that_was_taken_for_dead_comes_back(office: Office, approved: Any) -> None:
     """Two with the same request at once, of whom one has its lease: one package."""
-    request = office.approved()
+    request = approved
     later = timezone.now() + schedule.PATIENCE + timedelta(minutes=1)
     race([lambda: schedule.build_packages(now=timezone.now()), lambda: schedule.build_packages(now=later)])
     while schedule.build_packages(now=later + schedule.PATIENCE + timedelta(minutes=1)):

@@ -50,10 +50,10 @@ def people(acme: Tenant, alice: User, carol: User, root: User) -> dict[str, User
 
 
 def test_release_that_was_revoked_meanwhile_is_not_announced(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
 ) -> None:
     """The mail of the revocation says what there is to say."""
-    request = ask(api(bob), mailbox)
+    request = in_review
     release(api, request, people)
     assert api(people["rick"]).post(path(request, "revoke/"), {"reason": WHY}).status_code == 200
     (message,) = [each for each in go_on(mailbox) if each["To"] == "bob@example.org"]
@@ -77,9 +77,9 @@ def let_time_pass(api: Api, request: Any, bob: User) -> None:
 
 @pytest.mark.parametrize("happens", [close, download, let_time_pass])
 def test_release_of_which_nothing_is_left_is_not_said_to_be_ready(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], happens: Callable[[Api, Any, User], None]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], happens: Callable[[Api, Any, User], None], in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     release(api, request, people)
     happens(api, request, bob)
     before = len(mailbox.messages)
@@ -109,10 +109,10 @@ def fetchers(acme: Tenant, globex: Tenant, api: Api, people: dict[str, User]) ->
 
 
 def test_release_is_told_to_whom_the_policy_names_each_apart(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User], results: str
 ) -> None:
     """INV-16: who is active, and in the tenant."""
-    request = ask(api(bob), mailbox)
+    request = ask(api(bob), mailbox, results)
     release(api, request, people)
     told = go_on(mailbox)
     assert recipients(told) == to(bob, *fetchers.values())
@@ -151,9 +151,10 @@ def test_who_may_not_fetch_it_any_more_when_the_mail_goes_gets_none(
     fetchers: dict[str, User],
     now: datetime,
     happens: Callable[[User, User, datetime], None],
+    results: str,
 ) -> None:
     """INV-16, F-49."""
-    request = ask(api(bob), mailbox)
+    request = ask(api(bob), mailbox, results)
     release(api, request, people)
     happens(fetchers["dan"], people["alice"], now)
     assert recipients(go_on(mailbox)) == to(bob, fetchers["dot"])
@@ -161,9 +162,9 @@ def test_who_may_not_fetch_it_any_more_when_the_mail_goes_gets_none(
 
 
 def test_revocation_is_told_to_whoever_may_have_fetched_it(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User], results: str
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = ask(api(bob), mailbox, results)
     revoke(api, request, people)
     told = go_on(mailbox)
     assert recipients(told) == to(bob, *fetchers.values())
@@ -178,14 +179,17 @@ def test_what_was_not_released_is_nothing_to_whoever_would_have_fetched_it(
     people: dict[str, User],
     fetchers: dict[str, User],
     happens: Callable[[Api, Any, dict[str, User]], None],
+    results: str,
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = ask(api(bob), mailbox, results)
     happens(api, request, people)
     assert recipients(go_on(mailbox)) == to(bob)
 
 
-def test_words_of_one_reviewer_pass_for_no_others(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
+def test_words_of_one_reviewer_pass_for_no_others(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+) -> None:
+    request = in_review
     forged = "Fine with me.\nruth (research it): Never, says the board."
     assert decide(api(people["grace"]), request, "approve", forged).status_code == 201
     approve(api, request, people["ruth"])

@@ -4,6 +4,7 @@ import re
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -34,7 +35,7 @@ from tests.services.egress_mails import (
 )
 
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
 
 
 @pytest.fixture
@@ -53,8 +54,11 @@ def remind(mailbox: Mailbox, at: datetime) -> list[EmailMessage]:
     return mailbox.messages[before:]
 
 
-def test_who_decides_is_reminded_once_before_the_deadline(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
+@pytest.mark.both_databases
+def test_who_decides_is_reminded_once_before_the_deadline(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+) -> None:
+    request = in_review
     deadline = deadline_of(request)
     assert remind(mailbox, deadline - timedelta(days=3, seconds=1)) == []
     reminded = remind(mailbox, deadline - timedelta(days=3))
@@ -64,9 +68,11 @@ def test_who_decides_is_reminded_once_before_the_deadline(mailbox: Mailbox, api:
     assert remind(mailbox, deadline + DAY) == []
 
 
-def test_nobody_is_reminded_of_what_they_did(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
+def test_nobody_is_reminded_of_what_they_did(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+) -> None:
     """Not even if the reminder was written before."""
-    request = ask(api(bob), mailbox)
+    request = in_review
     late = deadline_of(request) - DAY
     letters.remind(now=late)
     approve(api, request, people["grace"])
@@ -77,11 +83,11 @@ def test_nobody_is_reminded_of_what_they_did(mailbox: Mailbox, api: Api, bob: Us
 
 
 def test_reminder_does_not_follow_on_the_heels_of_the_first_mail(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], results: str
 ) -> None:
     """Of a stage that begins with a day left, and of a request that lives for a day."""
     set_policy(api(people["alice"]), request_expiry_days=1)
-    request = ask(api(bob), mailbox)
+    request = ask(api(bob), mailbox, results)
     begun, deadline = row(request).changed_at, deadline_of(request)
     assert remind(mailbox, begun + timedelta(hours=1)) == []
     approve(api, request, people["grace"])
@@ -90,8 +96,10 @@ def test_reminder_does_not_follow_on_the_heels_of_the_first_mail(
     assert recipients(remind(mailbox, deadline - timedelta(hours=1))) == to(people["rick"], people["ruth"])
 
 
-def test_requester_is_reminded_of_what_was_returned(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
-    request = ask(api(bob), mailbox)
+def test_requester_is_reminded_of_what_was_returned(
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+) -> None:
+    request = in_review
     send_back(api, request, people)
     go_on(mailbox)
     (message,) = remind(mailbox, deadline_of(request) - DAY)
@@ -110,14 +118,14 @@ def test_admins_are_reminded_while_nobody_can_decide(mailbox: Mailbox, api: Api,
 
 
 def test_operators_and_the_requester_are_reminded_of_what_failed(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, in_review: Any
 ) -> None:
     """Each of what they can do about it, and of no file (INV-15)."""
     idle = make_user("ines", is_superuser=True)
     User.objects.filter(pk=idle.pk).update(is_active=False)
     make_user("nora", is_superuser=True)
     User.objects.filter(username="nora").update(email="")
-    request = ask(api(bob), mailbox)
+    request = in_review
     fail(api, request, people, own_buckets)
     go_on(mailbox)
     deadline = deadline_of(request)
@@ -148,9 +156,9 @@ def test_operators_and_the_requester_are_reminded_of_what_failed(
 
 
 def test_nobody_is_reminded_of_what_is_built_again(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     fail(api, request, people, own_buckets)
     go_on(mailbox)
     late = deadline_of(request) - DAY
@@ -161,9 +169,9 @@ def test_nobody_is_reminded_of_what_is_built_again(
 
 
 def test_reminder_that_was_dropped_comes_if_there_is_a_reason_again(
-    mailbox: Mailbox, api: Api, acme: Tenant, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, acme: Tenant, bob: User, people: dict[str, User], in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     late = deadline_of(request) - DAY
     letters.remind(now=late)
     Tenant.objects.filter(pk=acme.pk).update(is_active=False)
@@ -173,10 +181,11 @@ def test_reminder_that_was_dropped_comes_if_there_is_a_reason_again(
     assert states(api(bob), request, "egress_reminder") == ["dropped", "dropped", "sent", "sent"]
 
 
+@pytest.mark.both_databases
 def test_looking_for_whom_to_remind_costs_little_once_they_are(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
 ) -> None:
-    request = ask(api(bob), mailbox)
+    request = in_review
     late = deadline_of(request) - DAY
     remind(mailbox, late)
     with CaptureQueriesContext(connection) as queries:

@@ -19,6 +19,9 @@ from files.tasks import tick
 from tenants.models import User
 from tests import invariants
 from tests.api import paths
+from tests.needs import mark_users
+from tests.services import worlds
+from tests.worlds import starts_from
 
 
 Api = Callable[[User | None], APIClient]
@@ -28,12 +31,13 @@ DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
 GRACE = timedelta(seconds=uploads.REPLACED_GRACE_SECONDS)
 SECOND = timedelta(seconds=1)
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
 
 
 @pytest.fixture
-def november(make_collection: MakeCollection, alice: User) -> Collection:
-    return make_collection(alice, "November")
+@mark_users(starts_from(worlds.empty_november))
+def november(own_buckets: Path, built: int) -> Collection:
+    return Collection.objects.get(pk=built)
 
 
 def begin(by: User, collection: Collection, filename: str, now: datetime) -> uploads.Incoming:
@@ -81,6 +85,7 @@ def test_stalled_upload_is_given_up_after_15_minutes_and_not_before(alice: User,
     invariants.check_all()
 
 
+@pytest.mark.both_databases
 def test_giving_up_goes_on_where_its_limit_stopped_it_oldest_first(alice: User, november: Collection, now: datetime) -> None:
     stalled = [begin(alice, november, f"{number}.bin", now + number * SECOND) for number in range(5)]
     late = now + 2 * DEAD_AFTER
@@ -207,6 +212,7 @@ def test_a_claimed_link_outlives_the_time_in_which_it_may_be_resumed(api: Api, a
 # --- The tick ---
 
 
+@pytest.mark.both_databases
 def test_tick_does_all_of_it_and_nothing_the_second_time(api: Api, alice: User, november: Collection, now: datetime) -> None:
     put(api(alice), november, "a.bin")
     assert api(alice).post(paths.download(november.slug, "a.bin")).status_code == 201

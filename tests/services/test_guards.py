@@ -27,7 +27,11 @@ from tenants import triggers
 from tenants.apps import lift_guards
 from tenants.models import User
 from tests.lifted import empty_database
+from tests.needs import mark_users
+from tests.services import worlds
+from tests.services.egress import fill
 from tests.services.keyrings import ROTATED
+from tests.worlds import starts_from
 
 
 pytestmark = pytest.mark.both_databases
@@ -51,14 +55,17 @@ def work_on() -> None:
         pass
 
 
+def two_tenants() -> str:
+    clients = worlds.make_people()
+    fill(clients["mallory"], "November", {})
+    return fill(clients["alice"], "November", {"a.csv": b"a,b"})
+
+
 @pytest.fixture
-def november(own_buckets: Path, make_collection: Callable[..., Collection], alice: User, mallory: User, api: Api) -> Collection:
+@mark_users(starts_from(two_tenants))
+def november(own_buckets: Path, built: str) -> Collection:
     """With a file, and another tenant's collection beside it."""
-    make_collection(mallory)
-    collection = make_collection(alice)
-    put = api(alice).put(f"/api/v1/collections/{collection.slug}/content/a.csv", b"a,b", content_type="text/csv")
-    assert put.status_code == 201
-    return collection
+    return Collection.objects.get(slug=built)
 
 
 @pytest.fixture

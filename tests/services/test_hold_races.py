@@ -10,7 +10,7 @@ from rest_framework.exceptions import APIException
 from files import holds, services
 from files.models import Collection, Hold, StoredFile
 from tenants.models import User
-from tests.races import race
+from tests.races import attempts, race
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
@@ -24,7 +24,7 @@ def outcome(call: Callable[[], object]) -> str:
     return "done"
 
 
-@pytest.mark.parametrize("attempt", range(6))
+@attempts(6)
 def test_hold_against_the_delete_of_its_file(
     make_collection: Callable[[User, str], Collection], api: Any, alice: User, now: datetime, attempt: int
 ) -> None:
@@ -43,7 +43,7 @@ def test_hold_against_the_delete_of_its_file(
     assert Hold.objects.exists() == StoredFile.objects.exists() == (placed == "done")
 
 
-@pytest.mark.parametrize("attempt", range(6))
+@attempts(6)
 def test_hold_against_the_delete_of_its_collection(
     make_collection: Callable[[User, str], Collection], alice: User, now: datetime, attempt: int
 ) -> None:

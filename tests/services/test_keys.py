@@ -16,22 +16,30 @@ from files.models import Collection, Key
 from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.api import paths
+from tests.needs import mark_users
+from tests.services import worlds
+from tests.services.egress import fill
 from tests.services.keyrings import NEW, OLD, RETIRED, ROTATED
+from tests.worlds import starts_from
 
 
 Api = Callable[[User | None], APIClient]
 MakeCollection = Callable[..., Collection]
 CONTENT = random.Random(1).randbytes(300_000)
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
+
+
+def five() -> None:
+    client = worlds.make_people()["alice"]
+    for number in range(5):
+        fill(client, f"Number {number}", {"a.bin": CONTENT})
 
 
 @pytest.fixture
-def collections(make_collection: MakeCollection, api: Api, alice: User) -> list[Collection]:
-    made = [make_collection(alice, f"Number {number}") for number in range(5)]
-    for collection in made:
-        assert put(api(alice), collection, "a.bin") == 201
-    return made
+@mark_users(starts_from(five))
+def collections(own_buckets: object) -> list[Collection]:
+    return list(Collection.objects.select_related("key").order_by("pk"))
 
 
 def put(client: APIClient, collection: Collection, filename: str) -> int:
@@ -94,6 +102,7 @@ def test_rotation_twice_does_nothing_the_second_time(collections: list[Collectio
     assert AuditEvent.objects.filter(action="keys.rewrap").count() == 1
 
 
+@pytest.mark.both_databases
 def test_rotation_that_was_killed_half_way_is_taken_up_by_the_next(
     api: Api, alice: User, collections: list[Collection], settings: Settings, now: datetime
 ) -> None:
@@ -130,6 +139,7 @@ def destroy(key: Key, now: datetime) -> None:
     Key.objects.filter(pk=key.pk).update(wrapped=None, destroyed_at=now)
 
 
+@pytest.mark.both_databases
 def test_rotation_does_not_bring_a_destroyed_key_back(collections: list[Collection], settings: Settings, now: datetime) -> None:
     """INV-08: the purge destroys between the rotation's read and its write."""
     settings.KEYRING = ROTATED

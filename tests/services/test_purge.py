@@ -27,7 +27,7 @@ from tenants.models import Tenant, User
 from tests.services.purging import NAMES, Api, assert_gone, begin, end, expire, fill, under, work_on
 
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db(transaction=True)]
 DAY = timedelta(days=1)
 
 
@@ -112,6 +112,7 @@ def test_nobody_reads_it_from_the_first_moment(filled: Collection, alice: User, 
     assert Key.objects.get(pk=filled.key_id).wrapped is None
 
 
+@pytest.mark.both_databases
 def test_nothing_of_it_is_left_and_others_keep_theirs(filled: Collection, alice: User, api: Api) -> None:
     other = fill(api(alice), "December")
 
@@ -181,6 +182,7 @@ def test_replaced_and_deleted_contents_that_wait_go_with_it(filled: Collection, 
     assert erasing.erase_due(now=timezone.now() + DAY) == 0
 
 
+@pytest.mark.both_databases
 def test_many_files_are_shared_out_and_rows_go_in_batches(filled: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(destroying, "MANY", 2)
     monkeypatch.setattr(destroying, "ROWS", 2)
@@ -214,6 +216,7 @@ def test_upload_that_is_arriving_is_waited_for_and_refused(filled: Collection, a
     assert_gone(filled)
 
 
+@pytest.mark.both_databases
 def test_long_upload_ends_at_its_next_sign_of_life(filled: Collection, alice: User, now: datetime) -> None:
     incoming = uploads.begin(
         by=alice, collection=filled, filename="late.csv", content_type="text/csv", notes="", size=None, conditions=None, now=now,

@@ -31,7 +31,10 @@ from tests import invariants
 from tests.api import paths
 from tests.api.answers import audited, facts
 from tests.faults.breaking import FUSE, KINDS
-from tests.races import race
+from tests.needs import mark_users
+from tests.races import attempts, race
+from tests.services import worlds
+from tests.worlds import starts_from
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
@@ -42,8 +45,9 @@ CONTENT = b"a,b\n" * 25
 
 
 @pytest.fixture
-def november(make_collection: MakeCollection, alice: User, bob: User) -> Collection:
-    return make_collection(alice, "November")
+@mark_users(starts_from(worlds.empty_november))
+def november(own_buckets: Path, built: int) -> Collection:
+    return Collection.objects.get(pk=built)
 
 
 def put(client: APIClient, collection: Collection, filename: str, **headers: str) -> StoredFile:
@@ -269,9 +273,17 @@ def test_rules_say_why(november: Collection, bob: User, api: Api, now: datetime)
 # --- Killed, doubled and raced ---
 
 
+def points(kind: str, step: int) -> Any:
+    return count(1 + list(KINDS).index(kind) % step, step)
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_broken_off_at_any_query_it_is_gone_or_there_as_a_whole(november: Collection, alice: User, api: Api, kind: str) -> None:
-    for point in count(1):
+def test_broken_off_at_any_query_it_is_gone_or_there_as_a_whole(
+    november: Collection, alice: User, api: Api, kind: str, step: int
+) -> None:
+    """Together the four kinds are at every query; each of them is with --long."""
+    for point in points(kind, step):
         file = put(api(alice), november, f"{point}.csv")
         is_over(file)
         with FUSE.armed(point, kind), suppress(APIException, DatabaseError):
@@ -296,7 +308,7 @@ def test_many_at_once_do_it_once(november: Collection, alice: User, api: Api) ->
     assert_gone(file)
 
 
-@pytest.mark.parametrize("attempt", range(4))
+@attempts(4)
 def test_against_a_hold_and_against_a_delete(november: Collection, alice: User, api: Api, attempt: int) -> None:
     held, deleted = put(api(alice), november, "a.csv"), put(api(alice), november, "b.csv")
     is_over(held, deleted)

@@ -20,12 +20,14 @@ from tests.services.purging import Api, assert_gone, begin, fill, work_on
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 Result = TypeVar("Result")
-SIZES = (10, 6_000)  # of which the larger is shared out among workers
+FEW = 10
 
 
-@pytest.fixture(autouse=True)
-def shared_out_from_5_000_files_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(destroying, "MANY", 5_000)
+@pytest.fixture(params=[600, pytest.param(6_000, marks=pytest.mark.long)], autouse=True)
+def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many that they are shared out among workers."""
+    monkeypatch.setattr(destroying, "MANY", request.param * 5 // 6)
+    return int(request.param)
 
 
 def grow(collection: Collection, count: int) -> None:
@@ -50,9 +52,9 @@ def queries(call: Callable[[], Result]) -> tuple[int, Result]:
     return len(captured), result
 
 
-def test_deletion_asks_no_more_for_many_files_than_for_few(filled: Collection, api: Api, alice: User) -> None:
+def test_deletion_asks_no_more_for_many_files_than_for_few(filled: Collection, api: Api, alice: User, many: int) -> None:
     client, counts = api(alice), []
-    for size in SIZES:
+    for size in (FEW, many):
         collection = fill(client, f"{size} files")
         grow(collection, size)
         count, answer = queries(lambda collection=collection: client.delete(f"/api/v1/collections/{collection.slug}/"))  # type: ignore[misc]
@@ -61,10 +63,10 @@ def test_deletion_asks_no_more_for_many_files_than_for_few(filled: Collection, a
     assert counts[0] == counts[1] < 40
 
 
-def test_key_is_destroyed_at_once_however_many_files_there_are(filled: Collection, api: Api, alice: User) -> None:
+def test_key_is_destroyed_at_once_however_many_files_there_are(filled: Collection, api: Api, alice: User, many: int) -> None:
     deployment.current()  # which the first destruction else makes
     counts = []
-    for size in SIZES:
+    for size in (FEW, many):
         collection = fill(api(alice), f"{size} files")
         grow(collection, size)
         count, destruction = queries(lambda collection=collection: begin(collection))  # type: ignore[misc]
@@ -75,11 +77,11 @@ def test_key_is_destroyed_at_once_however_many_files_there_are(filled: Collectio
 
 
 def test_rows_of_many_files_go_in_transactions_of_their_own_and_it_goes_on_after_each(
-    filled: Collection, monkeypatch: pytest.MonkeyPatch, api: Api, alice: User
+    filled: Collection, monkeypatch: pytest.MonkeyPatch, api: Api, alice: User, many: int
 ) -> None:
     """What a tick does not finish the next one does; meanwhile everybody sees how far it is."""
-    monkeypatch.setattr(destroying, "ROWS", 1000)
-    grow(filled, 6_000)
+    monkeypatch.setattr(destroying, "ROWS", many // 6)
+    grow(filled, many)
     begin(filled)
     seen = set()
     while destroying.work(now=timezone.now(), seconds=0):
@@ -89,8 +91,8 @@ def test_rows_of_many_files_go_in_transactions_of_their_own_and_it_goes_on_after
     assert_gone(filled)
 
 
-def test_deleted_collection_of_many_files_goes_by_ticks(filled: Collection, alice: User, api: Api) -> None:
-    grow(filled, 6_000)
+def test_deleted_collection_of_many_files_goes_by_ticks(filled: Collection, alice: User, api: Api, many: int) -> None:
+    grow(filled, many)
     assert api(alice).delete(f"/api/v1/collections/{filled.slug}/").status_code == 202
     schedule.tick(now=timezone.now() + timedelta(days=2))
     work_on()

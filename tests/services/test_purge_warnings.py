@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,10 @@ from tenants.models import Mail, Membership, Role, Tenant, User
 from tests.api import paths
 from tests.factories import make_member
 from tests.mailbox import Mailbox
+from tests.needs import mark_users
 from tests.races import race
+from tests.services import worlds
+from tests.worlds import starts_from
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
@@ -36,10 +40,15 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
+def bobs_november() -> int:
+    return worlds.november_with({}, by="bob")
+
+
 @pytest.fixture
-def november(make_collection: MakeCollection, alice: User, bob: User, carol: User) -> Collection:
+@mark_users(starts_from(bobs_november))
+def november(own_buckets: Path, built: int) -> Collection:
     """bob made it, so that he is its manager; alice is the tenant's admin."""
-    return make_collection(bob, "November")
+    return Collection.objects.get(pk=built)
 
 
 def expires(november: Collection, at: datetime | None) -> None:

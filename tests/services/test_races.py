@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,11 @@ from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants
 from tests.api import paths
+from tests.needs import mark_users
 from tests.races import race
+from tests.services import worlds
 from tests.services.keyrings import RETIRED, ROTATED
+from tests.worlds import starts_from
 
 
 Api = Callable[[User | None], APIClient]
@@ -32,9 +36,14 @@ DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
+REPEATED = pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
+MANY = pytest.mark.parametrize("many", [12, pytest.param(50, marks=pytest.mark.long)])
+
+
 @pytest.fixture
-def november(make_collection: MakeCollection, alice: User) -> Collection:
-    return make_collection(alice, "November")
+@mark_users(starts_from(worlds.empty_november))
+def november(own_buckets: Path, built: int) -> Collection:
+    return Collection.objects.get(pk=built)
 
 
 def put(client: APIClient, collection: Collection, filename: str, content: bytes = CONTENT, **headers: str) -> int:
@@ -73,27 +82,31 @@ def upload(client: APIClient, collection: Collection, filename: str, content: by
 # --- One-off links ---
 
 
-def test_link_fetched_by_50_at_once_is_one_200_and_49_times_the_same_404(api: Api, alice: User, november: Collection) -> None:
+@MANY
+def test_link_fetched_by_many_at_once_is_one_200_and_otherwise_the_same_404(
+    api: Api, alice: User, november: Collection, many: int
+) -> None:
     """INV-09, F-51."""
     upload(api(alice), november, "a.bin")
     link = api(alice).post(paths.download(november.slug, "a.bin")).json()["url"]
 
-    answers = race([partial(received, api(None), link)] * 50)
+    answers = race([partial(received, api(None), link)] * many)
 
-    assert Counter(status for status, _ in answers) == {200: 1, 404: 49}
+    assert Counter(status for status, _ in answers) == {200: 1, 404: many - 1}
     assert [body for status, body in answers if status == 200] == [CONTENT]
     assert len({body for status, body in answers if status == 404}) == 1
     assert AuditEvent.objects.filter(action="link.claim").count() == 1
     invariants.check_all()
 
 
-def test_archive_link_fetched_by_many_at_once_is_one_200(api: Api, alice: User, november: Collection) -> None:
+@MANY
+def test_archive_link_fetched_by_many_at_once_is_one_200(api: Api, alice: User, november: Collection, many: int) -> None:
     upload(api(alice), november, "a.bin")
     link = api(alice).post(paths.archive_link(november.slug)).json()["url"]
 
-    answers = race([partial(received, api(None), link)] * 20)
+    answers = race([partial(received, api(None), link)] * many)
 
-    assert Counter(status for status, _ in answers) == {200: 1, 404: 19}
+    assert Counter(status for status, _ in answers) == {200: 1, 404: many - 1}
     invariants.check_all()
 
 
@@ -161,9 +174,10 @@ def test_replacements_with_one_etag_at_once_are_one_200_and_otherwise_412(api: A
     invariants.check_all()
 
 
-def test_replacement_against_delete_has_one_outcome(api: Api, alice: User, november: Collection) -> None:
+@REPEATED
+def test_replacement_against_delete_has_one_outcome(api: Api, alice: User, november: Collection, times: int) -> None:
     client = api(alice)
-    for number in range(6):
+    for number in range(times):
         file = upload(client, november, f"{number}.bin")
         path = paths.file(november.slug, file.filename)
 
@@ -288,8 +302,11 @@ def finish(incoming: uploads.Incoming, by: User, now: datetime) -> str:
         return "committed"
 
 
-def test_commit_against_clean_up_gives_the_object_to_one_of_them(alice: User, november: Collection, now: datetime) -> None:
-    for number in range(10):
+@REPEATED
+def test_commit_against_clean_up_gives_the_object_to_one_of_them(
+    alice: User, november: Collection, now: datetime, times: int
+) -> None:
+    for number in range(times):
         incoming = begin(alice, november, f"{number}.bin", now)
         Upload.objects.update(heartbeat_at=now - 2 * DEAD_AFTER)
 
@@ -304,11 +321,12 @@ def test_commit_against_clean_up_gives_the_object_to_one_of_them(alice: User, no
     invariants.check_all()
 
 
+@REPEATED
 def test_commit_against_delete_of_its_collection_leaves_nothing_in_a_deleted_one_unseen(
-    api: Api, alice: User, make_collection: MakeCollection, now: datetime
+    api: Api, alice: User, make_collection: MakeCollection, now: datetime, times: int
 ) -> None:
     committed = 0
-    for number in range(8):
+    for number in range(times):
         collection = make_collection(alice, f"Number {number}")
         incoming = begin(alice, collection, "a.bin", now)
 
@@ -347,7 +365,7 @@ def test_commit_against_the_end_of_the_membership_keeps_a_file_or_nothing(
 
 def test_erasures_by_many_workers_at_once_go_once_each(api: Api, alice: User, november: Collection, now: datetime) -> None:
     client = api(alice)
-    for number in range(12):
+    for number in range(8):
         upload(client, november, f"{number}.bin", b"x")
         client.delete(paths.file(november.slug, f"{number}.bin"))
     kept = upload(client, november, "kept.bin")
@@ -355,7 +373,7 @@ def test_erasures_by_many_workers_at_once_go_once_each(api: Api, alice: User, no
 
     erased = race([partial(erasing.erase_due, now=later)] * 4)
 
-    assert sum(erased) == 12
+    assert sum(erased) == 8
     assert not Erasure.objects.exists()
     assert [entry.key for _, entry in invariants.entries()] == [kept.object_key]
     invariants.check_all()
@@ -379,11 +397,12 @@ def rotate(now: datetime) -> int:
     return sum(rewrapped for rewrapped, _ in keys.rotate(by=None, now=now, batch=3))
 
 
+@pytest.mark.parametrize("many", [5, pytest.param(10, marks=pytest.mark.long)])
 def test_rotation_twice_at_once_while_people_read_and_write_loses_nothing(
-    api: Api, alice: User, make_collection: MakeCollection, now: datetime
+    api: Api, alice: User, make_collection: MakeCollection, now: datetime, many: int
 ) -> None:
     """F-59: afterwards the old master key may go."""
-    collections = [make_collection(alice, f"Number {number}") for number in range(10)]
+    collections = [make_collection(alice, f"Number {number}") for number in range(many)]
     for collection in collections:
         upload(api(alice), collection, "a.bin")
 
@@ -403,9 +422,9 @@ def test_rotation_twice_at_once_while_people_read_and_write_loses_nothing(
             + [partial(write, api(alice), collection) for collection in collections]
             + [partial(create, api(alice), number) for number in range(3)]
         )
-    assert outcomes[0] + outcomes[1] == 10  # each key once, by one of the two
-    assert outcomes[2:12] == [(200, CONTENT)] * 10
-    assert outcomes[12:] == [201] * 13
+    assert outcomes[0] + outcomes[1] == many  # each key once, by one of the two
+    assert outcomes[2 : many + 2] == [(200, CONTENT)] * many
+    assert outcomes[many + 2 :] == [201] * (many + 3)
     assert not Key.objects.exclude(kek_id="test-2027").exists()
 
     with override_settings(KEYRING=RETIRED):

@@ -12,7 +12,7 @@ from files.models import Collection, Grant, Level
 from tenants import services
 from tenants.errors import Invalid, NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
-from tests.races import race
+from tests.races import attempts, race
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
@@ -57,7 +57,7 @@ def test_revokes_of_one_grant_at_once_are_one(november: Collection, alice: User,
     assert AuditEvent.objects.filter(action="grant.revoke").count() == 1
 
 
-@pytest.mark.parametrize("attempt", range(10))
+@attempts(10)
 def test_a_grant_against_the_end_of_the_membership_never_outlives_it(
     november: Collection, alice: User, bob: User, now: datetime, attempt: int
 ) -> None:

@@ -17,6 +17,9 @@ from files.stores.local import LocalStore
 from files.transfers import TransferEnded
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
+from tests.needs import mark_users
+from tests.services import worlds
+from tests.worlds import starts_from
 
 
 Api = Callable[[User | None], APIClient]
@@ -27,12 +30,14 @@ CONTENT = random.Random(1).randbytes(5 * MIB)  # from the third on the store is 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
 
 
+def with_a_large_file() -> int:
+    return worlds.november_with({"a.bin": CONTENT})
+
+
 @pytest.fixture
-def november(make_collection: MakeCollection, api: Api, alice: User) -> Collection:
-    collection = make_collection(alice, "November")
-    path = paths.content(collection.slug, "a.bin")
-    assert api(alice).put(path, CONTENT, content_type="application/octet-stream").status_code == 201
-    return collection
+@mark_users(starts_from(with_a_large_file))
+def november(own_buckets: Path, built: int) -> Collection:
+    return Collection.objects.get(pk=built)
 
 
 @pytest.fixture

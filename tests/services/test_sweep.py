@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from io import StringIO
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -35,15 +34,15 @@ from tests.services.purging import expire, fill
 
 
 Api = Callable[[User | None], APIClient]
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db(transaction=True)]
 WEEKS = timedelta(days=15)
 
 
 @pytest.fixture
-def november(own_buckets: Path, api: Api, alice: User, bob: User) -> Collection:
+def november(filled: Collection) -> Collection:
     deployment.forget()
     deployment.check(now=timezone.now())
-    return fill(api(alice))
+    return filled
 
 
 @pytest.fixture
@@ -137,6 +136,7 @@ def test_staged_copy_is_an_orphan_once_it_is_said_to_be_wiped(
 # --- Orphans ---
 
 
+@pytest.mark.both_databases
 def test_orphans_go_and_files_stay(november: Collection, later: datetime) -> None:
     orphans = {leave_orphan(november), leave_orphan(november, alias="staging"), begin_upload(november)}
     assert keys() == files_of(november) | orphans
@@ -387,6 +387,7 @@ def test_orphans_go_with_all_their_versions(
 # --- Counts ---
 
 
+@pytest.mark.both_databases
 def test_counts_that_drifted_are_mended_and_told(
     november: Collection, api: Api, alice: User, caplog: pytest.LogCaptureFixture
 ) -> None:

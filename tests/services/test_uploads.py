@@ -30,7 +30,8 @@ MIB = 1024 * 1024
 CONTENT = random.Random(1).randbytes(300_000)
 DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
 
-pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db]
+LOCAL = pytest.param("local", marks=pytest.mark.both_databases)
 
 
 @pytest.fixture
@@ -38,14 +39,14 @@ def november(make_collection: MakeCollection, alice: User) -> Collection:
     return make_collection(alice, "November")
 
 
-@pytest.fixture(params=["local", "s3"], autouse=True)
+@pytest.fixture(params=[LOCAL, "s3"], autouse=True)
 def store(request: pytest.FixtureRequest, own_buckets: Path, settings: Settings) -> Iterator[None]:
     """Each test on both kinds of store: what is unfinished looks different in each."""
     with stores.stored_in(stores.moto(), settings) if request.param == "s3" else nullcontext():
         yield
 
 
-of_a_directory = pytest.mark.parametrize("store", ["local"], indirect=True)
+of_a_directory = pytest.mark.parametrize("store", [LOCAL], indirect=True)
 
 
 @pytest.fixture(autouse=True)
