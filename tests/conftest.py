@@ -30,7 +30,7 @@ from tests.worlds import Databases
 pytest_plugins = ["tests.needs", "tests.interruption", "tests.live.fixtures"]
 
 # A busy machine is no failure.
-hypothesis.settings.register_profile("strongroom", deadline=None)
+hypothesis.settings.register_profile("strongroom", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("strongroom")
 
 

@@ -4,6 +4,12 @@ A module, class or test names the function that builds its world:
 
     pytestmark = [pytest.mark.django_db, starts_from(november)]
 
+A fixture can name it as well, for all tests that use the fixture:
+
+    @pytest.fixture
+    @brings(november)
+    def slug(built: str) -> str: ...
+
 The function takes nothing and returns what the tests need to find their way: rows, names, tokens. It runs once, outside of a
 transaction, with the default buckets. The fixture `built` is a copy of its result, made anew for each test. A test without a
 world starts from an empty database.
@@ -15,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 import pytest
@@ -31,6 +37,7 @@ from files.stores import ensure_buckets
 
 
 Build = Callable[[], Any]
+Function = TypeVar("Function", bound=Callable[..., object])
 EMPTY: Final = "empty"
 OBJECTS: Final = Path(settings.HOME) / "objects"
 
@@ -41,6 +48,7 @@ class Databases:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._present = ""  # the world that the database holds
+        self._objects = EMPTY  # the world that the default buckets held at first
         self._original = settings.DATABASES["default"]["NAME"]
         self._is_sqlite = connection.vendor == "sqlite"
         test_name = settings.DATABASES["default"].get("TEST", {}).get("NAME")
@@ -65,8 +73,9 @@ class Databases:
                         self._save(name, build())
         if name != self._present:
             self._load(name)
-        if name != EMPTY:
+        if name != EMPTY or self._objects != EMPTY:
             _load_objects(self._folder / name)
+            self._objects = name
 
     def built(self, build: Build) -> Any:
         return pickle.loads((self._folder / _name_of(build) / "built").read_bytes())  # noqa: S301  our own
@@ -182,6 +191,39 @@ def starts_from(build: Build) -> pytest.MarkDecorator:
     return pytest.mark.world.with_args(build)
 
 
+def brings(build: Build) -> Callable[[Function], Function]:
+    """Decorates the function of a fixture: a test that uses it starts from what `build` builds, unless it names a world itself.
+
+    If a test uses several such fixtures, the one that depends on the others decides.
+    """
+
+    def decorate(function: Function) -> Function:
+        _builds_of_fixtures[function] = build
+        return function
+
+    return decorate
+
+
+_builds_of_fixtures: dict[Callable[..., object], Build] = {}
+
+
 def build_of(node: pytest.Item) -> Build | None:
-    marker = node.get_closest_marker("world")
-    return marker.args[0] if marker else None
+    if marker := node.get_closest_marker("world"):
+        named: Build = marker.args[0]
+        return named
+    info = getattr(node, "_fixtureinfo", None)
+    definitions = {name: found[-1] for name, found in info.name2fixturedefs.items()} if info else {}
+
+    def depth(name: str) -> int:
+        others = [each for each in definitions[name].argnames if each in definitions and each != name]
+        return 1 + max(map(depth, others), default=0)
+
+    builds: dict[int, set[Build]] = {}
+    for name, definition in definitions.items():
+        if build := _builds_of_fixtures.get(definition.func):
+            builds.setdefault(depth(name), set()).add(build)
+    if not builds:
+        return None
+    deepest = builds[max(builds)]
+    assert len(deepest) == 1, f"{node.nodeid} uses fixtures with different worlds: name one of them with starts_from"
+    return deepest.pop()
