@@ -62,9 +62,11 @@ def decide(client: APIClient, request: Any, verdict: str = "approve", reason: st
 
 
 def work_on() -> None:
-    """All that goes on by itself, until there is nothing left to do."""
+    """All that goes on by itself, until there is nothing left to do, however long a busy machine takes for it."""
     for _ in range(20):
         schedule.tick(now=timezone.now())
+        while schedule.work(now=timezone.now(), until=float("inf")):
+            pass
         if not schedule.build_packages(now=timezone.now()):
             break
 

@@ -13,7 +13,7 @@ from egress.states import OPEN, State
 from files.models import Collection, Hold
 from files.stores import get_store
 from tests.services.egress import decide, row
-from tests.services.egress_world import STARTS, World, make_world
+from tests.services.egress_world import STARTS, World, make_world, work_on
 from tests.worlds import starts_from
 
 
@@ -32,6 +32,7 @@ def wait_until(moment: datetime) -> None:
     """A tick, and what follows from it."""
     with time_machine.travel(moment, tick=True):
         schedule.tick(now=moment)
+        work_on()
 
 
 def deadline(request: Any) -> datetime:

@@ -6,22 +6,18 @@ INV-10, INV-11, INV-13; F-16, F-17, F-18, F-27, F-54, F-56.
 import io
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
 from io import StringIO
-from itertools import count
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import DatabaseError
 from django.utils import timezone
 from pytest_django import Settings
-from rest_framework.exceptions import APIException
 
 from egress import packaging, schedule, staging
-from egress.models import EgressRequest, Item
+from egress.models import Item
 from files.models import Collection, StoredFile, Upload
 from files.stores import StoreRefused, StoreUnavailable, get_store
 from files.stores.local import LocalStore
@@ -29,7 +25,7 @@ from files.stores.s3 import S3Store
 from tenants import audit
 from tenants.models import AuditEvent, Mail, Tenant, User
 from tests import invariants, stores
-from tests.faults.breaking import FUSE, KINDS, Here
+from tests.faults.breaking import Here
 from tests.services import keyrings
 from tests.services.egress import (
     FILES,
@@ -132,7 +128,13 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("byte flipped", "header flipped", "longer", "gone"),
+        *(pytest.param(damage, marks=pytest.mark.long) for damage in ("cut", "emptied", "another's")),
+    ],
+)
 def test_damaged_copy_fails_the_request_until_it_is_repaired(request_: Any, damage: str, api: Api, bob: User, root: User) -> None:
     """INV-11, F-54: at any attempt, however often an operator has it tried."""
     copy, other = staged(request_, "b.csv"), staged(request_, "a.csv")
@@ -226,12 +228,14 @@ def raising(error: Exception) -> Callable[..., Any]:
     return refuse
 
 
-ERRORS = [StoreUnavailable("no answer"), StoreRefused("AccessDenied"), RuntimeError("a bug")]
+ERRORS = {"silent": StoreUnavailable("no answer"), "refuses": StoreRefused("AccessDenied"), "bug": RuntimeError("a bug")}
+WAITS_AS = {"open": "approved", "create": "approved", "entries": "released", "erase": "released"}
+IN_GATE = [("open", "silent"), ("create", "refuses"), ("entries", "bug"), ("erase", "silent")]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["silent", "refuses", "bug"])
+@pytest.mark.parametrize("error", ["refuses", *(pytest.param(error, marks=pytest.mark.long) for error in ("silent", "bug"))])
 def test_store_that_does_not_copy_is_waited_for(
-    api: Api, bob: User, people: dict[str, User], results: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+    api: Api, bob: User, people: dict[str, User], results: str, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
     """F-17, F-56: in copying. The request says that it waits, and goes on when the store does."""
     request = submit(api(bob), results)
@@ -242,21 +246,22 @@ def test_store_that_does_not_copy_is_waited_for(
     assert_released_once(request, api(bob))
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["silent", "refuses", "bug"])
-@pytest.mark.parametrize(("method", "waits_as"), [("open", "approved"), ("create", "approved"),
-                                                  ("entries", "released"), ("erase", "released")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [pytest.param(*each, marks=[] if each in IN_GATE else pytest.mark.long) for each in product(WAITS_AS, ERRORS)],
+)
 def test_store_that_does_not_do_it_is_waited_for(
-    request_: Any, api: Api, bob: User, monkeypatch: pytest.MonkeyPatch, error: Exception, method: str, waits_as: str
+    request_: Any, api: Api, bob: User, monkeypatch: pytest.MonkeyPatch, method: str, error: str
 ) -> None:
     """F-17, F-56: in packaging and wiping."""
-    wait_for_store(request_, monkeypatch, error, method=method, waits_as=waits_as)
+    wait_for_store(request_, monkeypatch, error, method=method, waits_as=WAITS_AS[method])
     assert_released_once(request_, api(bob))
 
 
-def wait_for_store(request: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, *, method: str, waits_as: str) -> None:
+def wait_for_store(request: Any, monkeypatch: pytest.MonkeyPatch, error: str, *, method: str, waits_as: str) -> None:
     monkeypatch.setattr("files.reading.pause", lambda attempt: None)
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStore, method, raising(error))
+        patch.setattr(LocalStore, method, raising(ERRORS[error]))
         work_on()
         assert (row(request).status, bool(row(request).problem)) == (waits_as, True)
         assert "no answer" not in row(request).problem
@@ -460,39 +465,6 @@ def test_copies_of_a_request_that_is_withdrawn_meanwhile_are_wiped_at_once(
     assert_wiped(request)
 
 
-@pytest.mark.parametrize(("kind", "point"), [("refused", 5), ("unheard", 9), ("unheard", 12), ("refused", 18)])
-@pytest.mark.usefixtures("breaking")
-def test_what_keeps_copies_from_being_wiped_is_told(
-    api: Api, people: dict[str, User], in_review: Any, kind: str, point: int
-) -> None:
-    """No longer than that. All of the 18 points are tried with --long."""
-    assert decide(api(people["grace"]), in_review, "reject").status_code == 201
-    assert not break_off(point, kind, partial(schedule.work, now=timezone.now(), until=float("inf")))
-    go_on(6)
-    assert_wiped(in_review)
-    assert row(in_review).problem == ""
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["refused", "unheard"])
-@pytest.mark.usefixtures("breaking")
-def test_what_kept_copies_from_being_wiped_is_told_no_longer_than_that(
-    api: Api, bob: User, people: dict[str, User], kind: str
-) -> None:
-    """Wherever it was: also behind the last copy, when there is nothing to be tried again."""
-    for point in count(1):
-        request = submit(api(bob), fill(api(bob), f"Number {point}", files={"a.csv": b"a"}))
-        work_on()
-        assert decide(api(people["grace"]), request, "reject").status_code == 201
-        is_over = break_off(point, kind, partial(schedule.work, now=timezone.now(), until=float("inf")))
-        go_on(6)
-        assert_wiped(request)
-        assert row(request).problem == ""
-        if is_over:
-            break
-    assert point > 10
-
-
 # --- On S3 ---
 
 
@@ -542,103 +514,3 @@ def test_large_copies_are_made_in_parts(
     assert large.object_etag.endswith("-3")
     work_on()
     assert_released_once(request, api(bob), files)
-
-
-# --- Broken off anywhere ---
-
-
-@pytest.fixture
-def breaking(own_buckets: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "ThreadPoolExecutor", Here)
-    monkeypatch.setattr("files.reading.pause", lambda attempt: None)
-    monkeypatch.setattr("files.uploads.time.sleep", lambda seconds: None)
-    settings.STORAGES = settings.STORAGES | {
-        alias: settings.STORAGES[alias] | {"BACKEND": "tests.faults.breaking.BreakingLocal"} for alias in settings.BUCKETS
-    }
-
-
-def break_off(point: int, kind: str, do: Callable[[], Any]) -> bool:
-    """Whether there were fewer points than that."""
-    with FUSE.armed(point, kind), suppress(APIException, DatabaseError):
-        do()
-    is_over = not FUSE.is_blown
-    FUSE.disarm()
-    return is_over
-
-
-PHASES = ["staging", "packaging", "wiping"]
-POINTS = {  # of the 17, 79 and 18 that there are
-    "staging": [("killed", 4), ("refused", 8), ("unheard", 11), ("killed-behind", 15)],
-    "packaging": [
-        ("unheard", 12), ("killed-behind", 27), ("refused", 36), ("killed", 40), ("unheard", 43), ("killed-behind", 46),
-        ("killed", 61), ("refused", 75),
-    ],
-    "wiping": [("killed-behind", 4), ("unheard", 6), ("killed", 9), ("refused", 16)],
-}  # fmt: skip
-
-
-def assert_taken_up_again(request: Any, api: Api, bob: User, people: dict[str, User], phase: str, kind: str, point: int) -> bool:
-    """Whether there were fewer points than that."""
-    if phase == "wiping":
-        schedule.build_packages(now=timezone.now())
-    work = schedule.build_packages if phase == "packaging" else partial(schedule.work, until=0)
-    is_over = break_off(point, kind, partial(work, now=timezone.now()))
-    go_on(16)
-    if phase == "staging":
-        for name in ("grace", "ruth"):
-            assert decide(api(people[name]), request).status_code == 201
-        go_on(32)
-    assert_ended(request, api(bob))
-    return is_over
-
-
-@pytest.mark.parametrize(("kind", "point"), POINTS["staging"])
-@pytest.mark.usefixtures("breaking")
-@pytest.mark.both_databases
-def test_copying_that_is_broken_off_is_taken_up_again(
-    api: Api, bob: User, people: dict[str, User], results: str, kind: str, point: int
-) -> None:
-    """F-27, F-56: at a query or a request to the store. All points of it are tried with --long, below."""
-    request = submit(api(bob), results)
-    assert not assert_taken_up_again(request, api, bob, people, "staging", kind, point)
-
-
-@pytest.mark.parametrize(("phase", "kind", "point"), [(phase, *point) for phase in PHASES[1:] for point in POINTS[phase]])
-@pytest.mark.usefixtures("breaking")
-@pytest.mark.both_databases
-def test_packaging_or_wiping_that_is_broken_off_is_taken_up_again(
-    request_: Any, api: Api, bob: User, people: dict[str, User], phase: str, kind: str, point: int
-) -> None:
-    """F-27, F-56, INV-13: there is one package in the end, and nothing beside it."""
-    assert not assert_taken_up_again(request_, api, bob, people, phase, kind, point)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.usefixtures("breaking")
-@pytest.mark.both_databases
-def test_broken_off_at_any_point_it_is_taken_up_again(
-    api: Api, bob: User, people: dict[str, User], phase: str, kind: str
-) -> None:
-    """F-27, F-56, INV-13: at every query and request to the store."""
-    for point in count(1):
-        slug = fill(api(bob), f"Number {point}")
-        request = submit(api(bob), slug) if phase == "staging" else approve(api, bob, people, slug)
-        if assert_taken_up_again(request, api, bob, people, phase, kind, point):
-            break
-    assert point > 10
-
-
-def assert_ended(request: Any, client: Any) -> None:
-    """As `assert_released_once`, where there are others."""
-    assert row(request).status == "released", row(request).problem
-    with zipfile.ZipFile(io.BytesIO(body(client.get(path(request, "package.zip"))))) as package:
-        assert {name: package.read(name) for name in FILES} == FILES
-    assert [step["status"] for step in see(client, request)["timeline"]].count("released") == 1
-    assert_wiped(request)
-    assert len(in_bucket("release")) == EgressRequest.objects.count()
-    assert not Upload.objects.exists()
-    assert FUSE.opened == 0
-    invariants.check_all()

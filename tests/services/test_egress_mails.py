@@ -20,6 +20,7 @@ from tenants import services as tenants
 from tenants.models import Mail, Membership, Tenant, User
 from tests.factories import make_member
 from tests.mailbox import Mailbox
+from tests.services import worlds
 from tests.services.egress import Api, fill, make_reviewers, path, row, see, submit, work_on
 from tests.services.egress_mails import (
     DAY,
@@ -45,6 +46,7 @@ from tests.services.egress_mails import (
     text_of,
     to,
 )
+from tests.worlds import starts_from
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
@@ -257,18 +259,22 @@ OUTCOMES: dict[Callable[[Api, Any, dict[str, User]], None], tuple[str, list[str]
 }
 
 
+def with_a_contact() -> Any:
+    return worlds.in_review(contact_email="desk@acme.example.org", app_url="https://desk.acme.example.org/")
+
+
 @pytest.mark.parametrize("happens", OUTCOMES, ids=lambda happens: happens.__name__)
+@starts_from(with_a_contact)
 def test_requester_is_told_what_became_of_it(
     mailbox: Mailbox,
     api: Api,
     bob: User,
     people: dict[str, User],
     happens: Callable[[Api, Any, dict[str, User]], None],
-    results: str,
+    built: Any,
 ) -> None:
     """With who decided first in Cc, from whom the policy names."""
-    set_policy(api(people["alice"]), contact_email="desk@acme.example.org", app_url="https://desk.acme.example.org/")
-    request = ask(api(bob), mailbox, results)
+    request = built
     happens(api, request, people)
     headline, words = OUTCOMES[happens]
     (message,) = go_on(mailbox, now=timezone.now() + (23 * DAY if happens is expire else DAY))

@@ -110,7 +110,10 @@ def test_collection_with_an_open_request_waits_for_its_end(api: Api, people: dic
     assert_wiped(request)
 
 
-@pytest.mark.parametrize("state", ["submitted", "in_review", "approved", "failed", "returned"])
+@pytest.mark.parametrize(
+    "state",
+    ["in_review", "approved", "returned", *(pytest.param(each, marks=pytest.mark.long) for each in ("submitted", "failed"))],
+)
 def test_open_request_of_a_restored_database_ends_with_its_collection(
     api: Api, bob: User, people: dict[str, User], results: str, state: str
 ) -> None:

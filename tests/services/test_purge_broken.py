@@ -97,7 +97,7 @@ def break_off(collection: Collection, kind: str, point: int) -> bool:
 
 POINTS = [  # of the 100 that there are
     ("killed", 5), ("unheard", 18), ("killed-behind", 28), ("refused", 30), ("unheard", 34), ("killed", 39),
-    ("killed-behind", 49), ("refused", 55), ("killed", 67), ("unheard", 69), ("refused", 82), ("killed-behind", 95),
+    ("killed-behind", 49), ("refused", 55), ("killed", 67), ("unheard", 69), ("refused", 82), ("killed-behind", 86),
 ]  # fmt: skip
 
 
