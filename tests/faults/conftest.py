@@ -87,7 +87,7 @@ def site(shared_site: Site) -> Iterator[Site]:
     wait_for(server.is_tidy)
     descriptors = shared_site.descriptors()
     yield shared_site
-    wait_for(server.is_tidy, seconds=30)
+    wait_for(server.is_tidy)
     server.check()
     assert shared_site.unfinished() == set()
     wait_for(lambda: shared_site.descriptors() <= descriptors + KEPT)

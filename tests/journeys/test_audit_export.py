@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.server import Server
-from tests.live.waiting import wait_for
+from tests.live.waiting import LIMIT, wait_for
 from tests.needs import mark_users
 
 
@@ -40,7 +40,7 @@ def auditor(ready_server: Callable[..., Server], tmp_path: Path) -> Iterator[tup
     server.sql("UPDATE tenants_audithead SET seq = seq + ? WHERE chain = ?", EVENTS, chain)
     bearer = tmp_path / "bearer"
     bearer.write_text(f'header = "Authorization: Bearer {server.token("auditor")}"\n')
-    yield server, ["curl", "-sS", "-K", str(bearer), "--max-time", "100", f"{server.url}/api/v1/tenants/demo/audit.csv"]
+    yield server, ["curl", "-sS", "-K", str(bearer), "--max-time", str(LIMIT), f"{server.url}/api/v1/tenants/demo/audit.csv"]
     assert server.stop() == 0
 
 
@@ -71,7 +71,7 @@ def test_export_whose_reader_loses_the_role_is_visibly_cut(
         wait_for(lambda: target.exists() and target.stat().st_size > MIB)
         user = "SELECT id FROM tenants_user WHERE username = 'auditor'"
         server.sql(f"UPDATE tenants_membership SET roles = '[\"member\"]' WHERE user_id = ({user})")  # noqa: S608  a constant
-        _, said = process.communicate(timeout=100)
+        _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == status, said
     assert target.stat().st_size < 40 * MIB
     wait_for(lambda: [line for line in server.log.splitlines() if "audit.csv" in line and '"cut": true' in line])

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email import message_from_bytes, policy
 from pathlib import Path
 from textwrap import dedent
@@ -14,6 +14,19 @@ import pytest
 
 from tests.live.server import ROOT, Server
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
+
+
+@pytest.fixture(scope="module")
+@mark_users(pytest.mark.server)
+def own_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
+    """Of this module alone: its tests change the tenant and its keys, and start it again."""
+    server = Server(tmp_path_factory.mktemp("readme") / "home")
+    server.set_up_as(first_home)
+    try:
+        yield server.start()
+    finally:
+        server.kill()
 
 
 def shell_blocks(page: str, heading: str) -> list[str]:
@@ -102,8 +115,8 @@ def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("curl")
-def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(ready_server: Callable[..., Server]) -> None:
-    server = ready_server().start()
+def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(own_server: Server) -> None:
+    server = own_server
     (given, *_), lines = shell_blocks("README.md", "## One worked example"), shell_blocks("README.md", "## People and tenants")
     output = run(given, *lines, server=server)
     me, updated, invited, promoted, auditors, back, invitations, usage = map(
@@ -118,7 +131,7 @@ def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(ready_
     assert (back["roles"], usage["quota_bytes"]) == (["member"], None)
 
     folder = server.home / "mail"
-    wait_for(lambda: any("curl" in file.read_text() for file in folder.glob("*")), seconds=30)
+    wait_for(lambda: any("curl" in file.read_text() for file in folder.glob("*")))
     assert folder.stat().st_mode & 0o777 == 0o700
     (file,) = folder.iterdir()
     text = message_from_bytes(file.read_bytes(), policy=policy.default).get_body(("plain",))
@@ -137,8 +150,8 @@ def test_escape_hatch_works_word_for_word(server: Server) -> None:
     assert json.loads(shown) == "1 2 3"
 
 
-def test_rotation_works_word_for_word_while_files_stay_readable(ready_server: Callable[..., Server]) -> None:
-    server = ready_server().start()
+def test_rotation_works_word_for_word_while_files_stay_readable(own_server: Server) -> None:
+    server = own_server
     path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
     make_known, make_active, rewrap = shell_blocks("docs/keys.md", "## Rotation")
     first = (server.home / "secrets" / "keyring").read_text().split()[0]
@@ -158,15 +171,12 @@ def test_rotation_works_word_for_word_while_files_stay_readable(ready_server: Ca
     assert server.request("GET", path, token=server.token()) == (200, "1 2 3")
 
 
-def test_backup_and_restore_work_word_for_word(
-    ready_server: Callable[..., Server], new_server: Callable[..., Server], tmp_path: Path
-) -> None:
-    server = ready_server().start()
+def test_backup_and_restore_work_word_for_word(own_server: Server, new_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = own_server
     path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
     backup, restore, check = shell_blocks("docs/operations.md", "## Backup and restore")
     kept = tmp_path / "kept"
     run(backup, server=server, BACKUP=str(kept))
-    server.kill()
 
     restored = new_server()
     run(restore, server=restored, BACKUP=str(kept), SECRETS_BACKUP=str(server.home / "secrets"))
