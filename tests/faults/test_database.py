@@ -20,6 +20,7 @@ from tests.contents import random_bytes
 from tests.faults.answers import Answer, ask, at_once, get, path_of, post, post_form, put
 from tests.faults.conftest import Site
 from tests.live.people import Person
+from tests.live.ports import hold_port
 from tests.live.proxy import Fault
 from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, wait_for
@@ -255,8 +256,7 @@ def test_downloads_hold_no_connection(site: Site, stocked: Person) -> None:
 
 
 def test_start_without_a_database_ends_and_says_why(new_server: Callable[..., Server]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = hold_port(new_server)
     server = new_server(DATABASE_URL=f"postgresql://nobody@127.0.0.1:{port}/nothing", DATABASE_TIMEOUT="2")
     assert server.launch().wait(LIMIT) == 1
     assert "couldn't get a connection" in server.log

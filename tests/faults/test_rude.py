@@ -21,6 +21,7 @@ from tests.live.people import Person
 from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, wait_for
 from tests.needs import mark_users
+from tests.worlds import Databases
 
 
 log = logging.getLogger(__name__)
@@ -73,9 +74,10 @@ def asked(member: Person) -> Iterator[Asked]:
 
 @pytest.fixture(scope="module")
 @mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
-def busy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def busy_site(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Site]:
     """With a process for each of two cores, and threads for a thousand transfers."""
-    with started_site(tmp_path_factory.mktemp("busy") / "home", is_timed=True, WEB_WORKERS="2", WEB_THREADS="1200") as site:
+    home = tmp_path_factory.mktemp("busy") / "home"
+    with started_site(home, template=databases.migrated, is_timed=True, WEB_WORKERS="2", WEB_THREADS="1200") as site:
         yield site
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import psycopg
 
 from tests import stores
 from tests.live.child import dying_with_us
+from tests.live.ports import hold_port
 from tests.live.waiting import LIMIT, has_ended, wait_for
 
 
@@ -30,8 +30,7 @@ class Server:
     """An installation, and the processes that serve it while it is started."""
 
     def __init__(self, home: Path, **environment: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = hold_port(self)
         self.home = home
         self.url = f"http://127.0.0.1:{self.port}"
         # Nothing of the test's own settings: they stand in this process's environment.
@@ -87,9 +86,9 @@ class Server:
         if self.process is None:
             return []
         found = []
-        for process in psutil.process_iter():
+        for pid in psutil.pids():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if os.getpgid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                if os.getpgid(pid) == self.process.pid and (process := psutil.Process(pid)).status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
