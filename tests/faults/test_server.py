@@ -411,7 +411,7 @@ def test_stopping_server_lets_a_stream_end(own_server: Server) -> None:
     with own_server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as client, silent, idle:
         received = len(client.recv(1000))
         own_server.process.terminate()
-        time.sleep(0.5)
+        wait_for(lambda: "Handling signal: term" in own_server.log.read_text())
         received += len(read_all(client))
         assert received > 64 * MIB
         assert own_server.process.wait(LIMIT) == 0

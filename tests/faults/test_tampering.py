@@ -26,6 +26,7 @@ from tests import stores
 from tests.api import paths
 from tests.contents import random_bytes
 from tests.lifted import guards_lifted
+from tests.needs import mark_users
 
 
 Api = Callable[[User | None], APIClient]
@@ -86,6 +87,7 @@ def directory(db: None, settings: Settings, tmp_path: Path) -> Directory:
 
 
 @pytest.fixture
+@mark_users(NEEDS_CEPH)
 def bucket(db: None, settings: Settings) -> Iterator[Bucket]:
     settings.FILES_SEGMENT_SIZE = S
     with stores.stored_in(stores.ceph(), settings) as names:
