@@ -75,7 +75,7 @@ class Runner:
     def run(self, arguments: list[str], environment: dict[str, str]) -> int:
         if self.interrupted_by:
             return INTERRUPTED
-        environment = environment | {"TMPDIR": str(self._folder)}
+        environment = environment | {"TMPDIR": str(self._folder), "TEST_RUN_FOLDER": str(self._folder)}
         command = dying_with_us(sys.executable, "-m", "pytest", f"--basetemp={self._folder / 'pytest'}", *arguments)
         self._process = subprocess.Popen(command, env=environment)
         while True:

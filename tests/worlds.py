@@ -84,6 +84,11 @@ class Databases:
         """A folder for each alias of a bucket that the world has objects in."""
         return self._folder / _name_of(build) / "objects"
 
+    @property
+    def migrated(self) -> str:
+        """The database of PostgreSQL that `migrate` has made and nobody has used; none with SQLite."""
+        return "" if self._is_sqlite else self._template(EMPTY)
+
     def mark_changed(self) -> None:
         """The database is no longer where its world begins: a transaction was committed."""
         self._present = ""

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.live.people import Person
-
-
-PATIENCE = 60  # seconds that a client waits for an answer; no answer is a failure of whatever test asked
+from tests.live.waiting import LIMIT
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Answer:
 
 def ask(member: Person, method: str, path: str, content: bytes | None = None, **headers: str) -> Answer:
     """On a connection of its own. Raises IncompleteRead when the answer ends before its Content-Length."""
-    with closing(http.client.HTTPConnection("127.0.0.1", member.server.port, timeout=PATIENCE)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", member.server.port, timeout=LIMIT)) as connection:
         head = {"Authorization": f"Bearer {member.token}"} | {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, content, head)
         response = connection.getresponse()

@@ -18,6 +18,7 @@ from tests.live.proxy import Proxy, proxy_to
 from tests.live.server import OWN, Server
 from tests.live.waiting import wait_for
 from tests.needs import mark_users
+from tests.worlds import Databases
 
 
 KEPT = 40  # connections that the store's client may have made in a test: as many as requests came at once, and parts of uploads
@@ -46,11 +47,11 @@ class Site:
 
 
 @contextmanager
-def started_site(home: Path, *, is_timed: bool = False, **settings: str) -> Iterator[Site]:
+def started_site(home: Path, *, template: str = "", is_timed: bool = False, **settings: str) -> Iterator[Site]:
     """With `is_timed` nothing stands between the server and its database: the proxy would be part of what is measured."""
     endpoint = stores.ceph()
     with (
-        postgresql_database() as url,
+        postgresql_database(template) as url,
         proxy_to(url) as database,
         proxy_to(endpoint.url) as s3,
         stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release),
@@ -72,8 +73,9 @@ def started_site(home: Path, *, is_timed: bool = False, **settings: str) -> Iter
 
 @pytest.fixture(scope="session")
 @mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
-def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with started_site(tmp_path_factory.mktemp("site") / "home", DATABASE_TIMEOUT="4") as site:
+def shared_site(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Site]:
+    home = tmp_path_factory.mktemp("site") / "home"
+    with started_site(home, template=databases.migrated, DATABASE_TIMEOUT="4") as site:
         yield site
 
 
@@ -87,7 +89,7 @@ def site(shared_site: Site) -> Iterator[Site]:
     wait_for(server.is_tidy)
     descriptors = shared_site.descriptors()
     yield shared_site
-    wait_for(server.is_tidy, seconds=30)
+    wait_for(server.is_tidy)
     server.check()
     assert shared_site.unfinished() == set()
     wait_for(lambda: shared_site.descriptors() <= descriptors + KEPT)
@@ -107,12 +109,13 @@ def faults(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @contextmanager
-def postgresql_database() -> Iterator[str]:
-    """The address of a new database beside the one that the suite uses."""
+def postgresql_database(template: str = "") -> Iterator[str]:
+    """The address of a new database beside the one that the suite uses, which begins as a copy of another."""
     address = urlsplit(needs.address("postgresql"))
     name = f"strongroom_live_{uuid.uuid4().hex}"
     with psycopg.connect(address._replace(path="/postgres").geturl(), autocommit=True) as postgresql:
-        postgresql.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        names = sql.Identifier(name), sql.Identifier(template or "template1")
+        postgresql.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
         try:
             yield address._replace(path=f"/{name}").geturl()
         finally:

@@ -23,6 +23,7 @@ def is_destroyed(member: Person) -> bool:
     return bool(done[0])
 
 
+@pytest.mark.long
 def test_work_is_found_again_without_anything_that_the_broker_had(ready_server: Callable[..., Server], tmp_path: Path) -> None:
     """Power goes while a collection waits for its end, and the broker's files and beat's memory are lost with it."""
     server = ready_server(DELETE_GRACE="1").start()
@@ -37,7 +38,7 @@ def test_work_is_found_again_without_anything_that_the_broker_had(ready_server: 
 
     server.start()
 
-    wait_for(lambda: is_destroyed(member), seconds=60)
+    wait_for(lambda: is_destroyed(member))
     assert not any(member.collection in str(path) for path in server.objects())
     server.check()
 
@@ -50,13 +51,13 @@ def test_ticks_go_on_when_redis_forgets_everything(ready_server: Callable[..., S
         server = ready_server(DELETE_GRACE="1", BROKER_URL=url).start()
         first = Person(server, "member", tmp_path)
         delete(first)
-        wait_for(lambda: is_destroyed(first), seconds=60)
+        wait_for(lambda: is_destroyed(first))
 
         client.flushdb()
         second = Person(server, "member", tmp_path)
         delete(second)
 
-        wait_for(lambda: is_destroyed(second), seconds=60)
+        wait_for(lambda: is_destroyed(second))
         server.kill()
         client.flushdb()
 
@@ -71,4 +72,4 @@ def test_server_answers_without_a_broker(ready_server: Callable[..., Server], tm
     server.kill()
     server.environment.pop("BROKER_URL")
     server.start()
-    wait_for(lambda: is_destroyed(member), seconds=60)
+    wait_for(lambda: is_destroyed(member))

@@ -3,7 +3,6 @@
 F-22 to F-25. What happens to a server that is killed meanwhile is in test_kills.py.
 """
 
-import random
 import socket
 import subprocess
 import sys
@@ -17,18 +16,20 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from tests.contents import random_bytes
 from tests.faults.answers import Answer, ask, at_once, get, path_of, post, post_form, put
 from tests.faults.conftest import Site
 from tests.live.people import Person
+from tests.live.ports import hold_port
 from tests.live.proxy import Fault
 from tests.live.server import ROOT, Server
-from tests.live.waiting import wait_for
+from tests.live.waiting import LIMIT, wait_for
 
 
 MIB = 1024 * 1024
-CONTENT = random.Random(1).randbytes(12 * MIB)
+CONTENT = random_bytes(12 * MIB)
 SMALL = CONTENT[:300_000]
-IN_TIME = 25  # seconds: several times DATABASE_TIMEOUT, because one request may ask in several places
+IN_TIME = 40  # seconds: several times DATABASE_TIMEOUT, because one request may ask in several places
 
 HANGS = Fault(then="hang")
 
@@ -101,7 +102,7 @@ def test_connections_that_broke_while_nobody_used_them_are_not_noticed(site: Sit
     """As after a restart of PostgreSQL: by many requests, and by one that finds nothing but broken ones in the pool."""
     crowd = [partial(REQUESTS["collection"], stocked)] * 16
     for _ in range(2):
-        wait_for(lambda: at_once(crowd) and site.database.connections >= 8, seconds=60)
+        wait_for(lambda: at_once(crowd) and site.database.connections >= 8)
         site.database.reset()
         assert get(stocked, "kept.bin").content == SMALL
     site.database.reset()
@@ -122,7 +123,7 @@ class SlowUpload:
 
     def __init__(self, member: Person, filename: str, content: bytes) -> None:
         head = f"PUT {path_of(member, filename)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
-        self.client = socket.create_connection(("127.0.0.1", member.server.port), timeout=60)
+        self.client = socket.create_connection(("127.0.0.1", member.server.port), timeout=LIMIT)
         self.last = content[-1:]
         self.client.sendall(f"{head}Connection: close\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content[:-1])
         wait_for(lambda: member.server.sql("SELECT count(*) FROM files_upload")[0][0])
@@ -255,10 +256,9 @@ def test_downloads_hold_no_connection(site: Site, stocked: Person) -> None:
 
 
 def test_start_without_a_database_ends_and_says_why(new_server: Callable[..., Server]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = hold_port(new_server)
     server = new_server(DATABASE_URL=f"postgresql://nobody@127.0.0.1:{port}/nothing", DATABASE_TIMEOUT="2")
-    assert server.launch().wait(40) == 1
+    assert server.launch().wait(LIMIT) == 1
     assert "couldn't get a connection" in server.log
 
 
@@ -323,10 +323,10 @@ def test_transaction_that_the_database_sacrificed_is_done_again(site: Site, stoc
     [
         pytest.param("40001", 4, id="serialization-failure", marks=pytest.mark.long),
         pytest.param("40P01", 4, id="deadlock"),
-        pytest.param("57014", 1, id="statement-cancelled"),
-        pytest.param("55P03", 1, id="lock-not-available"),
+        pytest.param("57014", 1, id="statement-cancelled", marks=pytest.mark.long),
+        pytest.param("55P03", 1, id="lock-not-available", marks=pytest.mark.long),
         pytest.param("53100", 1, id="disk-full"),
-        pytest.param("25006", 1, id="read-only"),
+        pytest.param("25006", 1, id="read-only", marks=pytest.mark.long),
     ],
 )
 def test_transaction_that_the_database_keeps_refusing_is_503(site: Site, stocked: Person, sqlstate: str, tries: int) -> None:

@@ -3,7 +3,6 @@
 INV-13; F-14, F-27, F-56. Between other steps: test_egress_kills.py.
 """
 
-import random
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +17,7 @@ from files.stores import get_store
 from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
+from tests.contents import random_bytes
 from tests.faults.test_egress_kills import KILLED, assert_released_once, build, die, in_worker
 from tests.needs import mark_users
 from tests.services.egress import Api, approved, fill, go_on_given, make_reviewers, row
@@ -33,7 +33,7 @@ pytestmark = [
 ]
 MIB: Final = 1024**2
 PART: Final = 5 * MIB  # S3 takes no smaller ones
-FILES: Final = {"a.csv": b"a,1\n" * 100, "large.bin": random.Random(1).randbytes(12 * MIB)}  # a package of three parts
+FILES: Final = {"a.csv": b"a,1\n" * 100, "large.bin": random_bytes(12 * MIB)}  # a package of three parts
 BEFORE, BEHIND = "before-send", "response-received"  # botocore's events
 
 

@@ -9,7 +9,6 @@ import json
 import logging
 import mmap
 import os
-import random
 import re
 import resource
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from files.stores import get_store
 from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
+from tests.contents import random_bytes
 from tests.faults.test_egress_kills import assert_released_once, build, in_worker
 from tests.needs import mark_users
 from tests.services.egress import (
@@ -104,7 +104,7 @@ def weighed(work: Callable[[], object]) -> dict[str, int]:
 
 
 def contents(files: int, mib: int) -> dict[str, bytes]:
-    content = random.Random(1).randbytes(mib * MIB // files)
+    content = random_bytes(mib * MIB // files)
     return {f"{number:05}.csv": content for number in range(files)}
 
 
@@ -168,7 +168,7 @@ def test_package_of_much_takes_little_memory_and_no_disk(
 
 # --- No memory for it ---
 
-LARGE: Final = {"a.csv": b"a,1\n" * 100, "large.bin": random.Random(2).randbytes(20 * MIB)}
+LARGE: Final = {"a.csv": b"a,1\n" * 100, "large.bin": random_bytes(20 * MIB, seed=2)}
 HOARD: Final[list[bytearray]] = []
 
 

@@ -3,7 +3,6 @@
 The moment is held by a proxy that lets nothing through any more. Kills in the middle of a body are in tests/journeys, too.
 """
 
-import random
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,16 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.contents import random_bytes
 from tests.faults.answers import Answer, get, path_of, post_form, put
 from tests.faults.conftest import Site
 from tests.live.people import Person
 from tests.live.proxy import Fault
 from tests.live.server import Server
-from tests.live.waiting import has_ended, wait_for
+from tests.live.waiting import LIMIT, has_ended, wait_for
 
 
 MIB = 1024 * 1024
-CONTENT = random.Random(1).randbytes(20 * MIB + 12345)
+CONTENT = random_bytes(20 * MIB + 12345)
 SMALL = CONTENT[:300_000]
 PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
 # What holds a download up: a slow client's kernel might take all of it ahead.
@@ -45,7 +45,7 @@ def revive(server: Server) -> None:
     """gunicorn starts another worker by itself."""
     if not server.processes():
         server.start()
-    wait_for(lambda: is_serving(server), seconds=60)
+    wait_for(lambda: is_serving(server))
 
 
 def is_serving(server: Server) -> bool:
@@ -132,7 +132,7 @@ def test_download_whose_server_is_killed_ends_visibly_and_can_be_resumed(
     part = tmp_path / "part"
     with site.s3.during(SLOW_STORE), download(member, part) as stream:
         kill(site.server)
-        assert stream.wait(60) not in {0, None}
+        assert stream.wait(LIMIT) not in {0, None}
     revive(site.server)
     received = part.read_bytes()
     assert 0 < len(received) < len(CONTENT)
@@ -142,7 +142,7 @@ def test_download_whose_server_is_killed_ends_visibly_and_can_be_resumed(
 
 
 def begin_upload(member: Person, filename: str, sent: int) -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", member.server.port), timeout=60)
+    client = socket.create_connection(("127.0.0.1", member.server.port), timeout=LIMIT)
     head = f"PUT {path_of(member, filename)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
     client.sendall(f"{head}Content-Length: {len(CONTENT)}\r\n\r\n".encode() + CONTENT[:sent])
     return client
@@ -169,8 +169,8 @@ def test_server_that_is_told_to_stop_drains_what_ends_soon_and_cuts_the_rest(sit
         wait_for(lambda: "Handling signal: term" in server.log[before:])
         last_bytes.sendall(CONTENT[MIB:])
         assert last_bytes.recv(20).startswith(b"HTTP/1.1 201")
-        assert soon_over.wait(30) == 0
-        assert too_long.wait(30) == PARTIAL_FILE
+        assert soon_over.wait(LIMIT) == 0
+        assert too_long.wait(LIMIT) == PARTIAL_FILE
         with suppress(ConnectionResetError):
             assert stalled.recv(20) in {b"", b"HTTP/1.1 400 Bad Req"}
         assert stopping.result() == 0
@@ -203,17 +203,17 @@ def test_erasure_whose_worker_is_killed_is_done_by_the_next(
     (key,) = server.sql("SELECT object_key FROM files_storedfile WHERE filename = 'a.bin' ORDER BY id DESC LIMIT 1")[0]
     with proxy.during(Fault(request=request_held, way=way, then="hang")):  # type: ignore[arg-type]
         assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
-        wait_for(lambda: proxy.happened, seconds=30)
+        wait_for(lambda: proxy.happened)
         assert server.sql("SELECT attempts FROM files_erasure WHERE object_key = ?", key) == [(1,)]
         assert server.process
         (worker,) = [child for child in psutil.Process(server.process.pid).children() if "worker" in child.cmdline()]
         worker.kill()
-        assert server.process.wait(30) == 1
+        assert server.process.wait(LIMIT) == 1
     assert server.processes() == []
     server.check()
     server.start()
     assert server.sql("SELECT count(*) FROM files_erasure WHERE object_key = ?", key) == [(1,)]  # until its lease runs out
     server.forget_heartbeats()
-    wait_for(server.is_tidy, seconds=30)
+    wait_for(server.is_tidy)
     assert key not in server.stored()
     assert get(member, "kept.bin").content == SMALL

@@ -18,15 +18,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.contents import random_bytes
 from tests.faults.answers import ask, get, path_of, post, put
 from tests.faults.conftest import Site, started_site
 from tests.live.people import Person
 from tests.live.server import ROOT, Server
-from tests.live.waiting import wait_for
+from tests.live.waiting import LIMIT, wait_for
 
 
 MIB = 1024 * 1024
-OLD, NEW = (random.Random(seed).randbytes(6 * MIB) for seed in (1, 2))
+OLD, NEW = (random_bytes(6 * MIB, seed=seed) for seed in (1, 2))
 CLIENTS = 10
 PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
 
@@ -114,11 +115,10 @@ class Client:
             assert (part.status, part.content == content[first : last + 1]) == (206, True)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("server", "count", "keys", "seconds"),
     [
-        pytest.param("simple", 4, 0, 0, id="sqlite-local"),
+        pytest.param("simple", 4, 0, 0, id="sqlite-local", marks=pytest.mark.long),
         pytest.param("simple", 10, 500, 20, id="sqlite-local-long", marks=pytest.mark.long),
         pytest.param(
             "real", 10, 500, 20, id="postgresql-ceph", marks=[pytest.mark.long, pytest.mark.needs("ceph", "postgresql")]
@@ -140,19 +140,19 @@ def test_master_key_is_rotated_under_its_clients(server: Server, tmp_path: Path,
     with ThreadPoolExecutor(count) as pool:
         lives = [pool.submit(client.live, is_over) for client in clients]
         try:
-            wait_for(lambda: is_ended(lives) or all(client.rounds for client in clients), seconds=60)
+            wait_for(lambda: is_ended(lives) or all(client.rounds for client in clients))
             if keys:
                 with rotation(server) as killed:
-                    wait_for(lambda: under(server, "next") >= 200, seconds=60)
+                    wait_for(lambda: under(server, "next") >= 200)
                     killed.kill()
                 assert under(server, before)
             rotations = [rotation(server), rotation(server)]
             for process in rotations:
-                _, complaint = process.communicate(timeout=120)
+                _, complaint = process.communicate(timeout=LIMIT)
                 assert process.returncode == 0, complaint.decode()
             time.sleep(seconds)
             rounds = [client.rounds for client in clients]
-            wait_for(lambda: is_ended(lives) or all(map(lt, rounds, (client.rounds for client in clients))), seconds=60)
+            wait_for(lambda: is_ended(lives) or all(map(lt, rounds, (client.rounds for client in clients))))
         finally:
             is_over.set()
         for life in lives:
@@ -215,17 +215,17 @@ def twenty(member: Person, contents: list[bytes], condition: str = "") -> list[i
     with ExitStack() as uploads, ThreadPoolExecutor(len(contents)) as pool:
         clients = []
         for content in contents:
-            clients.append(socket.create_connection(("127.0.0.1", member.server.port), timeout=60))
+            clients.append(socket.create_connection(("127.0.0.1", member.server.port), timeout=LIMIT))
             uploads.enter_context(clients[-1])
             clients[-1].sendall(head.encode() + content[:-1])
-        wait_for(lambda: member.server.sql("SELECT count(*) FROM files_upload") == [(len(contents),)], seconds=30)
+        wait_for(lambda: member.server.sql("SELECT count(*) FROM files_upload") == [(len(contents),)])
         return list(pool.map(finish, clients, [content[-1:] for content in contents]))
 
 
 @pytest.mark.parametrize("size", [100_000, pytest.param(9 * MIB, marks=pytest.mark.long)])
 def test_uploads_of_one_name_at_once_are_one_file(member: Person, site: Site, size: int) -> None:
     """F-58: one 201 and else 409, and of replacements one 200 and else 412. Who comes when the file is there gets 428."""
-    contents = [random.Random(number).randbytes(size) for number in range(20)]
+    contents = [random_bytes(size, seed=number) for number in range(20)]
     statuses = twenty(member, contents)
     assert Counter(statuses) == {201: 1, 409: 19}
     kept = get(member, "one.bin")
@@ -283,7 +283,7 @@ def test_file_is_replaced_under_its_readers(
         if is_erased_meanwhile:
             forget_grace(site, before)
         assert get(member, "a.bin").content == new
-        ended = [reader.wait(60) for reader in readers]
+        ended = [reader.wait(LIMIT) for reader in readers]
     for target, code in zip(targets, ended, strict=True):
         received = target.read_bytes()
         assert (code, received == old) == (0, True) or (code == PARTIAL_FILE and len(received) < len(old))
@@ -300,4 +300,4 @@ def test_file_is_replaced_under_its_readers(
 
 def forget_grace(site: Site, key: str) -> None:
     site.server.sql("UPDATE files_erasure SET due_at = ? WHERE object_key = ?", datetime(2020, 1, 1, tzinfo=UTC), key)
-    wait_for(lambda: key not in site.server.stored(), seconds=30)
+    wait_for(lambda: key not in site.server.stored())

@@ -1,7 +1,6 @@
 """Nothing is left of something: disk, descriptors, connections, SQLite's lock. 503 in the meantime, nothing kept, and all is well
 once there is some again (F-35, F-36, F-25)."""
 
-import random
 import socket
 import sqlite3
 import time
@@ -15,16 +14,17 @@ import psutil
 import psycopg
 import pytest
 
+from tests.contents import random_bytes
 from tests.faults.answers import Answer, at_once, get, post_form, put
 from tests.faults.conftest import Site
 from tests.faults.test_database import REQUESTS
 from tests.live.people import Person
 from tests.live.server import Server
-from tests.live.waiting import wait_for
+from tests.live.waiting import LIMIT, wait_for
 
 
 MIB = 1024 * 1024
-CONTENT = random.Random(1).randbytes(12 * MIB)
+CONTENT = random_bytes(12 * MIB)
 SMALL = CONTENT[:300_000]
 
 
@@ -63,8 +63,15 @@ def test_uploads_and_downloads_on_s3_need_no_disk(site: Site, member: Person) ->
         assert at_once([partial(REQUESTS["collection"], member)] * 3)[0].status == 201
 
 
-@pytest.mark.parametrize("limit", [0, 4 * MIB], ids=["for-anything", "for-objects"])
-@pytest.mark.parametrize("send", [put, post_form])
+@pytest.mark.parametrize(
+    ("send", "limit"),
+    [
+        pytest.param(put, 0, id="for-anything"),
+        pytest.param(post_form, 4 * MIB, id="for-objects"),
+        pytest.param(put, 4 * MIB, id="put-for-objects", marks=pytest.mark.long),
+        pytest.param(post_form, 0, id="form-for-anything", marks=pytest.mark.long),
+    ],
+)
 def test_upload_to_a_full_disk_is_503_and_leaves_nothing(
     server: Server, plain: Person, send: Callable[[Person, str, bytes], Answer], limit: int
 ) -> None:
@@ -155,13 +162,13 @@ def test_server_without_descriptors_recovers_by_itself(site: Site, member: Perso
     with (
         few_descriptors(site.server.gunicorn(), 64),
         ThreadPoolExecutor() as pool,
-        socket.create_connection(("127.0.0.1", site.server.port), timeout=60) as reader,
+        socket.create_connection(("127.0.0.1", site.server.port), timeout=LIMIT) as reader,
         ExitStack() as crowd,
     ):
         reader.sendall(request.encode())
         received = reader.recv(1000)
         for _ in range(100):
-            crowd.enter_context(socket.create_connection(("127.0.0.1", site.server.port), timeout=60))
+            crowd.enter_context(socket.create_connection(("127.0.0.1", site.server.port), timeout=LIMIT))
         wait_for(lambda: site.server.descriptors() >= 60)
         answers = [pool.submit(REQUESTS[name], member) for name in ("list", "put", "form")]
         while data := reader.recv(MIB):
@@ -173,7 +180,7 @@ def test_server_without_descriptors_recovers_by_itself(site: Site, member: Perso
     assert get(member, "b.bin").content == CONTENT
 
 
-@pytest.mark.parametrize("spare", [1, 2, 3])
+@pytest.mark.parametrize("spare", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)])
 def test_request_that_gets_no_more_descriptors_is_503(site: Site, member: Person, spare: int) -> None:
     """F-36: one for the client, and then none, or none behind the database's, for the connection to S3."""
     member.upload("a.bin", SMALL)

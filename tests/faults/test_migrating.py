@@ -1,7 +1,6 @@
 """A migration is made while the processes of the release before it serve (F-37). What it may do: meta/test_migrations.py."""
 
 import hashlib
-import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,13 @@ from threading import Event
 import psycopg
 import pytest
 
+from tests.contents import random_bytes
 from tests.faults.answers import Answer, ask, get, post, put
 from tests.faults.conftest import Site
 from tests.live.people import Person
 
 
-CONTENT = random.Random(37).randbytes(300_000)
+CONTENT = random_bytes(300_000, seed=37)
 
 # As Django writes them for AddField with a db_default, CreateModel and AddIndex.
 NEXT_RELEASE = (

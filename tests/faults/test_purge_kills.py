@@ -21,7 +21,7 @@ from tests.faults.conftest import Site
 from tests.live.people import Person
 from tests.live.proxy import Fault
 from tests.live.server import ROOT, Server
-from tests.live.waiting import wait_for
+from tests.live.waiting import LIMIT, wait_for
 
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -75,7 +75,7 @@ def kill_at_work(server: Server, delay: float) -> None:
     """So many seconds after it has taken something up, if it is not done by then."""
     before = has_begun(server)
     with purge(server) as process:
-        wait_for(lambda: has_begun(server) > before or process.poll() is not None, seconds=60)
+        wait_for(lambda: has_begun(server) > before or process.poll() is not None)
         time.sleep(delay)
 
 
@@ -120,7 +120,7 @@ class Uploader:
             time.sleep(0.05)
 
 
-@pytest.mark.timeout(300)  # a busy machine takes four times as long
+@pytest.mark.long
 def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., Server], tmp_path: Path) -> None:
     """F-26, F-31, F-33: on a collection that was begun five times, on one that expires now, and on one that its owner deletes."""
     server = ready_server(DELETE_GRACE="1").start()
@@ -146,9 +146,9 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
             assert ask(november, "DELETE", f"/api/v1/collections/{november.collection}/").status == 404
             assert ask(december, "DELETE", f"/api/v1/collections/{december.collection}/").status == 202
             for process in (first, second):
-                _, complaint = process.communicate(timeout=60)
+                _, complaint = process.communicate(timeout=LIMIT)
                 assert process.returncode == 0, complaint
-            wait_for(lambda: len(destroyed(server)) == 3, seconds=30)
+            wait_for(lambda: len(destroyed(server)) == 3)
         finally:
             is_over.set()
     for upload in uploads:
@@ -190,7 +190,7 @@ def test_two_beats_and_two_workers_do_it_once(ready_server: Callable[..., Server
             assert ask(person, "DELETE", f"/api/v1/collections/{person.collection}/").status == 202
         send = "from config.celery import app\nfor _ in range(10):\n    app.send_task('purge.tasks.purge_expired')"
         subprocess.run([sys.executable, "-c", send], cwd=ROOT, env=server.environment, check=True)
-        wait_for(lambda: len(destroyed(server)) == len(due), seconds=60)
+        wait_for(lambda: len(destroyed(server)) == len(due))
         time.sleep(6)  # one more tick of each
     assert_gone(server, *due)
     assert_untouched(kept, files=20)
@@ -208,7 +208,7 @@ MOMENTS = [
     pytest.param(S3, rb"^POST \S+\?delete", "answer", id="deleted-unheard"),
     pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "request", id="rows-go", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "answer", id="rows-gone-unheard", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'DELETE FROM "files_collection"', "request", id="certifies"),
+    pytest.param(DATABASE, rb'DELETE FROM "files_collection"', "request", id="certifies", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'DELETE FROM "files_key"', "answer", id="certificate-not-committed", marks=pytest.mark.long),
 ]
 
@@ -222,7 +222,7 @@ def test_purge_that_is_killed_is_ended_by_the_next(site: Site, tmp_path: Path, w
     expire(november)
     with proxy.during(Fault(request=held, way=way, then="hang")):  # type: ignore[arg-type]
         with purge(server):
-            wait_for(lambda: proxy.happened, seconds=30)
+            wait_for(lambda: proxy.happened)
         server.kill()
     assert destroyed(server) == before
     begun = server.sql("SELECT count(*) FROM purge_destruction WHERE status = 'running'") == [(1,)]

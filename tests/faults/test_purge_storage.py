@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pytest_django import Settings
 
 from files.models import Collection
 from purge import destroying
@@ -17,6 +19,7 @@ from tenants.models import User
 from tests import stores
 from tests.contracts.test_s3_faults import answer, answering, is_request, reply, s3_error
 from tests.faults.test_storage import DELETE, LIST
+from tests.faults.worlds import november
 from tests.services.purging import (
     NAMES,
     Api,
@@ -30,6 +33,7 @@ from tests.services.purging import (
     work_later,
     work_on,
 )
+from tests.worlds import starts_from
 
 
 if TYPE_CHECKING:
@@ -37,16 +41,23 @@ if TYPE_CHECKING:
 
     Fault = Callable[[WSGIEnvironment, StartResponse, WSGIApplication], Iterable[bytes] | None]
 
-pytestmark = [pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.django_db(transaction=True), starts_from(november)]
+LONG = pytest.mark.long
 VERSIONS = ("GET", "versions")
 EMPTY = b"<ListVersionsResult><IsTruncated>false</IsTruncated></ListVersionsResult>"
 CUT = b"<ListVersionsResult><IsTruncated>true</IsTruncated></ListVersionsResult>"  # there is more, but it does not say where
 
 
 @pytest.fixture
-def filled(faults: stores.Faults, api: Api, alice: User, bob: User) -> Collection:
-    """In the place of the local one: in buckets of moto."""
-    return fill(api(alice))
+def filled(faults: stores.Faults, settings: Settings, built: str, buckets_of_world: Path) -> Collection:
+    """The collection of the world, in buckets of moto."""
+    for path in filter(Path.is_file, buckets_of_world.rglob("*")):
+        alias, _, key = str(path.relative_to(buckets_of_world)).partition("/")
+        bucket = settings.STORAGES[alias]["OPTIONS"]["bucket_name"]
+        stores.moto().client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+    collection = Collection.objects.get(slug=built)
+    assert len(under(collection)) == len(NAMES)
+    return collection
 
 
 # --- Throttled ---
@@ -66,9 +77,9 @@ def throttled_from(number: int) -> "Fault":
     return fault
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("step", [10, pytest.param(1, marks=[LONG, pytest.mark.timeout(600)])])
 def test_store_that_throttles_from_any_request_on_is_waited_for(
-    faults: stores.Faults, api: Api, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch, step: int
+    faults: stores.Faults, api: Api, alice: User, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """In the middle of a listing, between two batches of a deletion, at the last look."""
     monkeypatch.setattr(destroying, "BATCH", 2)
@@ -109,8 +120,17 @@ def failing_in_part(code: str, key: str, *, times: int) -> "Fault":
     return fault
 
 
-@pytest.mark.parametrize("code", ["InternalError", "SlowDown", "AccessDenied"])
-@pytest.mark.parametrize("times", [2, 10**6])
+@pytest.mark.parametrize(
+    ("code", "times"),
+    [
+        ("InternalError", 2),
+        ("SlowDown", 10**6),
+        ("AccessDenied", 10**6),
+        pytest.param("InternalError", 10**6, marks=LONG),
+        pytest.param("SlowDown", 2, marks=LONG),
+        pytest.param("AccessDenied", 2, marks=LONG),
+    ],
+)
 def test_deletion_that_fails_in_part_is_repeated_for_what_remains(
     filled: Collection, faults: stores.Faults, code: str, times: int
 ) -> None:
@@ -155,7 +175,15 @@ def test_key_that_somebody_else_has_deleted_is_gone(filled: Collection, faults: 
 # --- Listings ---
 
 
-@pytest.mark.parametrize("page", [CUT, b"<ListVersionsResult/>", b"<html>not S3</html>", b""])
+@pytest.mark.parametrize(
+    "page",
+    [
+        CUT,
+        pytest.param(b"<ListVersionsResult/>", marks=LONG),
+        pytest.param(b"<html>not S3</html>", marks=LONG),
+        b"",
+    ],
+)
 def test_listing_that_is_cut_short_is_never_taken_for_all_there_is(
     filled: Collection, faults: stores.Faults, page: bytes
 ) -> None:
@@ -167,7 +195,7 @@ def test_listing_that_is_cut_short_is_never_taken_for_all_there_is(
     assert_gone(filled)
 
 
-@pytest.mark.parametrize("stale", range(1, 5))
+@pytest.mark.parametrize("stale", [1, pytest.param(2, marks=LONG), pytest.param(3, marks=LONG), 4])
 def test_listing_that_is_stale_is_not_the_last(filled: Collection, faults: stores.Faults, stale: int) -> None:
     """One listing of each bucket in turn says that nothing is there: the look behind it finds what is."""
     asked = count(1)

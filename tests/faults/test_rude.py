@@ -3,7 +3,6 @@
 import http.client
 import json
 import logging
-import random
 import socket
 import subprocess
 import sys
@@ -16,18 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.contents import random_bytes
 from tests.faults.conftest import Site, started_site
 from tests.live.people import Person
 from tests.live.server import ROOT, Server
-from tests.live.waiting import wait_for
+from tests.live.waiting import LIMIT, wait_for
 from tests.needs import mark_users
+from tests.worlds import Databases
 
 
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
 KIB = 1024
-CONTENT = random.Random(1).randbytes(16 * MIB)
+CONTENT = random_bytes(16 * MIB)
 CUT_OFF = 125  # seconds: twice the 60 over which the server judges a client's pace, and a few
 PATIENCE = 0.1  # seconds that `me/` may take at p99
 
@@ -73,9 +74,10 @@ def asked(member: Person) -> Iterator[Asked]:
 
 @pytest.fixture(scope="module")
 @mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
-def busy_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def busy_site(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Site]:
     """With a process for each of two cores, and threads for a thousand transfers."""
-    with started_site(tmp_path_factory.mktemp("busy") / "home", is_timed=True, WEB_WORKERS="2", WEB_THREADS="1200") as site:
+    home = tmp_path_factory.mktemp("busy") / "home"
+    with started_site(home, template=databases.migrated, is_timed=True, WEB_WORKERS="2", WEB_THREADS="1200") as site:
         yield site
 
 
@@ -95,7 +97,7 @@ def clients(count: int, request: bytes, member: Person, *, arriving: int = 50) -
         made = []
         for _ in range(count):
             time.sleep(1 / arriving)
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", member.server.port), timeout=20))
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", member.server.port), timeout=LIMIT))
             client.sendall(request)
             made.append(client)
         yield made
@@ -133,8 +135,8 @@ def cpu_of(server: Server) -> float:
 @pytest.mark.parametrize(
     ("count", "seconds"),
     [
-        pytest.param(100, 5, id="short"),
-        pytest.param(1000, 180, id="long", marks=[pytest.mark.long, pytest.mark.timeout(400)]),
+        pytest.param(100, 4, id="short"),
+        pytest.param(1000, 180, id="long", marks=pytest.mark.long),
     ],
 )
 def test_slow_readers_delay_nobody(busy_site: Site, member: Person, count: int, seconds: int) -> None:
@@ -161,10 +163,10 @@ def test_slow_readers_delay_nobody(busy_site: Site, member: Person, count: int, 
     busy = (cpu_of(server) - cpu) / (time.monotonic() - began)
     log.info("%s; %d S3 connections, %d MiB more memory, %.2f cores", answer, most_s3, (most_memory - memory) / MIB, busy)
     assert answer["outcomes"] == {"reading": count}
-    assert answer["slowest"] > 0.5 * seconds * 16 * KIB
+    assert answer["slowest"] > (0.5 if seconds == 180 else 0.1) * seconds * 16 * KIB  # a busy machine reads more slowly, too
     others.check(is_long=seconds == 180)
     assert most_s3 <= 64
-    wait_for(lambda: is_settled(busy_site, before), seconds=30)
+    wait_for(lambda: is_settled(busy_site, before))
 
 
 def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member: Person) -> None:
@@ -178,17 +180,15 @@ def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member
     wait_for(lambda: is_settled(busy_site, before))
 
 
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(5, id="short"), pytest.param(CUT_OFF, id="long", marks=[pytest.mark.long, pytest.mark.timeout(400)])]
-)
-@pytest.mark.parametrize("kind", ["stalled readers", "trickling uploads"])
+@pytest.mark.parametrize("seconds", [pytest.param(5, id="short"), pytest.param(CUT_OFF, id="long", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["stalled readers", pytest.param("trickling uploads", marks=pytest.mark.long)])
 def test_clients_without_pace_are_cut_off_and_delay_nobody(busy_site: Site, member: Person, kind: str, seconds: int) -> None:
     """In the short form they lose patience first."""
     before = descriptors(busy_site)
     request = (
         head("GET", member, "a.bin") if kind == "stalled readers" else head("PUT", member, "b.bin", "Content-Length: 999999")
     )
-    with asked(member) as others, clients(200, request, member) as slow:
+    with asked(member) as others, clients(200, request, member, arriving=200) as slow:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(1)
@@ -200,7 +200,7 @@ def test_clients_without_pace_are_cut_off_and_delay_nobody(busy_site: Site, memb
             assert sockets(busy_site)[0] <= 2  # who asks for `me/`
             assert busy_site.server.is_tidy()
     others.check(is_long=seconds == CUT_OFF)
-    wait_for(lambda: is_settled(busy_site, before), seconds=30)
+    wait_for(lambda: is_settled(busy_site, before))
     assert member.filenames() == {"a.bin"}
 
 
@@ -215,7 +215,7 @@ def test_200_clients_that_hang_up_in_mid_stream_leave_nothing(busy_site: Site, m
         with clients(200, request, member, arriving=1000) as leaving:
             if kind == "downloads":
                 assert all(client.recv(65536) for client in leaving)
-        wait_for(lambda: is_settled(busy_site, before), seconds=60)
+        wait_for(lambda: is_settled(busy_site, before))
         memory.append(busy_site.server.memory())
     log.info("MiB after each round: %s", [size // MIB for size in memory])
     # What leaks does so in every round; what a busy machine holds a little longer does not.

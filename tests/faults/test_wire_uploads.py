@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import random
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -12,15 +11,16 @@ from typing import Any
 
 import pytest
 
+from tests.contents import random_bytes
 from tests.faults.conftest import Site
 from tests.live.people import Person
 from tests.live.proxy import Fault
-from tests.live.waiting import wait_for
+from tests.live.waiting import LIMIT, wait_for
 
 
 pytestmark = pytest.mark.needs("curl")
 MIB = 1024 * 1024
-BIG = random.Random(2).randbytes(9 * MIB)  # two parts
+BIG = random_bytes(9 * MIB, seed=2)  # two parts
 SMALL = BIG[:100_000]  # one PutObject
 
 # What is uploaded, the request that a fault befalls, and how many bytes of it still arrive.
@@ -62,7 +62,7 @@ def let_it_try_again(member: Person) -> None:
     """Botocore stops repeating requests when many have failed (here: in other tests), until enough of them worked at once."""
     member.upload("tiny.bin", b"1")
     path = member.content("tiny.bin").removeprefix(member.server.url)
-    with closing(http.client.HTTPConnection("127.0.0.1", member.server.port, timeout=30)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", member.server.port, timeout=LIMIT)) as connection:
         for _ in range(20):
             connection.request("GET", path, headers={"Authorization": f"Bearer {member.token}"})
             assert connection.getresponse().read() == b"1"
@@ -79,9 +79,13 @@ ALWAYS = 10**6
 @pytest.mark.parametrize(
     ("way_in", "name", "fault", "times", "is_done"),
     [
-        *(case("raw", name, cut, ALWAYS, is_done=False) for name in REQUESTS),
-        *(case("raw", name, unheard, ALWAYS, is_done=name in {"put", "complete"}) for name in REQUESTS if name != "head"),
-        *(case("raw", name, unheard, 1, is_done=True) for name in ("put", "start", "complete")),
+        *(case("raw", name, cut, ALWAYS, is_done=False, is_slow=name in {"head", "start"}) for name in REQUESTS),
+        *(
+            case("raw", name, unheard, ALWAYS, is_done=name in {"put", "complete"}, is_slow=name in {"start", "part"})
+            for name in REQUESTS
+            if name != "head"
+        ),
+        *(case("raw", name, unheard, 1, is_done=True, is_slow=name != "complete") for name in ("put", "start", "complete")),
         *(case("raw", name, cut, 1, is_done=True, is_slow=name != "part") for name in REQUESTS),
         *(case("chunked", name, cut, ALWAYS, is_done=False, is_slow=name != "part") for name in REQUESTS),
         *(case("form", name, cut, ALWAYS, is_done=False, is_slow=name != "part") for name in REQUESTS),
@@ -137,7 +141,6 @@ def test_replacement_that_fails_leaves_the_old_content(site: Site, member: Perso
 
 
 @pytest.mark.long
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize(("name", "status"), [("put", 201), ("part", 503), ("complete", 201)])
 def test_upload_to_a_store_that_falls_silent_is_answered_in_time(site: Site, member: Person, name: str, status: int) -> None:
     """F-04: asked twice, with 15 seconds for each answer, and then looked what became of it."""
@@ -153,7 +156,7 @@ def test_upload_whose_store_dies_under_it_is_503_and_cleared_away_later(site: Si
     """F-14: parts of it are there, and nobody can take them away until the store is back."""
     server = site.server
     path = member.content("new.bin").removeprefix(server.url)
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)) as connection:
         connection.putrequest("PUT", path)
         connection.putheader("Authorization", f"Bearer {member.token}")
         connection.putheader("Content-Length", str(3 * len(BIG)))
@@ -165,8 +168,8 @@ def test_upload_whose_store_dies_under_it_is_503_and_cleared_away_later(site: Si
             connection.send(BIG + BIG)
             answer = connection.getresponse()
             assert (answer.status, json.load(answer)["code"]) == (503, "storage_unavailable")
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 25
     assert len(site.unfinished()) == 1
     server.sql("UPDATE files_upload SET heartbeat_at = ?", datetime(2020, 1, 1, tzinfo=UTC))
-    wait_for(lambda: not site.unfinished(), seconds=30)
+    wait_for(lambda: not site.unfinished())
     assert member.filenames() == set()

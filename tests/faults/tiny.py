@@ -17,7 +17,7 @@ class HastyWorker(Worker):
     """As in production, with less patience."""
 
     patience = 1.0
-    head_patience = 5.0
+    head_patience = 3.0
 
     def init_process(self) -> None:
         global worker

@@ -5,15 +5,29 @@ import os
 import re
 import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email import message_from_bytes, policy
 from pathlib import Path
 from textwrap import dedent
+from uuid import uuid4
 
 import pytest
 
 from tests.live.server import ROOT, Server
 from tests.live.waiting import wait_for
+from tests.needs import mark_users
+
+
+@pytest.fixture(scope="module")
+@mark_users(pytest.mark.server)
+def own_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
+    """Of this module alone: its tests change the tenant and its keys, and start it again."""
+    server = Server(tmp_path_factory.mktemp("readme") / "home")
+    server.set_up_as(first_home)
+    try:
+        yield server.start()
+    finally:
+        server.kill()
 
 
 def shell_blocks(page: str, heading: str) -> list[str]:
@@ -39,7 +53,7 @@ def run(*blocks: str, server: Server, folder: Path = ROOT, **environment: str) -
 def upload(server: Server, filename: str, content: str) -> str:
     """A new collection with one file; its id."""
     token = server.token()
-    _, collection = server.request("POST", "/api/v1/collections/", token=token, body={"display_name": "Kept"})
+    _, collection = server.request("POST", "/api/v1/collections/", token=token, body={"display_name": f"Kept {uuid4()}"})
     path = f"/api/v1/collections/{collection['id']}"
     assert server.request("PUT", f"{path}/content/{filename}", token=token, body=content)[0] == 201
     return str(collection["id"])
@@ -102,8 +116,8 @@ def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("curl")
-def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(ready_server: Callable[..., Server]) -> None:
-    server = ready_server().start()
+def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(own_server: Server) -> None:
+    server = own_server
     (given, *_), lines = shell_blocks("README.md", "## One worked example"), shell_blocks("README.md", "## People and tenants")
     output = run(given, *lines, server=server)
     me, updated, invited, promoted, auditors, back, invitations, usage = map(
@@ -118,7 +132,7 @@ def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(ready_
     assert (back["roles"], usage["quota_bytes"]) == (["member"], None)
 
     folder = server.home / "mail"
-    wait_for(lambda: any("curl" in file.read_text() for file in folder.glob("*")), seconds=30)
+    wait_for(lambda: any("curl" in file.read_text() for file in folder.glob("*")))
     assert folder.stat().st_mode & 0o777 == 0o700
     (file,) = folder.iterdir()
     text = message_from_bytes(file.read_bytes(), policy=policy.default).get_body(("plain",))
@@ -137,8 +151,8 @@ def test_escape_hatch_works_word_for_word(server: Server) -> None:
     assert json.loads(shown) == "1 2 3"
 
 
-def test_rotation_works_word_for_word_while_files_stay_readable(ready_server: Callable[..., Server]) -> None:
-    server = ready_server().start()
+def test_rotation_works_word_for_word_while_files_stay_readable(own_server: Server) -> None:
+    server = own_server
     path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
     make_known, make_active, rewrap = shell_blocks("docs/keys.md", "## Rotation")
     first = (server.home / "secrets" / "keyring").read_text().split()[0]
@@ -158,15 +172,13 @@ def test_rotation_works_word_for_word_while_files_stay_readable(ready_server: Ca
     assert server.request("GET", path, token=server.token()) == (200, "1 2 3")
 
 
-def test_backup_and_restore_work_word_for_word(
-    ready_server: Callable[..., Server], new_server: Callable[..., Server], tmp_path: Path
-) -> None:
-    server = ready_server().start()
-    path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
+def test_backup_and_restore_work_word_for_word(own_server: Server, new_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = own_server
+    collection = upload(server, "numbers.txt", "1 2 3")
+    path = f"/api/v1/collections/{collection}/content/numbers.txt"
     backup, restore, check = shell_blocks("docs/operations.md", "## Backup and restore")
     kept = tmp_path / "kept"
     run(backup, server=server, BACKUP=str(kept))
-    server.kill()
 
     restored = new_server()
     run(restore, server=restored, BACKUP=str(kept), SECRETS_BACKUP=str(server.home / "secrets"))
@@ -176,7 +188,9 @@ def test_backup_and_restore_work_word_for_word(
     token = json.loads(restored.manage("createusertoken", "member"))["access"]
     assert restored.request("GET", path, token=token) == (200, "1 2 3")
 
-    (stored,) = restored.objects()
+    of_collection = "SELECT object_key FROM files_storedfile JOIN files_collection c ON c.id = collection_id WHERE slug = ?"
+    ((key,),) = restored.sql(of_collection, collection)
+    stored = restored.home / "objects" / "vault" / key
     os.utime(stored, (0, 0))  # a copy that did not keep its time has another ETag
     assert run(check, server=restored).endswith(" object is a copy: its ETag is noted\n")
     assert restored.request("GET", path, token=token) == (200, "1 2 3")

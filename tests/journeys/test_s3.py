@@ -3,7 +3,6 @@
 import http.client
 import json
 import logging
-import random
 import socket
 import statistics
 import time
@@ -17,15 +16,16 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests import stores
+from tests.contents import random_bytes
 from tests.live.people import Person, sha256
 from tests.live.server import OWN, Server
-from tests.live.waiting import wait_for
+from tests.live.waiting import LIMIT, wait_for
 
 
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
-CONTENT = random.Random(1).randbytes(20 * MIB + 12345)
+CONTENT = random_bytes(20 * MIB + 12345)
 PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
 
 
@@ -99,7 +99,7 @@ def begun(member: Person, framing: str) -> socket.socket:
     """An upload that has sent 20 MiB and waits."""
     path = member.content("cut.bin").removeprefix(member.server.url)
     head = f"PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n{framing}\r\n\r\n"
-    client = socket.create_connection(("127.0.0.1", member.server.port), timeout=20)
+    client = socket.create_connection(("127.0.0.1", member.server.port), timeout=LIMIT)
     client.sendall(head.encode() + (b"%x\r\n" % len(CONTENT) if "chunked" in framing else b"") + CONTENT)
     return client
 
@@ -137,7 +137,7 @@ def test_object_that_was_overwritten_is_never_mixed_into_a_download(bucket: Buck
     (key,) = bucket.keys() - before
     stored: Any = bucket.client.get_object(Bucket=bucket.name, Key=key)
     ciphertext = stored["Body"].read()
-    with closing(http.client.HTTPConnection("127.0.0.1", member.server.port, timeout=30)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", member.server.port, timeout=LIMIT)) as connection:
         path = member.content("a.bin").removeprefix(member.server.url)
         connection.request("GET", path, headers={"Authorization": f"Bearer {member.token}"})
         response = connection.getresponse()
@@ -176,7 +176,7 @@ def test_first_byte_of_a_big_file_is_within_20_ms_of_the_store_s_own(bucket: Buc
 def first_byte(url: str, **headers: str) -> float:
     """Seconds from the request on a fresh connection to the first byte of the body."""
     address = urlsplit(url)
-    with closing(http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)) as connection:
+    with closing(http.client.HTTPConnection(str(address.hostname), address.port, timeout=LIMIT)) as connection:
         started = time.perf_counter()
         connection.request("GET", f"{address.path}?{address.query}" if address.query else address.path, headers=headers)
         assert connection.getresponse().read(1)

@@ -20,7 +20,7 @@ import redis
 
 from tests import needs
 from tests.live.server import ROOT, Server
-from tests.live.waiting import has_ended, wait_for
+from tests.live.waiting import LIMIT, has_ended, wait_for
 
 
 NewServer = Callable[..., Server]
@@ -31,13 +31,13 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.mark.parametrize("role", sorted(ROLES))
-def test_people_of_demo_json_have_their_roles(server: Server, role: str) -> None:
-    status, me = server.request("GET", "/api/v1/me/", token=server.token(role))
-    assert status == 200
-    assert me["is_superuser"] == (role == "superuser")
-    tenants = {tenant["slug"]: tenant["roles"] for tenant in me["tenants"]}
-    assert tenants == ({} if role == "superuser" else {server.demo["tenant"]: [role.rstrip("2")]})
+def test_people_of_demo_json_have_their_roles(server: Server) -> None:
+    for role in sorted(ROLES):
+        status, me = server.request("GET", "/api/v1/me/", token=server.token(role))
+        assert status == 200
+        assert me["is_superuser"] == (role == "superuser")
+        tenants = {tenant["slug"]: tenant["roles"] for tenant in me["tenants"]}
+        assert tenants == ({} if role == "superuser" else {server.demo["tenant"]: [role.rstrip("2")]})
 
 
 @pytest.mark.needs("curl")
@@ -55,16 +55,28 @@ def test_printed_lines_work_word_for_word(server: Server, tmp_path: Path) -> Non
     assert json.loads(once[1])["status"] == 404
 
 
-def test_first_start_creates_keys_and_people_and_a_second_finds_them(new_server: NewServer) -> None:
-    server = new_server().start()
-    demo = server.demo
+def assert_installed(home: Path) -> None:
+    demo = json.loads((home / "demo.json").read_text())
     assert demo.keys() == {"url", "tenant", "users"}
-    assert demo["url"] == server.url
     assert demo["users"].keys() == ROLES
     assert len({user["password"] for user in demo["users"].values()}) == len(ROLES)
-    assert mode(server.home) == 0o700
-    private = [server.home / "demo.json", *(server.home / "secrets").iterdir()]
+    assert mode(home) == 0o700
+    private = [home / "demo.json", *(home / "secrets").iterdir()]
     assert [mode(path) for path in private] == [0o600] * 4
+
+
+def test_first_start_creates_keys_and_people_and_a_second_finds_them(first_home: Path, server: Server) -> None:
+    assert_installed(first_home)
+    assert server.demo == json.loads((first_home / "demo.json").read_text())
+    assert server.token()
+
+
+@pytest.mark.long
+def test_first_start_is_for_ever_and_a_second_takes_no_time(new_server: NewServer) -> None:
+    server = new_server().start()
+    demo = server.demo
+    assert demo["url"] == server.url
+    assert_installed(server.home)
     status, collection = server.request(
         "POST", "/api/v1/collections/", token=server.token(), body={"tenant": "demo", "display_name": "Kept"}
     )
@@ -96,7 +108,7 @@ def test_signal_stops_everything_cleanly(ready_server: NewServer, send: Callable
     assert len(processes) >= 5  # supervisor, gunicorn and its worker, Celery worker, beat
     assert server.process
     send(server.process.pid, number)
-    assert server.process.wait(20) == 0
+    assert server.process.wait(LIMIT) == 0
     assert all(map(has_ended, processes))
     assert not any("exception" in json.loads(line) for line in server.log.splitlines() if line.startswith("{"))
 
@@ -112,7 +124,7 @@ def test_kill_of_the_supervisor_leaves_nothing_behind(ready_server: NewServer) -
     ("program", "name"),
     [
         ("gunicorn", "the web server"),
-        ("worker", "the Celery worker"),
+        pytest.param("worker", "the Celery worker", marks=pytest.mark.long),
         pytest.param("beat", "Celery beat", marks=pytest.mark.long),
     ],
 )
@@ -121,7 +133,7 @@ def test_child_that_dies_brings_all_down(ready_server: NewServer, program: str, 
     assert server.process
     (child,) = [child for child in psutil.Process(server.process.pid).children() if program in child.cmdline()]
     child.kill()
-    assert server.process.wait(20) == 1
+    assert server.process.wait(LIMIT) == 1
     assert f"strongroom: {name} ended with -9" in server.log
     assert server.processes() == []
 
@@ -129,7 +141,7 @@ def test_child_that_dies_brings_all_down(ready_server: NewServer, program: str, 
 def test_taken_port_is_said_clearly(new_server: NewServer) -> None:
     server = new_server()
     with socket.create_server(("127.0.0.1", server.port)):
-        assert server.launch().wait(20) == 1
+        assert server.launch().wait(LIMIT) == 1
     assert f"port {server.port}" in server.log
     assert "Traceback" not in server.log
 
@@ -143,24 +155,15 @@ def test_second_server_on_one_home_is_refused(server: Server, new_server: NewSer
     assert b"another bin/run" in result.stderr
 
 
-def test_lost_secrets_are_not_replaced(new_server: NewServer) -> None:
-    server = new_server()
-    server.manage("-m", "config.install")
-    server.manage("migrate", "--verbosity", "0")
+def test_lost_secrets_are_not_replaced(ready_server: NewServer) -> None:
+    server = ready_server()
     (server.home / "secrets").rename(server.home / "elsewhere")
     with pytest.raises(AssertionError, match="put back the backup"):
         server.manage("-m", "config.install")
 
 
-@pytest.mark.parametrize(
-    "seconds",
-    [
-        pytest.param(0.4, marks=pytest.mark.long),
-        pytest.param(1.1, marks=pytest.mark.long),
-        1.8,
-        pytest.param(2.5, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [0.4, 1.1, 1.8, 2.5])
 def test_first_start_that_was_killed_is_made_up_for(new_server: NewServer, seconds: float) -> None:
     server = new_server()
     server.launch()
@@ -195,12 +198,12 @@ def test_upload_that_a_kill_cut_off_is_cleaned_up(ready_server: NewServer, broke
     head += f"Authorization: Bearer {token}\r\nContent-Length: 99999999\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(head.encode() + bytes(20 * 1024 * 1024))
-        wait_for(server.objects, seconds=30)
+        wait_for(server.objects)
         server.kill()
     with closing(sqlite3.connect(server.home / "strongroom.sqlite3")) as database, database:
         assert database.execute("UPDATE files_upload SET heartbeat_at = '2020-01-01 00:00:00'").rowcount == 1
     assert server.objects()
     server.start()
-    wait_for(lambda: not server.objects(), seconds=30)
+    wait_for(lambda: not server.objects())
     assert server.request("GET", f"/api/v1/collections/{collection['id']}/files/", token=server.token())[1]["results"] == []
     server.stop()

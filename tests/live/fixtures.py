@@ -1,6 +1,7 @@
 """Servers for the tests that want the real thing."""
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from tests.needs import mark_users
 
 @pytest.fixture(scope="session")
 def first_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """What a first start leaves behind, which takes longer than all that comes after it: made once for all workers."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared if worker_id == "master" else shared.parent
+    """What a first start leaves behind, which takes longer than all that comes after it: made once for all workers and passes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = Path(os.environ.get("TEST_RUN_FOLDER") or (base if worker_id == "master" else base.parent))
     home = shared / "first-home"
     with (shared / "first-home.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from tests.live.waiting import LIMIT
+
 
 if TYPE_CHECKING:
     from tests.live.server import Server
@@ -44,12 +46,12 @@ class Person:
         return ["curl", "-sS", "-K", str(self.folder / CONFIG), *map(str, arguments)]
 
     def curl(self, *arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[bytes]":
-        return subprocess.run(self.command("--max-time", 100, *arguments), cwd=cwd, capture_output=True, check=False)
+        return subprocess.run(self.command("--max-time", LIMIT, *arguments), cwd=cwd, capture_output=True, check=False)
 
     def upload(self, filename: str, content: bytes) -> None:
         source = self.folder / "upload"
         source.write_bytes(content)
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=100)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=LIMIT)
         try:
             with source.open("rb") as body:
                 headers = {"Authorization": f"Bearer {self.token}", "Content-Length": str(len(content))}

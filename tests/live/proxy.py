@@ -12,6 +12,8 @@ from itertools import count
 from typing import Literal
 from urllib.parse import urlsplit
 
+from tests.live.ports import hold_port
+
 
 PIECE = 64 * 1024
 OWN = b".strongroom"
@@ -45,10 +47,10 @@ class Proxy:
     def __init__(self, url: str) -> None:
         target = urlsplit(url)
         self._target = (target.hostname or "", target.port or 0)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
+        self.port = hold_port(self)
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1000)
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
-        self.port: int = self._listener.getsockname()[1]
         here = target.netloc.replace(f"{target.hostname}:{target.port}", f"127.0.0.1:{self.port}")
         self.url = target._replace(netloc=here).geturl()
         self.fault: Fault | None = None

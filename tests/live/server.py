@@ -5,11 +5,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +18,8 @@ import psycopg
 
 from tests import stores
 from tests.live.child import dying_with_us
-from tests.live.waiting import has_ended, wait_for
+from tests.live.ports import hold_port
+from tests.live.waiting import LIMIT, has_ended, wait_for
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +30,7 @@ class Server:
     """An installation, and the processes that serve it while it is started."""
 
     def __init__(self, home: Path, **environment: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = hold_port(self)
         self.home = home
         self.url = f"http://127.0.0.1:{self.port}"
         # Nothing of the test's own settings: they stand in this process's environment.
@@ -79,11 +77,8 @@ class Server:
 
     def start(self) -> "Server":
         process = self.launch()
-        deadline = time.monotonic() + 100  # of the 120 that a test has
-        while "Strongroom serves" not in self.output:
-            assert process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.05)
+        wait_for(lambda: "Strongroom serves" in self.output or process.poll() is not None, lambda: self.log)
+        assert process.poll() is None, self.log
         return self
 
     def processes(self) -> list[psutil.Process]:
@@ -91,9 +86,9 @@ class Server:
         if self.process is None:
             return []
         found = []
-        for process in psutil.process_iter():
+        for pid in psutil.pids():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if os.getpgid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                if os.getpgid(pid) == self.process.pid and (process := psutil.Process(pid)).status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
@@ -108,7 +103,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(LIMIT)
 
     def kill(self) -> None:
         """All of it at once, as when the machine loses power."""
@@ -118,7 +113,7 @@ class Server:
                 process.kill()
         if self.process is not None:
             self.process.wait()
-        wait_for(lambda: all(map(has_ended, killed)), seconds=30)
+        wait_for(lambda: all(map(has_ended, killed)))
 
     def manage(self, *command: str) -> str:
         """`manage.py COMMAND`, or `-m MODULE`, on this installation; what it printed."""
@@ -156,7 +151,7 @@ class Server:
                 return cursor.fetchall() if cursor.description else []
         # As Django writes them, which compares them as text: without a fraction if there is none.
         stored = [value.replace(tzinfo=None).isoformat(" ") if isinstance(value, datetime) else value for value in values]
-        with closing(sqlite3.connect(self.home / "strongroom.sqlite3", timeout=20)) as database, database:
+        with closing(sqlite3.connect(self.home / "strongroom.sqlite3", timeout=LIMIT)) as database, database:
             return database.execute(statement, stored).fetchall()
 
     def is_tidy(self) -> bool:
@@ -206,7 +201,7 @@ class Server:
 
     def request(self, method: str, path: str, *, token: str = "", body: Any = None) -> tuple[int, Any]:
         """Status and JSON of one call of the API."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)

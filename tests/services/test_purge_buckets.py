@@ -132,7 +132,7 @@ def keep_for_compliance(vault: Vault, locked: Entry) -> Lift:
     """Until the time is over, and nobody takes it back."""
     until = timezone.now() + timedelta(seconds=10)
     retain(vault, locked, "COMPLIANCE", until)
-    return lambda: wait_for(lambda: timezone.now() > until + timedelta(seconds=1), seconds=60)
+    return lambda: wait_for(lambda: timezone.now() > until + timedelta(seconds=1))
 
 
 def retain(vault: Vault, locked: Entry, mode: str, until: datetime) -> None:
