@@ -198,7 +198,7 @@ def test_a_name_that_is_kept_is_kept_exactly(bob: User, november: str, api: Api,
             answer = by_address(client, november, filename)
             assert (answer.status_code, answer.json()["filename"]) == (201, filename)
             assert disposition_name(client.head(paths.content(november, filename))["Content-Disposition"]) == filename
-    listed = client.get(paths.files(november)).json()["results"]
+    listed = client.get(paths.files(november), {"page_size": 100}).json()["results"]
     assert {file["filename"] for file in listed} == {*files.values()}
 
 
