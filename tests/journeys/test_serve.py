@@ -149,7 +149,7 @@ def test_taken_port_is_said_clearly(new_server: NewServer) -> None:
 def test_second_server_on_one_home_is_refused(server: Server, new_server: NewServer) -> None:
     second = new_server(server.home)
     result = subprocess.run(
-        [sys.executable, "manage.py", "serve"], cwd=ROOT, env=second.environment, capture_output=True, check=False, timeout=20
+        [sys.executable, "manage.py", "serve"], cwd=ROOT, env=second.environment, capture_output=True, check=False, timeout=LIMIT
     )
     assert result.returncode == 1
     assert b"another bin/run" in result.stderr
