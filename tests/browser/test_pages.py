@@ -54,9 +54,11 @@ def address(model: type[Model], page: str = "") -> str:
 
 
 def choose(visitor: Visitor, field: str, words: str) -> None:
-    """In a field that looks its choices up."""
-    visitor.page.click(f".field-{field} .select2-selection")
-    visitor.page.fill(".select2-search__field", words)
+    """In a field that looks its choices up. Each answer is waited for: the field would cancel the request."""
+    with visitor.page.expect_response("**/admin/autocomplete/**"):
+        visitor.page.click(f".field-{field} .select2-selection")
+    with visitor.page.expect_response(f"**/admin/autocomplete/*term={words}*"):
+        visitor.page.fill(".select2-search__field", words)
     visitor.page.click(f".select2-results__option:has-text('{words}')")
 
 
