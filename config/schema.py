@@ -1,7 +1,11 @@
 """The OpenAPI schema: what drf-spectacular cannot see. Every operation may answer with a problem document."""
 
+from functools import cache
 from typing import Any
 
+from django.conf import settings
+from django.utils import translation
+from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 
 
@@ -25,6 +29,19 @@ PROBLEM: dict[str, Any] = {
         },
     },
 }
+
+
+class CachedGenerator(SchemaGenerator):
+    """Generates the document once in a process: it takes a second of CPU, anyone may ask for it, and all get the same."""
+
+    def get_schema(self, request: Any = None, public: bool = False) -> Any:  # noqa: FBT001, FBT002  as its base has it
+        return _document()
+
+
+@cache
+def _document() -> Any:
+    with translation.override(settings.LANGUAGE_CODE):  # and not in the language that the first to ask names
+        return SchemaGenerator().get_schema(public=True)  # type: ignore[no-untyped-call]
 
 
 class Schema(AutoSchema):

@@ -1,4 +1,7 @@
-"""S3 servers and buckets for tests: moto in this process, and the real one that S3_TEST_ENDPOINT_URL names (`.ci/ceph up`)."""
+"""S3 servers and buckets for tests: moto in this process, and the real one that S3_TEST_ENDPOINT_URL names (`.ci/ceph up`).
+
+boto3 and moto are imported when they are first used: most processes that collect tests never do.
+"""
 
 import os
 import threading
@@ -9,13 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
-from botocore.config import Config
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
 
-from files.stores.s3 import S3Store
 from tests import needs
 
 
@@ -23,6 +21,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from mypy_boto3_s3 import S3Client
     from pytest_django import Settings
+    from werkzeug.serving import BaseWSGIServer
+
+    from files.stores.s3 import S3Store
 
 ALIASES = ("vault", "staging", "release")
 
@@ -51,7 +52,9 @@ class Endpoint:
             "addressing_style": "path",
         }
 
-    def store(self, bucket: str) -> S3Store:
+    def store(self, bucket: str) -> "S3Store":
+        from files.stores.s3 import S3Store
+
         return S3Store(**self.options(bucket))
 
     def environment(self, bucket: str) -> dict[str, str]:
@@ -68,6 +71,9 @@ class Endpoint:
 
 @cache
 def _client(endpoint: Endpoint) -> "S3Client":
+    import boto3
+    from botocore.config import Config
+
     return boto3.client(
         "s3",
         endpoint_url=endpoint.url,
@@ -109,18 +115,27 @@ class Faults:
             seen += self.requests[before:]
 
 
-class QuietHandler(MotoRequestHandler):
-    def log_request(self, *_: object, **__: object) -> None:
-        """A line on stderr for each request is nobody's news."""
+def serve(application: "WSGIApplication", **options: Any) -> "BaseWSGIServer":
+    """moto on loopback, in a thread of this process."""
+    from moto.moto_server.werkzeug_app import MotoRequestHandler
+    from werkzeug.serving import make_server
+
+    class QuietHandler(MotoRequestHandler):
+        def log_request(self, *_: object, **__: object) -> None:
+            """Writes no line on stderr for each request."""
+
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=QuietHandler, **options)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
 
 
 @cache
 def moto_server() -> tuple[Endpoint, Faults]:
-    """moto on loopback, once in a test process."""
+    """One for each test process."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
     faults = Faults(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, faults, threaded=True, request_handler=QuietHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return Endpoint(f"http://127.0.0.1:{server.port}", "moto", "moto"), faults
+    return Endpoint(f"http://127.0.0.1:{serve(faults).port}", "moto", "moto"), faults
 
 
 def moto() -> Endpoint:

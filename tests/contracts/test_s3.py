@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from random import Random
 from typing import Any
 
 import pytest
@@ -15,11 +14,13 @@ from pytest_django import Settings
 from files import stores as port
 from files.stores import NotEncrypted, Stat, StoreRefused, StoreUnavailable
 from files.stores.s3 import MAX_PARTS, S3Store, part_size
+from files.stores.service import PARTS_IN_FLIGHT
 from tests import stores
+from tests.contents import random_bytes
 
 
 MIB = 1024**2
-CONTENT = Random(2).randbytes(12 * MIB + 345)
+CONTENT = random_bytes(12 * MIB + 345)
 
 
 def put(store: S3Store, key: str, content: bytes, *, encrypt: bool = False) -> Stat:
@@ -211,11 +212,13 @@ def test_part_without_a_thread_fails_and_holds_up_none_after_it(s3: S3Store, mon
     none.shutdown()
     with monkeypatch.context() as patch:
         patch.setattr(s3.service, "threads", none)
-        for _ in range(100):  # more often than there may be parts on their way
+        s3.part_bytes = MIB
+        for _ in range(2 * PARTS_IN_FLIGHT):  # more often than there may be parts on their way
             writer = s3.create("a", size=None)
             with pytest.raises(StoreUnavailable, match="UploadPart"):
                 writer.write(CONTENT)
             writer.abort()
+    s3.part_bytes = 5 * MIB
     put(s3, "a", CONTENT)
     assert read(s3, "a") == CONTENT
 

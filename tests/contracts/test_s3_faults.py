@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pytest_django import Settings
-from werkzeug.serving import make_server
 
 from files.stores import Entry, StoreRefused, StoreUnavailable, service
 from files.stores.s3 import S3Store
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MIB = 1024**2
-BIG = bytes(12 * MIB)
+PART = 5 * MIB  # the smallest that S3 takes
+BIG = bytes(PART + MIB)
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def faults() -> stores.Faults:
 @pytest.fixture
 def vault() -> Iterator[S3Store]:
     with stores.buckets(stores.moto(), 1) as (name,):
-        yield stores.moto().store(name)
+        store = stores.moto().store(name)
+        store.part_bytes = PART
+        yield store
 
 
 def put(store: S3Store, key: str, content: bytes) -> None:
@@ -225,10 +227,10 @@ def test_write_fills_a_part_while_another_is_on_its_way(vault: S3Store, faults: 
 
         writer = vault.create(f"{number}", size=None)
         with faults.during(slowly):
-            writer.write(bytes(15 * MIB))  # a part, and most of the next
+            writer.write(bytes(2 * PART - 1))  # a part, and most of the next
             assert writer.bytes_stored == 0
             may_answer.set()
-            assert writer.commit().size == 15 * MIB
+            assert writer.commit().size == 2 * PART - 1
 
 
 def test_abort_waits_for_a_part_on_its_way(vault: S3Store, faults: stores.Faults) -> None:
@@ -252,6 +254,7 @@ def test_abort_waits_for_a_part_on_its_way(vault: S3Store, faults: stores.Faults
 def test_write_holds_two_parts_at_most(vault: S3Store, faults: stores.Faults) -> None:
     """The memory of an upload does not depend on its size."""
     segment = bytes(128 * 1024)
+    vault.part_bytes = S3Store.part_bytes
     with faults.during(answering(*PART, "200 OK", b"", ETag='"1"')):
         writer = vault.create("a", size=None)
         writer.write(bytes(9 * MIB))  # whatever happens once has happened
@@ -540,11 +543,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def tls_url(certificate: tuple[str, str]) -> str:
     """The same moto behind TLS."""
-    server = make_server(
-        "127.0.0.1", 0, stores.moto_server()[1], threaded=True, request_handler=stores.QuietHandler, ssl_context=certificate
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"https://127.0.0.1:{server.port}"
+    return f"https://127.0.0.1:{stores.serve(stores.moto_server()[1], ssl_context=certificate).port}"
 
 
 def test_certificate_that_nobody_vouches_for_is_unavailable_in_time(vault: S3Store, tls_url: str) -> None:
@@ -567,6 +566,7 @@ def test_tls_protects_the_body_and_without_it_the_signature_does(
         (options | {"endpoint_url": tls_url, "verify": certificate[0]}, "UNSIGNED-PAYLOAD|STREAMING-UNSIGNED-PAYLOAD-TRAILER"),
     ):
         store = S3Store(**options_of_this)
+        store.part_bytes = PART
         with faults.during(lambda *_: None) as seen:
             put(store, "a", b"0123456789")
             put(store, "b", BIG)

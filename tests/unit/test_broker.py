@@ -13,8 +13,7 @@ from tests.live.server import ROOT
 
 
 pytestmark = pytest.mark.server
-COUNT = 5000
-SEND = "import sys; from tests.unit.test_broker import send; send(sys.argv[1])"
+SEND = "import sys; from tests.unit.test_broker import send; send(sys.argv[1], int(sys.argv[2]))"
 
 
 def channel(folder: str) -> Any:
@@ -22,20 +21,21 @@ def channel(folder: str) -> Any:
     return Connection("filesystem://", transport="config.broker:Transport", transport_options=options).channel()
 
 
-def send(folder: str) -> None:
+def send(folder: str, count: int) -> None:
     sender = channel(folder)
-    for number in range(COUNT):
+    for number in range(count):
         sender._put("celery", {"body": "x" * 1000, "number": number})
 
 
-def test_messages_are_whole_whenever_they_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [500, pytest.param(5000, marks=pytest.mark.long)])
+def test_messages_are_whole_whenever_they_are_read(tmp_path: Path, count: int) -> None:
     received: list[int] = []
     reader = channel(str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", SEND, str(tmp_path)], cwd=ROOT) as sender:
-        while len(received) < COUNT:
+    with subprocess.Popen([sys.executable, "-c", SEND, str(tmp_path), str(count)], cwd=ROOT) as sender:
+        while len(received) < count:
             try:
                 received.append(reader._get("celery")["number"])
             except Empty:
                 assert sender.poll() in {None, 0}
-    assert sorted(received) == list(range(COUNT))
+    assert sorted(received) == list(range(count))
     assert not list(tmp_path.glob("*.msg"))

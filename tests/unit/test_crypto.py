@@ -6,6 +6,7 @@ import hmac
 import struct
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -45,10 +46,10 @@ def test_encode_has_a_left_inverse(fields: list[str | int | bytes]) -> None:
     assert [type(field) for field in decoded] == [type(field) for field in fields]
 
 
-@pytest.mark.parametrize("field", [None, 1.0, ["a"]])
-def test_encode_field_of_another_type(field: object) -> None:
-    with pytest.raises((TypeError, struct.error)):
-        crypto.encode("a", field)  # type: ignore[arg-type]
+def test_encode_field_of_another_type(subtests: pytest.Subtests) -> None:
+    for field in (None, 1.0, ["a"]):
+        with subtests.test(field=field), pytest.raises((TypeError, struct.error)):
+            crypto.encode("a", field)  # type: ignore[arg-type]
 
 
 def test_associated_data_is_what_the_documentation_says() -> None:
@@ -64,11 +65,12 @@ def test_associated_data_is_what_the_documentation_says() -> None:
     assert crypto.associated_data(**IDS) == b"".join(fields) + b"s\0\0\0\x07AES-GCM" + b"i\0\0\0\x0264"  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", IDS)
-def test_associated_data_binds_each_field(name: str) -> None:
-    other = {"segment_size": 65, "cipher": crypto.NONE}.get(name, "x")
+OTHER_IDS = {name: IDS | {name: {"segment_size": 65, "cipher": crypto.NONE}.get(name, "x")} for name in IDS}  # each in one field
 
-    assert crypto.associated_data(**IDS) != crypto.associated_data(**IDS | {name: other})  # type: ignore[arg-type]
+
+def test_associated_data_binds_each_field() -> None:
+    for name, ids in OTHER_IDS.items():
+        assert crypto.associated_data(**IDS) != crypto.associated_data(**ids), name  # type: ignore[arg-type]
 
 
 def hkdf_of_rfc_5869(key: bytes, salt: bytes, info: bytes, length: int) -> bytes:
@@ -87,13 +89,10 @@ def test_derive_file_key_is_hkdf_over_salt_and_associated_data() -> None:
     assert (key.material, key.commitment) == (okm[:32], okm[32:])
 
 
-@pytest.mark.parametrize("key_size", [0, 16, 31, 33])
-@pytest.mark.parametrize("salt_size", [0, 31, 32, 33])
-def test_derive_file_key_from_sizes_of_another_format(key_size: int, salt_size: int) -> None:
-    with pytest.raises(ValueError, match="32 bytes"):
-        crypto.derive_file_key(bytes(key_size), key_salt=bytes(salt_size), aad=AAD)
-    with pytest.raises(ValueError, match="32 bytes"):
-        crypto.derive_file_key(bytes(32), key_salt=bytes(salt_size if salt_size != 32 else 0), aad=AAD)
+def test_derive_file_key_from_sizes_of_another_format(subtests: pytest.Subtests) -> None:
+    for key_size, salt_size in {*product([0, 16, 31, 32, 33], [0, 31, 32, 33])} - {(32, 32)}:
+        with subtests.test(key_size=key_size, salt_size=salt_size), pytest.raises(ValueError, match="32 bytes"):
+            crypto.derive_file_key(bytes(key_size), key_salt=bytes(salt_size), aad=AAD)
 
 
 def test_open_file_key() -> None:
@@ -104,34 +103,29 @@ def test_open_file_key() -> None:
     assert key.material == made.material
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
+def test_open_file_key_that_the_row_does_not_commit_to(subtests: pytest.Subtests) -> None:
+    commitment = crypto.derive_file_key(b"c" * 32, key_salt=SALT, aad=AAD).commitment
+    others = [
         {"collection_key": b"d" * 32},
         {"key_salt": SALT[::-1]},
         {"aad": AAD + b"x"},
         {"commitment": bytes(32)},
         {"commitment": b""},
-        {"commitment": crypto.derive_file_key(b"c" * 32, key_salt=SALT, aad=AAD).commitment[:31]},
-    ],
-    ids=["key", "salt", "aad", "commitment", "no commitment", "shorter commitment"],
-)
-def test_open_file_key_that_the_row_does_not_commit_to(other: dict[str, bytes]) -> None:
-    commitment = crypto.derive_file_key(b"c" * 32, key_salt=SALT, aad=AAD).commitment
-    arguments = {"collection_key": b"c" * 32, "key_salt": SALT, "aad": AAD, "commitment": commitment} | other
-
-    with pytest.raises(crypto.WrongKey):
-        crypto.open_file_key(arguments.pop("collection_key"), **arguments)
+        {"commitment": commitment[:31]},
+    ]
+    for other in others:
+        arguments = {"collection_key": b"c" * 32, "key_salt": SALT, "aad": AAD, "commitment": commitment} | other
+        with subtests.test(**other), pytest.raises(crypto.WrongKey):
+            crypto.open_file_key(arguments.pop("collection_key"), **arguments)
 
 
-@pytest.mark.parametrize("name", IDS)
-def test_open_file_key_for_another_place(name: str) -> None:
+def test_open_file_key_for_another_place(subtests: pytest.Subtests) -> None:
     """INV-05: another tenant, collection, file, version, cipher or segment size is another key."""
-    there = IDS | {name: {"segment_size": 65, "cipher": crypto.NONE}.get(name, "x")}
     commitment = crypto.derive_file_key(b"c" * 32, key_salt=SALT, aad=crypto.associated_data(**IDS)).commitment  # type: ignore[arg-type]
 
-    with pytest.raises(crypto.WrongKey):
-        crypto.open_file_key(b"c" * 32, key_salt=SALT, aad=crypto.associated_data(**there), commitment=commitment)  # type: ignore[arg-type]
+    for name, ids in OTHER_IDS.items():
+        with subtests.test(name), pytest.raises(crypto.WrongKey):
+            crypto.open_file_key(b"c" * 32, key_salt=SALT, aad=crypto.associated_data(**ids), commitment=commitment)  # type: ignore[arg-type]
 
 
 # --- Wrapping ---
@@ -146,17 +140,16 @@ def test_unwrap_key() -> None:
     assert wrapped != crypto.wrap_key(b"k" * 32, b"d" * 32, context=b"context")
 
 
-@pytest.mark.parametrize("position", range(60))
-def test_unwrap_key_with_a_flipped_byte(position: int) -> None:
+def test_unwrap_key_with_a_flipped_byte(subtests: pytest.Subtests) -> None:
     """F-07"""
-    wrapped = bytearray(crypto.wrap_key(b"k" * 32, b"d" * 32, context=b"context"))
-    wrapped[position] ^= 1
+    for position in range(60):
+        wrapped = bytearray(crypto.wrap_key(b"k" * 32, b"d" * 32, context=b"context"))
+        wrapped[position] ^= 1
+        with subtests.test(position=position), pytest.raises(crypto.WrongKey):
+            crypto.unwrap_key(b"k" * 32, bytes(wrapped), context=b"context")
 
-    with pytest.raises(crypto.WrongKey):
-        crypto.unwrap_key(b"k" * 32, bytes(wrapped), context=b"context")
 
-
-def test_unwrap_key_with_another_key_or_context_or_length() -> None:
+def test_unwrap_key_with_another_key_or_context_or_length(subtests: pytest.Subtests) -> None:
     wrapped = crypto.wrap_key(b"k" * 32, b"d" * 32, context=b"context")
 
     for kek, damaged, context in [
@@ -167,7 +160,7 @@ def test_unwrap_key_with_another_key_or_context_or_length() -> None:
         (b"k" * 32, wrapped + b"x", b"context"),
         (b"k" * 32, b"", b"context"),
     ]:
-        with pytest.raises(crypto.WrongKey):
+        with subtests.test(kek=kek, damaged=damaged, context=context), pytest.raises(crypto.WrongKey):
             crypto.unwrap_key(kek, damaged, context=context)
 
 
@@ -179,10 +172,10 @@ def test_unwrap_key_of_another_size_under_the_right_key() -> None:
         crypto.unwrap_key(b"k" * 32, wrapped, context=b"context")
 
 
-@pytest.mark.parametrize(("kek", "key"), [(16, 32), (24, 32), (32, 16), (32, 0), (32, 64), (0, 32)])
-def test_wrap_key_of_another_size(kek: int, key: int) -> None:
-    with pytest.raises(ValueError, match="32 bytes"):
-        crypto.wrap_key(bytes(kek), bytes(key), context=b"context")
+def test_wrap_key_of_another_size(subtests: pytest.Subtests) -> None:
+    for kek, key in [(16, 32), (24, 32), (32, 16), (32, 0), (32, 64), (0, 32)]:
+        with subtests.test(kek=kek, key=key), pytest.raises(ValueError, match="32 bytes"):
+            crypto.wrap_key(bytes(kek), bytes(key), context=b"context")
 
 
 def test_new_keys_differ() -> None:
@@ -198,15 +191,13 @@ def test_new_keys_differ() -> None:
 LENGTHS = [0, 1, 100, 2**31, 5 * 1024**3 + 1, 100 * 1024**3, 2**42 + 7]
 
 
-@pytest.mark.parametrize("segment_size", [4096, 65_536, 131_072, 1_048_576, 8_388_608])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_layout_of_large_contents_agrees_with_the_inverse(segment_size: int, length: int) -> None:
+def test_layout_of_large_contents_agrees_with_the_inverse() -> None:
     """Tink computes the plaintext's size from the object's; we compute the object's from the plaintext's."""
-    layout = crypto.Layout(length, segment_size)
-
-    segments = -(-layout.object_size // segment_size)
-    assert segments == layout.segments
-    assert layout.object_size - 40 - 16 * segments == length
+    for segment_size, length in product([4096, 65_536, 131_072, 1_048_576, 8_388_608], LENGTHS):
+        layout = crypto.Layout(length, segment_size)
+        segments = -(-layout.object_size // segment_size)
+        assert segments == layout.segments, (segment_size, length)
+        assert layout.object_size - 40 - 16 * segments == length, segment_size
 
 
 @given(st.integers(57, 200), st.integers(0, 1000))
@@ -234,16 +225,16 @@ def test_layout_range_of_several_segments() -> None:
     assert layout.object_range(2, layout.segments) == (128, layout.object_size)
 
 
-@pytest.mark.parametrize(("length", "segment_size"), [(-1, 64), (0, 56), (0, 16), (0, 0), (0, -64)])
-def test_layout_that_no_object_has(length: int, segment_size: int) -> None:
-    with pytest.raises(ValueError, match="segment"):
-        crypto.layout_of(crypto.AES_GCM, length=length, segment_size=segment_size)
+def test_layout_that_no_object_has(subtests: pytest.Subtests) -> None:
+    for length, segment_size in [(-1, 64), (0, 56), (0, 16), (0, 0), (0, -64)]:
+        with subtests.test(length=length, segment_size=segment_size), pytest.raises(ValueError, match="segment"):
+            crypto.layout_of(crypto.AES_GCM, length=length, segment_size=segment_size)
 
 
-@pytest.mark.parametrize("segment_size", [56, 16, 0])
-def test_encrypt_in_segments_too_small(segment_size: int) -> None:
-    with pytest.raises(ValueError, match="segment"):
-        crypto.Encryptor(MATERIAL, aad=AAD, segment_size=segment_size)
+def test_encrypt_in_segments_too_small(subtests: pytest.Subtests) -> None:
+    for segment_size in (56, 16, 0):
+        with subtests.test(segment_size=segment_size), pytest.raises(ValueError, match="segment"):
+            crypto.Encryptor(MATERIAL, aad=AAD, segment_size=segment_size)
 
 
 def test_layout_of_each_cipher_that_rows_name() -> None:
@@ -251,11 +242,11 @@ def test_layout_of_each_cipher_that_rows_name() -> None:
     assert crypto.layout_of("NONE", length=100, segment_size=64).object_size == 100
 
 
-@pytest.mark.parametrize("cipher", ["", "none", "aes-gcm", "AES-GCM ", "AES-CTR"])
-def test_layout_of_unknown_cipher(cipher: str) -> None:
+def test_layout_of_unknown_cipher(subtests: pytest.Subtests) -> None:
     """Anything but the exact word NONE must never read as 'no authentication'."""
-    with pytest.raises(ValueError, match="cipher"):
-        crypto.layout_of(cipher, length=1, segment_size=64)
+    for cipher in ("", "none", "aes-gcm", "AES-GCM ", "AES-CTR"):
+        with subtests.test(cipher=cipher), pytest.raises(ValueError, match="cipher"):
+            crypto.layout_of(cipher, length=1, segment_size=64)
 
 
 # --- Encryption ---
@@ -335,10 +326,10 @@ def test_segment_nonce_is_what_the_format_says() -> None:
     assert crypto.segment_nonce(b"prefix7", 0, last=True) == b"prefix7\x00\x00\x00\x00\x01"
 
 
-@pytest.mark.parametrize("size", [0, 3, 6, 8, 11])
-def test_segment_nonce_of_another_length(size: int) -> None:
-    with pytest.raises(ValueError, match="length"):
-        crypto.segment_nonce(bytes(size), 0, last=False)
+def test_segment_nonce_of_another_length(subtests: pytest.Subtests) -> None:
+    for size in (0, 3, 6, 8, 11):
+        with subtests.test(size=size), pytest.raises(ValueError, match="length"):
+            crypto.segment_nonce(bytes(size), 0, last=False)
 
 
 # --- Ranges ---
@@ -379,27 +370,28 @@ def test_open_segments_in_any_order() -> None:
         assert decryptor.open(index, segments[index]) == plaintext[layout.offset_of(index) : layout.offset_of(index + 1)]
 
 
-@pytest.mark.parametrize("header", [b"", bytes(40), b"\x28" + bytes(38), b"\x28" + bytes(40), b"\x18" + bytes(39)])
-def test_open_with_a_header_of_another_format(header: bytes) -> None:
-    with pytest.raises(crypto.CorruptObject):
-        crypto.Decryptor(MATERIAL, aad=AAD, header=header, layout=crypto.Layout(0, 64))
+def test_open_with_a_header_of_another_format(subtests: pytest.Subtests) -> None:
+    for header in (b"", bytes(40), b"\x28" + bytes(38), b"\x28" + bytes(40), b"\x18" + bytes(39)):
+        with subtests.test(header=header), pytest.raises(crypto.CorruptObject):
+            crypto.Decryptor(MATERIAL, aad=AAD, header=header, layout=crypto.Layout(0, 64))
 
 
 # --- NONE ---
 
 
-@pytest.mark.parametrize("length", boundaries(64))
-def test_open_content_that_is_stored_as_is(length: int) -> None:
-    plaintext = bytes(range(256))[:length]
-    layout = crypto.layout_of(crypto.NONE, length=length, segment_size=64)
-    writer, reader = crypto.PlainWriter(), crypto.PlainReader(layout)
+def test_open_content_that_is_stored_as_is(subtests: pytest.Subtests) -> None:
+    for length in boundaries(64):
+        with subtests.test(length=length):
+            plaintext = bytes(range(256))[:length]
+            layout = crypto.layout_of(crypto.NONE, length=length, segment_size=64)
+            writer, reader = crypto.PlainWriter(), crypto.PlainReader(layout)
 
-    stored = writer.header + writer.update(memoryview(plaintext)) + writer.finish()
+            stored = writer.header + writer.update(memoryview(plaintext)) + writer.finish()
 
-    assert stored == plaintext
-    assert layout.object_size == length
-    assert layout.segments == max(1, -(-length // 64))
-    assert b"".join(reader.open(index, piece) for index, piece in enumerate(pieces(stored, layout))) == plaintext
+            assert stored == plaintext
+            assert layout.object_size == length
+            assert layout.segments == max(1, -(-length // 64))
+            assert b"".join(reader.open(index, piece) for index, piece in enumerate(pieces(stored, layout))) == plaintext
 
 
 def test_open_content_that_is_stored_as_is_with_another_size() -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -24,24 +25,26 @@ def content(length: int) -> bytes:
     return random.Random(length).randbytes(length)
 
 
-@pytest.mark.parametrize(("segment_size", "length"), SIZES)
-def test_open_object_of_stock_tink(segment_size: int, length: int) -> None:
-    plaintext = content(length)
+def test_open_object_of_stock_tink(subtests: pytest.Subtests) -> None:
+    for segment_size, length in SIZES:
+        with subtests.test(segment_size=segment_size, length=length):
+            plaintext = content(length)
 
-    theirs = stock.encrypt(plaintext, key_material=MATERIAL, aad=AAD, segment_size=segment_size)
+            theirs = stock.encrypt(plaintext, key_material=MATERIAL, aad=AAD, segment_size=segment_size)
 
-    assert len(theirs) == crypto.Layout(length, segment_size).object_size
-    assert opened(theirs, length=length, segment_size=segment_size) == plaintext
+            assert len(theirs) == crypto.Layout(length, segment_size).object_size
+            assert opened(theirs, length=length, segment_size=segment_size) == plaintext
 
 
-@pytest.mark.parametrize(("segment_size", "length"), SIZES)
-def test_stock_tink_opens_our_object(segment_size: int, length: int) -> None:
-    plaintext = content(length)
+def test_stock_tink_opens_our_object(subtests: pytest.Subtests) -> None:
+    for segment_size, length in SIZES:
+        with subtests.test(segment_size=segment_size, length=length):
+            plaintext = content(length)
 
-    ours = sealed(plaintext, segment_size=segment_size)
+            ours = sealed(plaintext, segment_size=segment_size)
 
-    assert len(ours) == crypto.Layout(length, segment_size).object_size
-    assert stock.decrypt(ours, key_material=MATERIAL, aad=AAD, segment_size=segment_size) == plaintext
+            assert len(ours) == crypto.Layout(length, segment_size).object_size
+            assert stock.decrypt(ours, key_material=MATERIAL, aad=AAD, segment_size=segment_size) == plaintext
 
 
 def test_stock_tink_opens_our_object_of_more_segments_than_two_counter_bytes_hold() -> None:
@@ -79,28 +82,25 @@ def with_empty_last_segment(segment_size: int, plaintext: bytes) -> Forgiven:
 
 
 @pytest.mark.parametrize("forgive", [with_garbage, with_empty_last_segment])
-@pytest.mark.parametrize("segment_size", [64, 4096])
-@pytest.mark.parametrize("segments", [1, 2, 3])
-def test_open_object_that_only_stock_tink_forgives(
-    forgive: Callable[[int, bytes], Forgiven], segment_size: int, segments: int
-) -> None:
-    plaintext = content(segments * (segment_size - crypto.TAG_SIZE) - crypto.HEADER_SIZE)  # the last segment is full
+def test_open_object_that_only_stock_tink_forgives(forgive: Callable[[int, bytes], Forgiven], subtests: pytest.Subtests) -> None:
+    for segment_size, segments in product([64, 4096], [1, 2, 3]):
+        with subtests.test(segment_size=segment_size, segments=segments):
+            plaintext = content(segments * (segment_size - crypto.TAG_SIZE) - crypto.HEADER_SIZE)  # the last segment is full
 
-    forgiven = forgive(segment_size, plaintext)
+            forgiven = forgive(segment_size, plaintext)
 
-    assert stock.decrypt(forgiven.ciphertext, key_material=MATERIAL, aad=AAD, segment_size=segment_size) == plaintext
-    with pytest.raises(crypto.CorruptObject):
-        opened(forgiven.ciphertext, length=forgiven.length, segment_size=segment_size)
-    # No other length in the row makes it acceptable either.
-    for length in range(max(0, forgiven.length - 8), forgiven.length + 24):
-        with pytest.raises(crypto.CorruptObject):
-            opened(forgiven.ciphertext, length=length, segment_size=segment_size)
+            assert stock.decrypt(forgiven.ciphertext, key_material=MATERIAL, aad=AAD, segment_size=segment_size) == plaintext
+            with pytest.raises(crypto.CorruptObject):
+                opened(forgiven.ciphertext, length=forgiven.length, segment_size=segment_size)
+            # No other length in the row makes it acceptable either.
+            for length in range(max(0, forgiven.length - 8), forgiven.length + 24):
+                with pytest.raises(crypto.CorruptObject):
+                    opened(forgiven.ciphertext, length=length, segment_size=segment_size)
 
 
-@pytest.mark.parametrize(("segment_size", "length"), [(57, 1), (64, 100), (4096, 10_000)])
-def test_stock_tink_refuses_what_we_refuse(segment_size: int, length: int) -> None:
-    ours = sealed(content(length), segment_size=segment_size)
-
-    for other in ({"aad": AAD + b"x"}, {"key_material": MATERIAL[::-1]}):
-        with pytest.raises(stock.Refused):
-            stock.decrypt(ours, **{"key_material": MATERIAL, "aad": AAD} | other, segment_size=segment_size)
+def test_stock_tink_refuses_what_we_refuse(subtests: pytest.Subtests) -> None:
+    for segment_size, length in [(57, 1), (64, 100), (4096, 10_000)]:
+        ours = sealed(content(length), segment_size=segment_size)
+        for other in ({"aad": AAD + b"x"}, {"key_material": MATERIAL[::-1]}):
+            with subtests.test(segment_size=segment_size, **other), pytest.raises(stock.Refused):
+                stock.decrypt(ours, **{"key_material": MATERIAL, "aad": AAD} | other, segment_size=segment_size)

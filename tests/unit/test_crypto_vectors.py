@@ -20,9 +20,8 @@ def stored(name: str) -> list[dict[str, Any]]:
     return vectors
 
 
-OBJECTS = [pytest.param(vector, id=vector["name"]) for name in ("strongroom.json", "tink.json") for vector in stored(name)]
-DAMAGED = [pytest.param(vector, id=vector["name"]) for vector in stored("damaged.json")]
-BASE = next(vector for vector in stored("tink.json") if vector["name"] == "tink-64-104")
+OBJECTS = [vector for name in ("strongroom.json", "tink.json") for vector in stored(name)]
+BASE = next(vector for vector in OBJECTS if vector["name"] == "tink-64-104")
 
 
 def content(vector: dict[str, Any]) -> bytes:
@@ -49,36 +48,38 @@ def content(vector: dict[str, Any]) -> bytes:
     )
 
 
-@pytest.mark.parametrize("vector", OBJECTS)
-def test_open_stored_object(vector: dict[str, Any]) -> None:
-    assert hashlib.sha256(content(vector)).hexdigest() == vector["plaintext_sha256"]
+def test_open_stored_object(subtests: pytest.Subtests) -> None:
+    for vector in OBJECTS:
+        with subtests.test(vector["name"]):
+            assert hashlib.sha256(content(vector)).hexdigest() == vector["plaintext_sha256"]
 
 
-@pytest.mark.parametrize("vector", OBJECTS)
-def test_stock_tink_opens_stored_object(vector: dict[str, Any]) -> None:
-    plaintext = stock.decrypt(
-        base64.b64decode(vector["object"]),
-        key_material=bytes.fromhex(vector["key_material"]),
-        aad=bytes.fromhex(vector["associated_data"]),
-        segment_size=vector["segment_size"],
-    )
+def test_stock_tink_opens_stored_object(subtests: pytest.Subtests) -> None:
+    for vector in OBJECTS:
+        with subtests.test(vector["name"]):
+            plaintext = stock.decrypt(
+                base64.b64decode(vector["object"]),
+                key_material=bytes.fromhex(vector["key_material"]),
+                aad=bytes.fromhex(vector["associated_data"]),
+                segment_size=vector["segment_size"],
+            )
+            assert hashlib.sha256(plaintext).hexdigest() == vector["plaintext_sha256"]
 
-    assert hashlib.sha256(plaintext).hexdigest() == vector["plaintext_sha256"]
 
-
-@pytest.mark.parametrize("vector", OBJECTS)
-def test_derive_stored_keys(vector: dict[str, Any]) -> None:
+def test_derive_stored_keys(subtests: pytest.Subtests) -> None:
     """Each step by itself, so that a step that changed is named."""
-    context = bytes.fromhex(vector["context"])
-    collection_key = bytes.fromhex(vector["collection_key"])
-    aad = bytes.fromhex(vector["associated_data"])
+    for vector in OBJECTS:
+        with subtests.test(vector["name"]):
+            context = bytes.fromhex(vector["context"])
+            collection_key = bytes.fromhex(vector["collection_key"])
+            aad = bytes.fromhex(vector["associated_data"])
 
-    assert crypto.encode(*vector["context_fields"]) == context
-    assert crypto.associated_data(**vector["associated_data_fields"]) == aad
-    unwrapped = crypto.unwrap_key(bytes.fromhex(vector["kek"]), bytes.fromhex(vector["wrapped_key"]), context=context)
-    assert unwrapped == collection_key
-    key = crypto.derive_file_key(collection_key, key_salt=bytes.fromhex(vector["key_salt"]), aad=aad)
-    assert (key.material.hex(), key.commitment.hex()) == (vector["key_material"], vector["key_commitment"])
+            assert crypto.encode(*vector["context_fields"]) == context
+            assert crypto.associated_data(**vector["associated_data_fields"]) == aad
+            unwrapped = crypto.unwrap_key(bytes.fromhex(vector["kek"]), bytes.fromhex(vector["wrapped_key"]), context=context)
+            assert unwrapped == collection_key
+            key = crypto.derive_file_key(collection_key, key_salt=bytes.fromhex(vector["key_salt"]), aad=aad)
+            assert (key.material.hex(), key.commitment.hex()) == (vector["key_material"], vector["key_commitment"])
 
 
 def test_wrapping_of_a_row_is_bound_to_the_stored_context() -> None:
@@ -90,47 +91,45 @@ def test_wrapping_of_a_row_is_bound_to_the_stored_context() -> None:
     assert purpose == Key.Purpose.COLLECTION
 
 
-@pytest.mark.parametrize("vector", OBJECTS)
-def test_encrypt_stored_object_again(vector: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encrypt_stored_object_again(subtests: pytest.Subtests) -> None:
     """Given the same salt and prefix, byte for byte what stood there, and what Tink wrote: only the random bytes differ."""
-    header, ciphertext = bytes.fromhex(vector["header"]), base64.b64decode(vector["object"])
-    plaintext, drawn = content(vector), [header[33:], header[1:33]]
-    monkeypatch.setattr("os.urandom", lambda size: drawn.pop()[:size])
+    for vector in OBJECTS:
+        header, ciphertext = bytes.fromhex(vector["header"]), base64.b64decode(vector["object"])
+        plaintext, drawn = content(vector), [header[33:], header[1:33]]
+        with subtests.test(vector["name"]), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("os.urandom", lambda size, drawn=drawn: drawn.pop()[:size])
 
-    encryptor = crypto.Encryptor(
-        bytes.fromhex(vector["key_material"]),
-        aad=bytes.fromhex(vector["associated_data"]),
-        segment_size=vector["segment_size"],
-    )
+            encryptor = crypto.Encryptor(
+                bytes.fromhex(vector["key_material"]),
+                aad=bytes.fromhex(vector["associated_data"]),
+                segment_size=vector["segment_size"],
+            )
 
-    assert encryptor.header + encryptor.update(plaintext) + encryptor.finish() == ciphertext
-    assert not drawn
-
-
-@pytest.mark.parametrize("change", ["kek", "wrapped_key", "key_salt", "key_commitment"])
-def test_open_stored_object_with_another_key(change: str) -> None:
-    changed = bytearray.fromhex(BASE[change])
-    changed[-1] ^= 1
-
-    with pytest.raises(crypto.WrongKey):
-        content(BASE | {change: changed.hex()})
+            assert encryptor.header + encryptor.update(plaintext) + encryptor.finish() == ciphertext
+            assert not drawn
 
 
-@pytest.mark.parametrize("field", BASE["associated_data_fields"])
-def test_open_stored_object_at_another_place(field: str) -> None:
-    value = BASE["associated_data_fields"][field]
-    other = value + 1 if isinstance(value, int) else value[:-1] + "f"
+def test_open_stored_object_with_another_key(subtests: pytest.Subtests) -> None:
+    for change in ("kek", "wrapped_key", "key_salt", "key_commitment"):
+        changed = bytearray.fromhex(BASE[change])
+        changed[-1] ^= 1
+        with subtests.test(change), pytest.raises(crypto.WrongKey):
+            content(BASE | {change: changed.hex()})
 
-    with pytest.raises(crypto.WrongKey):
-        content(BASE | {"associated_data_fields": BASE["associated_data_fields"] | {field: other}})
+
+def test_open_stored_object_at_another_place(subtests: pytest.Subtests) -> None:
+    for field, value in BASE["associated_data_fields"].items():
+        other = value + 1 if isinstance(value, int) else value[:-1] + "f"
+        with subtests.test(field), pytest.raises(crypto.WrongKey):
+            content(BASE | {"associated_data_fields": BASE["associated_data_fields"] | {field: other}})
 
 
-@pytest.mark.parametrize("vector", DAMAGED)
-def test_open_damaged_object(vector: dict[str, Any]) -> None:
+def test_open_damaged_object(subtests: pytest.Subtests) -> None:
     """Under the row's header, and under a row that was given the damaged object's own."""
-    for header in (BASE["header"], base64.b64decode(vector["object"])[:40].hex()):
-        with pytest.raises(crypto.CorruptObject):
-            content(BASE | {"object": vector["object"], "header": header})
+    for vector in stored("damaged.json"):
+        for header in (BASE["header"], base64.b64decode(vector["object"])[:40].hex()):
+            with subtests.test(vector["name"], header=header), pytest.raises(crypto.CorruptObject):
+                content(BASE | {"object": vector["object"], "header": header})
 
 
 def test_stock_tink_forgives_some_damage() -> None:

@@ -33,12 +33,13 @@ def test_parse_single_line() -> None:
     assert parse(f"only {text(OLD)}").active == ("only", OLD)
 
 
-@pytest.mark.parametrize("name", ["other", "", "K", "k "])
-def test_key_that_the_keyring_lacks(name: str) -> None:
-    with pytest.raises(WrongKey, match=f"'{name}'") as caught:
-        parse(f"k {text(OLD)}").key(name)
+def test_key_that_the_keyring_lacks(subtests: pytest.Subtests) -> None:
+    for name in ("other", "", "K", "k "):
+        with subtests.test(name=name):
+            with pytest.raises(WrongKey, match=f"'{name}'") as caught:
+                parse(f"k {text(OLD)}").key(name)
 
-    assert caught.value.__suppress_context__
+            assert caught.value.__suppress_context__
 
 
 def test_keyring_follows_the_setting(settings: Settings) -> None:
@@ -75,23 +76,24 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("keys", "line"), BAD.values(), ids=BAD)
-def test_parse_refused(keys: str, line: int) -> None:
+def test_parse_refused(subtests: pytest.Subtests) -> None:
     """The error names the line and repeats nothing of it: what stands there may be a key (C-5)."""
-    with pytest.raises(ValueError, match=f"^KEYRING, line {line}: ") as caught:
-        parse(keys)
+    for name, (keys, line) in BAD.items():
+        with subtests.test(name):
+            with pytest.raises(ValueError, match=f"^KEYRING, line {line}: ") as caught:
+                parse(keys)
 
-    assert type(caught.value) is ValueError
-    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(caught.value.__context__)
-    for key in (OLD, NEW):
-        for form in (text(key)[:12], key.hex()[:12], repr(key)[2:14]):
-            assert form not in shown
+            assert type(caught.value) is ValueError
+            shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(caught.value.__context__)
+            for key in (OLD, NEW):
+                for form in (text(key)[:12], key.hex()[:12], repr(key)[2:14]):
+                    assert form not in shown
 
 
-@pytest.mark.parametrize("keys", ["", "\n \n", "# only a comment"])
-def test_parse_without_a_key(keys: str) -> None:
-    with pytest.raises(ValueError, match="no key"):
-        parse(keys)
+def test_parse_without_a_key(subtests: pytest.Subtests) -> None:
+    for keys in ("", "\n \n", "# only a comment"):
+        with subtests.test(keys=keys), pytest.raises(ValueError, match="no key"):
+            parse(keys)
 
 
 @given(st.text())
