@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from django.contrib.auth.tokens import PasswordResetTokenGenerator
@@ -19,12 +19,16 @@ from egress.models import EgressRequest
 from files import access, keys, links, sharing
 from files.models import Collection, Grant, Hold, Key, Level, StoredFile
 from files.stores import get_store
+from tenants import tokens
 from tenants.models import Tenant, User
 from tenants.people import invite, token_of
 from tests.clients import Clients
 from tests.factories import PASSWORD, make_destruction, make_member, make_tenant, make_user
 from tests.meta.matrix import EMPTY, Row
 from tests.services import egress
+
+
+Answer: TypeAlias = tuple[int, bytes, dict[str, str]]  # status, body and headers
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
         case "POST", "auth/token/":
             data = {"username": user.username if user else "nobody", "password": PASSWORD if user else "a guess"}
         case "POST", "auth/token/refresh/" | "auth/token/revoke/":
-            data = {"refresh": world.clients.pair(who)["refresh"] if user else "none"}
+            data = {"refresh": tokens.mint(user)["refresh"] if user else "none"}
         case "POST", "auth/password/change/":
             data = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
         case "POST", "auth/password/reset/":
@@ -285,30 +289,34 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
     return {"data": json.dumps(data), "content_type": "application/json"}
 
 
-def ask(client: Client, method: str, path: str, **request: Any) -> tuple[int, bytes, dict[str, str]]:
-    """Status, body and headers."""
+def ask(client: Client, method: str, path: str, **request: Any) -> Answer:
     response: Any = client.generic(method, path, **request)
     content = response.getvalue() if response.streaming else response.content
     headers = {name: value for name, value in response.items() if name not in {"X-Request-ID", "Date"}}
     return response.status_code, content, headers
 
 
-def ask_row(row: Row, world: World, names: Names, who: str, client: Client | None = None) -> tuple[int, bytes, dict[str, str]]:
+def ask_row(row: Row, world: World, names: Names, who: str, client: Client | None = None) -> Answer:
     path = row.path.format_map(asdict(names))
     request = body(row, world, names, who) if row.method != "GET" else {}
     return ask(client or world.clients[who], row.method, path, **request)
 
 
-def set_up(world: World, row: Row) -> None:
-    """The state that the row is about, in the caller's block: it takes longer than what is asked there."""
+def situation_of(row: Row) -> str:
+    """What has to be there when the row is asked: the state of what it is about, and what stands beside that."""
     if (row.method, row.path) == ("POST", "/api/v1/egress/requests/"):
-        bring(world, "withdrawn")  # a collection has one at a time
-    bring(world, row.state)
-    if row.state == "held" or "/holds/" in row.path:
+        return f"{row.state} withdrawn"  # a collection has one request at a time
+    return f"{row.state} held" if row.state == "held" or "/holds/" in row.path else row.state
+
+
+def set_up(world: World, situation: str) -> None:
+    for state in situation.split():
+        bring(world, state)
+    if "held" in situation:
         world.collection.holds.create(
             id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit about the third ward", placed_at=datetime.now(UTC)
         )
-    if row.state == "deleted":
+    if "deleted" in situation:
         Collection.objects.filter(pk=world.collection.pk).update(status="deleted", deleted_at=datetime.now(UTC))
 
 
@@ -321,7 +329,7 @@ def told(status: int, content: bytes) -> str:
     return EMPTY if status == 200 and content[:1] == b"{" and json.loads(content).get("results") == [] else str(status)
 
 
-def leaked(world: World, who: str, answer: tuple[int, bytes, dict[str, str]]) -> list[bytes]:
+def leaked(world: World, who: str, answer: Answer) -> list[bytes]:
     _, content, headers = answer
     text = content + repr(headers).encode()
     kept = world.secrets + (world.tenant_secrets if who in {"other", "inactive", "suspended", "nobody"} else [])

@@ -1,12 +1,28 @@
 """Every address asked by everybody, as `matrix.py` has it (F-50, INV-01)."""
 
+from collections import defaultdict
 from dataclasses import asdict, replace
+from itertools import product
 
 import pytest
 from django.test import Client
 
 from tests.meta.addresses import routes
-from tests.meta.everybody import UNKNOWN, World, ask, ask_row, leaked, make_world, prepare, set_up, told, undone
+from tests.meta.everybody import (
+    UNKNOWN,
+    Answer,
+    Names,
+    World,
+    ask,
+    ask_row,
+    leaked,
+    make_world,
+    prepare,
+    set_up,
+    situation_of,
+    told,
+    undone,
+)
 from tests.meta.leaks import insides
 from tests.meta.matrix import COLUMNS, EMPTY, PAGE, ROWS, Row, page
 from tests.worlds import starts_from
@@ -45,66 +61,106 @@ def test_page_shows_the_table() -> None:
 
 # --- Everybody asks everything ---
 
+KINDS = ("admin", "other", "nobody")  # who may, a stranger, and without a token
+REFUSED = ("viewer", "member", "other")  # who can no longer read it, a colleague, and a stranger
+AT_ONCE = 12  # rows in a test: their set-up is made once, and the five minutes of an access token suffice on a busy machine
+
+
+def grouped() -> list[tuple[str, list[Row]]]:
+    """Rows that are asked in the same situation."""
+    by_situation: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in ROWS:
+        by_situation[situation_of(row)].append(row)
+    return [
+        (situation, rows[start : start + AT_ONCE])
+        for situation, rows in by_situation.items()
+        for start in range(0, len(rows), AT_ONCE)
+    ]
+
+
+in_each_situation = pytest.mark.parametrize(("situation", "rows"), grouped())
+everybody_under_long = pytest.mark.parametrize(
+    "people", [KINDS, pytest.param(tuple(COLUMNS), marks=pytest.mark.long)], ids=["kinds", "everybody"]
+)
+
+
+def ask_as(who: str, row: Row, world: World, names: Names) -> Answer:
+    with undone():
+        prepare(world, who)
+        return ask_row(row, world, names, who)
+
 
 @pytest.mark.both_databases
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_row(row: Row, world: World) -> None:
-    """Each answer is the table's; whoever is refused sees nothing of the collection, and the same as of one that never was."""
-    answers, leaks, tells = {}, {}, []
-    set_up(world, row)
-    for who in COLUMNS:
-        with undone():
-            prepare(world, who)
-            answer = ask_row(row, world, world.names, who)
-        answers[who] = told(*answer[:2])
-        assert insides(answer[1] + repr(answer[2]).encode()) == []
-        is_reader = row.answers[who][0] in "23" and row.answers[who] != EMPTY
-        if not is_reader and (found := leaked(world, who, answer)):
-            leaks[who] = found
-        if row.answers[who] in {"404", "400"}:
-            with undone():
-                prepare(world, who)
-                unknown = ask_row(row, world, UNKNOWN, who)
-            if unknown != answer:
-                tells.append((who, answer, unknown))
-    assert answers == row.answers
-    assert leaks == {}
-    assert tells == []
+@in_each_situation
+def test_everybody_is_answered_as_the_table_says(
+    situation: str, rows: list[Row], world: World, subtests: pytest.Subtests
+) -> None:
+    """Who is refused sees nothing of the collection, and the same as of one that never was."""
+    set_up(world, situation)
+    for row in rows:
+        with subtests.test(row=str(row)):
+            answers = {who: ask_as(who, row, world, world.names) for who in COLUMNS}
+            assert {who: told(*answer[:2]) for who, answer in answers.items()} == row.answers
+            assert [insides(content + repr(headers).encode()) for _, content, headers in answers.values()] == [[]] * len(COLUMNS)
+            readers = {who for who, expected in row.answers.items() if expected[0] in "23" and expected != EMPTY}
+            leaks = {who: leaked(world, who, answer) for who, answer in answers.items() if who not in readers}
+            assert not {who: found for who, found in leaks.items() if found}
+            unknown = {who: ask_as(who, row, world, UNKNOWN) for who in REFUSED if row.answers[who] in {"404", "400"}}
+            assert unknown == {who: answers[who] for who in unknown}
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.method == "GET"], ids=str)
-def test_head_is_answered_as_get(row: Row, world: World) -> None:
-    set_up(world, row)
-    for who in COLUMNS:
-        with undone():
-            prepare(world, who)
-            status, content, headers = ask_row(replace(row, method="HEAD"), world, world.names, who)
-        expected = "200" if row.answers[who] == EMPTY else row.answers[who]
-        assert (who, str(status), content) == (who, expected, b"")
-        if expected[0] not in "23":
-            assert leaked(world, who, (status, content, headers)) == []
+@pytest.mark.long
+@in_each_situation
+def test_everybody_is_refused_as_if_there_was_nothing(
+    situation: str, rows: list[Row], world: World, subtests: pytest.Subtests
+) -> None:
+    set_up(world, situation)
+    for row in rows:
+        for who in [who for who in COLUMNS if row.answers[who] in {"404", "400"}]:
+            with subtests.test(row=str(row), who=who):
+                assert ask_as(who, row, world, UNKNOWN) == ask_as(who, row, world, world.names)
 
 
+@everybody_under_long
+@in_each_situation
+def test_head_is_answered_as_get(
+    situation: str, rows: list[Row], people: tuple[str, ...], world: World, subtests: pytest.Subtests
+) -> None:
+    read = [row for row in rows if row.method == "GET"]
+    if read:
+        set_up(world, situation)
+    for row, who in product(read, people):
+        with subtests.test(row=str(row), who=who):
+            status, content, headers = ask_as(who, replace(row, method="HEAD"), world, world.names)
+            expected = "200" if row.answers[who] == EMPTY else row.answers[who]
+            assert (str(status), content) == (expected, b"")
+            assert expected[0] in "23" or leaked(world, who, (status, content, headers)) == []
+
+
+@everybody_under_long
 @pytest.mark.parametrize("path", routes())
-def test_every_other_method_is_refused_whatever_the_address_names(path: str, world: World) -> None:
+def test_every_other_method_is_refused_whatever_the_address_names(path: str, people: tuple[str, ...], world: World) -> None:
     served = {row.method for row in ROWS if row.path == path}
     for method in [method for method in METHODS if method not in served and not (method == "HEAD" and "GET" in served)]:
-        for who in COLUMNS:
+        for who in people:
             answers = [ask(world.clients[who], method, path.format_map(asdict(names))) for names in (world.names, UNKNOWN)]
             status, content, headers = answers[0]
             assert status in ({401, 405} if who in {"inactive", "nobody"} else {405}), (method, who)
-            assert headers["Content-Type"] == "application/problem+json"
-            assert answers[0] == answers[1]
-            assert insides(content) == []
-            assert set(headers.get("Allow", "").split(", ")) - {"HEAD", "OPTIONS", ""} <= served
+            assert headers["Content-Type"] == "application/problem+json", (method, who)
+            assert answers[0] == answers[1], (method, who)
+            assert insides(content) == [], (method, who)
+            assert set(headers.get("Allow", "").split(", ")) - {"HEAD", "OPTIONS", ""} <= served, (method, who)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_session_of_the_admin_site_opens_nothing_here(row: Row, world: World) -> None:
+@in_each_situation
+def test_session_of_the_admin_site_opens_nothing_here(
+    situation: str, rows: list[Row], world: World, subtests: pytest.Subtests
+) -> None:
     """As nobody, for everybody: a cookie that a browser sends by itself must not carry out a request (T-16)."""
     signed_in = Client()
     signed_in.force_login(world.people["admin"])  # type: ignore[arg-type]
-    with undone():
-        set_up(world, row)
-        answer = ask_row(row, world, world.names, "nobody", signed_in)
-    assert told(*answer[:2]) == row.answers["nobody"]
+    set_up(world, situation)
+    for row in rows:
+        with subtests.test(row=str(row)), undone():
+            answer = ask_row(row, world, world.names, "nobody", signed_in)
+            assert told(*answer[:2]) == row.answers["nobody"]

@@ -30,11 +30,10 @@ def filled(api: Callable[[User], APIClient], alice: User) -> Collection:
     return Collection.objects.get(slug=slug)
 
 
-@pytest.mark.parametrize("model", admin.site._registry, ids=lambda model: model.__name__)
-def test_list_page_opens(operator: Client, filled: Collection, model: type[Model]) -> None:
-    assert (
-        operator.get(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist") + "?q=nov").status_code == 200
-    )
+def test_list_pages_open(operator: Client, filled: Collection) -> None:
+    for model in admin.site._registry:
+        name = f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist"
+        assert operator.get(reverse(name), {"q": "nov"}).status_code == 200, name
 
 
 def test_collection_page_shows_figures_and_neither_names_nor_content_of_files(operator: Client, filled: Collection) -> None:

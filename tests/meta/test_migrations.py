@@ -58,9 +58,8 @@ def test_new_migrations_leave_the_release_before_them_working() -> None:
 NUMBER: Final = models.IntegerField
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [
+def test_what_the_release_before_would_break_on() -> None:
+    for operation in [
         RemoveField("file", "length"),
         DeleteModel("file"),
         RenameField("file", "length", "size"),
@@ -70,24 +69,17 @@ NUMBER: Final = models.IntegerField
         AddConstraint("file", models.UniqueConstraint("length", name="one")),
         RunSQL("DROP TABLE file"),
         RunPython(RunPython.noop),
-    ],
-    ids=lambda operation: operation.describe(),
-)
-def test_what_the_release_before_would_break_on(operation: Operation) -> None:
-    assert trouble(operation)
+    ]:
+        assert trouble(operation), operation.describe()
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [
+def test_what_the_release_before_does_not_notice() -> None:
+    for operation in [
         AddField("file", "length", NUMBER(null=True)),
         AddField("file", "length", NUMBER(db_default=3)),
         AddIndex("file", models.Index("length", name="by_length")),
         RemoveIndex("file", "by_length"),
         AlterModelOptions("file", {"verbose_name": "paper"}),
         CreateModel("file", [("id", models.AutoField(primary_key=True))]),
-    ],
-    ids=lambda operation: operation.describe(),
-)
-def test_what_the_release_before_does_not_notice(operation: Operation) -> None:
-    assert not trouble(operation)
+    ]:
+        assert not trouble(operation), operation.describe()
