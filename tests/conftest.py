@@ -5,7 +5,6 @@ A test that starts from a world has the people of that world.
 """
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,15 +96,14 @@ def slots_are_given_back() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def vault_is_known(stores_prepared: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def vault_is_known(stores_prepared: None) -> Iterator[None]:
     """A test's database is rolled back, and the vault is not: each test finds it without a mark, ledger and heads.
 
     As if this process had just looked: whoever tests that calls `deployment.forget()`.
     """
-    far_off = time.monotonic() + 24 * 3600
-    monkeypatch.setattr(deployment, "_checked_at", {"vault": far_off, "history": far_off})
     vault = Path(settings.STORAGES["vault"]["OPTIONS"]["location"])
-    yield
+    with worlds.vault_is_known():
+        yield
     shutil.rmtree(vault / deployment.OWN, ignore_errors=True)
 
 

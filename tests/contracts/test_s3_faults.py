@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MIB = 1024**2
-PART = 5 * MIB  # the smallest that S3 takes
-BIG = bytes(PART + MIB)
+SMALLEST_PART = 5 * MIB  # the smallest that S3 takes
+BIG = bytes(SMALLEST_PART + MIB)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def faults() -> stores.Faults:
 def vault() -> Iterator[S3Store]:
     with stores.buckets(stores.moto(), 1) as (name,):
         store = stores.moto().store(name)
-        store.part_bytes = PART
+        store.part_bytes = SMALLEST_PART
         yield store
 
 
@@ -227,10 +227,10 @@ def test_write_fills_a_part_while_another_is_on_its_way(vault: S3Store, faults: 
 
         writer = vault.create(f"{number}", size=None)
         with faults.during(slowly):
-            writer.write(bytes(2 * PART - 1))  # a part, and most of the next
+            writer.write(bytes(2 * SMALLEST_PART - 1))  # a part, and most of the next
             assert writer.bytes_stored == 0
             may_answer.set()
-            assert writer.commit().size == 2 * PART - 1
+            assert writer.commit().size == 2 * SMALLEST_PART - 1
 
 
 def test_abort_waits_for_a_part_on_its_way(vault: S3Store, faults: stores.Faults) -> None:
@@ -566,7 +566,7 @@ def test_tls_protects_the_body_and_without_it_the_signature_does(
         (options | {"endpoint_url": tls_url, "verify": certificate[0]}, "UNSIGNED-PAYLOAD|STREAMING-UNSIGNED-PAYLOAD-TRAILER"),
     ):
         store = S3Store(**options_of_this)
-        store.part_bytes = PART
+        store.part_bytes = SMALLEST_PART
         with faults.during(lambda *_: None) as seen:
             put(store, "a", b"0123456789")
             put(store, "b", BIG)
