@@ -3,28 +3,32 @@
 alice made the collection `november` in acme, bob edits it, erin audits acme and rita decides a stage there, mallory is of globex.
 """
 
+import reprlib
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.signals import request_finished, request_started
-from django.db import close_old_connections
+from django.db import close_old_connections, connection, transaction
 from django.test import RequestFactory
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from config.wsgi import application
 from files import deployment
-from files.models import Erasure, StoredFile, Upload
+from files.models import Collection, Erasure, StoredFile, Upload
 from files.stores import get_store
 from tenants import audit, tokens
 from tenants.models import Tenant, User
 from tests import invariants
-from tests.api import paths
+from tests.api import paths, worlds
+from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.factories import make_member
+from tests.worlds import brings
 
 
 @pytest.fixture
@@ -50,10 +54,46 @@ def vault(db: None, settings: Settings, tmp_path: Path, buckets_of_world: Path) 
     assert isinstance(store, WatchedStore)
     store.prepare(create=True)
     yield store
-    assert_everything_adds_up(store)
+    assert_rows_add_up(store)
+    invariants.check_slots()
 
 
-def assert_everything_adds_up(store: WatchedStore) -> None:
+class Writes:
+    """Counts the statements that change rows."""
+
+    count = 0
+
+    def __call__(self, execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        self.count += not sql.startswith(("SELECT", "SAVEPOINT", "RELEASE"))
+        return execute(sql, *rest)
+
+
+def label(value: object) -> str:
+    return str(getattr(value, "__name__", None) or reprlib.repr(value))
+
+
+@pytest.fixture
+def case(vault: WatchedStore, subtests: pytest.Subtests, tmp_path: Path) -> Case:
+    """`with case(names):` is one of the cases of a test. What it changes is undone, in the database and in the vault."""
+
+    @contextmanager
+    def one(*names: object) -> Iterator[None]:
+        before = shutil.copytree(vault.root, tmp_path / "before")
+        vault.forget()
+        writes = Writes()
+        with subtests.test(", ".join(map(label, names))), transaction.atomic(), connection.execute_wrapper(writes):
+            yield
+            assert not vault.bodies
+            if writes.count or vault.created:
+                assert_rows_add_up(vault)
+            transaction.set_rollback(True)
+        shutil.rmtree(vault.root)
+        before.rename(vault.root)
+
+    return one
+
+
+def assert_rows_add_up(store: WatchedStore) -> None:
     ready = StoredFile.objects.filter(status=StoredFile.Status.READY, store="vault").values_list("object_key", flat=True)
     stored = store.keys()
     objects = {key for key in stored if not key.startswith(deployment.OWN)}
@@ -61,14 +101,14 @@ def assert_everything_adds_up(store: WatchedStore) -> None:
     assert not Upload.objects.exists()
     assert not store.bodies
     invariants.check_counts()
-    invariants.check_slots()
     assert not list(audit.verify())
 
 
 @pytest.fixture
-def november(vault: WatchedStore, alice: User, api: Callable[[User], APIClient]) -> str:
+@brings(worlds.make_november)
+def november(vault: WatchedStore) -> str:
     """The id of a collection of acme."""
-    return str(api(alice).post(paths.COLLECTIONS, {"display_name": "November 2012"}).json()["id"])
+    return Collection.objects.get(display_name=worlds.DISPLAY_NAME).slug
 
 
 @pytest.fixture

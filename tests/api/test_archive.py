@@ -1,7 +1,6 @@
 """GET and HEAD collections/{id}/archive.zip: a zip whose length is known before its first byte (Z-1)."""
 
 import io
-import random
 import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +9,7 @@ from urllib.parse import urlencode
 import pytest
 from django.conf import settings as current
 from django.utils import timezone
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_django import DjangoAssertNumQueries, Settings
 from rest_framework.test import APIClient
@@ -22,20 +21,20 @@ from tenants import services
 from tenants.models import Membership, User
 from tests.api import paths
 from tests.api.answers import audited, problem
+from tests.api.cases import Case
 from tests.api.vault import WatchedStore
+from tests.api.worlds import ARCHIVED as CONTENTS
+from tests.api.worlds import make_archived
+from tests.worlds import brings
 
 
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
-RANDOM = random.Random(13)
-CONTENTS = {"a.csv": RANDOM.randbytes(5000), "b.bin": b"", "ç\u2215d": RANDOM.randbytes(72), "名前.txt": b"x"}
 
 
 @pytest.fixture
-def filled(bob: User, november: str, put: Put, api: Api, vault: WatchedStore) -> str:
-    for name, content in CONTENTS.items():
-        put(api(bob), november, name, content)
-    vault.forget()
+@brings(make_archived)
+def filled(november: str) -> str:
     return november
 
 
@@ -90,23 +89,23 @@ def test_head_tells_the_length_and_reads_nothing(bob: User, filled: str, api: Ap
     assert head.content == b""
 
 
-@pytest.mark.parametrize("names", [["a.csv"], ["名前.txt", "b.bin"], ["A.CSV"], ["a.csv", "a.csv", "A.csv"], list(CONTENTS)])
-def test_an_archive_of_a_selection(bob: User, filled: str, api: Api, names: list[str]) -> None:
-    content = b"".join(api(bob).get(f"{paths.archive(filled)}?{urlencode({'file': names}, doseq=True)}"))
-    chosen = {name.casefold() for name in names}
-    assert unzipped(content) == {name: content for name, content in CONTENTS.items() if name.casefold() in chosen}
+def test_an_archive_of_a_selection(bob: User, filled: str, api: Api, case: Case) -> None:
+    for names in [["a.csv"], ["名前.txt", "b.bin"], ["A.CSV"], ["a.csv", "a.csv", "A.csv"], list(CONTENTS)]:
+        with case(names):
+            content = b"".join(api(bob).get(f"{paths.archive(filled)}?{urlencode({'file': names}, doseq=True)}"))
+            chosen = {name.casefold() for name in names}
+            assert unzipped(content) == {name: content for name, content in CONTENTS.items() if name.casefold() in chosen}
 
 
-@pytest.mark.parametrize("names", [["nothing"], ["a.csv", "nothing"], [""], ["."], ["../a.csv"], ["a.csv", ""], ["x" * 3000]])
-@pytest.mark.parametrize("method", ["get", "head"])
-def test_an_archive_of_a_file_that_is_not_there_is_404(
-    bob: User, filled: str, api: Api, vault: WatchedStore, names: list[str], method: str
-) -> None:
-    answer = getattr(api(bob), method)(f"{paths.archive(filled)}?{urlencode({'file': names}, doseq=True)}")
-    assert answer.status_code == 404
-    if method == "get":
-        problem(answer, 404, "not_found")
-    assert vault.reads == []
+def test_an_archive_of_a_file_that_is_not_there_is_404(bob: User, filled: str, api: Api, vault: WatchedStore, case: Case) -> None:
+    for names in [["nothing"], ["a.csv", "nothing"], [""], ["."], ["../a.csv"], ["a.csv", ""], ["x" * 3000]]:
+        for method in ["get", "head"]:
+            with case(names, method):
+                answer = getattr(api(bob), method)(f"{paths.archive(filled)}?{urlencode({'file': names}, doseq=True)}")
+                assert answer.status_code == 404
+                if method == "get":
+                    problem(answer, 404, "not_found")
+                assert vault.reads == []
 
 
 def test_an_archive_of_a_file_of_another_collection_is_404(bob: User, filled: str, put: Put, api: Api) -> None:
@@ -166,21 +165,22 @@ def test_an_archive_whose_first_object_is_damaged_is_502(bob: User, filled: str,
     assert audited("collection.archive", "file.corrupt") == [("file.corrupt", "bob")]
 
 
-@pytest.mark.parametrize("damage", ["lost", "damaged"])
 def test_an_archive_whose_later_object_is_not_what_it_was_ends_visibly_short(
-    bob: User, filled: str, api: Api, vault: WatchedStore, damage: str
+    bob: User, filled: str, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    path = vault.path_of("名前.txt")
-    path.unlink() if damage == "lost" else path.write_bytes(b"x" * path.stat().st_size)
-    answer = api(bob).get(paths.archive(filled))
-    assert len(until_it_breaks(answer)) < int(answer["Content-Length"])
-    action = "file.missing" if damage == "lost" else "file.corrupt"
-    assert audited("collection.archive", action) == [("collection.archive", "bob"), (action, "bob")]
-    if damage == "lost":
-        told = problem(api(bob).get(paths.archive(filled)), 502, "object_missing")
-        assert "名前.txt" in told["detail"]  # nobody gets an archive with a hole in it and does not know
-        chosen = urlencode({"file": ["a.csv", "b.bin"]}, doseq=True)
-        assert set(unzipped(b"".join(api(bob).get(f"{paths.archive(filled)}?{chosen}")))) == {"a.csv", "b.bin"}
+    for damage in ["lost", "damaged"]:
+        with case(damage):
+            path = vault.path_of("名前.txt")
+            path.unlink() if damage == "lost" else path.write_bytes(b"x" * path.stat().st_size)
+            answer = api(bob).get(paths.archive(filled))
+            assert len(until_it_breaks(answer)) < int(answer["Content-Length"])
+            action = "file.missing" if damage == "lost" else "file.corrupt"
+            assert audited("collection.archive", action) == [("collection.archive", "bob"), (action, "bob")]
+            if damage == "lost":
+                told = problem(api(bob).get(paths.archive(filled)), 502, "object_missing")
+                assert "名前.txt" in told["detail"]  # nobody gets an archive with a hole in it and does not know
+                chosen = urlencode({"file": ["a.csv", "b.bin"]}, doseq=True)
+                assert set(unzipped(b"".join(api(bob).get(f"{paths.archive(filled)}?{chosen}")))) == {"a.csv", "b.bin"}
 
 
 def replace(client: APIClient, slug: str) -> None:
@@ -192,17 +192,18 @@ def delete(client: APIClient, slug: str) -> None:
     assert client.delete(paths.file(slug, "名前.txt")).status_code == 204
 
 
-@pytest.mark.parametrize("change", [replace, delete])
-def test_an_archive_whose_file_changes_meanwhile_ends_visibly_short(bob: User, filled: str, api: Api, change: Any) -> None:
+def test_an_archive_whose_file_changes_meanwhile_ends_visibly_short(bob: User, filled: str, api: Api, case: Case) -> None:
     """Its length and its checksums are promised: another content, even of the same length, is not what was asked for."""
-    client = api(bob)
-    answer = client.get(paths.archive(filled))
-    pieces = iter(answer)
-    arrived = next(pieces)
-    change(client, filled)
-    arrived += until_it_breaks(pieces)
-    assert len(arrived) < int(answer["Content-Length"])
-    assert b"y" not in arrived[-20:]
+    for change in [replace, delete]:
+        with case(change):
+            client = api(bob)
+            answer = client.get(paths.archive(filled))
+            pieces = iter(answer)
+            arrived = next(pieces)
+            change(client, filled)
+            arrived += until_it_breaks(pieces)
+            assert len(arrived) < int(answer["Content-Length"])
+            assert b"y" not in arrived[-20:]
 
 
 def test_an_archive_does_not_mind_that_a_file_is_renamed_meanwhile(bob: User, filled: str, api: Api) -> None:
@@ -213,31 +214,33 @@ def test_an_archive_does_not_mind_that_a_file_is_renamed_meanwhile(bob: User, fi
     assert unzipped(arrived + b"".join(pieces)) == CONTENTS
 
 
-@pytest.mark.parametrize("change", ["leaves", "is-deleted"])
 def test_a_running_archive_ends_when_its_reader_may_read_no_more(
-    alice: User, bob: User, filled: str, api: Api, monkeypatch: pytest.MonkeyPatch, change: str
+    alice: User, bob: User, filled: str, api: Api, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
-    monkeypatch.setattr(transfers, "CHECK_SECONDS", -1.0)
-    admin, pieces = api(alice), iter(api(bob).get(paths.archive(filled)))
-    next(pieces)
-    if change == "leaves":
-        services.remove_member(membership=Membership.objects.get(user=bob), by=None, now=timezone.now())
-    else:
-        admin.delete(paths.collection(filled))
-    with pytest.raises(TransferEnded):
-        next(pieces)
+    for change in ["leaves", "is-deleted"]:
+        with case(change):
+            monkeypatch.setattr(transfers, "CHECK_SECONDS", -1.0)
+            admin, pieces = api(alice), iter(api(bob).get(paths.archive(filled)))
+            next(pieces)
+            if change == "leaves":
+                services.remove_member(membership=Membership.objects.get(user=bob), by=None, now=timezone.now())
+            else:
+                admin.delete(paths.collection(filled))
+            with pytest.raises(TransferEnded):
+                next(pieces)
 
 
-@pytest.mark.parametrize("taken", [0, 1, 40])
 def test_who_goes_away_from_an_archive_leaves_nothing_open(
-    bob: User, filled: str, vault: WatchedStore, serve: Callable[..., Any], taken: int
+    bob: User, filled: str, vault: WatchedStore, serve: Callable[..., Any], case: Case
 ) -> None:
-    answer = serve(bob, "GET", paths.archive(filled).encode())
-    pieces = iter(answer)
-    for _ in range(taken):
-        next(pieces)
-    answer.close()
-    assert not vault.bodies
+    for taken in [0, 1, 40]:
+        with case(taken):
+            answer = serve(bob, "GET", paths.archive(filled).encode())
+            pieces = iter(answer)
+            for _ in range(taken):
+                next(pieces)
+            answer.close()
+            assert not vault.bodies
 
 
 def test_an_archive_beyond_the_transfers_of_this_server_is_503(bob: User, filled: str, api: Api) -> None:
@@ -250,18 +253,20 @@ def test_an_archive_beyond_the_transfers_of_this_server_is_503(bob: User, filled
     assert audited("collection.archive") == []
 
 
-@given(files=st.dictionaries(st.text("abcäß名🙂 ._-", min_size=1, max_size=8), st.binary(max_size=400), max_size=5))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_archive_has_the_length_that_it_announces(
-    bob: User, november: str, put: Put, api: Api, files: dict[str, bytes]
-) -> None:
-    client, kept = api(bob), {}
-    for name, content in files.items():
-        if put(client, november, name, content).status_code == 201:
-            kept[name] = content
-    answer = client.get(paths.archive(november))
-    content = b"".join(answer)
-    assert answer["Content-Length"] == str(len(content))
-    assert unzipped(content) == kept
-    for name in kept:
-        client.delete(paths.file(november, name))
+@pytest.mark.parametrize("examples", [3, pytest.param(15, marks=pytest.mark.long)])
+def test_any_archive_has_the_length_that_it_announces(bob: User, november: str, put: Put, api: Api, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(files=st.dictionaries(st.text("abcäß名🙂 ._-", min_size=1, max_size=8), st.binary(max_size=400), max_size=5))
+    def check(files: dict[str, bytes]) -> None:
+        client, kept = api(bob), {}
+        for name, content in files.items():
+            if put(client, november, name, content).status_code == 201:
+                kept[name] = content
+        answer = client.get(paths.archive(november))
+        content = b"".join(answer)
+        assert answer["Content-Length"] == str(len(content))
+        assert unzipped(content) == kept
+        for name in kept:
+            client.delete(paths.file(november, name))
+
+    check()

@@ -14,6 +14,7 @@ from tenants import services
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, problem
+from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.factories import make_member
 
@@ -78,11 +79,12 @@ def test_create_without_a_tenant_by_who_is_in_several_is_400(alice: User, globex
     assert create(api(alice), "November", tenant="globex").json()["tenant"] == "globex"
 
 
-@pytest.mark.parametrize("who", ["erin", "rita"])
-def test_create_by_somebody_whose_role_keeps_no_files_is_403(who: str, request: pytest.FixtureRequest, api: Api) -> None:
-    problem(create(api(request.getfixturevalue(who)), "November", tenant="acme"), 403, "refused")
-    assert not Collection.objects.exists()
-    assert audited() == []
+def test_create_by_somebody_whose_role_keeps_no_files_is_403(erin: User, rita: User, api: Api, case: Case) -> None:
+    for who in (erin, rita):
+        with case(who.username):
+            problem(create(api(who), "November", tenant="acme"), 403, "refused")
+            assert not Collection.objects.exists()
+            assert audited() == []
 
 
 def test_create_by_a_superuser_without_a_role_is_403(root: User, acme: Tenant, api: Api) -> None:
@@ -125,13 +127,14 @@ def test_create_takes_the_retention_of_the_tenant_unless_it_is_told(alice: User,
     assert told["purge_at"] == "2050-01-01T00:00:00.000000Z"
 
 
-@pytest.mark.parametrize("default", ["AES-GCM", "NONE"])
-def test_create_takes_the_ciphers_that_the_tenant_allows(alice: User, acme: Tenant, api: Api, default: str) -> None:
-    refused = problem(create(api(alice), "Plain", cipher="NONE"), 400, "cipher_not_allowed")
-    assert list(refused["errors"]) == ["cipher"]
-    acme.allowed_ciphers = ["AES-GCM", "NONE"]
-    acme.save()
-    assert create(api(alice), "Chosen", cipher=default).json()["cipher"] == default
+def test_create_takes_the_ciphers_that_the_tenant_allows(alice: User, acme: Tenant, api: Api, case: Case) -> None:
+    for default in ["AES-GCM", "NONE"]:
+        with case(default):
+            refused = problem(create(api(alice), "Plain", cipher="NONE"), 400, "cipher_not_allowed")
+            assert list(refused["errors"]) == ["cipher"]
+            acme.allowed_ciphers = ["AES-GCM", "NONE"]
+            acme.save()
+            assert create(api(alice), "Chosen", cipher=default).json()["cipher"] == default
 
 
 PAST = "2020-01-01T00:00:00Z"
@@ -163,22 +166,24 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("body", "field"), BAD.values(), ids=BAD)
-def test_create_with_a_bad_value_is_400_and_names_the_field(alice: User, api: Api, body: dict[str, Any], field: str) -> None:
-    answer = api(alice).post(paths.COLLECTIONS, body)
-    assert answer.status_code == 400
-    assert list(problem(answer, 400, answer.json()["code"])["errors"]) == [field]
-    assert not Collection.objects.exists()
+def test_create_with_a_bad_value_is_400_and_names_the_field(alice: User, api: Api, case: Case) -> None:
+    for name_of_case, (body, field) in BAD.items():
+        with case(name_of_case):
+            answer = api(alice).post(paths.COLLECTIONS, body)
+            assert answer.status_code == 400
+            assert list(problem(answer, 400, answer.json()["code"])["errors"]) == [field]
+            assert not Collection.objects.exists()
 
 
-@pytest.mark.parametrize("name", ["Zoë's Übung: 50 %", "名前", "🙂🙂", "-", "a/b", "<script>", "x" * 200, "'; drop table"])
-def test_create_keeps_a_name_as_it_is_and_makes_an_id_of_what_addresses_hold(alice: User, api: Api, name: str) -> None:
-    made = create(api(alice), name).json()
-    assert made["display_name"] == name
-    assert made["id"].replace("-", "").isalnum()
-    assert made["id"].isascii()
-    assert len(made["id"]) <= 80
-    assert api(alice).get(made["links"]["self"]).json()["display_name"] == name
+def test_create_keeps_a_name_as_it_is_and_makes_an_id_of_what_addresses_hold(alice: User, api: Api, case: Case) -> None:
+    for name in ["Zoë's Übung: 50 %", "名前", "🙂🙂", "-", "a/b", "<script>", "x" * 200, "'; drop table"]:
+        with case(name):
+            made = create(api(alice), name).json()
+            assert made["display_name"] == name
+            assert made["id"].replace("-", "").isalnum()
+            assert made["id"].isascii()
+            assert len(made["id"]) <= 80
+            assert api(alice).get(made["links"]["self"]).json()["display_name"] == name
 
 
 def test_create_ignores_what_the_server_decides(alice: User, api: Api) -> None:
@@ -277,20 +282,21 @@ def test_details_show_count_and_length_of_the_files(bob: User, november: str, pu
     assert (shown["file_count"], shown["total_length"]) == (2, 5)
 
 
-@pytest.mark.parametrize("method", ["get", "head", "patch", "delete"])
-@pytest.mark.parametrize("who", ["mallory", "rita", "root"])
 def test_a_collection_that_is_not_mine_looks_like_one_that_is_not_there(
-    who: str, method: str, request: pytest.FixtureRequest, november: str, api: Api
+    mallory: User, rita: User, root: User, november: str, api: Api, case: Case
 ) -> None:
-    client = api(request.getfixturevalue(who))
-    foreign = getattr(client, method)(paths.collection(november))
-    unknown = getattr(client, method)(paths.collection("november-2012-zzzz"))
-    assert foreign.status_code == 404
-    assert foreign.content == unknown.content
-    assert {name: value for name, value in foreign.items() if name != "X-Request-ID"} == {
-        name: value for name, value in unknown.items() if name != "X-Request-ID"
-    }
-    assert Collection.objects.get().status == "open"
+    for method in ["get", "head", "patch", "delete"]:
+        for who in (mallory, rita, root):
+            with case(method, who.username):
+                client = api(who)
+                foreign = getattr(client, method)(paths.collection(november))
+                unknown = getattr(client, method)(paths.collection("november-2012-zzzz"))
+                assert foreign.status_code == 404
+                assert foreign.content == unknown.content
+                assert {name: value for name, value in foreign.items() if name != "X-Request-ID"} == {
+                    name: value for name, value in unknown.items() if name != "X-Request-ID"
+                }
+                assert Collection.objects.get().status == "open"
 
 
 def test_a_collection_of_a_suspended_tenant_looks_like_one_that_is_not_there(
@@ -307,12 +313,13 @@ def test_a_collection_of_a_suspended_tenant_looks_like_one_that_is_not_there(
     assert client.get(paths.collection(november)).status_code == 200
 
 
-@pytest.mark.parametrize("method", ["get", "patch", "delete"])
-def test_a_collection_is_401_without_a_token_whether_it_is_there_or_not(november: str, api: Api, method: str) -> None:
-    there = getattr(api(None), method)(paths.collection(november))
-    problem(there, 401, "not_authenticated")
-    assert there["WWW-Authenticate"] == 'Bearer realm="strongroom"'
-    assert there.content == getattr(api(None), method)(paths.collection("nothing")).content
+def test_a_collection_is_401_without_a_token_whether_it_is_there_or_not(november: str, api: Api, case: Case) -> None:
+    for method in ["get", "patch", "delete"]:
+        with case(method):
+            there = getattr(api(None), method)(paths.collection(november))
+            problem(there, 401, "not_authenticated")
+            assert there["WWW-Authenticate"] == 'Bearer realm="strongroom"'
+            assert there.content == getattr(api(None), method)(paths.collection("nothing")).content
 
 
 def test_a_collection_is_401_to_who_was_deactivated(bob: User, november: str, api: Api) -> None:
@@ -358,26 +365,25 @@ def test_update_changes_name_and_date_and_leaves_the_rest(alice: User, november:
     assert audited("collection.update") == [("collection.update", "alice")] * 3
 
 
-@pytest.mark.parametrize("body", [{}, {"display_name": "November 2012"}, {"status": "deleted"}, {"id": "mine", "cipher": "NONE"}])
-def test_update_that_changes_nothing_is_not_audited(alice: User, november: str, api: Api, body: dict[str, Any]) -> None:
-    before = api(alice).get(paths.collection(november)).json()
-    assert api(alice).patch(paths.collection(november), body).json() == before
-    assert audited("collection.update") == []
+def test_update_that_changes_nothing_is_not_audited(alice: User, november: str, api: Api, case: Case) -> None:
+    for body in [{}, {"display_name": "November 2012"}, {"status": "deleted"}, {"id": "mine", "cipher": "NONE"}]:
+        with case(body):
+            before = api(alice).get(paths.collection(november)).json()
+            assert api(alice).patch(paths.collection(november), body).json() == before
+            assert audited("collection.update") == []
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
+def test_update_with_a_bad_value_is_400(alice: User, november: str, api: Api, case: Case) -> None:
+    for body, field in [
         ({"display_name": ""}, "display_name"),
         ({"display_name": None}, "display_name"),
         ({"display_name": "a\x07"}, "display_name"),
         ({"purge_at": PAST}, "purge_at"),
         ({"purge_at": "soon"}, "purge_at"),
-    ],
-)
-def test_update_with_a_bad_value_is_400(alice: User, november: str, api: Api, body: dict[str, Any], field: str) -> None:
-    answer = api(alice).patch(paths.collection(november), body)
-    assert list(problem(answer, 400, answer.json()["code"])["errors"]) == [field]
+    ]:
+        with case(body, field):
+            answer = api(alice).patch(paths.collection(november), body)
+            assert list(problem(answer, 400, answer.json()["code"])["errors"]) == [field]
 
 
 def test_update_to_a_taken_name_is_409(alice: User, november: str, api: Api) -> None:
@@ -453,18 +459,19 @@ def test_delete_and_restore_are_the_admins(alice: User, bob: User, mallory: User
     assert audited("collection.delete", "collection.restore") == [("collection.delete", "alice")]
 
 
-@pytest.mark.parametrize("status", ["purging", "blocked"])
-def test_a_collection_that_is_being_destroyed_is_nobodys(alice: User, november: str, api: Api, status: str) -> None:
-    Collection.objects.update(status=status)
-    for answer in (
-        api(alice).get(paths.collection(november)),
-        api(alice).patch(paths.collection(november), {"display_name": "x"}),
-        api(alice).delete(paths.collection(november)),
-        api(alice).post(paths.restore(november)),
-        api(alice).get(paths.files(november)),
-    ):
-        problem(answer, 404, "not_found")
-    assert names(api(alice)) == []
+def test_a_collection_that_is_being_destroyed_is_nobodys(alice: User, november: str, api: Api, case: Case) -> None:
+    for status in ["purging", "blocked"]:
+        with case(status):
+            Collection.objects.update(status=status)
+            for answer in (
+                api(alice).get(paths.collection(november)),
+                api(alice).patch(paths.collection(november), {"display_name": "x"}),
+                api(alice).delete(paths.collection(november)),
+                api(alice).post(paths.restore(november)),
+                api(alice).get(paths.files(november)),
+            ):
+                problem(answer, 404, "not_found")
+            assert names(api(alice)) == []
 
 
 def test_a_hidden_collection_of_a_package_is_nobodys(alice: User, november: str, api: Api) -> None:

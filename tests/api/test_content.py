@@ -23,21 +23,23 @@ from tenants import services
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, digest, problem
+from tests.api.cases import EACH_IN_TURN, Case, Combine
 from tests.api.vault import WatchedStore
+from tests.api.worlds import CONTENT, make_one_file
+from tests.worlds import brings
 
 
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
 Damage = Callable[[bytes], bytes]
-CONTENT = random.Random(5).randbytes(5000)  # 45 segments
+Change = Callable[..., None]
 SEGMENT = 128
 
 
 @pytest.fixture
-def stored(bob: User, november: str, put: Put, api: Api, vault: WatchedStore) -> StoredFile:
+@brings(make_one_file)
+def stored(november: str) -> StoredFile:
     """a.csv"""
-    put(api(bob), november, "a.csv", CONTENT, content_type="text/csv")
-    vault.forget()
     return StoredFile.objects.get()
 
 
@@ -66,6 +68,10 @@ def swap(one: int, other: int) -> Damage:
     return damage
 
 
+def become(content: bytes) -> Damage:
+    return lambda _: content
+
+
 def whole(answer: Any) -> bytes:
     return b"".join(answer)
 
@@ -84,38 +90,36 @@ def until_it_breaks(pieces: Iterable[bytes]) -> bytes:
 # --- The answer ---
 
 
-@pytest.mark.parametrize(
-    ("address", "disposition", "method"),
-    [
+def test_download_has_the_headers_that_keep_it_harmless(
+    bob: User, november: str, stored: StoredFile, api: Api, case: Case
+) -> None:
+    for address, disposition, method in [
         (paths.content, "attachment", "get"),
         (paths.content, "attachment", "head"),
         (paths.preview, "inline", "get"),
         (paths.preview, "inline", "head"),
-    ],
-)
-def test_download_has_the_headers_that_keep_it_harmless(
-    bob: User, november: str, stored: StoredFile, api: Api, address: Callable[..., str], disposition: str, method: str
-) -> None:
-    answer = getattr(api(bob), method)(address(november, "a.csv"))
-    assert answer.status_code == 200
-    assert whole(answer) == (CONTENT if method == "get" else b"")
-    expected = {
-        "Content-Type": "text/csv",
-        "Content-Length": "5000",
-        "Content-Disposition": f"{disposition}; filename=\"a.csv\"; filename*=UTF-8''a.csv",
-        "ETag": stored.etag,
-        "Accept-Ranges": "bytes",
-        "Repr-Digest": digest(CONTENT),
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "sandbox; default-src 'none'",
-        "Cache-Control": "private, no-store",
-        "Cross-Origin-Resource-Policy": "same-site",
-        "Referrer-Policy": "no-referrer",
-    }
-    assert {name: answer[name] for name in expected} == expected
-    assert "Content-Encoding" not in answer
-    assert "Content-Range" not in answer
-    assert "Set-Cookie" not in answer
+    ]:
+        with case(address, disposition, method):
+            answer = getattr(api(bob), method)(address(november, "a.csv"))
+            assert answer.status_code == 200
+            assert whole(answer) == (CONTENT if method == "get" else b"")
+            expected = {
+                "Content-Type": "text/csv",
+                "Content-Length": "5000",
+                "Content-Disposition": f"{disposition}; filename=\"a.csv\"; filename*=UTF-8''a.csv",
+                "ETag": stored.etag,
+                "Accept-Ranges": "bytes",
+                "Repr-Digest": digest(CONTENT),
+                "X-Content-Type-Options": "nosniff",
+                "Content-Security-Policy": "sandbox; default-src 'none'",
+                "Cache-Control": "private, no-store",
+                "Cross-Origin-Resource-Policy": "same-site",
+                "Referrer-Policy": "no-referrer",
+            }
+            assert {name: answer[name] for name in expected} == expected
+            assert "Content-Encoding" not in answer
+            assert "Content-Range" not in answer
+            assert "Set-Cookie" not in answer
 
 
 def test_download_says_who_may_embed_it(bob: User, november: str, stored: StoredFile, api: Api, settings: Settings) -> None:
@@ -158,14 +162,15 @@ def test_head_reads_nothing_of_the_store_and_is_not_audited(
     assert (vault.reads, vault.stats, audited()) == ([], 0, before)
 
 
-@pytest.mark.parametrize("cipher", ["AES-GCM", "NONE"])
-def test_an_empty_file_is_served(bob: User, november: str, put: Put, api: Api, cipher: str) -> None:
-    Collection.objects.update(cipher=cipher)
-    put(api(bob), november, "empty", b"")
-    answer = api(bob).get(paths.content(november, "empty"))
-    assert (answer.status_code, answer["Content-Length"], whole(answer)) == (200, "0", b"")
-    assert answer["Repr-Digest"] == digest(b"")
-    assert audited("file.download") == [("file.download", "bob")]
+def test_an_empty_file_is_served(bob: User, november: str, put: Put, api: Api, case: Case) -> None:
+    for cipher in ["AES-GCM", "NONE"]:
+        with case(cipher):
+            Collection.objects.update(cipher=cipher)
+            put(api(bob), november, "empty", b"")
+            answer = api(bob).get(paths.content(november, "empty"))
+            assert (answer.status_code, answer["Content-Length"], whole(answer)) == (200, "0", b"")
+            assert answer["Repr-Digest"] == digest(b"")
+            assert audited("file.download") == [("file.download", "bob")]
 
 
 def test_a_big_file_is_read_in_large_windows_by_who_takes_it_fast(
@@ -192,42 +197,49 @@ def test_downloads_are_on_record_once_each(bob: User, alice: User, november: str
 # --- Conditions (RFC 9110, 13) ---
 
 
-@pytest.mark.parametrize("condition", ["{etag}", "W/{etag}", '"other", {etag}', "*", '"a",W/{etag} , "b"'])
-@pytest.mark.parametrize("method", ["get", "head"])
 def test_download_of_what_the_client_has_is_304(
-    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, condition: str, method: str
+    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    headers = {"If-None-Match": condition.format(etag=stored.etag), "Range": "bytes=0-1"}
-    answer = getattr(api(bob), method)(paths.content(november, "a.csv"), headers=headers)
-    assert (answer.status_code, answer.content, answer["ETag"]) == (304, b"", stored.etag)
-    assert not {"Content-Type", "Content-Disposition", "Repr-Digest", "Content-Range"} & set(answer.headers)
-    assert (answer["Cache-Control"], answer["Content-Length"]) == ("private, no-store", "5000")
-    assert vault.reads == []
-    assert audited("file.download") == []
+    for condition in ["{etag}", "W/{etag}", '"other", {etag}', "*", '"a",W/{etag} , "b"']:
+        for method in ["get", "head"]:
+            with case(condition, method):
+                headers = {"If-None-Match": condition.format(etag=stored.etag), "Range": "bytes=0-1"}
+                answer = getattr(api(bob), method)(paths.content(november, "a.csv"), headers=headers)
+                assert (answer.status_code, answer.content, answer["ETag"]) == (304, b"", stored.etag)
+                assert not {"Content-Type", "Content-Disposition", "Repr-Digest", "Content-Range"} & set(answer.headers)
+                assert (answer["Cache-Control"], answer["Content-Length"]) == ("private, no-store", "5000")
+                assert vault.reads == []
+                assert audited("file.download") == []
 
 
-@pytest.mark.parametrize("condition", ['"other"', "garbage", "", '"{bare}', "{bare}"])
 def test_download_of_what_the_client_does_not_have_is_200(
-    bob: User, november: str, stored: StoredFile, api: Api, condition: str
+    bob: User, november: str, stored: StoredFile, api: Api, case: Case
 ) -> None:
-    headers = {"If-None-Match": condition.format(bare=stored.object_id.hex)}
-    answer = api(bob).get(paths.content(november, "a.csv"), headers=headers)
-    assert (answer.status_code, whole(answer)) == (200, CONTENT)
+    for condition in ['"other"', "garbage", "", '"{bare}', "{bare}"]:
+        with case(condition):
+            headers = {"If-None-Match": condition.format(bare=stored.object_id.hex)}
+            answer = api(bob).get(paths.content(november, "a.csv"), headers=headers)
+            assert (answer.status_code, whole(answer)) == (200, CONTENT)
 
 
-@pytest.mark.parametrize(
-    ("condition", "status"),
-    [("{etag}", 200), ("*", 200), ('"x", {etag}', 200), ('"x"', 412), ("W/{etag}", 412), ("garbage", 412)],
-)
 def test_download_on_condition_of_its_state(
-    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, condition: str, status: int
+    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    answer = api(bob).get(paths.content(november, "a.csv"), headers={"If-Match": condition.format(etag=stored.etag)})
-    if status == 200:
-        assert (answer.status_code, whole(answer)) == (200, CONTENT)
-    else:
-        problem(answer, 412, "precondition_failed")
-        assert vault.reads == []
+    for condition, status in [
+        ("{etag}", 200),
+        ("*", 200),
+        ('"x", {etag}', 200),
+        ('"x"', 412),
+        ("W/{etag}", 412),
+        ("garbage", 412),
+    ]:
+        with case(condition, status):
+            answer = api(bob).get(paths.content(november, "a.csv"), headers={"If-Match": condition.format(etag=stored.etag)})
+            if status == 200:
+                assert (answer.status_code, whole(answer)) == (200, CONTENT)
+            else:
+                problem(answer, 412, "precondition_failed")
+                assert vault.reads == []
 
 
 def test_if_match_is_asked_before_if_none_match(bob: User, november: str, stored: StoredFile, api: Api) -> None:
@@ -235,12 +247,13 @@ def test_if_match_is_asked_before_if_none_match(bob: User, november: str, stored
     problem(api(bob).get(paths.content(november, "a.csv"), headers=headers), 412, "precondition_failed")
 
 
-@pytest.mark.parametrize("name", ["If-Modified-Since", "If-Unmodified-Since"])
-def test_dates_are_no_conditions_here(bob: User, november: str, stored: StoredFile, api: Api, name: str) -> None:
+def test_dates_are_no_conditions_here(bob: User, november: str, stored: StoredFile, api: Api, case: Case) -> None:
     """There is no Last-Modified, so that they do not apply (RFC 9110, 13.1.3 and 13.1.4)."""
-    answer = api(bob).get(paths.content(november, "a.csv"), headers={name: "Tue, 01 Jan 2030 00:00:00 GMT"})
-    assert "Last-Modified" not in answer
-    assert (answer.status_code, whole(answer)) == (200, CONTENT)
+    for name in ["If-Modified-Since", "If-Unmodified-Since"]:
+        with case(name):
+            answer = api(bob).get(paths.content(november, "a.csv"), headers={name: "Tue, 01 Jan 2030 00:00:00 GMT"})
+            assert "Last-Modified" not in answer
+            assert (answer.status_code, whole(answer)) == (200, CONTENT)
 
 
 # --- Objects that are not what they were (F-06..F-10) ---
@@ -264,17 +277,20 @@ FIRST: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("damage", FIRST.values(), ids=FIRST)
-@pytest.mark.parametrize("address", [paths.content, paths.preview])
+@EACH_IN_TURN
 def test_download_of_an_object_whose_damage_shows_at_once_is_502(
-    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, damage: Damage, address: Callable[..., str]
+    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, case: Case, combine: Combine
 ) -> None:
-    alter(vault.path_of("a.csv"), damage)
-    answer = api(bob).get(address(november, "a.csv"))
-    told = problem(answer, 502, "object_corrupt")
-    assert not any(secret in str(told) for secret in (stored.object_key, str(stored.object_id), "segment", str(vault.root)))
-    assert "ETag" not in answer
-    assert audited("file.download", "file.corrupt") == [("file.corrupt", "bob")]
+    for (name, damage), address in combine(FIRST.items(), [paths.content, paths.preview]):
+        with case(name, address):
+            alter(vault.path_of("a.csv"), damage)
+            answer = api(bob).get(address(november, "a.csv"))
+            told = problem(answer, 502, "object_corrupt")
+            assert not any(
+                secret in str(told) for secret in (stored.object_key, str(stored.object_id), "segment", str(vault.root))
+            )
+            assert "ETag" not in answer
+            assert audited("file.download", "file.corrupt") == [("file.corrupt", "bob")]
 
 
 LATER: dict[str, tuple[Damage, int]] = {  # with the number of the first segment that shows it
@@ -289,16 +305,17 @@ LATER: dict[str, tuple[Damage, int]] = {  # with the number of the first segment
 }
 
 
-@pytest.mark.parametrize(("damage", "index"), LATER.values(), ids=LATER)
 def test_download_that_meets_damage_on_its_way_ends_visibly_short(
-    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, damage: Damage, index: int
+    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    alter(vault.path_of("a.csv"), damage)
-    answer = api(bob).get(paths.content(november, "a.csv"))
-    assert (answer.status_code, answer["Content-Length"]) == (200, "5000")
-    arrived = until_it_breaks(answer)
-    assert arrived == CONTENT[: max(0, index * 112 - 40)]  # every byte before the damage, and none behind it (INV-03)
-    assert audited("file.download", "file.corrupt") == [("file.download", "bob"), ("file.corrupt", "bob")]
+    for name_of_case, (damage, index) in LATER.items():
+        with case(name_of_case):
+            alter(vault.path_of("a.csv"), damage)
+            answer = api(bob).get(paths.content(november, "a.csv"))
+            assert (answer.status_code, answer["Content-Length"]) == (200, "5000")
+            arrived = until_it_breaks(answer)
+            assert arrived == CONTENT[: max(0, index * 112 - 40)]  # every byte before the damage, and none behind it (INV-03)
+            assert audited("file.download", "file.corrupt") == [("file.download", "bob"), ("file.corrupt", "bob")]
 
 
 def test_damage_is_nothing_to_who_reads_past_it(
@@ -322,21 +339,22 @@ def test_a_big_download_that_meets_damage_ends_visibly_short(
     assert audited("file.corrupt") == [("file.corrupt", "bob")]
 
 
-@pytest.mark.parametrize("is_same_collection", [True, False])
 def test_another_files_object_of_the_same_size_opens_nowhere_else(
-    bob: User, november: str, stored: StoredFile, put: Put, api: Api, vault: WatchedStore, *, is_same_collection: bool
+    bob: User, november: str, stored: StoredFile, put: Put, api: Api, vault: WatchedStore, case: Case
 ) -> None:
     """INV-05: with the header and the salt of the other row it still is another file's."""
-    where = november if is_same_collection else api(bob).post(paths.COLLECTIONS, {"display_name": "Other"}).json()["id"]
-    put(api(bob), where, "b.csv", bytes(5000))
-    other = vault.path_of("b.csv").read_bytes()
-    alter(vault.path_of("a.csv"), lambda _: other)
-    problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_corrupt")
-    row = StoredFile.objects.get(filename="b.csv")
-    StoredFile.objects.filter(filename="a.csv").update(header=row.header, key_salt=row.key_salt)
-    problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_corrupt")
-    StoredFile.objects.filter(filename="a.csv").update(key_commitment=row.key_commitment)
-    problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_corrupt")
+    for is_same_collection in [True, False]:
+        with case(is_same_collection):
+            where = november if is_same_collection else api(bob).post(paths.COLLECTIONS, {"display_name": "Other"}).json()["id"]
+            put(api(bob), where, "b.csv", bytes(5000))
+            other = vault.path_of("b.csv").read_bytes()
+            alter(vault.path_of("a.csv"), become(other))
+            problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_corrupt")
+            row = StoredFile.objects.get(filename="b.csv")
+            StoredFile.objects.filter(filename="a.csv").update(header=row.header, key_salt=row.key_salt)
+            problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_corrupt")
+            StoredFile.objects.filter(filename="a.csv").update(key_commitment=row.key_commitment)
+            problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_corrupt")
 
 
 def test_an_older_content_of_the_same_file_is_not_its_content(
@@ -344,7 +362,7 @@ def test_an_older_content_of_the_same_file_is_not_its_content(
 ) -> None:
     old = vault.path_of("a.csv").read_bytes()
     put(api(bob), november, "a.csv", bytes(5000), if_match="*")
-    alter(vault.path_of("a.csv"), lambda _: old)
+    alter(vault.path_of("a.csv"), become(old))
     problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_corrupt")
 
 
@@ -364,17 +382,19 @@ def test_a_row_of_aes_gcm_never_yields_what_is_not_authenticated(
     problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_corrupt")
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content + b"x"], ids=["cut", "longer"])
-@pytest.mark.parametrize("size", [0, 5000])
 def test_an_object_without_cipher_is_known_by_its_size(
-    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, damage: Damage, size: int
+    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    Collection.objects.update(cipher="NONE")
-    put(api(bob), november, "plain", CONTENT[:size])
-    path = vault.path_of("plain")
-    path.write_bytes(damage(path.read_bytes()))
-    if size or path.stat().st_size:
-        problem(api(bob).get(paths.content(november, "plain")), 502, "object_corrupt")
+    damages: list[Damage] = [lambda content: content[:-1], lambda content: content + b"x"]
+    for damage in damages:
+        for size in [0, 5000]:
+            with case(damage, size):
+                Collection.objects.update(cipher="NONE")
+                put(api(bob), november, "plain", CONTENT[:size])
+                path = vault.path_of("plain")
+                path.write_bytes(damage(path.read_bytes()))
+                if size or path.stat().st_size:
+                    problem(api(bob).get(paths.content(november, "plain")), 502, "object_corrupt")
 
 
 def test_a_keyring_without_the_key_is_503(
@@ -390,25 +410,26 @@ def test_a_keyring_without_the_key_is_503(
     assert whole(api(bob).get(paths.content(november, "a.csv"))) == CONTENT
 
 
-@pytest.mark.parametrize("cipher", ["AES-GCM", "NONE"])
-@pytest.mark.parametrize("size", [0, 5000])
 def test_download_of_a_lost_object_is_502_and_marks_the_file(
-    bob: User, alice: User, november: str, put: Put, api: Api, vault: WatchedStore, cipher: str, size: int
+    bob: User, alice: User, november: str, put: Put, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    Collection.objects.update(cipher=cipher)
-    put(api(bob), november, "a.csv", CONTENT[:size])
-    path = vault.path_of("a.csv")
-    lost = path.read_bytes(), path.stat()
-    path.unlink()
-    problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_missing")
-    assert api(bob).get(paths.file(november, "a.csv")).json()["status"] == "missing"
-    assert audited("file.download", "file.missing") == [("file.missing", "bob")]
+    for cipher in ["AES-GCM", "NONE"]:
+        for size in [0, 5000]:
+            with case(cipher, size):
+                Collection.objects.update(cipher=cipher)
+                put(api(bob), november, "a.csv", CONTENT[:size])
+                path = vault.path_of("a.csv")
+                lost = path.read_bytes(), path.stat()
+                path.unlink()
+                problem(api(bob).get(paths.content(november, "a.csv")), 502, "object_missing")
+                assert api(bob).get(paths.file(november, "a.csv")).json()["status"] == "missing"
+                assert audited("file.download", "file.missing") == [("file.missing", "bob")]
 
-    path.write_bytes(lost[0])
-    os.utime(path, ns=(lost[1].st_atime_ns, lost[1].st_mtime_ns))
-    assert whole(api(alice).get(paths.content(november, "a.csv"))) == CONTENT[:size]
-    assert api(bob).get(paths.file(november, "a.csv")).json()["status"] == "ready"
-    assert audited("file.found", "file.download") == [("file.found", "alice"), ("file.download", "alice")]
+                path.write_bytes(lost[0])
+                os.utime(path, ns=(lost[1].st_atime_ns, lost[1].st_mtime_ns))
+                assert whole(api(alice).get(paths.content(november, "a.csv"))) == CONTENT[:size]
+                assert api(bob).get(paths.file(november, "a.csv")).json()["status"] == "ready"
+                assert audited("file.found", "file.download") == [("file.found", "alice"), ("file.download", "alice")]
 
 
 def test_a_lost_file_can_be_replaced(
@@ -479,17 +500,19 @@ def delete_file(admin: APIClient, slug: str, **_: Any) -> None:
     admin.delete(paths.file(slug, "a.csv"))
 
 
-@pytest.mark.parametrize("change", [leave, deactivate, demote, suspend, delete_collection, delete_file])
 def test_a_running_download_ends_when_its_reader_may_read_no_more(
-    alice: User, bob: User, acme: Tenant, november: str, stored: StoredFile, api: Api, asked_always: None, change: Any
+    alice: User, bob: User, acme: Tenant, november: str, stored: StoredFile, api: Api, asked_always: None, case: Case
 ) -> None:
-    admin = api(alice)
-    pieces = iter(api(bob).get(paths.content(november, "a.csv")))
-    arrived = next(pieces)
-    change(bob=bob, acme=acme, admin=admin, slug=november)
-    with pytest.raises(TransferEnded):
-        next(pieces)
-    assert CONTENT.startswith(arrived)
+    changes: list[Change] = [leave, deactivate, demote, suspend, delete_collection, delete_file]
+    for change in changes:
+        with case(change):
+            admin = api(alice)
+            pieces = iter(api(bob).get(paths.content(november, "a.csv")))
+            arrived = next(pieces)
+            change(bob=User.objects.get(pk=bob.pk), acme=Tenant.objects.get(pk=acme.pk), admin=admin, slug=november)
+            with pytest.raises(TransferEnded):
+                next(pieces)
+            assert CONTENT.startswith(arrived)
 
 
 def test_a_running_download_does_not_mind_that_its_token_expired(
@@ -515,18 +538,19 @@ def test_a_running_download_ends_with_what_it_began(
 # --- Room for others, and what is left of who went away ---
 
 
-@pytest.mark.parametrize("taken", [0, 1, 3])
 def test_who_goes_away_leaves_nothing_open(
-    bob: User, november: str, stored: StoredFile, vault: WatchedStore, serve: Callable[..., Any], taken: int
+    bob: User, november: str, stored: StoredFile, vault: WatchedStore, serve: Callable[..., Any], case: Case
 ) -> None:
-    for _ in range(3):
-        answer = serve(bob, "GET", paths.content(november, "a.csv").encode())
-        assert answer.status_code == 200
-        pieces = iter(answer)
-        for _ in range(taken):
-            next(pieces)
-        answer.close()
-        assert not vault.bodies
+    for taken in [0, 1, 3]:
+        with case(taken):
+            for _ in range(3):
+                answer = serve(bob, "GET", paths.content(november, "a.csv").encode())
+                assert answer.status_code == 200
+                pieces = iter(answer)
+                for _ in range(taken):
+                    next(pieces)
+                answer.close()
+                assert not vault.bodies
     # `vault` finds every slot free.
 
 

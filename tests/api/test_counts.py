@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rest_framework.test import APIClient
 
@@ -113,19 +113,23 @@ class Model:
 
 
 @pytest.mark.parametrize("cipher", ["AES-GCM", "NONE"])
-@given(operations=st.lists(OPERATIONS, min_size=3, max_size=12))
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("examples", [2, pytest.param(12, marks=pytest.mark.long)])
 def test_counts_and_the_audit_trail_follow_every_operation(
-    alice: User, api: Api, vault: WatchedStore, cipher: str, operations: list[tuple[str, str, Any]]
+    alice: User, api: Api, vault: WatchedStore, cipher: str, examples: int
 ) -> None:
-    client = api(alice)
-    alice_tenant = alice.memberships.get().tenant
-    alice_tenant.allowed_ciphers = ["AES-GCM", "NONE"]
-    alice_tenant.save()
-    made = client.post(paths.COLLECTIONS, {"display_name": f"{AuditEvent.objects.count()}", "cipher": cipher}).json()
-    before = Counter(AuditEvent.objects.values_list("action", flat=True))
-    model = Model(client, made["id"])
-    for operation in operations:
-        model.do(*operation)
-        model.check()
-    assert Counter(AuditEvent.objects.values_list("action", flat=True)) - before == model.actions
+    @settings(max_examples=examples)
+    @given(operations=st.lists(OPERATIONS, min_size=3, max_size=12))
+    def check(operations: list[tuple[str, str, Any]]) -> None:
+        client = api(alice)
+        alice_tenant = alice.memberships.get().tenant
+        alice_tenant.allowed_ciphers = ["AES-GCM", "NONE"]
+        alice_tenant.save()
+        made = client.post(paths.COLLECTIONS, {"display_name": f"{AuditEvent.objects.count()}", "cipher": cipher}).json()
+        before = Counter(AuditEvent.objects.values_list("action", flat=True))
+        model = Model(client, made["id"])
+        for operation in operations:
+            model.do(*operation)
+            model.check()
+        assert Counter(AuditEvent.objects.values_list("action", flat=True)) - before == model.actions
+
+    check()

@@ -13,35 +13,42 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import transfers
-from files.models import Cipher
+from files.models import Cipher, Collection
 from files.transfers import TransferEnded
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, digest, facts, problem
-from tests.services.egress import FILES, body, decide, fill, make_reviewers, path, see, submit, work_on
+from tests.api.cases import Case
+from tests.api.worlds import make_in_review, make_reviewable
+from tests.clients import Clients
+from tests.services.egress import FILES, body, decide, fill, path, see, submit, work_on
+from tests.worlds import brings
 
 
 pytestmark = pytest.mark.usefixtures("vault")
+REVIEWERS = ("grace", "gary", "ruth", "rick")
 Api = Callable[[User | str | None], APIClient]
 
 
 @pytest.fixture
-def people(acme: Tenant) -> dict[str, User]:
-    return make_reviewers(acme)
+@brings(make_reviewable)
+def people() -> dict[str, User]:
+    """Those who decide."""
+    return {name: User.objects.get(username=name) for name in REVIEWERS}
 
 
 @pytest.fixture
-def slug(api: Api, bob: User) -> str:
+@brings(make_reviewable)
+def slug() -> str:
     """Of a collection of bob's, with FILES in it."""
-    return fill(api(bob))
+    return Collection.objects.get(display_name="Results").slug
 
 
 @pytest.fixture
-def reviewed(api: Api, bob: User, people: dict[str, User], slug: str) -> Any:
+@brings(make_in_review)
+def reviewed(people: dict[str, User], slug: str, built: Any) -> Any:
     """A request of bob's, in review."""
-    request = submit(api(bob), slug)
-    work_on()
-    return see(api(bob), request)
+    return built
 
 
 def test_reviewers_read_what_was_pinned(api: Api, people: dict[str, User], reviewed: Any) -> None:
@@ -74,9 +81,10 @@ def test_head_of_a_staged_file_reads_nothing(api: Api, people: dict[str, User], 
     assert see(api(people["grace"]), reviewed)["items"][1]["opened_by"] == []
 
 
-@pytest.mark.parametrize("number", ["0", "4", "99999999999999999999999", "-1", "x", "1.0"])
-def test_number_of_no_file(api: Api, people: dict[str, User], reviewed: Any, number: str) -> None:
-    problem(api(people["grace"]).get(path(reviewed, f"items/{number}/content")), 404, "not_found")
+def test_number_of_no_file(api: Api, people: dict[str, User], reviewed: Any, case: Case) -> None:
+    for number in ["0", "4", "99999999999999999999999", "-1", "x", "1.0"]:
+        with case(number):
+            problem(api(people["grace"]).get(path(reviewed, f"items/{number}/content")), 404, "not_found")
 
 
 def test_staged_files_are_for_who_has_a_say(
@@ -127,16 +135,23 @@ def test_reading_is_on_record_and_its_parts_once_a_quarter_of_an_hour(
 # --- Rounds ---
 
 
-@pytest.fixture
-def mended(api: Api, bob: User, people: dict[str, User], slug: str, reviewed: Any) -> Any:
-    """The same request in its second round, with one file, which is another. grace has read it in the first."""
-    graces = api(people["grace"])
-    body(graces.get(path(reviewed, "items/1/content")))
-    decide(graces, reviewed, "return")
-    put = api(bob).put(paths.content(slug, "a.csv"), b"mended", content_type="text/csv", headers={"If-Match": "*"})
+def make_mended() -> Any:
+    request = make_in_review()
+    clients = Clients({name: User.objects.get(username=name) for name in ("bob", "grace")})
+    body(clients["grace"].get(path(request, "items/1/content")))
+    decide(clients["grace"], request, "return")
+    address = paths.content(request["collection"], "a.csv")
+    put = clients["bob"].put(address, b"mended", content_type="text/csv", headers={"If-Match": "*"})
     assert put.status_code == 200
-    assert api(bob).post(path(reviewed, "resubmit/"), {"files": ["a.csv"]}).status_code == 200
+    assert clients["bob"].post(path(request, "resubmit/"), {"files": ["a.csv"]}).status_code == 200
     work_on()
+    return request
+
+
+@pytest.fixture
+@brings(make_mended)
+def mended(reviewed: Any) -> Any:
+    """The same request in its second round, with one file, which is another. grace has read it in the first."""
     return reviewed
 
 
@@ -166,10 +181,11 @@ def test_files_of_the_round_before_are_still_listed(api: Api, people: dict[str, 
     assert [opened["by"] for opened in see(graces, mended)["items"][0]["opened_by"]] == []
 
 
-@pytest.mark.parametrize("given", ["3", "0", "-1", "x", "1.5", "9" * 2000])
-def test_round_that_there_is_not(api: Api, people: dict[str, User], mended: Any, given: str) -> None:
-    answer = api(people["grace"]).get(path(mended), {"round": given})
-    assert set(problem(answer, 400, answer.json()["code"])["errors"]) == {"round"}
+def test_round_that_there_is_not(api: Api, people: dict[str, User], mended: Any, case: Case) -> None:
+    for given in ["3", "0", "-1", "x", "1.5", "9" * 2000]:
+        with case(given):
+            answer = api(people["grace"]).get(path(mended), {"round": given})
+            assert set(problem(answer, 400, answer.json()["code"])["errors"]) == {"round"}
 
 
 # --- While it is read ---
@@ -210,28 +226,24 @@ def next_round(api: Api, request: Any, grace: User) -> None:
     work_on()
 
 
-@pytest.mark.parametrize("lose", [demote, deactivate, expel, suspend, send_back, withdraw, next_round])
 def test_staged_file_ends_when_its_reader_loses_the_right_to_it(
-    asked_before_every_piece: None,
-    settings: Settings,
-    api: Api,
-    bob: User,
-    people: dict[str, User],
-    lose: Callable[[Api, Any, User], None],
+    asked_before_every_piece: None, settings: Settings, api: Api, bob: User, people: dict[str, User], case: Case
 ) -> None:
     """INV-16, F-49, F-53."""
     settings.FILES_SEGMENT_SIZE = 131_072
     content = bytes(range(256)) * 4096 * 5
-    request = submit(api(bob), fill(api(bob), files={"large.bin": content}))
+    request = submit(api(bob), fill(api(bob), "Large", {"large.bin": content}))
     work_on()
-    pieces: Any = api(people["grace"]).get(path(request, "items/1/content"))
-    assert pieces.status_code == 200
-    stream = pieces.streaming_content
-    received = next(stream) + next(stream)
-    lose(api, request, people["grace"])
-    with pytest.raises(TransferEnded):
-        next(stream)
-    assert content.startswith(received)
+    for lose in [demote, deactivate, expel, suspend, send_back, withdraw, next_round]:
+        with case(lose):
+            pieces: Any = api(people["grace"]).get(path(request, "items/1/content"))
+            assert pieces.status_code == 200
+            stream = pieces.streaming_content
+            received = next(stream) + next(stream)
+            lose(api, request, people["grace"])
+            with pytest.raises(TransferEnded):
+                next(stream)
+            assert content.startswith(received)
 
 
 def test_file_without_encryption_is_reviewed_like_any_other(api: Api, acme: Tenant, bob: User, people: dict[str, User]) -> None:

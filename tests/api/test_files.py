@@ -18,20 +18,22 @@ from tenants import services
 from tenants.models import Membership, User
 from tests.api import paths
 from tests.api.answers import audited, problem
+from tests.api.cases import EACH_IN_TURN, Case, Combine
 from tests.api.vault import WatchedStore
+from tests.api.worlds import REPORT, make_report
+from tests.worlds import brings
 
 
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
-CONTENT = b"name;age\nada;36\n"
+CONTENT = REPORT
 
 
 @pytest.fixture
-def report(bob: User, november: str, put: Put, api: Api) -> dict[str, Any]:
+@brings(make_report)
+def report(november: str, built: dict[str, Any]) -> dict[str, Any]:
     """What the upload of report.csv answered."""
-    answer = put(api(bob), november, "report.csv", CONTENT, content_type="text/csv; charset=utf-8")
-    assert answer.status_code == 201
-    return dict(answer.json())
+    return built
 
 
 # --- Details and list ---
@@ -87,11 +89,12 @@ def test_list_takes_as_many_queries_for_many(
         assert len(client.get(paths.files(november)).json()["results"]) == 6
 
 
-@pytest.mark.parametrize("name", ["REPORT.CSV", "Report.csv", "report.csv"])
 def test_a_file_is_found_in_any_case_and_shown_as_it_was_named(
-    bob: User, november: str, report: dict[str, Any], api: Api, name: str
+    bob: User, november: str, report: dict[str, Any], api: Api, case: Case
 ) -> None:
-    assert api(bob).get(paths.file(november, name)).json() == report
+    for name in ["REPORT.CSV", "Report.csv", "report.csv"]:
+        with case(name):
+            assert api(bob).get(paths.file(november, name)).json() == report
 
 
 def test_a_file_is_found_in_any_unicode_form(bob: User, november: str, put: Put, api: Api) -> None:
@@ -124,19 +127,22 @@ def every_answer(client: APIClient, slug: str, filename: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("who", ["mallory", "rita", "root"])
 def test_files_that_are_not_mine_look_like_files_that_are_not_there(
-    who: str, request: pytest.FixtureRequest, november: str, report: dict[str, Any], api: Api, vault: WatchedStore
+    mallory: User, rita: User, root: User, november: str, report: dict[str, Any], api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    client, before = api(request.getfixturevalue(who)), audited()
-    vault.forget()
-    for foreign, unknown in zip(
-        every_answer(client, november, "report.csv"), every_answer(client, "november-2012-zzzz", "report.csv"), strict=True
-    ):
-        assert foreign.status_code == unknown.status_code == 404
-        assert foreign.content == unknown.content
-    assert (vault.reads, vault.created, audited()) == ([], 0, before)
-    assert StoredFile.objects.get().notes == ""
+    for who in (mallory, rita, root):
+        with case(who.username):
+            client, before = api(who), audited()
+            vault.forget()
+            for foreign, unknown in zip(
+                every_answer(client, november, "report.csv"),
+                every_answer(client, "november-2012-zzzz", "report.csv"),
+                strict=True,
+            ):
+                assert foreign.status_code == unknown.status_code == 404
+                assert foreign.content == unknown.content
+            assert (vault.reads, vault.created, audited()) == ([], 0, before)
+            assert StoredFile.objects.get().notes == ""
 
 
 def test_files_are_401_without_a_token(november: str, report: dict[str, Any], api: Api, vault: WatchedStore) -> None:
@@ -159,38 +165,39 @@ def test_files_are_404_on_the_request_after_the_membership_ended(
 # --- Update ---
 
 
-@pytest.mark.parametrize("method", ["put", "patch"])
-@pytest.mark.parametrize(
-    ("body", "changes"),
-    [
-        ({"notes": "Seen by Ada"}, {"notes": "Seen by Ada"}),
-        ({"notes": " two\nlines\t"}, {"notes": " two\nlines\t"}),
-        ({"notes": ""}, {}),
-        ({"content_type": "text/plain"}, {"content_type": "text/plain"}),
-        ({"filename": "renamed.csv"}, {"filename": "renamed.csv"}),
-        ({"filename": "REPORT.csv"}, {"filename": "REPORT.csv"}),
-        ({"filename": None, "content_type": None, "notes": None}, {}),
-        ({}, {}),
-        ({"length": 0, "sha256": "", "id": "mine", "status": "missing", "cipher": "NONE"}, {}),
-        ({"notes": "x", "collection": "elsewhere", "color": {"a": [1]}}, {"notes": "x"}),
-        (
-            {"filename": "n.csv", "content_type": "a/b", "notes": "c"},
-            {"filename": "n.csv", "content_type": "a/b", "notes": "c"},
-        ),
-    ],
-)
+CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"notes": "Seen by Ada"}, {"notes": "Seen by Ada"}),
+    ({"notes": " two\nlines\t"}, {"notes": " two\nlines\t"}),
+    ({"notes": ""}, {}),
+    ({"content_type": "text/plain"}, {"content_type": "text/plain"}),
+    ({"filename": "renamed.csv"}, {"filename": "renamed.csv"}),
+    ({"filename": "REPORT.csv"}, {"filename": "REPORT.csv"}),
+    ({"filename": None, "content_type": None, "notes": None}, {}),
+    ({}, {}),
+    ({"length": 0, "sha256": "", "id": "mine", "status": "missing", "cipher": "NONE"}, {}),
+    ({"notes": "x", "collection": "elsewhere", "color": {"a": [1]}}, {"notes": "x"}),
+    (
+        {"filename": "n.csv", "content_type": "a/b", "notes": "c"},
+        {"filename": "n.csv", "content_type": "a/b", "notes": "c"},
+    ),
+]
+
+
+@EACH_IN_TURN
 def test_update_changes_what_is_named_and_leaves_the_rest(
-    bob: User, november: str, report: dict[str, Any], api: Api, method: str, body: dict[str, Any], changes: Any
+    bob: User, november: str, report: dict[str, Any], api: Api, case: Case, combine: Combine
 ) -> None:
-    answer = getattr(api(bob), method)(paths.file(november, "report.csv"), body)
-    assert answer.status_code == 200
-    updated = answer.json()
-    assert {name: value for name, value in updated.items() if name != "links"} == {
-        name: value for name, value in {**report, **changes}.items() if name != "links"
-    }
-    assert api(bob).get(updated["links"]["self"]).json() == updated
-    assert b"".join(api(bob).get(updated["links"]["content"])) == CONTENT
-    assert audited("file.update") == ([("file.update", "bob")] if changes else [])
+    for (body, changes), method in combine(CHANGES, ["put", "patch"]):
+        with case(method, body, changes):
+            answer = getattr(api(bob), method)(paths.file(november, "report.csv"), body)
+            assert answer.status_code == 200
+            updated = answer.json()
+            assert {name: value for name, value in updated.items() if name != "links"} == {
+                name: value for name, value in {**report, **changes}.items() if name != "links"
+            }
+            assert api(bob).get(updated["links"]["self"]).json() == updated
+            assert b"".join(api(bob).get(updated["links"]["content"])) == CONTENT
+            assert audited("file.update") == ([("file.update", "bob")] if changes else [])
 
 
 def test_rename_frees_the_old_name(bob: User, november: str, report: dict[str, Any], put: Put, api: Api) -> None:
@@ -201,20 +208,22 @@ def test_rename_frees_the_old_name(bob: User, november: str, report: dict[str, A
     assert b"".join(client.get(paths.content(november, "other.csv"))) == CONTENT
 
 
-@pytest.mark.parametrize("name", ["taken.csv", "TAKEN.CSV"])
 def test_rename_to_a_taken_name_is_409_and_changes_nothing(
-    bob: User, november: str, report: dict[str, Any], put: Put, api: Api, name: str
+    bob: User, november: str, report: dict[str, Any], put: Put, api: Api, case: Case
 ) -> None:
-    put(api(bob), november, "taken.csv", b"1")
-    answer = api(bob).patch(paths.file(november, "report.csv"), {"filename": name, "notes": "x"})
-    problem(answer, 409, "name_taken")
-    assert api(bob).get(paths.file(november, "report.csv")).json() == report
-    assert audited("file.update") == []
+    for name in ["taken.csv", "TAKEN.CSV"]:
+        with case(name):
+            put(api(bob), november, "taken.csv", b"1")
+            answer = api(bob).patch(paths.file(november, "report.csv"), {"filename": name, "notes": "x"})
+            problem(answer, 409, "name_taken")
+            assert api(bob).get(paths.file(november, "report.csv")).json() == report
+            assert audited("file.update") == []
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
+def test_update_with_a_bad_value_is_400_and_names_the_field(
+    bob: User, november: str, report: dict[str, Any], api: Api, case: Case
+) -> None:
+    for body, field in [
         ({"filename": ""}, "filename"),
         ({"filename": ["a"]}, "filename"),
         ({"filename": True}, "filename"),
@@ -228,14 +237,11 @@ def test_rename_to_a_taken_name_is_409_and_changes_nothing(
         ({"content_type": 7}, "content_type"),
         ({"notes": "x" * 10_001}, "notes"),
         ({"notes": ["a"]}, "notes"),
-    ],
-)
-def test_update_with_a_bad_value_is_400_and_names_the_field(
-    bob: User, november: str, report: dict[str, Any], api: Api, body: dict[str, Any], field: str
-) -> None:
-    answer = api(bob).patch(paths.file(november, "report.csv"), body)
-    assert list(problem(answer, 400, answer.json()["code"])["errors"]) == [field]
-    assert api(bob).get(paths.file(november, "report.csv")).json() == report
+    ]:
+        with case(body, field):
+            answer = api(bob).patch(paths.file(november, "report.csv"), body)
+            assert list(problem(answer, 400, answer.json()["code"])["errors"]) == [field]
+            assert api(bob).get(paths.file(november, "report.csv")).json() == report
 
 
 def test_update_takes_notes_of_ten_thousand_characters(bob: User, november: str, report: dict[str, Any], api: Api) -> None:
@@ -270,22 +276,22 @@ def test_delete_takes_the_file_and_its_object(
     assert vault.keys() == {kept}
 
 
-@pytest.mark.parametrize("condition", ['"other"', "W/{etag}", "garbage", ""])
 def test_delete_of_a_file_that_is_not_in_the_expected_state_is_412(
-    bob: User, november: str, report: dict[str, Any], api: Api, condition: str
+    bob: User, november: str, report: dict[str, Any], api: Api, case: Case
 ) -> None:
-    headers = {"If-Match": condition.format(etag=report["etag"])}
-    problem(api(bob).delete(paths.file(november, "report.csv"), headers=headers), 412, "precondition_failed")
-    assert api(bob).get(paths.file(november, "report.csv")).json() == report
-    assert audited("file.delete") == []
+    for condition in ['"other"', "W/{etag}", "garbage", ""]:
+        with case(condition):
+            headers = {"If-Match": condition.format(etag=report["etag"])}
+            problem(api(bob).delete(paths.file(november, "report.csv"), headers=headers), 412, "precondition_failed")
+            assert api(bob).get(paths.file(november, "report.csv")).json() == report
+            assert audited("file.delete") == []
 
 
-@pytest.mark.parametrize("condition", ["{etag}", '"other", {etag}', "*"])
-def test_delete_of_a_file_in_the_expected_state(
-    bob: User, november: str, report: dict[str, Any], api: Api, condition: str
-) -> None:
-    headers = {"If-Match": condition.format(etag=report["etag"])}
-    assert api(bob).delete(paths.file(november, "report.csv"), headers=headers).status_code == 204
+def test_delete_of_a_file_in_the_expected_state(bob: User, november: str, report: dict[str, Any], api: Api, case: Case) -> None:
+    for condition in ["{etag}", '"other", {etag}', "*"]:
+        with case(condition):
+            headers = {"If-Match": condition.format(etag=report["etag"])}
+            assert api(bob).delete(paths.file(november, "report.csv"), headers=headers).status_code == 204
 
 
 def test_delete_gives_a_replaced_object_time_for_the_downloads_that_read_it(

@@ -8,12 +8,17 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from django.db import transaction
+from django.utils import timezone
 from rest_framework.test import APIClient
 
 from files.models import Collection, StoredFile
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.api.answers import problem
+from tests.api.cases import Case
+from tests.api.worlds import make_four_files, make_people
+from tests.clients import Clients
+from tests.worlds import brings
 
 
 pytestmark = [pytest.mark.usefixtures("vault"), pytest.mark.both_databases]
@@ -29,21 +34,27 @@ def shown(answer: Any, name: str) -> list[Any]:
 # --- Collections ---
 
 
-@pytest.fixture
-def collections(alice: User, globex: Tenant, now: datetime, api: Api) -> None:
-    Membership.objects.create(user=alice, tenant=globex, roles=["member"], created_at=now)
+def make_collections() -> None:
+    people, globex = make_people(), Tenant.objects.get(slug="globex")
+    client = Clients(people)["alice"]
+    Membership.objects.create(user=people["alice"], tenant=globex, roles=["member"], created_at=timezone.now())
     for tenant, name, purge_at in (
         ("acme", "Alpha", "2090-01-01T00:00:00Z"),
         ("acme", "Beta 100%", "2095-01-01T00:00:00Z"),
         ("acme", "alphabet_", None),
         ("globex", "Alpha", None),
     ):
-        api(alice).post(paths.COLLECTIONS, {"tenant": tenant, "display_name": name, "purge_at": purge_at})
+        client.post(paths.COLLECTIONS, {"tenant": tenant, "display_name": name, "purge_at": purge_at})
 
 
-@pytest.mark.parametrize(
-    ("query", "found"),
-    [
+@pytest.fixture
+@brings(make_collections)
+def collections() -> None:
+    """alice's, in two tenants."""
+
+
+def test_list_of_collections_filters(alice: User, collections: None, api: Api, case: Case) -> None:
+    for query, found in [
         ({}, ["Alpha", "Alpha", "Beta 100%", "alphabet_"]),
         ({"tenant": "acme"}, ["Alpha", "Beta 100%", "alphabet_"]),
         ({"tenant": "globex"}, ["Alpha"]),
@@ -58,10 +69,9 @@ def collections(alice: User, globex: Tenant, now: datetime, api: Api) -> None:
         ({"purge_before": "2095-01-01T02:00:01+02:00"}, ["Alpha", "Beta 100%"]),
         ({"purge_before": "2099-01-01"}, ["Alpha", "Beta 100%"]),
         ({"tenant": "globex", "search": "beta"}, []),
-    ],
-)
-def test_list_of_collections_filters(alice: User, collections: None, api: Api, query: dict[str, str], found: list[str]) -> None:
-    assert sorted(shown(api(alice).get(paths.COLLECTIONS, query), "display_name")) == found
+    ]:
+        with case(query, found):
+            assert sorted(shown(api(alice).get(paths.COLLECTIONS, query), "display_name")) == found
 
 
 def test_list_of_collections_by_a_foreign_tenant_is_as_by_an_unknown_one(
@@ -77,20 +87,13 @@ def test_list_of_collections_by_a_foreign_tenant_is_as_by_an_unknown_one(
 
 
 @pytest.fixture
-def filed(bob: User, november: str, put: Put, api: Api) -> str:
-    for name, kind, content in (
-        ("a.csv", "text/csv", b"1234"),
-        ("b.txt", "text/plain", b"12"),
-        ("C.csv", "text/csv", b"123"),
-        ("100%_.bin", "application/octet-stream", b""),
-    ):
-        put(api(bob), november, name, content, content_type=kind)
+@brings(make_four_files)
+def filed(november: str) -> str:
     return november
 
 
-@pytest.mark.parametrize(
-    ("query", "found"),
-    [
+def test_list_of_files_filters_and_orders(bob: User, filed: str, api: Api, case: Case) -> None:
+    for query, found in [
         ({}, ["100%_.bin", "C.csv", "b.txt", "a.csv"]),
         ({"search": "CSV"}, ["C.csv", "a.csv"]),
         ({"search": "%_"}, ["100%_.bin"]),
@@ -102,10 +105,9 @@ def filed(bob: User, november: str, put: Put, api: Api) -> str:
         ({"ordering": "-length"}, ["a.csv", "C.csv", "b.txt", "100%_.bin"]),
         ({"ordering": "created_at"}, ["a.csv", "b.txt", "C.csv", "100%_.bin"]),
         ({"ordering": "-updated_at"}, ["100%_.bin", "C.csv", "b.txt", "a.csv"]),
-    ],
-)
-def test_list_of_files_filters_and_orders(bob: User, filed: str, api: Api, query: dict[str, str], found: list[str]) -> None:
-    assert shown(api(bob).get(paths.files(filed), query), "filename") == found
+    ]:
+        with case(query, found):
+            assert shown(api(bob).get(paths.files(filed), query), "filename") == found
 
 
 def test_list_of_files_by_how_long_they_are_kept(bob: User, november: str, put: Put, api: Api) -> None:
@@ -130,18 +132,20 @@ def test_list_of_files_leaves_out_what_is_being_deleted(bob: User, filed: str, a
     StoredFile.objects.update(status="ready")
 
 
-@pytest.mark.parametrize("ordering", ["length", "-length", "filename", "-filename", "created_at", "-created_at", ""])
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_list_of_files_pages_through_each_ordering_once(bob: User, filed: str, api: Api, ordering: str, size: int) -> None:
-    client, query = api(bob), {"ordering": ordering} if ordering else {}
-    whole = shown(client.get(paths.files(filed), query), "filename")
-    address, seen = f"{paths.files(filed)}?{urlencode({**query, 'page_size': size})}", []
-    while address:
-        page = client.get(address)
-        seen += shown(page, "filename")
-        address = page.json()["next"]
-    assert seen == whole
-    assert sorted(seen) == sorted(["a.csv", "b.txt", "C.csv", "100%_.bin"])
+@pytest.mark.parametrize("sizes", [[2], pytest.param([1, 3], marks=pytest.mark.long)])
+def test_list_of_files_pages_through_each_ordering_once(bob: User, filed: str, api: Api, case: Case, sizes: list[int]) -> None:
+    for ordering in ["length", "-length", "filename", "-filename", "created_at", "-created_at", ""]:
+        for size in sizes:
+            with case(ordering, size):
+                client, query = api(bob), {"ordering": ordering} if ordering else {}
+                whole = shown(client.get(paths.files(filed), query), "filename")
+                address, seen = f"{paths.files(filed)}?{urlencode({**query, 'page_size': size})}", []
+                while address:
+                    page = client.get(address)
+                    seen += shown(page, "filename")
+                    address = page.json()["next"]
+                assert seen == whole
+                assert sorted(seen) == sorted(["a.csv", "b.txt", "C.csv", "100%_.bin"])
 
 
 def test_list_of_many_files_of_one_length_ends(bob: User, november: str, api: Api) -> None:
@@ -229,19 +233,17 @@ BAD_IN_ONE = {
 BAD = {f"{name}-of-{where}": (where, *value) for name, value in BAD_IN_BOTH.items() for where in BOTH} | BAD_IN_ONE
 
 
-@pytest.mark.parametrize(("where", "name", "value"), BAD.values(), ids=BAD)
-def test_list_with_a_bad_value_is_400_and_names_the_parameter(
-    bob: User, november: str, api: Api, where: str, name: str, value: str
-) -> None:
-    address = paths.COLLECTIONS if where == LIST_OF_COLLECTIONS else paths.files(november)
-    answer = api(bob).get(address, {name: value})
-    assert list(problem(answer, 400, answer.json().get("code"))["errors"]) == [name]
-    assert len(answer.content) < 2000
+def test_list_with_a_bad_value_is_400_and_names_the_parameter(bob: User, november: str, api: Api, case: Case) -> None:
+    for name_of_case, (where, name, value) in BAD.items():
+        with case(name_of_case):
+            address = paths.COLLECTIONS if where == LIST_OF_COLLECTIONS else paths.files(november)
+            answer = api(bob).get(address, {name: value})
+            assert list(problem(answer, 400, answer.json().get("code"))["errors"]) == [name]
+            assert len(answer.content) < 2000
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
+def test_list_with_an_odd_query_is_answered(bob: User, november: str, api: Api, case: Case) -> None:
+    for query in [
         "tenant=nobody&tenant=acme",
         "tenant[]=x&tenant[$ne]=y&search[0]=z",
         "collection__key__wrapped=1&id__gt=0&format=html&_method=DELETE",
@@ -253,17 +255,17 @@ def test_list_with_a_bad_value_is_400_and_names_the_parameter(
         "q=" + "x" * 3000,
         "cursor=",
         f"cursor={cursor(f'o={10**30}')}",
-    ],
-)
-def test_list_with_an_odd_query_is_answered(bob: User, november: str, api: Api, query: str) -> None:
-    for address in (paths.COLLECTIONS, paths.files(november)):
-        assert api(bob).get(f"{address}?{query}").status_code == 200
+    ]:
+        with case(query):
+            for address in (paths.COLLECTIONS, paths.files(november)):
+                assert api(bob).get(f"{address}?{query}").status_code == 200
 
 
-@pytest.mark.parametrize("query", ["search=%00", "cursor=%00", "tenant=a%00b", "ordering=%00", "search=\x00"])
-def test_list_with_a_nul_is_400(bob: User, november: str, api: Api, query: str) -> None:
-    for address in (paths.COLLECTIONS, paths.files(november)):
-        problem(api(bob).get(f"{address}?{query}"), 400, "bad_request")
+def test_list_with_a_nul_is_400(bob: User, november: str, api: Api, case: Case) -> None:
+    for query in ["search=%00", "cursor=%00", "tenant=a%00b", "ordering=%00", "search=\x00"]:
+        with case(query):
+            for address in (paths.COLLECTIONS, paths.files(november)):
+                problem(api(bob).get(f"{address}?{query}"), 400, "bad_request")
 
 
 def test_a_cursor_of_another_list_opens_nothing_foreign(bob: User, mallory: User, filed: str, api: Api) -> None:

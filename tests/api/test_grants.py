@@ -18,23 +18,25 @@ from tenants import services
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, problem
+from tests.api.cases import Case
+from tests.api.worlds import SHARED_NAMES as NAMES
+from tests.api.worlds import make_private
 from tests.factories import make_member, make_tenant
+from tests.worlds import brings
 
 
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
-NAMES = ["readings.csv", "notes.txt", "scan.bin"]
 
 
 @pytest.fixture
 def acme(db: None) -> Tenant:
-    return make_tenant("acme", new_collections="private")
+    return Tenant.objects.filter(slug="acme").first() or make_tenant("acme", new_collections="private")
 
 
 @pytest.fixture
-def filled(november: str, alice: User, api: Api, put: Put) -> str:
-    for name in NAMES:
-        put(api(alice), november, name, name.encode())
+@brings(make_private)
+def filled(november: str) -> str:
     return november
 
 
@@ -57,55 +59,54 @@ def test_a_new_collection_is_its_creators_and_the_admins_alone(alice: User, bob:
     assert api(carol).get(paths.COLLECTIONS).json()["results"] == []
 
 
-@pytest.mark.parametrize(("setting", "status"), [("viewer", 403), ("editor", 201)])
 def test_a_tenant_may_share_new_collections_with_all_members(
-    alice: User, carol: User, acme: Tenant, api: Api, put: Put, setting: str, status: int
+    alice: User, carol: User, acme: Tenant, api: Api, put: Put, case: Case
 ) -> None:
-    before = api(alice).post(paths.COLLECTIONS, {"display_name": "Before"}).json()["id"]
-    Tenant.objects.update(new_collections=setting)
-    slug = api(alice).post(paths.COLLECTIONS, {"display_name": "After"}).json()["id"]
-    put(api(alice), slug, "later.csv", b"added later")
-    assert api(carol).get(paths.collection(slug)).json()["my_level"] == setting
-    assert b"".join(api(carol).get(paths.content(slug, "later.csv"))) == b"added later"
-    assert put(api(carol), slug, "mine.csv").status_code == status
-    problem(api(carol).get(paths.collection(before)), 404, "not_found")
+    for setting, status in [("viewer", 403), ("editor", 201)]:
+        with case(setting, status):
+            before = api(alice).post(paths.COLLECTIONS, {"display_name": "Before"}).json()["id"]
+            Tenant.objects.update(new_collections=setting)
+            slug = api(alice).post(paths.COLLECTIONS, {"display_name": "After"}).json()["id"]
+            put(api(alice), slug, "later.csv", b"added later")
+            assert api(carol).get(paths.collection(slug)).json()["my_level"] == setting
+            assert b"".join(api(carol).get(paths.content(slug, "later.csv"))) == b"added later"
+            assert put(api(carol), slug, "mine.csv").status_code == status
+            problem(api(carol).get(paths.collection(before)), 404, "not_found")
 
 
 # --- A collection ---
 
 
-@pytest.mark.parametrize(
-    ("level", "actions"),
-    [
+def test_a_grant_on_a_collection_opens_all_of_it_on_its_level(
+    alice: User, carol: User, filled: str, api: Api, case: Case
+) -> None:
+    for level, actions in [
         ("viewer", ["archive"]),
         ("editor", ["archive", "upload"]),
         ("manager", ["archive", "upload", "update", "share", "delete"]),
-    ],
-)
-def test_a_grant_on_a_collection_opens_all_of_it_on_its_level(
-    alice: User, carol: User, filled: str, api: Api, level: str, actions: list[str]
-) -> None:
-    given = give(api(alice), filled, level=level)
-    assert given.status_code == 201
-    grant = given.json()
-    assert {name: grant[name] for name in grant if name not in {"id", "created_at"}} == {
-        "collection": filled,
-        "file": None,
-        "user": "carol",
-        "everyone": False,
-        "is_external": False,
-        "level": level,
-        "created_by": "alice",
-    }
-    assert api(alice).get(given["Location"]).json() == grant
-    shown = api(carol).get(paths.collection(filled)).json()
-    assert (shown["my_level"], shown["allowed_actions"], shown["file_count"]) == (level, actions, 3)
-    assert [each["id"] for each in api(carol).get(paths.COLLECTIONS).json()["results"]] == [filled]
-    assert names_of(api(carol), filled) == sorted(NAMES)
-    assert audited("grant.create") == [("grant.create", "alice")]
-    facts = json.loads(AuditEvent.objects.get(action="grant.create").body)["facts"]
-    expected = {"grant": grant["id"], "subject": "carol", "level": level, "before": None, "is_external": False}
-    assert facts == expected
+    ]:
+        with case(level, actions):
+            given = give(api(alice), filled, level=level)
+            assert given.status_code == 201
+            grant = given.json()
+            assert {name: grant[name] for name in grant if name not in {"id", "created_at"}} == {
+                "collection": filled,
+                "file": None,
+                "user": "carol",
+                "everyone": False,
+                "is_external": False,
+                "level": level,
+                "created_by": "alice",
+            }
+            assert api(alice).get(given["Location"]).json() == grant
+            shown = api(carol).get(paths.collection(filled)).json()
+            assert (shown["my_level"], shown["allowed_actions"], shown["file_count"]) == (level, actions, 3)
+            assert [each["id"] for each in api(carol).get(paths.COLLECTIONS).json()["results"]] == [filled]
+            assert names_of(api(carol), filled) == sorted(NAMES)
+            assert audited("grant.create") == [("grant.create", "alice")]
+            facts = json.loads(AuditEvent.objects.get(action="grant.create").body)["facts"]
+            expected = {"grant": grant["id"], "subject": "carol", "level": level, "before": None, "is_external": False}
+            assert facts == expected
 
 
 def test_a_grant_given_again_is_changed(alice: User, carol: User, filled: str, api: Api) -> None:
@@ -232,17 +233,14 @@ def test_somebody_of_another_tenant_is_as_unknown_as_somebody_who_is_not(
     assert audited("grant.create") == []
 
 
-@pytest.mark.parametrize("who", ["erin", "rita"])
-def test_a_role_without_access_is_granted_none(
-    who: str, request: pytest.FixtureRequest, alice: User, filled: str, api: Api
-) -> None:
-    request.getfixturevalue(who)
-    problem(give(api(alice), filled, user=who), 400, "role_without_access")
+def test_a_role_without_access_is_granted_none(erin: User, rita: User, alice: User, filled: str, api: Api, case: Case) -> None:
+    for who in (erin, rita):
+        with case(who.username):
+            problem(give(api(alice), filled, user=who.username), 400, "role_without_access")
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
+def test_a_grant_that_makes_no_sense_is_400(alice: User, carol: User, filled: str, api: Api, case: Case) -> None:
+    for body, field in [
         ({"level": "viewer"}, "user"),
         ({"user": "carol", "everyone": True, "level": "viewer"}, "user"),
         ({"everyone": False, "level": "viewer"}, "user"),
@@ -254,13 +252,10 @@ def test_a_role_without_access_is_granted_none(
         ({"user": ["carol"], "level": "viewer"}, "user"),
         ({"user": "", "level": "viewer"}, "user"),
         ({"user": "c" * 151, "level": "viewer"}, "user"),
-    ],
-)
-def test_a_grant_that_makes_no_sense_is_400(
-    alice: User, carol: User, filled: str, api: Api, body: dict[str, Any], field: str
-) -> None:
-    answer = api(alice).post(paths.grants(filled), body)
-    assert (answer.status_code, list(answer.json()["errors"])) == (400, [field])
+    ]:
+        with case(body, field):
+            answer = api(alice).post(paths.grants(filled), body)
+            assert (answer.status_code, list(answer.json()["errors"])) == (400, [field])
 
 
 def test_a_member_who_left_has_nothing_and_gets_nothing_back(
@@ -309,15 +304,16 @@ def test_a_tenant_may_share_with_people_of_others(mallory: User, erin: User, fil
     problem(client.post(paths.COLLECTIONS, {"display_name": "Here", "tenant": "acme"}), 400, "unknown_tenant")
 
 
-@pytest.mark.parametrize("change", [{"allow_external_sharing": False}, {"is_active": False}])
 def test_access_from_another_tenant_ends_when_the_owner_says_so(
-    mallory: User, filled: str, shared: str, api: Api, change: dict[str, bool]
+    mallory: User, filled: str, shared: str, api: Api, case: Case
 ) -> None:
-    link = api(mallory).post(paths.download(filled, NAMES[0])).json()["url"]
-    Tenant.objects.filter(slug="acme").update(**change)
-    problem(api(mallory).get(paths.collection(filled)), 404, "not_found")
-    problem(api(mallory).get(link), 404, "not_found")
-    assert api(mallory).get(paths.COLLECTIONS).json()["results"] == []
+    for change in [{"allow_external_sharing": False}, {"is_active": False}]:
+        with case(change):
+            link = api(mallory).post(paths.download(filled, NAMES[0])).json()["url"]
+            Tenant.objects.filter(slug="acme").update(**change)
+            problem(api(mallory).get(paths.collection(filled)), 404, "not_found")
+            problem(api(mallory).get(link), 404, "not_found")
+            assert api(mallory).get(paths.COLLECTIONS).json()["results"] == []
 
 
 def test_access_from_another_tenant_ends_with_its_grant(alice: User, mallory: User, filled: str, shared: str, api: Api) -> None:
@@ -364,9 +360,13 @@ def test_an_auditor_sees_everything_but_bytes(alice: User, erin: User, filled: s
 # --- Lists ---
 
 
-@pytest.mark.parametrize(
-    ("query", "users"),
-    [
+def test_grants_are_listed_newest_first_and_filtered(
+    alice: User, bob: User, carol: User, filled: str, api: Api, case: Case
+) -> None:
+    give(api(alice), filled, user="bob", level="editor")
+    give(api(alice), filled, NAMES[0])
+    give(api(alice), filled, NAMES[1], everyone=True)
+    for query, users in [
         ("", [None, "carol", "bob", "alice"]),
         ("?user=carol", ["carol"]),
         ("?user=nobody", []),
@@ -375,26 +375,21 @@ def test_an_auditor_sees_everything_but_bytes(alice: User, erin: User, filled: s
         ("?level=editor", ["bob"]),
         ("?external=true", []),
         ("?external=false", [None, "carol", "bob", "alice"]),
-    ],
-)
-def test_grants_are_listed_newest_first_and_filtered(
-    alice: User, bob: User, carol: User, filled: str, api: Api, query: str, users: list[str | None]
-) -> None:
-    give(api(alice), filled, user="bob", level="editor")
-    give(api(alice), filled, NAMES[0])
-    give(api(alice), filled, NAMES[1], everyone=True)
-    for address in (paths.grants(filled), "/api/v1/tenants/acme/grants/"):
-        assert [grant["user"] for grant in api(alice).get(address + query).json()["results"]] == users
+    ]:
+        with case(query, users):
+            for address in (paths.grants(filled), "/api/v1/tenants/acme/grants/"):
+                assert [grant["user"] for grant in api(alice).get(address + query).json()["results"]] == users
     page = api(alice).get(f"{paths.grants(filled)}?page_size=3").json()
     assert len(page["results"] + api(alice).get(page["next"]).json()["results"]) == 4
     assert [grant["file"] for grant in api(alice).get(paths.file_grants(filled, NAMES[0])).json()["results"]] == [NAMES[0]]
 
 
-@pytest.mark.parametrize("query", ["level=name", "level=5", "everyone=maybe", "external=2", "page_size=0", "cursor=x"])
-def test_a_filter_that_means_nothing_is_400(alice: User, filled: str, api: Api, query: str) -> None:
-    for address in (paths.grants(filled), "/api/v1/tenants/acme/grants/"):
-        answer = api(alice).get(f"{address}?{query}")
-        assert (answer.status_code, list(answer.json().get("errors", {}))) == (400, [query.partition("=")[0]])
+def test_a_filter_that_means_nothing_is_400(alice: User, filled: str, api: Api, case: Case) -> None:
+    for query in ["level=name", "level=5", "everyone=maybe", "external=2", "page_size=0", "cursor=x"]:
+        with case(query):
+            for address in (paths.grants(filled), "/api/v1/tenants/acme/grants/"):
+                answer = api(alice).get(f"{address}?{query}")
+                assert (answer.status_code, list(answer.json().get("errors", {}))) == (400, [query.partition("=")[0]])
 
 
 def test_lists_and_details_take_a_query_more_for_nobody(
@@ -427,41 +422,33 @@ def test_lists_and_details_take_a_query_more_for_nobody(
 # --- What the database refuses ---
 
 
-@pytest.mark.parametrize(
-    "second",
-    [
-        {"user": "carol"},
-        {"user": None},
-        {"user": "carol", "file": True},
-        {"user": None, "file": True},
-    ],
-)
-def test_the_database_keeps_one_grant_for_each_subject_and_target(carol: User, filled: str, second: dict[str, Any]) -> None:
-    def insert() -> None:
+def test_the_database_keeps_one_grant_for_each_subject_and_target(carol: User, filled: str, case: Case) -> None:
+    def insert(user: User | None, file: StoredFile | None) -> None:
+        collection, now = Collection.objects.get(), timezone.now()
         Grant.objects.create(
-            tenant=Tenant.objects.get(),
-            collection=Collection.objects.get(),
-            file=StoredFile.objects.first() if second.get("file") else None,
-            user=second["user"] and carol,
-            level=Level.VIEWER,
-            created_at=timezone.now(),
+            tenant=collection.tenant, collection=collection, file=file, user=user, level=Level.VIEWER, created_at=now
         )
 
-    insert()
-    with pytest.raises(IntegrityError), transaction.atomic():
-        insert()
+    for user in (carol, None):
+        for file in (None, StoredFile.objects.first()):
+            with case(user, file):
+                insert(user, file)
+                with pytest.raises(IntegrityError), transaction.atomic():
+                    insert(user, file)
 
 
-@pytest.mark.parametrize("wrong", [{"level": Level.NAME}, {"level": 9}, {"of_everyone": True}])
-def test_the_database_refuses_a_grant_that_makes_no_sense(carol: User, filled: str, wrong: dict[str, Any]) -> None:
-    membership = Membership.objects.get(user=carol) if wrong.get("of_everyone") else None
-    with pytest.raises(IntegrityError), transaction.atomic():
-        Grant.objects.create(
-            id=uuid4(),
-            tenant=Tenant.objects.get(),
-            collection=Collection.objects.get(),
-            user=None,
-            membership=membership,
-            level=wrong.get("level", Level.VIEWER),
-            created_at=timezone.now(),
-        )
+def test_the_database_refuses_a_grant_that_makes_no_sense(carol: User, filled: str, case: Case) -> None:
+    cases: list[dict[str, Any]] = [{"level": Level.NAME}, {"level": 9}, {"of_everyone": True}]
+    for wrong in cases:
+        with case(wrong):
+            membership = Membership.objects.get(user=carol) if wrong.get("of_everyone") else None
+            with pytest.raises(IntegrityError), transaction.atomic():
+                Grant.objects.create(
+                    id=uuid4(),
+                    tenant=Tenant.objects.get(slug="acme"),
+                    collection=Collection.objects.get(),
+                    user=None,
+                    membership=membership,
+                    level=wrong.get("level", Level.VIEWER),
+                    created_at=timezone.now(),
+                )

@@ -13,7 +13,10 @@ from files.models import Collection, Hold, StoredFile
 from tenants.models import Membership, User
 from tests.api import paths
 from tests.api.answers import audited, facts, problem
+from tests.api.cases import Case
+from tests.api.worlds import make_held
 from tests.factories import make_key
+from tests.worlds import brings
 
 
 Api = Callable[[User | str | None], APIClient]
@@ -21,9 +24,8 @@ HELD, FREE = "held.csv", "free.csv"
 
 
 @pytest.fixture
-def filled(november: str, alice: User, api: Api, put: Any) -> str:
-    for name in (HELD, FREE):
-        put(api(alice), november, name, name.encode(), content_type="text/csv")
+@brings(make_held)
+def filled(november: str) -> str:
     return november
 
 
@@ -45,55 +47,59 @@ def changes(client: APIClient, put: Any, slug: str, name: str) -> dict[str, Any]
 # --- What is held ---
 
 
-@pytest.mark.parametrize("wish", [{}, {"file": HELD}], ids=["all", "one file"])
-def test_held_file_stays_as_it_is_and_can_be_read(alice: User, bob: User, filled: str, api: Api, put: Any, wish: Any) -> None:
-    before = api(bob).get(paths.file(filled, HELD)).json()
-    place(api(alice), filled, **wish)
+def test_held_file_stays_as_it_is_and_can_be_read(alice: User, bob: User, filled: str, api: Api, put: Any, case: Case) -> None:
+    for wish in [{}, {"file": HELD}]:
+        with case(wish):
+            before = api(bob).get(paths.file(filled, HELD)).json()
+            place(api(alice), filled, **wish)
 
-    for user in (alice, bob):
-        for change in changes(api(user), put, filled, HELD).values():
-            document = problem(change(), 409, "held")
-            assert document["detail"] == "This stays as it is: it is under legal hold."
+            for user in (alice, bob):
+                for change in changes(api(user), put, filled, HELD).values():
+                    document = problem(change(), 409, "held")
+                    assert document["detail"] == "This stays as it is: it is under legal hold."
 
-    shown = api(bob).get(paths.file(filled, HELD)).json()
-    assert shown == before | {"is_held": True, "allowed_actions": ["download"]}
-    assert api(bob).get(paths.content(filled, HELD)).getvalue() == HELD.encode()
-    assert audited("file.update", "file.replace", "file.delete") == []
-
-
-@pytest.mark.parametrize("wish", [{}, {"file": HELD}], ids=["all", "one file"])
-def test_collection_with_anything_held_is_not_deleted(alice: User, filled: str, api: Api, wish: Any) -> None:
-    place(api(alice), filled, **wish)
-
-    problem(api(alice).delete(paths.collection(filled)), 409, "held")
-
-    shown = api(alice).get(paths.collection(filled)).json()
-    assert (shown["status"], shown["is_held"]) == ("open", True)
-    assert "delete" not in shown["allowed_actions"]
-    assert [each["is_held"] for each in api(alice).get(paths.COLLECTIONS).json()["results"]] == [True]
+            shown = api(bob).get(paths.file(filled, HELD)).json()
+            assert shown == before | {"is_held": True, "allowed_actions": ["download"]}
+            assert api(bob).get(paths.content(filled, HELD)).getvalue() == HELD.encode()
+            assert audited("file.update", "file.replace", "file.delete") == []
 
 
-@pytest.mark.parametrize("change", ["rename", "notes", "replace", "delete"])
-def test_hold_on_one_file_leaves_the_others_alone(alice: User, filled: str, api: Api, put: Any, change: str) -> None:
-    place(api(alice), filled, file=HELD)
+def test_collection_with_anything_held_is_not_deleted(alice: User, filled: str, api: Api, case: Case) -> None:
+    for wish in [{}, {"file": HELD}]:
+        with case(wish):
+            place(api(alice), filled, **wish)
 
-    assert changes(api(alice), put, filled, FREE)[change]().status_code in {200, 204}
+            problem(api(alice).delete(paths.collection(filled)), 409, "held")
 
-    held = {file["filename"]: file["is_held"] for file in api(alice).get(paths.files(filled)).json()["results"]}
-    assert held[HELD]
-    assert not any(is_held for name, is_held in held.items() if name != HELD)
+            shown = api(alice).get(paths.collection(filled)).json()
+            assert (shown["status"], shown["is_held"]) == ("open", True)
+            assert "delete" not in shown["allowed_actions"]
+            assert [each["is_held"] for each in api(alice).get(paths.COLLECTIONS).json()["results"]] == [True]
 
 
-@pytest.mark.parametrize(("wish", "is_held"), [({}, True), ({"file": HELD}, False)], ids=["all", "one file"])
+def test_hold_on_one_file_leaves_the_others_alone(alice: User, filled: str, api: Api, put: Any, case: Case) -> None:
+    for change in ["rename", "notes", "replace", "delete"]:
+        with case(change):
+            place(api(alice), filled, file=HELD)
+
+            assert changes(api(alice), put, filled, FREE)[change]().status_code in {200, 204}
+
+            held = {file["filename"]: file["is_held"] for file in api(alice).get(paths.files(filled)).json()["results"]}
+            assert held[HELD]
+            assert not any(is_held for name, is_held in held.items() if name != HELD)
+
+
 def test_new_file_comes_into_a_held_collection_and_is_held_with_it(
-    alice: User, filled: str, api: Api, put: Any, wish: Any, *, is_held: bool
+    alice: User, filled: str, api: Api, put: Any, case: Case
 ) -> None:
-    place(api(alice), filled, **wish)
+    for wish, is_held in [({}, True), ({"file": HELD}, False)]:
+        with case(wish, is_held):
+            place(api(alice), filled, **wish)
 
-    new = put(api(alice), filled, "new.csv", b"1,2")
+            new = put(api(alice), filled, "new.csv", b"1,2")
 
-    assert (new.status_code, new.json()["is_held"]) == (201, is_held)
-    assert api(alice).delete(paths.file(filled, "new.csv")).status_code == (409 if is_held else 204)
+            assert (new.status_code, new.json()["is_held"]) == (201, is_held)
+            assert api(alice).delete(paths.file(filled, "new.csv")).status_code == (409 if is_held else 204)
 
 
 def test_replacement_that_began_before_the_hold_is_refused_at_its_end(
@@ -188,9 +194,8 @@ def test_holds_are_paged_newest_first(alice: User, filled: str, api: Api) -> Non
     assert rest["next"] is None
 
 
-@pytest.mark.parametrize(
-    ("wish", "field"),
-    [
+def test_hold_that_makes_no_sense_names_its_field(alice: User, filled: str, api: Api, case: Case) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"reason": ""}, "reason"),
         ({"reason": " "}, "reason"),
         ({"reason": "x" * 1001}, "reason"),
@@ -200,21 +205,22 @@ def test_holds_are_paged_newest_first(alice: User, filled: str, api: Api) -> Non
         ({"file": "no-such.csv"}, "file"),
         ({"file": ""}, "file"),
         ({"file": 5.5}, "file"),
-    ],
-)
-def test_hold_that_makes_no_sense_names_its_field(alice: User, filled: str, api: Api, wish: dict[str, Any], field: str) -> None:
-    answer = place(api(alice), filled, **wish)
+    ]
+    for wish, field in cases:
+        with case(wish, field):
+            answer = place(api(alice), filled, **wish)
 
-    body = answer.json()
-    assert (answer.status_code, list(body["errors"])) == (400, [field])
-    assert not Hold.objects.exists()
+            body = answer.json()
+            assert (answer.status_code, list(body["errors"])) == (400, [field])
+            assert not Hold.objects.exists()
 
 
-@pytest.mark.parametrize("hold_id", ["x", "00000000-0000-0000-0000-000000000009", "%20"])
-def test_hold_that_is_not_there_is_404(alice: User, filled: str, api: Api, hold_id: str) -> None:
-    place(api(alice), filled)
-    for method in ("get", "delete"):
-        problem(getattr(api(alice), method)(f"{paths.holds(filled)}{hold_id}/"), 404, "not_found")
+def test_hold_that_is_not_there_is_404(alice: User, filled: str, api: Api, case: Case) -> None:
+    for hold_id in ["x", "00000000-0000-0000-0000-000000000009", "%20"]:
+        with case(hold_id):
+            place(api(alice), filled)
+            for method in ("get", "delete"):
+                problem(getattr(api(alice), method)(f"{paths.holds(filled)}{hold_id}/"), 404, "not_found")
 
 
 def test_hold_of_another_collection_is_not_found_in_this_one(alice: User, filled: str, api: Api) -> None:
@@ -226,10 +232,12 @@ def test_hold_of_another_collection_is_not_found_in_this_one(alice: User, filled
 # --- Behind the services ---
 
 
-@pytest.mark.parametrize("model", [StoredFile, Collection])
-def test_rows_that_are_held_cannot_be_deleted_by_code_that_forgot_to_ask(alice: User, filled: str, api: Api, model: Any) -> None:
+def test_rows_that_are_held_cannot_be_deleted_by_code_that_forgot_to_ask(alice: User, filled: str, api: Api, case: Case) -> None:
     """F-61."""
-    place(api(alice), filled, file=HELD)
-    with pytest.raises(ProtectedError), transaction.atomic():
-        model.objects.all().delete()
-    assert StoredFile.objects.count() == 2
+    models: list[type[StoredFile | Collection]] = [StoredFile, Collection]
+    for model in models:
+        with case(model):
+            place(api(alice), filled, file=HELD)
+            with pytest.raises(ProtectedError), transaction.atomic():
+                model.objects.all().delete()
+            assert StoredFile.objects.count() == 2

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 
 import pytest
 from django.urls import Resolver404, resolve
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rest_framework.test import APIClient
 
@@ -17,11 +17,13 @@ from files.models import StoredFile
 from tenants.models import User
 from tests.api import paths
 from tests.api.answers import problem
+from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 
 
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
+Way = Callable[[APIClient, str, str], Any]
 CONTENT = b"what is in it"
 
 REFUSED = {
@@ -105,6 +107,7 @@ KEPT = {
     "archive": "archive.zip",
     "content": "content",
 }
+MOST_DIFFERENT = ["hidden", "nfd", "quotes", "percent-of-a-slash", "255-bytes-of-three"]
 
 
 def part(filename: str) -> bytes:
@@ -121,12 +124,13 @@ def by_form(client: APIClient, slug: str, filename: str) -> Any:
     return client.post(paths.files(slug), part(filename), content_type="multipart/form-data; boundary=b")
 
 
-def by_rename(client: APIClient, slug: str, filename: str) -> Any:
-    assert client.put(paths.content(slug, "before"), CONTENT, content_type="text/csv").status_code == 201
+def rename(client: APIClient, slug: str, filename: str) -> Any:
     return client.patch(paths.file(slug, "before"), {"filename": filename})
 
 
-WAYS = [by_address, by_form, by_rename]
+def by_rename(client: APIClient, slug: str, filename: str) -> Any:
+    assert client.put(paths.content(slug, "before"), CONTENT, content_type="text/csv").status_code == 201
+    return rename(client, slug, filename)
 
 
 def disposition_name(disposition: str) -> str:
@@ -158,70 +162,94 @@ def assert_shows_everywhere(client: APIClient, slug: str, filename: str) -> None
     assert archive.read(filename) == CONTENT
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("filename", REFUSED.values(), ids=REFUSED)
 def test_a_name_that_is_refused_is_400_and_keeps_nothing(
-    bob: User, november: str, api: Api, vault: WatchedStore, way: Any, filename: str
+    bob: User, november: str, api: Api, vault: WatchedStore, case: Case
 ) -> None:
     client = api(bob)
-    answer = way(client, november, filename)
-    if way is by_address and ("/" in filename or filename == ""):
-        problem(answer, 404, "not_found")  # another address
-    else:
-        told = problem(answer, 400, answer.json()["code"])
-        assert list(told["errors"]) == ["filename"]
-        assert len(filename) < 3 or filename not in str(told)
-    kept = ["before"] if way is by_rename else []
-    assert [file["filename"] for file in client.get(paths.files(november)).json()["results"]] == kept
-    assert len(vault.keys()) == len(kept)
+    client.put(paths.content(november, "before"), CONTENT, content_type="text/csv")
+    for way in (by_address, by_form, rename):
+        for name, filename in REFUSED.items():
+            with case(way, name):
+                answer = way(client, november, filename)
+                if way is by_address and ("/" in filename or filename == ""):
+                    problem(answer, 404, "not_found")  # another address
+                else:
+                    told = problem(answer, 400, answer.json()["code"])
+                    assert list(told["errors"]) == ["filename"]
+                    assert len(filename) < 3 or filename not in str(told)
+                assert [file.filename for file in StoredFile.objects.all()] == ["before"]
+                assert len(vault.keys()) == 1
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("filename", KEPT.values(), ids=KEPT)
-def test_a_name_that_is_kept_is_kept_exactly(bob: User, november: str, api: Api, way: Any, filename: str) -> None:
-    client = api(bob)
-    answer = way(client, november, filename)
+def check_is_kept(client: APIClient, slug: str, way: Way, filename: str) -> None:
+    answer = way(client, slug, filename)
     assert answer.status_code in {200, 201}, answer.json()
     assert answer.json()["filename"] == filename
-    if way is by_address:
-        assert_shows_everywhere(client, november, filename)
-    else:
-        assert b"".join(client.get(paths.content(november, filename))) == CONTENT
+    answer = client.get(paths.content(slug, filename))
+    assert disposition_name(answer["Content-Disposition"]) == filename
+    assert b"".join(answer) == CONTENT
+
+
+def test_a_name_that_is_kept_is_kept_exactly(bob: User, november: str, api: Api, subtests: pytest.Subtests) -> None:
+    client = api(bob)
+    files = {name: filename for name, filename in KEPT.items() if name != "nfd"}  # which is the same file as "nfc"
+    for name, filename in files.items():
+        with subtests.test(name):
+            answer = by_address(client, november, filename)
+            assert (answer.status_code, answer.json()["filename"]) == (201, filename)
+            assert disposition_name(client.head(paths.content(november, filename))["Content-Disposition"]) == filename
+    listed = client.get(paths.files(november), {"page_size": 100}).json()["results"]
+    assert {file["filename"] for file in listed} == {*files.values()}
+
+
+@pytest.mark.parametrize("names", [MOST_DIFFERENT, pytest.param(list(KEPT), marks=pytest.mark.long)], ids=["some", "all"])
+def test_a_name_shows_everywhere_and_comes_by_every_way(bob: User, november: str, api: Api, case: Case, names: list[str]) -> None:
+    client = api(bob)
+    for name in names:
+        filename = KEPT[name]
+        with case(by_address, name):
+            assert by_address(client, november, filename).status_code == 201
+            assert_shows_everywhere(client, november, filename)
+        for way in (by_form, by_rename):
+            with case(way, name):
+                check_is_kept(client, november, way, filename)
 
 
 # What a client may send though nothing of it is a name: bytes that are no UTF-8, and NUL.
 
 
-@pytest.mark.parametrize("raw", [b"\xff", b"a\xfe", b"\xed\xa0\x80", b"\xc0\xaf", b"\xc3", b"\xf5\x80\x80\x80", b"a\x80b"])
-@pytest.mark.parametrize(
-    ("method", "where", "end"), [("PUT", b"content/", b""), ("GET", b"content/", b""), ("DELETE", b"files/", b"/")]
-)
 def test_an_address_that_is_not_utf8_is_400(
-    bob: User, november: str, serve: Callable[..., Any], vault: WatchedStore, raw: bytes, method: str, where: bytes, end: bytes
+    bob: User, november: str, serve: Callable[..., Any], vault: WatchedStore, case: Case
 ) -> None:
     """Django would take the percent signs for the name's own, so that two names became one."""
-    answer = serve(bob, method, paths.collection(november).encode() + where + raw + end, b"x")
-    problem(answer, 400, "bad_request")
-    answer.close()
-    assert vault.keys() == set()
+    for raw in [b"\xff", b"a\xfe", b"\xed\xa0\x80", b"\xc0\xaf", b"\xc3", b"\xf5\x80\x80\x80", b"a\x80b"]:
+        for method, where, end in [("PUT", b"content/", b""), ("GET", b"content/", b""), ("DELETE", b"files/", b"/")]:
+            with case(raw, method, where, end):
+                answer = serve(bob, method, paths.collection(november).encode() + where + raw + end, b"x")
+                problem(answer, 400, "bad_request")
+                answer.close()
+                assert vault.keys() == set()
 
 
-@pytest.mark.parametrize("way", [by_address, by_form])
-def test_nul_is_400(bob: User, november: str, api: Api, vault: WatchedStore, way: Any) -> None:
-    assert way(api(bob), november, "a\x00b").status_code == 400
-    assert vault.keys() == set()
+def test_nul_is_400(bob: User, november: str, api: Api, vault: WatchedStore, case: Case) -> None:
+    for way in [by_address, by_form]:
+        with case(way):
+            assert way(api(bob), november, "a\x00b").status_code == 400
+            assert vault.keys() == set()
 
 
-@pytest.mark.parametrize("raw", ["%2E%2E", "%2e%2E", "..", "%2E"])
-def test_dots_are_400_in_any_spelling(bob: User, november: str, api: Api, raw: str) -> None:
-    answer = api(bob).put(f"{paths.collection(november)}content/{raw}", b"x", content_type="text/csv")
-    problem(answer, 400, "bad_filename")
+def test_dots_are_400_in_any_spelling(bob: User, november: str, api: Api, case: Case) -> None:
+    for raw in ["%2E%2E", "%2e%2E", "..", "%2E"]:
+        with case(raw):
+            answer = api(bob).put(f"{paths.collection(november)}content/{raw}", b"x", content_type="text/csv")
+            problem(answer, 400, "bad_filename")
 
 
-@pytest.mark.parametrize("raw", ["a%2Fb", "..%2Fa", "%2Fetc%2Fpasswd", "a/b", "//a"])
-def test_slashes_are_other_addresses_in_any_spelling(bob: User, november: str, api: Api, raw: str) -> None:
-    answer = api(bob).put(f"{paths.collection(november)}content/{raw}", b"x", content_type="text/csv")
-    problem(answer, 404, "not_found")
+def test_slashes_are_other_addresses_in_any_spelling(bob: User, november: str, api: Api, case: Case) -> None:
+    for raw in ["a%2Fb", "..%2Fa", "%2Fetc%2Fpasswd", "a/b", "//a"]:
+        with case(raw):
+            answer = api(bob).put(f"{paths.collection(november)}content/{raw}", b"x", content_type="text/csv")
+            problem(answer, 404, "not_found")
 
 
 TWINS = [
@@ -235,30 +263,26 @@ TWINS = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize(("first", "second"), TWINS)
-def test_names_that_differ_in_case_or_form_only_are_the_same(
-    bob: User, november: str, put: Put, api: Api, way: Any, first: str, second: str
-) -> None:
+def test_names_that_differ_in_case_or_form_only_are_the_same(bob: User, november: str, put: Put, api: Api, case: Case) -> None:
     client = api(bob)
-    put(client, november, first, CONTENT)
-    answer = way(client, november, second)
-    if way is by_address:
-        problem(answer, 428, "precondition_required")
-    else:
-        problem(answer, 409, "name_taken")
-    assert client.get(paths.file(november, second)).json()["filename"] == first
+    put(client, november, "before", CONTENT)
+    for first, second in TWINS:
+        with case(first, second):
+            put(client, november, first, CONTENT)
+            problem(by_address(client, november, second), 428, "precondition_required")
+            for way in (by_form, rename):
+                problem(way(client, november, second), 409, "name_taken")
+            assert client.get(paths.file(november, second)).json()["filename"] == first
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("a", "a."), ("\u0131", "i"), ("a\u2215b", "a\uff0fb"), ("①", "1"), ("a", "\uff41"), ("o", "\u043e")]
-)
-def test_names_that_differ_otherwise_are_different(bob: User, november: str, put: Put, api: Api, first: str, second: str) -> None:
-    put(api(bob), november, first, b"1")
-    assert put(api(bob), november, second, b"2").status_code == 201
-    assert b"".join(api(bob).get(paths.content(november, first))) == b"1"
-    archive = zipfile.ZipFile(io.BytesIO(b"".join(api(bob).get(paths.archive(november)))))
-    assert sorted(archive.namelist()) == sorted([first, second])
+def test_names_that_differ_otherwise_are_different(bob: User, november: str, put: Put, api: Api, case: Case) -> None:
+    for first, second in [("a", "a."), ("\u0131", "i"), ("a\u2215b", "a\uff0fb"), ("①", "1"), ("a", "\uff41"), ("o", "\u043e")]:
+        with case(first, second):
+            put(api(bob), november, first, b"1")
+            assert put(api(bob), november, second, b"2").status_code == 201
+            assert b"".join(api(bob).get(paths.content(november, first))) == b"1"
+            archive = zipfile.ZipFile(io.BytesIO(b"".join(api(bob).get(paths.archive(november)))))
+            assert sorted(archive.namelist()) == sorted([first, second])
 
 
 def test_the_same_name_in_two_collections_is_two_files(bob: User, november: str, put: Put, api: Api) -> None:
@@ -274,29 +298,33 @@ ANY_NAME = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.t
 )
 
 
-@given(filename=ANY_NAME, way=st.sampled_from([by_address, by_form]))
-@example(filename="%00", way=by_address)
-@example(filename="%0D%0A", way=by_address)
-@example(filename="a\\", way=by_form)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_name_is_refused_or_kept_exactly(bob: User, november: str, api: Api, filename: str, way: Any) -> None:
-    client = api(bob)
-    answer = way(client, november, filename)
-    if answer.status_code == 201:
-        assert answer.json()["filename"] == filename
-        assert_shows_everywhere(client, november, filename)
-        assert client.delete(paths.file(november, filename)).status_code == 204
-    else:
-        assert answer.status_code in {400, 404}
-        told = problem(answer, answer.status_code, answer.json()["code"])
-        if answer.status_code == 404:
-            assert way is by_address
-            with pytest.raises(Resolver404):
-                resolve(unquote(paths.content(november, filename)))
-        elif "\x00" not in filename:
-            # A backslash before the closing quote may mean that there is no closing quote, and so no filename.
-            assert list(told["errors"]) in ([["filename"], ["file"]] if "\\" in filename else [["filename"]])
-    assert not StoredFile.objects.exists()
+@pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.long)])
+def test_any_name_is_refused_or_kept_exactly(bob: User, november: str, api: Api, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(filename=ANY_NAME, way=st.sampled_from([by_address, by_form]))
+    @example(filename="%00", way=by_address)
+    @example(filename="%0D%0A", way=by_address)
+    @example(filename="a\\", way=by_form)
+    def check(filename: str, way: Any) -> None:
+        client = api(bob)
+        answer = way(client, november, filename)
+        if answer.status_code == 201:
+            assert answer.json()["filename"] == filename
+            assert_shows_everywhere(client, november, filename)
+            assert client.delete(paths.file(november, filename)).status_code == 204
+        else:
+            assert answer.status_code in {400, 404}
+            told = problem(answer, answer.status_code, answer.json()["code"])
+            if answer.status_code == 404:
+                assert way is by_address
+                with pytest.raises(Resolver404):
+                    resolve(unquote(paths.content(november, filename)))
+            elif "\x00" not in filename:
+                # A backslash before the closing quote may mean that there is no closing quote, and so no filename.
+                assert list(told["errors"]) in ([["filename"], ["file"]] if "\\" in filename else [["filename"]])
+        assert not StoredFile.objects.exists()
+
+    check()
 
 
 def test_names_are_written_in_addresses_in_one_way(bob: User, november: str, put: Put, api: Api) -> None:

@@ -14,6 +14,9 @@ from files.models import StoredFile
 from tenants.models import User
 from tests.api import paths
 from tests.api.answers import problem
+from tests.api.cases import Case
+from tests.api.worlds import CONTENT, make_one_file
+from tests.worlds import brings
 
 
 Api = Callable[[User | None], APIClient]
@@ -21,9 +24,9 @@ Put = Callable[..., Any]
 
 
 @pytest.fixture
-def slug(bob: User, november: str, put: Put, api: Api) -> str:
+@brings(make_one_file)
+def slug(november: str) -> str:
     """A collection with a.csv in it."""
-    put(api(bob), november, "a.csv", b"12345")
     return november
 
 
@@ -58,22 +61,24 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete", "head", "options"])
-def test_an_unknown_address_is_a_problem_whatever_is_asked_of_it(bob: User, api: Api, method: str) -> None:
-    for address in UNKNOWN:
-        for client in (api(bob), api(None)):
-            answer = getattr(client, method)(address)
-            assert answer.status_code == 404, address
-            if method != "head":
-                assert problem(answer, 404, "not_found")["detail"] == "Not found."
-            assert answer["X-Request-ID"]
-            assert "Location" not in answer
+def test_an_unknown_address_is_a_problem_whatever_is_asked_of_it(bob: User, api: Api, case: Case) -> None:
+    for method in ["get", "post", "put", "patch", "delete", "head", "options"]:
+        with case(method):
+            for address in UNKNOWN:
+                for client in (api(bob), api(None)):
+                    answer = getattr(client, method)(address)
+                    assert answer.status_code == 404, address
+                    if method != "head":
+                        assert problem(answer, 404, "not_found")["detail"] == "Not found."
+                    assert answer["X-Request-ID"]
+                    assert "Location" not in answer
 
 
-@pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
-def test_a_write_is_never_redirected(bob: User, november: str, api: Api, method: str) -> None:
-    for address in (paths.COLLECTIONS, paths.collection(november), paths.file(november, "a.csv")):
-        problem(getattr(api(bob), method)(address.rstrip("/"), {}), 404, "not_found")
+def test_a_write_is_never_redirected(bob: User, november: str, api: Api, case: Case) -> None:
+    for method in ["post", "put", "patch", "delete"]:
+        with case(method):
+            for address in (paths.COLLECTIONS, paths.collection(november), paths.file(november, "a.csv")):
+                problem(getattr(api(bob), method)(address.rstrip("/"), {}), 404, "not_found")
 
 
 def test_an_error_page_is_json_for_browsers_too() -> None:
@@ -100,15 +105,14 @@ METHODS: dict[str, tuple[Callable[[str], str], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("address", "methods"), METHODS.values(), ids=METHODS)
-def test_another_method_is_405_and_says_which_there_are(
-    bob: User, slug: str, api: Api, address: Callable[[str], str], methods: set[str]
-) -> None:
-    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"} - methods:
-        answer = api(bob).generic(method, address(slug))
-        problem(answer, 405, "method_not_allowed")
-        assert {name.strip() for name in answer["Allow"].split(",")} - {"OPTIONS"} == methods
-    assert StoredFile.objects.get().length == 5
+def test_another_method_is_405_and_says_which_there_are(bob: User, slug: str, api: Api, case: Case) -> None:
+    for name_of_case, (address, methods) in METHODS.items():
+        with case(name_of_case):
+            for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"} - methods:
+                answer = api(bob).generic(method, address(slug))
+                problem(answer, 405, "method_not_allowed")
+                assert {name.strip() for name in answer["Allow"].split(",")} - {"OPTIONS"} == methods
+            assert StoredFile.objects.get().length == len(CONTENT)
 
 
 @pytest.mark.parametrize("address", ["/healthz", "/readyz"])
@@ -118,24 +122,37 @@ def test_another_method_on_a_probe_is_405(db: None, address: str) -> None:
     assert answer["Allow"] == "GET, HEAD"
 
 
-@pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
-def test_no_header_makes_another_method(bob: User, slug: str, api: Api, name: str) -> None:
-    assert api(bob).post(paths.download(slug, "a.csv"), {}, headers={name: "DELETE"}).status_code == 201
-    problem(api(bob).post(paths.file(slug, "a.csv"), {"_method": "DELETE"}, headers={name: "DELETE"}), 405, "method_not_allowed")
-    assert StoredFile.objects.exists()
+def test_no_header_makes_another_method(bob: User, slug: str, api: Api, case: Case) -> None:
+    for name in ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"]:
+        with case(name):
+            assert api(bob).post(paths.download(slug, "a.csv"), {}, headers={name: "DELETE"}).status_code == 201
+            problem(
+                api(bob).post(paths.file(slug, "a.csv"), {"_method": "DELETE"}, headers={name: "DELETE"}),
+                405,
+                "method_not_allowed",
+            )
+            assert StoredFile.objects.exists()
 
 
 # --- Headers ---
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example.org", "testserver.evil.org", "testserver:80@evil.org", "a b", "", "[::1", "testserver:x", "téstserver"]
-)
-@pytest.mark.parametrize("address", [paths.COLLECTIONS, "/nothing", "/downloads/x"])
-def test_another_host_is_400(bob: User, api: Api, host: str, address: str) -> None:
-    answer = api(bob).get(address, HTTP_HOST=host)
-    told = problem(answer, 400, "bad_request")
-    assert not host or host not in json.dumps(told)
+def test_another_host_is_400(bob: User, api: Api, case: Case) -> None:
+    for host in [
+        "evil.example.org",
+        "testserver.evil.org",
+        "testserver:80@evil.org",
+        "a b",
+        "",
+        "[::1",
+        "testserver:x",
+        "téstserver",
+    ]:
+        for address in [paths.COLLECTIONS, "/nothing", "/downloads/x"]:
+            with case(host, address):
+                answer = api(bob).get(address, HTTP_HOST=host)
+                told = problem(answer, 400, "bad_request")
+                assert not host or host not in json.dumps(told)
 
 
 def test_a_forwarded_host_or_scheme_is_nobodys_business(bob: User, slug: str, api: Api) -> None:
@@ -158,19 +175,21 @@ ACCEPTS = [
 ]
 
 
-@pytest.mark.parametrize("accept", ACCEPTS, ids=lambda accept: accept[:20] or "empty")
-def test_accept_changes_nothing(bob: User, slug: str, api: Api, accept: str) -> None:
-    client, headers = api(bob), {"Accept": accept}
-    answer = client.get(paths.file(slug, "a.csv"), headers=headers)
-    assert (answer.status_code, answer["Content-Type"]) == (200, "application/json")
-    assert b"".join(client.get(paths.content(slug, "a.csv"), headers=headers)) == b"12345"
-    problem(client.get(paths.file(slug, "b.csv"), headers=headers), 404, "not_found")
+def test_accept_changes_nothing(bob: User, slug: str, api: Api, case: Case) -> None:
+    for accept in ACCEPTS:
+        with case(accept):
+            client, headers = api(bob), {"Accept": accept}
+            answer = client.get(paths.file(slug, "a.csv"), headers=headers)
+            assert (answer.status_code, answer["Content-Type"]) == (200, "application/json")
+            assert b"".join(client.get(paths.content(slug, "a.csv"), headers=headers)) == CONTENT
+            problem(client.get(paths.file(slug, "b.csv"), headers=headers), 404, "not_found")
 
 
-@pytest.mark.parametrize("query", ["format=html", "format=api", "format=xml", "_accept=text/html"])
-def test_no_query_makes_another_format(bob: User, slug: str, api: Api, query: str) -> None:
-    answer = api(bob).get(f"{paths.file(slug, 'a.csv')}?{query}")
-    assert (answer.status_code, answer["Content-Type"]) == (200, "application/json")
+def test_no_query_makes_another_format(bob: User, slug: str, api: Api, case: Case) -> None:
+    for query in ["format=html", "format=api", "format=xml", "_accept=text/html"]:
+        with case(query):
+            answer = api(bob).get(f"{paths.file(slug, 'a.csv')}?{query}")
+            assert (answer.status_code, answer["Content-Type"]) == (200, "application/json")
 
 
 def test_many_and_long_headers_are_no_matter(bob: User, slug: str, api: Api) -> None:
@@ -179,22 +198,24 @@ def test_many_and_long_headers_are_no_matter(bob: User, slug: str, api: Api) -> 
     assert api(bob).get(paths.file(slug, "a.csv"), headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("value", ["*", '"' + "x" * 60_000 + '"', ", " * 30_000, 'W/"' * 20_000, '"a", ' * 12_000])
-@pytest.mark.parametrize("name", ["If-Match", "If-None-Match", "If-Range", "Range", "Content-Digest"])
-def test_long_conditions_are_answered_soon(bob: User, slug: str, api: Api, name: str, value: str) -> None:
-    answer = api(bob).get(paths.content(slug, "a.csv"), headers={name: value})
-    b"".join(answer)
-    assert answer.status_code in {200, 304, 412}
-    assert api(bob).put(paths.content(slug, "b.csv"), b"1", headers={name: value}).status_code in {201, 400, 412}
+def test_long_conditions_are_answered_soon(bob: User, slug: str, api: Api, case: Case) -> None:
+    for value in ["*", '"' + "x" * 60_000 + '"', ", " * 30_000, 'W/"' * 20_000, '"a", ' * 12_000]:
+        for name in ["If-Match", "If-None-Match", "If-Range", "Range", "Content-Digest"]:
+            with case(value, name):
+                answer = api(bob).get(paths.content(slug, "a.csv"), headers={name: value})
+                b"".join(answer)
+                assert answer.status_code in {200, 304, 412}
+                assert api(bob).put(paths.content(slug, "b.csv"), b"1", headers={name: value}).status_code in {201, 400, 412}
 
 
-@pytest.mark.parametrize("name", ["If-Match", "If-None-Match", "If-Range", "Range", "Repr-Digest", "Authorization", "X"])
-@pytest.mark.parametrize("value", ["\xff\xfe", "\x00", "é", "\x1b[31m"])
-def test_bytes_in_headers_that_nobody_expects_are_no_500(bob: User, slug: str, api: Api, name: str, value: str) -> None:
-    environ: dict[str, Any] = {f"HTTP_{name.upper().replace('-', '_')}": value}
-    answer = api(bob).get(paths.content(slug, "a.csv"), **environ)
-    b"".join(answer)
-    assert answer.status_code in {200, 401, 412}
+def test_bytes_in_headers_that_nobody_expects_are_no_500(bob: User, slug: str, api: Api, case: Case) -> None:
+    for name in ["If-Match", "If-None-Match", "If-Range", "Range", "Repr-Digest", "Authorization", "X"]:
+        for value in ["\xff\xfe", "\x00", "é", "\x1b[31m"]:
+            with case(name, value):
+                environ: dict[str, Any] = {f"HTTP_{name.upper().replace('-', '_')}": value}
+                answer = api(bob).get(paths.content(slug, "a.csv"), **environ)
+                b"".join(answer)
+                assert answer.status_code in {200, 401, 412}
 
 
 def test_answers_name_their_request_and_take_no_name_from_it(bob: User, slug: str, api: Api) -> None:
@@ -248,7 +269,7 @@ def test_a_storage_that_is_not_there_is_503_and_says_when_to_try_again(
         assert int(answer["Retry-After"]) > 0
         assert "nonexistent" not in json.dumps(told)
     settings.STORAGES = there
-    assert b"".join(api(bob).get(paths.content(slug, "a.csv"))) == b"12345"
+    assert b"".join(api(bob).get(paths.content(slug, "a.csv"))) == CONTENT
 
 
 def test_errors_of_several_fields_are_told_together(bob: User, november: str, api: Api) -> None:

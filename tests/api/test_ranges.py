@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import time_machine
 from django.utils import timezone
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rest_framework.test import APIClient
 
@@ -16,7 +16,11 @@ from files.models import Collection, StoredFile
 from tenants.models import User
 from tests.api import paths
 from tests.api.answers import audited, digest, problem
+from tests.api.cases import EACH_IN_TURN, Case, Combine
 from tests.api.vault import WatchedStore
+from tests.api.worlds import filling
+from tests.api.worlds import put as upload
+from tests.worlds import brings
 
 
 Api = Callable[[User | None], APIClient]
@@ -25,10 +29,14 @@ SIZE = 1000
 CONTENT = random.Random(8).randbytes(SIZE)
 
 
+def make_stored() -> None:
+    with filling() as (clients, slug):
+        upload(clients["bob"], slug, "a.bin", CONTENT)
+
+
 @pytest.fixture
-def stored(bob: User, november: str, put: Put, api: Api, vault: WatchedStore) -> StoredFile:
-    put(api(bob), november, "a.bin", CONTENT)
-    vault.forget()
+@brings(make_stored)
+def stored(november: str) -> StoredFile:
     return StoredFile.objects.get()
 
 
@@ -56,33 +64,33 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize(("asked", "part"), PARTS.items())
-@pytest.mark.parametrize("address", [paths.content, paths.preview])
+@EACH_IN_TURN
 def test_a_range_is_206_with_exactly_its_bytes(
-    bob: User, november: str, stored: StoredFile, api: Api, address: Callable[..., str], asked: str, part: tuple[int, int]
+    bob: User, november: str, stored: StoredFile, api: Api, case: Case, combine: Combine
 ) -> None:
-    start, stop = part
-    answer = api(bob).get(address(november, "a.bin"), headers={"Range": asked})
-    assert answer.status_code == 206
-    assert answer["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
-    assert answer["Content-Length"] == str(stop - start)
-    assert (answer["ETag"], answer["Repr-Digest"]) == (stored.etag, digest(CONTENT))
-    assert answer["Content-Security-Policy"] == "sandbox; default-src 'none'"
-    assert b"".join(answer) == CONTENT[start:stop]
+    for (asked, part), address in combine(PARTS.items(), [paths.content, paths.preview]):
+        with case(asked, part, address):
+            start, stop = part
+            answer = api(bob).get(address(november, "a.bin"), headers={"Range": asked})
+            assert answer.status_code == 206
+            assert answer["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
+            assert answer["Content-Length"] == str(stop - start)
+            assert (answer["ETag"], answer["Repr-Digest"]) == (stored.etag, digest(CONTENT))
+            assert answer["Content-Security-Policy"] == "sandbox; default-src 'none'"
+            assert b"".join(answer) == CONTENT[start:stop]
 
 
-@pytest.mark.parametrize(
-    "asked", ["bytes=1000-", "bytes=1000-1000", "bytes=99999999999999999999-", "bytes=-0", "bytes=5000-6000"]
-)
 def test_a_range_outside_is_416_with_the_length(
-    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, asked: str
+    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    answer = fetch(api(bob), november, Range=asked)
-    problem(answer, 416, "range_not_satisfiable")
-    assert answer["Content-Range"] == f"bytes */{SIZE}"
-    assert "ETag" not in answer
-    assert vault.reads == []
-    assert audited("file.download", "file.download_range") == []
+    for asked in ["bytes=1000-", "bytes=1000-1000", "bytes=99999999999999999999-", "bytes=-0", "bytes=5000-6000"]:
+        with case(asked):
+            answer = fetch(api(bob), november, Range=asked)
+            problem(answer, 416, "range_not_satisfiable")
+            assert answer["Content-Range"] == f"bytes */{SIZE}"
+            assert "ETag" not in answer
+            assert vault.reads == []
+            assert audited("file.download", "file.download_range") == []
 
 
 IGNORED = [
@@ -112,28 +120,31 @@ IGNORED = [
 ]
 
 
-@pytest.mark.parametrize("asked", IGNORED, ids=lambda asked: asked[:20] or "empty")
-def test_a_range_that_is_not_served_is_ignored(bob: User, november: str, stored: StoredFile, api: Api, asked: str) -> None:
-    answer = fetch(api(bob), november, Range=asked)
-    assert (answer.status_code, answer["Content-Length"]) == (200, str(SIZE))
-    assert "Content-Range" not in answer
-    assert b"".join(answer) == CONTENT
+def test_a_range_that_is_not_served_is_ignored(bob: User, november: str, stored: StoredFile, api: Api, case: Case) -> None:
+    for asked in IGNORED:
+        with case(asked):
+            answer = fetch(api(bob), november, Range=asked)
+            assert (answer.status_code, answer["Content-Length"]) == (200, str(SIZE))
+            assert "Content-Range" not in answer
+            assert b"".join(answer) == CONTENT
 
 
-@pytest.mark.parametrize("asked", ["bytes=0-1", "bytes=5000-", "bytes=-0"])
-def test_head_takes_no_range(bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, asked: str) -> None:
-    answer = api(bob).head(paths.content(november, "a.bin"), headers={"Range": asked})
-    assert (answer.status_code, answer["Content-Length"], answer["Accept-Ranges"]) == (200, str(SIZE), "bytes")
-    assert "Content-Range" not in answer
-    assert vault.reads == []
+def test_head_takes_no_range(bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, case: Case) -> None:
+    for asked in ["bytes=0-1", "bytes=5000-", "bytes=-0"]:
+        with case(asked):
+            answer = api(bob).head(paths.content(november, "a.bin"), headers={"Range": asked})
+            assert (answer.status_code, answer["Content-Length"], answer["Accept-Ranges"]) == (200, str(SIZE), "bytes")
+            assert "Content-Range" not in answer
+            assert vault.reads == []
 
 
-@pytest.mark.parametrize("asked", ["bytes=0-", "bytes=0-0", "bytes=5-"])
-def test_a_range_from_the_start_of_nothing_is_416(bob: User, november: str, put: Put, api: Api, asked: str) -> None:
-    put(api(bob), november, "a.bin", b"")
-    answer = fetch(api(bob), november, Range=asked)
-    problem(answer, 416, "range_not_satisfiable")
-    assert answer["Content-Range"] == "bytes */0"
+def test_a_range_from_the_start_of_nothing_is_416(bob: User, november: str, put: Put, api: Api, case: Case) -> None:
+    for asked in ["bytes=0-", "bytes=0-0", "bytes=5-"]:
+        with case(asked):
+            put(api(bob), november, "a.bin", b"")
+            answer = fetch(api(bob), november, Range=asked)
+            problem(answer, 416, "range_not_satisfiable")
+            assert answer["Content-Range"] == "bytes */0"
 
 
 def test_the_end_of_nothing_is_nothing(bob: User, november: str, put: Put, api: Api) -> None:
@@ -145,9 +156,8 @@ def test_the_end_of_nothing_is_nothing(bob: User, november: str, put: Put, api: 
 # --- Conditions ---
 
 
-@pytest.mark.parametrize(
-    ("condition", "status"),
-    [
+def test_a_range_of_the_content_that_the_client_knows(bob: User, november: str, stored: StoredFile, api: Api, case: Case) -> None:
+    for condition, status in [
         ("{etag}", 206),
         (" {etag} ", 206),
         ("W/{etag}", 200),
@@ -157,14 +167,11 @@ def test_the_end_of_nothing_is_nothing(bob: User, november: str, put: Put, api: 
         ("Tue, 01 Jan 2030 00:00:00 GMT", 200),
         ("garbage", 200),
         ("", 200),
-    ],
-)
-def test_a_range_of_the_content_that_the_client_knows(
-    bob: User, november: str, stored: StoredFile, api: Api, condition: str, status: int
-) -> None:
-    answer = fetch(api(bob), november, Range="bytes=5-9", If_Range=condition.format(etag=stored.etag))
-    assert answer.status_code == status
-    assert b"".join(answer) == (CONTENT[5:10] if status == 206 else CONTENT)
+    ]:
+        with case(condition, status):
+            answer = fetch(api(bob), november, Range="bytes=5-9", If_Range=condition.format(etag=stored.etag))
+            assert answer.status_code == status
+            assert b"".join(answer) == (CONTENT[5:10] if status == 206 else CONTENT)
 
 
 def test_a_range_of_a_content_that_was_replaced_is_the_whole_new_one(
@@ -189,20 +196,26 @@ def test_other_conditions_come_before_the_range(bob: User, november: str, stored
 # --- What a range costs ---
 
 
-@pytest.mark.parametrize(
-    ("asked", "first", "last"),
-    [("0-0", 0, 0), ("71-71", 0, 0), ("71-72", 0, 1), ("72-183", 1, 1), ("184-184", 2, 2), ("500-700", 4, 6), ("999-", 9, 9)],
-)
 def test_a_range_fetches_its_own_segments_only(
-    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, asked: str, first: int, last: int
+    bob: User, november: str, stored: StoredFile, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    answer = fetch(api(bob), november, Range=f"bytes={asked}")
-    assert vault.reads == [(first * 128, min(128, stored.object_size - first * 128))]  # before there is an answer
-    b"".join(answer)
-    read = {position for start, length in vault.reads for position in range(start, start + length)}
-    assert read == set(range(first * 128, min(stored.object_size, (last + 1) * 128)))
-    assert sum(length for _, length in vault.reads) == len(read)
-    assert vault.stats == 0
+    for asked, first, last in [
+        ("0-0", 0, 0),
+        ("71-71", 0, 0),
+        ("71-72", 0, 1),
+        ("72-183", 1, 1),
+        ("184-184", 2, 2),
+        ("500-700", 4, 6),
+        ("999-", 9, 9),
+    ]:
+        with case(asked, first, last):
+            answer = fetch(api(bob), november, Range=f"bytes={asked}")
+            assert vault.reads == [(first * 128, min(128, stored.object_size - first * 128))]  # before there is an answer
+            b"".join(answer)
+            read = {position for start, length in vault.reads for position in range(start, start + length)}
+            assert read == set(range(first * 128, min(stored.object_size, (last + 1) * 128)))
+            assert sum(length for _, length in vault.reads) == len(read)
+            assert vault.stats == 0
 
 
 def test_pieces_of_any_order_make_the_whole(bob: User, november: str, stored: StoredFile, api: Api) -> None:
@@ -253,22 +266,24 @@ def ranges(draw: st.DrawFn) -> tuple[int, str, slice | None]:
     return size, f"bytes={start}-{last}", slice(start, min(size, last + 1)) if start < size else None
 
 
-@given(asked=ranges(), cipher=st.sampled_from(["AES-GCM", "NONE"]))
-@example(asked=(185, "bytes=184-184", slice(184, 185)), cipher="AES-GCM")
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_range_is_what_a_slice_is(
-    bob: User, november: str, put: Put, api: Api, asked: tuple[int, str, slice | None], cipher: str
-) -> None:
-    size, header, part = asked
-    content = CONTENT[:size] + bytes(max(0, size - SIZE))
-    Collection.objects.update(cipher=cipher)
-    client = api(bob)
-    put(client, november, "a.bin", content, **({"if_match": "*"} if StoredFile.objects.exists() else {}))
-    answer = fetch(client, november, Range=header)
-    if part is None:
-        problem(answer, 416, "range_not_satisfiable")
-        assert answer["Content-Range"] == f"bytes */{size}"
-    else:
-        assert answer.status_code == 206
-        assert answer["Content-Range"] == f"bytes {part.start}-{part.stop - 1}/{size}"
-        assert b"".join(answer) == content[part]
+@pytest.mark.parametrize("examples", [10, pytest.param(40, marks=pytest.mark.long)])
+def test_any_range_is_what_a_slice_is(bob: User, november: str, put: Put, api: Api, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(asked=ranges(), cipher=st.sampled_from(["AES-GCM", "NONE"]))
+    @example(asked=(185, "bytes=184-184", slice(184, 185)), cipher="AES-GCM")
+    def check(asked: tuple[int, str, slice | None], cipher: str) -> None:
+        size, header, part = asked
+        content = CONTENT[:size] + bytes(max(0, size - SIZE))
+        Collection.objects.update(cipher=cipher)
+        client = api(bob)
+        put(client, november, "a.bin", content, **({"if_match": "*"} if StoredFile.objects.exists() else {}))
+        answer = fetch(client, november, Range=header)
+        if part is None:
+            problem(answer, 416, "range_not_satisfiable")
+            assert answer["Content-Range"] == f"bytes */{size}"
+        else:
+            assert answer.status_code == 206
+            assert answer["Content-Range"] == f"bytes {part.start}-{part.stop - 1}/{size}"
+            assert b"".join(answer) == content[part]
+
+    check()

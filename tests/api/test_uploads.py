@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -19,6 +20,7 @@ from tenants import services
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, digest, problem
+from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 
 
@@ -71,24 +73,36 @@ def test_put_of_a_new_name_is_201_with_its_location(bob: User, november: str, pu
     assert (shown["file_count"], shown["total_length"]) == (1, 5)
 
 
-@pytest.mark.parametrize("cipher", ["AES-GCM", "NONE"])
-@pytest.mark.parametrize("is_chunked", [False, True])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("cipher", "is_chunked", "sizes"),
+    [
+        ("AES-GCM", False, SIZES),
+        ("AES-GCM", True, [0, 72, 185]),
+        ("NONE", False, [0, 185]),
+        ("NONE", True, [0, 185]),
+        *(
+            pytest.param(*each, SIZES, marks=pytest.mark.long, id="-".join(map(str, each)))
+            for each in (("AES-GCM", True), ("NONE", False), ("NONE", True))
+        ),
+    ],
+)
 def test_put_keeps_every_byte_at_every_segment_boundary(
-    bob: User, november: str, api: Api, vault: WatchedStore, size: int, cipher: str, *, is_chunked: bool
+    bob: User, november: str, api: Api, vault: WatchedStore, case: Case, cipher: str, sizes: list[int], *, is_chunked: bool
 ) -> None:
-    Collection.objects.update(cipher=cipher)
-    content = RANDOM.randbytes(size)
-    made = send(api(bob), november, "a.bin", BytesIO(content), announced=None if is_chunked else size)
-    assert made.status_code == 201
-    assert (made.json()["length"], made.json()["sha256"]) == (size, hashlib.sha256(content).hexdigest())
-    assert b"".join(api(bob).get(paths.content(november, "a.bin"))) == content
-    on_disk = vault.path_of("a.bin").read_bytes()
-    assert len(on_disk) == StoredFile.objects.get().object_size
-    if cipher == "NONE":
-        assert on_disk == content
-    else:
-        assert size < 20 or content[:20] not in on_disk
+    for size in sizes:
+        with case(size):
+            Collection.objects.update(cipher=cipher)
+            content = RANDOM.randbytes(size)
+            made = send(api(bob), november, "a.bin", BytesIO(content), announced=None if is_chunked else size)
+            assert made.status_code == 201
+            assert (made.json()["length"], made.json()["sha256"]) == (size, hashlib.sha256(content).hexdigest())
+            assert b"".join(api(bob).get(paths.content(november, "a.bin"))) == content
+            on_disk = vault.path_of("a.bin").read_bytes()
+            assert len(on_disk) == StoredFile.objects.get().object_size
+            if cipher == "NONE":
+                assert on_disk == content
+            else:
+                assert size < 20 or content[:20] not in on_disk
 
 
 def test_put_of_many_segments_of_the_usual_size(bob: User, november: str, put: Put, api: Api, settings: Settings) -> None:
@@ -102,9 +116,8 @@ def test_put_without_any_body_makes_an_empty_file(bob: User, november: str, api:
     assert api(bob).put(paths.content(november, "a.bin")).json()["length"] == 0
 
 
-@pytest.mark.parametrize(
-    ("filename", "sent", "kept"),
-    [
+def test_put_keeps_a_media_type_or_takes_it_from_the_name(bob: User, november: str, api: Api, case: Case) -> None:
+    for filename, sent, kept in [
         ("a.csv", "text/csv", "text/csv"),
         ("a.csv", "Text/CSV; charset=utf-8", "text/csv"),
         ("a.csv", "application/octet-stream", "text/csv"),
@@ -117,14 +130,11 @@ def test_put_without_any_body_makes_an_empty_file(bob: User, november: str, api:
         ("a", f"{'x' * 100}/{'y' * 100}", "application/octet-stream"),
         ("a", "text/ht\x01ml", "application/octet-stream"),
         ("a", "téxt/html", "application/octet-stream"),
-    ],
-)
-def test_put_keeps_a_media_type_or_takes_it_from_the_name(
-    bob: User, november: str, api: Api, filename: str, sent: str, kept: str
-) -> None:
-    answer = send(api(bob), november, filename, BytesIO(b""), announced=0, CONTENT_TYPE=sent)
-    assert answer.json()["content_type"] == kept
-    assert api(bob).head(paths.content(november, filename))["Content-Type"] == kept
+    ]:
+        with case(filename, sent, kept):
+            answer = send(api(bob), november, filename, BytesIO(b""), announced=0, CONTENT_TYPE=sent)
+            assert answer.json()["content_type"] == kept
+            assert api(bob).head(paths.content(november, filename))["Content-Type"] == kept
 
 
 # --- Names that are there ---
@@ -141,42 +151,51 @@ def test_put_of_a_name_that_is_there_is_428_and_reads_nothing(
     assert_nothing_was_kept(vault, before=1)
 
 
-@pytest.mark.parametrize("condition", ["{etag}", '"other", {etag}', "*"])
 def test_put_with_if_match_replaces_the_content_and_keeps_the_rest(
-    alice: User, bob: User, november: str, put: Put, api: Api, condition: str
+    alice: User, bob: User, november: str, put: Put, api: Api, case: Case
 ) -> None:
-    old = put(api(bob), november, "a.csv", b"old").json()
-    api(bob).patch(paths.file(november, "a.csv"), {"notes": "Mind the gap"})
-    before = StoredFile.objects.get()
+    for condition in ["{etag}", '"other", {etag}', "*"]:
+        with case(condition):
+            old = put(api(bob), november, "a.csv", b"old").json()
+            api(bob).patch(paths.file(november, "a.csv"), {"notes": "Mind the gap"})
+            before = StoredFile.objects.get()
 
-    answer = put(api(alice), november, "A.csv", b"newer", content_type="text/plain", if_match=condition.format(etag=old["etag"]))
-    assert answer.status_code == 200
-    new, after = answer.json(), StoredFile.objects.get()
-    assert new["etag"] == answer["ETag"] != old["etag"]
-    assert new["sha256"] == hashlib.sha256(b"newer").hexdigest()
-    assert new["updated_at"] > old["updated_at"]
-    kept = ("id", "filename", "created_at", "created_by", "links")
-    assert {name: new[name] for name in kept} == {name: old[name] for name in kept}
-    assert (new["notes"], new["length"], new["content_type"], new["updated_by"]) == ("Mind the gap", 5, "text/plain", "alice")
-    for field in ("object_id", "object_key", "key_salt", "key_commitment", "header"):
-        assert getattr(after, field) != getattr(before, field)
-    assert Erasure.objects.get().object_key == before.object_key
-    assert b"".join(api(bob).get(paths.content(november, "a.csv"))) == b"newer"
-    assert audited("file.create", "file.replace") == [("file.create", "bob"), ("file.replace", "alice")]
-    shown = api(bob).get(paths.collection(november)).json()
-    assert (shown["file_count"], shown["total_length"]) == (1, 5)
+            answer = put(
+                api(alice), november, "A.csv", b"newer", content_type="text/plain", if_match=condition.format(etag=old["etag"])
+            )
+            assert answer.status_code == 200
+            new, after = answer.json(), StoredFile.objects.get()
+            assert new["etag"] == answer["ETag"] != old["etag"]
+            assert new["sha256"] == hashlib.sha256(b"newer").hexdigest()
+            assert new["updated_at"] > old["updated_at"]
+            kept = ("id", "filename", "created_at", "created_by", "links")
+            assert {name: new[name] for name in kept} == {name: old[name] for name in kept}
+            assert (new["notes"], new["length"], new["content_type"], new["updated_by"]) == (
+                "Mind the gap",
+                5,
+                "text/plain",
+                "alice",
+            )
+            for field in ("object_id", "object_key", "key_salt", "key_commitment", "header"):
+                assert getattr(after, field) != getattr(before, field)
+            assert Erasure.objects.get().object_key == before.object_key
+            assert b"".join(api(bob).get(paths.content(november, "a.csv"))) == b"newer"
+            assert audited("file.create", "file.replace") == [("file.create", "bob"), ("file.replace", "alice")]
+            shown = api(bob).get(paths.collection(november)).json()
+            assert (shown["file_count"], shown["total_length"]) == (1, 5)
 
 
-@pytest.mark.parametrize("condition", ['"other"', "W/{etag}", "garbage", ""])
 def test_put_with_a_stale_if_match_is_412_and_reads_nothing(
-    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, condition: str
+    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    old = put(api(bob), november, "a.csv", b"old").json()
-    body = Body(b"new")
-    stale = send(api(bob), november, "a.csv", body, announced=3, HTTP_IF_MATCH=condition.format(etag=old["etag"]))
-    problem(stale, 412, "precondition_failed")
-    assert body.taken == 0
-    assert_nothing_was_kept(vault, before=1)
+    for condition in ['"other"', "W/{etag}", "garbage", ""]:
+        with case(condition):
+            old = put(api(bob), november, "a.csv", b"old").json()
+            body = Body(b"new")
+            stale = send(api(bob), november, "a.csv", body, announced=3, HTTP_IF_MATCH=condition.format(etag=old["etag"]))
+            problem(stale, 412, "precondition_failed")
+            assert body.taken == 0
+            assert_nothing_was_kept(vault, before=1)
 
 
 def test_put_with_an_etag_that_was_replaced_meanwhile_is_412(bob: User, november: str, put: Put, api: Api) -> None:
@@ -186,12 +205,13 @@ def test_put_with_an_etag_that_was_replaced_meanwhile_is_412(bob: User, november
     assert b"".join(api(bob).get(paths.content(november, "a.csv"))) == b"2"
 
 
-@pytest.mark.parametrize("condition", ['"any"', "*"])
 def test_put_with_if_match_of_a_new_name_is_412(
-    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, condition: str
+    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    problem(put(api(bob), november, "a.csv", b"1", if_match=condition), 412, "precondition_failed")
-    assert_nothing_was_kept(vault)
+    for condition in ['"any"', "*"]:
+        with case(condition):
+            problem(put(api(bob), november, "a.csv", b"1", if_match=condition), 412, "precondition_failed")
+            assert_nothing_was_kept(vault)
 
 
 def test_put_with_if_none_match_makes_and_never_replaces(bob: User, november: str, put: Put, api: Api) -> None:
@@ -215,18 +235,20 @@ def test_a_name_is_free_again_after_its_file_was_deleted(bob: User, november: st
 # --- Digests ---
 
 
-@pytest.mark.parametrize("header", ["content_digest", "repr_digest"])
-def test_put_with_the_digest_of_the_content(bob: User, november: str, put: Put, api: Api, header: str) -> None:
-    sent = f"md5=:AAAA:, {digest(b'12345')}"
-    assert put(api(bob), november, "a.csv", b"12345", **{header: sent}).status_code == 201
+def test_put_with_the_digest_of_the_content(bob: User, november: str, put: Put, api: Api, case: Case) -> None:
+    for header in ["content_digest", "repr_digest"]:
+        with case(header):
+            sent = f"md5=:AAAA:, {digest(b'12345')}"
+            assert put(api(bob), november, "a.csv", b"12345", **{header: sent}).status_code == 201
 
 
-@pytest.mark.parametrize("header", ["content_digest", "repr_digest"])
 def test_put_with_another_digest_keeps_nothing(
-    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, header: str
+    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    problem(put(api(bob), november, "a.csv", b"12345" * 100, **{header: digest(b"54321")}), 400, "digest_mismatch")
-    assert_nothing_was_kept(vault)
+    for header in ["content_digest", "repr_digest"]:
+        with case(header):
+            problem(put(api(bob), november, "a.csv", b"12345" * 100, **{header: digest(b"54321")}), 400, "digest_mismatch")
+            assert_nothing_was_kept(vault)
 
 
 def test_put_with_two_digests_that_differ_is_400(bob: User, november: str, put: Put, api: Api, vault: WatchedStore) -> None:
@@ -235,17 +257,18 @@ def test_put_with_two_digests_that_differ_is_400(bob: User, november: str, put: 
     assert_nothing_was_kept(vault)
 
 
-@pytest.mark.parametrize("value", ["garbage", "sha-256=abc", "sha-256=:AAAA:", "sha-256=:!!!:", "sha-256=", ":"])
-@pytest.mark.parametrize("header", ["Content-Digest", "Repr-Digest"])
 def test_put_with_an_unreadable_digest_is_400_and_reads_nothing(
-    bob: User, november: str, api: Api, vault: WatchedStore, header: str, value: str
+    bob: User, november: str, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    body = Body(b"1")
-    environ = {f"HTTP_{header.upper().replace('-', '_')}": value}
-    refused = problem(send(api(bob), november, "a.csv", body, announced=1, **environ), 400, "bad_digest")
-    assert list(refused["errors"]) == [header]
-    assert body.taken == 0
-    assert_nothing_was_kept(vault)
+    for value in ["garbage", "sha-256=abc", "sha-256=:AAAA:", "sha-256=:!!!:", "sha-256=", ":"]:
+        for header in ["Content-Digest", "Repr-Digest"]:
+            with case(value, header):
+                body = Body(b"1")
+                environ = {f"HTTP_{header.upper().replace('-', '_')}": value}
+                refused = problem(send(api(bob), november, "a.csv", body, announced=1, **environ), 400, "bad_digest")
+                assert list(refused["errors"]) == [header]
+                assert body.taken == 0
+                assert_nothing_was_kept(vault)
 
 
 def test_put_with_a_digest_of_another_kind_only_is_taken(bob: User, november: str, put: Put, api: Api) -> None:
@@ -263,27 +286,30 @@ def test_a_replacement_with_another_digest_leaves_the_old_content(bob: User, nov
 # --- Bodies that are not what they say ---
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "GZIP", "identity, gzip", "x"])
 def test_put_of_an_encoded_body_is_415_and_reads_nothing(
-    bob: User, november: str, api: Api, vault: WatchedStore, coding: str
+    bob: User, november: str, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    body = Body(b"\x1f\x8b")
-    problem(send(api(bob), november, "a.csv", body, announced=2, HTTP_CONTENT_ENCODING=coding), 415, "content_encoding")
-    assert body.taken == 0
-    assert_nothing_was_kept(vault)
+    for coding in ["gzip", "deflate", "br", "GZIP", "identity, gzip", "x"]:
+        with case(coding):
+            body = Body(b"\x1f\x8b")
+            problem(send(api(bob), november, "a.csv", body, announced=2, HTTP_CONTENT_ENCODING=coding), 415, "content_encoding")
+            assert body.taken == 0
+            assert_nothing_was_kept(vault)
 
 
-@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
-def test_put_of_a_body_that_is_encoded_as_itself(bob: User, november: str, api: Api, coding: str) -> None:
-    assert send(api(bob), november, "a.csv", BytesIO(b"12"), announced=2, HTTP_CONTENT_ENCODING=coding).status_code == 201
+def test_put_of_a_body_that_is_encoded_as_itself(bob: User, november: str, api: Api, case: Case) -> None:
+    for coding in ["identity", "Identity", ""]:
+        with case(coding):
+            assert send(api(bob), november, "a.csv", BytesIO(b"12"), announced=2, HTTP_CONTENT_ENCODING=coding).status_code == 201
 
 
-@pytest.mark.parametrize("sent", [0, 1, 72, 300, 999])
 def test_put_that_ends_before_its_length_is_400_and_keeps_nothing(
-    bob: User, november: str, api: Api, vault: WatchedStore, sent: int
+    bob: User, november: str, api: Api, vault: WatchedStore, case: Case
 ) -> None:
-    problem(send(api(bob), november, "a.csv", BytesIO(b"x" * sent), announced=1000), 400, "bad_body")
-    assert_nothing_was_kept(vault)
+    for sent in [0, 1, 72, 300, 999]:
+        with case(sent):
+            problem(send(api(bob), november, "a.csv", BytesIO(b"x" * sent), announced=1000), 400, "bad_body")
+            assert_nothing_was_kept(vault)
 
 
 def test_put_reads_no_further_than_its_length(bob: User, november: str, api: Api) -> None:
@@ -292,33 +318,40 @@ def test_put_reads_no_further_than_its_length(bob: User, november: str, api: Api
     assert body.taken == 5
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "code"),
-    [(ConnectionResetError(), 400, "bad_body"), (OSError("chunk"), 400, "bad_body"), (TimeoutError(), 408, "body_timeout")],
-)
-@pytest.mark.parametrize("is_chunked", [False, True])
-def test_put_that_breaks_off_keeps_nothing(
-    bob: User, november: str, api: Api, vault: WatchedStore, error: Exception, status: int, code: str, *, is_chunked: bool
-) -> None:
-    class Breaking(BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            if self.tell() >= 300:
-                raise error
-            return super().read(300)
+class Breaking(BytesIO):
+    def __init__(self, content: bytes, error: Exception) -> None:
+        super().__init__(content)
+        self.error = error
 
-    answer = send(api(bob), november, "a.csv", Breaking(b"x" * 900), announced=None if is_chunked else 900)
-    problem(answer, status, code)
-    assert_nothing_was_kept(vault)
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() >= 300:
+            raise self.error
+        return super().read(300)
 
 
-@pytest.mark.parametrize("content_range", ["bytes 5-9/10", "bytes 0-4/5", "bytes */5", "garbage"])
+def test_put_that_breaks_off_keeps_nothing(bob: User, november: str, api: Api, vault: WatchedStore, case: Case) -> None:
+    for error, status, code in [
+        (ConnectionResetError(), 400, "bad_body"),
+        (OSError("chunk"), 400, "bad_body"),
+        (TimeoutError(), 408, "body_timeout"),
+    ]:
+        for is_chunked in [False, True]:
+            with case(error, status, code, is_chunked):
+                body = Breaking(b"x" * 900, error)
+                answer = send(api(bob), november, "a.csv", body, announced=None if is_chunked else 900)
+                problem(answer, status, code)
+                assert_nothing_was_kept(vault)
+
+
 def test_put_of_a_part_is_400_because_it_would_become_the_whole(
-    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, content_range: str
+    bob: User, november: str, put: Put, api: Api, vault: WatchedStore, case: Case
 ) -> None:
     """RFC 9110, 14.5: `curl -C 5 -T` sends this."""
-    refused = problem(put(api(bob), november, "a.csv", b"12345", content_range=content_range), 400, "partial_upload")
-    assert list(refused["errors"]) == ["Content-Range"]
-    assert_nothing_was_kept(vault)
+    for content_range in ["bytes 5-9/10", "bytes 0-4/5", "bytes */5", "garbage"]:
+        with case(content_range):
+            refused = problem(put(api(bob), november, "a.csv", b"12345", content_range=content_range), 400, "partial_upload")
+            assert list(refused["errors"]) == ["Content-Range"]
+            assert_nothing_was_kept(vault)
 
 
 # --- Sizes ---
@@ -330,15 +363,16 @@ def test_put_of_the_largest_size(bob: User, november: str, api: Api, settings: S
     assert send(api(bob), november, "b.csv", BytesIO(b"x" * 1000), announced=None).status_code == 201
 
 
-@pytest.mark.parametrize("announced", [1001, 2**31, 2**63, 10**30])
 def test_put_that_announces_too_much_is_413_and_reads_nothing(
-    bob: User, november: str, api: Api, settings: Settings, vault: WatchedStore, announced: int
+    bob: User, november: str, api: Api, settings: Settings, vault: WatchedStore, case: Case
 ) -> None:
-    settings.FILES_MAX_UPLOAD_BYTES = 1000
-    body = Body(b"x" * 1001)
-    problem(send(api(bob), november, "a.csv", body, announced=announced), 413, "too_large")
-    assert (body.taken, vault.created) == (0, 0)
-    assert_nothing_was_kept(vault)
+    for announced in [1001, 2**31, 2**63, 10**30]:
+        with case(announced):
+            settings.FILES_MAX_UPLOAD_BYTES = 1000
+            body = Body(b"x" * 1001)
+            problem(send(api(bob), november, "a.csv", body, announced=announced), 413, "too_large")
+            assert (body.taken, vault.created) == (0, 0)
+            assert_nothing_was_kept(vault)
 
 
 def test_put_that_goes_on_past_the_largest_size_is_413_and_reads_no_more(
@@ -458,22 +492,22 @@ def test_put_of_a_name_that_is_taken_meanwhile_is_409(bob: User, november: str, 
     assert_nothing_was_kept(vault, before=1)
 
 
-@pytest.mark.parametrize("change", ["replace", "delete"])
-def test_put_over_a_file_that_changes_meanwhile_is_412(bob: User, november: str, put: Put, api: Api, change: str) -> None:
-    etag = put(api(bob), november, "a.csv", b"old").json()["etag"]
-
-    def happens() -> None:
+def test_put_over_a_file_that_changes_meanwhile_is_412(bob: User, november: str, put: Put, api: Api, case: Case) -> None:
+    def happens(change: str, etag: str) -> None:
         if change == "replace":
             assert put(api(bob), november, "a.csv", b"mine", if_match=etag).status_code == 200
         else:
             assert api(bob).delete(paths.file(november, "a.csv")).status_code == 204
 
-    body = Interrupted(b"x" * 500, happens)
-    problem(send(api(bob), november, "a.csv", body, announced=500, HTTP_IF_MATCH=etag), 412, "precondition_failed")
-    if change == "replace":
-        assert b"".join(api(bob).get(paths.content(november, "a.csv"))) == b"mine"
-    else:
-        assert not StoredFile.objects.exists()
+    for change in ["replace", "delete"]:
+        with case(change):
+            etag = put(api(bob), november, "a.csv", b"old").json()["etag"]
+            body = Interrupted(b"x" * 500, partial(happens, change, etag))
+            problem(send(api(bob), november, "a.csv", body, announced=500, HTTP_IF_MATCH=etag), 412, "precondition_failed")
+            if change == "replace":
+                assert b"".join(api(bob).get(paths.content(november, "a.csv"))) == b"mine"
+            else:
+                assert not StoredFile.objects.exists()
 
 
 def test_put_of_a_file_that_is_renamed_meanwhile_keeps_the_new_name(bob: User, november: str, put: Put, api: Api) -> None:
