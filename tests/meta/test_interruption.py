@@ -30,7 +30,7 @@ def run(first_home: Path, tmp_path: Path) -> Iterator[psutil.Process]:
     with output.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, process_group=0)
     try:
-        wait_for(lambda: started.exists() or process.poll() is not None, seconds=200)
+        wait_for(lambda: started.exists() or process.poll() is not None)
         assert process.poll() is None, output.read_text()
         yield psutil.Process(process.pid)
     finally:
@@ -67,7 +67,7 @@ def test_interrupted_run_leaves_no_process_and_no_folder(
     started = run.children(recursive=True)
     assert any("serve" in process.cmdline() for process in started)
     interrupt(run)
-    wait_for(lambda: has_ended(run), seconds=200)
+    wait_for(lambda: has_ended(run))
     assert not [process for process in started if not has_ended(process)]
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -75,4 +75,4 @@ def test_interrupted_run_leaves_no_process_and_no_folder(
 def test_processes_of_a_killed_run_die_with_it(run: psutil.Process) -> None:
     started = run.children(recursive=True)
     run.kill()
-    wait_for(lambda: all(map(has_ended, started)), seconds=60)
+    wait_for(lambda: all(map(has_ended, started)))
