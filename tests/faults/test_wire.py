@@ -210,7 +210,7 @@ def test_store_that_is_away_is_503_in_time_and_nothing_else_suffers(
     with trouble(site.s3), ThreadPoolExecutor() as pool:
         readiness = pool.submit(reader.curl, f"{site.server.url}/readyz")
         asked = [pool.submit(timed, arguments) for arguments in requests]
-        others = []
+        others = list[float]()
         while not others or not all(answer.done() for answer in asked):
             began = time.monotonic()
             assert reader.api("GET", "/api/v1/me/")[0] == 200
