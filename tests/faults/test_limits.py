@@ -21,11 +21,24 @@ from tests.faults.test_database import REQUESTS
 from tests.live.people import Person
 from tests.live.server import Server
 from tests.live.waiting import LIMIT, wait_for
+from tests.needs import mark_users
 
 
 MIB = 1024 * 1024
 CONTENT = random_bytes(12 * MIB)
 SMALL = CONTENT[:300_000]
+
+
+@pytest.fixture(scope="module")
+@mark_users(pytest.mark.server)
+def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
+    """Of this module alone: its objects are checked as a whole, and other modules damage some of the shared server's."""
+    server = Server(tmp_path_factory.mktemp("limits") / "home")
+    server.set_up_as(first_home)
+    try:
+        yield server.start()
+    finally:
+        server.kill()
 
 
 @pytest.fixture
