@@ -115,7 +115,7 @@ def test_open_file_key_that_the_row_does_not_commit_to(subtests: pytest.Subtests
     ]
     for other in others:
         arguments = {"collection_key": b"c" * 32, "key_salt": SALT, "aad": AAD, "commitment": commitment} | other
-        with subtests.test(**other), pytest.raises(crypto.WrongKey):
+        with subtests.test(other=other), pytest.raises(crypto.WrongKey):
             crypto.open_file_key(arguments.pop("collection_key"), **arguments)
 
 

@@ -102,5 +102,5 @@ def test_stock_tink_refuses_what_we_refuse(subtests: pytest.Subtests) -> None:
     for segment_size, length in [(57, 1), (64, 100), (4096, 10_000)]:
         ours = sealed(content(length), segment_size=segment_size)
         for other in ({"aad": AAD + b"x"}, {"key_material": MATERIAL[::-1]}):
-            with subtests.test(segment_size=segment_size, **other), pytest.raises(stock.Refused):
+            with subtests.test(segment_size=segment_size, other=other), pytest.raises(stock.Refused):
                 stock.decrypt(ours, **{"key_material": MATERIAL, "aad": AAD} | other, segment_size=segment_size)
