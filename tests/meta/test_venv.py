@@ -16,13 +16,17 @@ pytestmark = pytest.mark.server  # times out on a machine that does much else
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def make_checkout(folder: Path) -> Path:
+    (folder / "bin").mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "bin" / "venv.sh", folder / "bin")
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        (folder / name).write_text(f"# {name}\n")
+    return folder
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    (tmp_path / "bin").mkdir()
-    shutil.copy(ROOT / "bin" / "venv.sh", tmp_path / "bin")
-    for name in ("requirements.lock", "requirements-dev.lock"):
-        (tmp_path / name).write_text(f"# {name}\n")
-    return tmp_path
+    return make_checkout(tmp_path)
 
 
 def start(checkout: Path, lock: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -66,51 +70,46 @@ def program(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_venv_is_made_once_and_made_anew_for_another_lock(checkout: Path) -> None:
-    assert "making .venv" in need_venv(checkout)[1]
-    assert need_venv(checkout) == (0, "")
-    (checkout / ".venv" / "leftover").touch()
-    (checkout / "requirements.lock").write_text("# another\n")
-    assert "making .venv" in need_venv(checkout)[1]
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
+    """A checkout in which a command was killed while it replaced an outdated .venv, and what the next two said."""
+    folder = make_checkout(tmp_path_factory.mktemp("made") / "checkout")
+    (folder / ".venv" / "leftover").mkdir(parents=True)
+    (folder / ".venv" / "locks").write_text("another\n")
+    (folder / "requirements.lock").write_text(lock_of(folder, "thing"))
+    killed = start(folder, "requirements.lock")
+    while (folder / ".venv" / "locks").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    both = [start(folder, "requirements.lock") for _ in range(2)]
+    said = [process.communicate(timeout=100)[1].decode() for process in both]
+    return folder, [(process.returncode, text) for process, text in zip(both, said, strict=True)]
+
+
+def test_venv_of_another_lock_is_made_anew_once_after_an_interruption(made: tuple[Path, list[tuple[int, str]]]) -> None:
+    checkout, answers = made
+    assert [code for code, _ in answers] == [0, 0]
+    assert sorted(text.count("making .venv") for _, text in answers) == [0, 1]
     assert not (checkout / ".venv" / "leftover").exists()
-    assert need_venv(checkout) == (0, "")
-
-
-def test_development_lock_is_added_to_what_may_be_serving(checkout: Path) -> None:
-    need_venv(checkout)
-    (checkout / ".venv" / "in-use").touch()
-    assert "requirements-dev.lock" in need_venv(checkout, "requirements-dev.lock")[1]
-    assert (checkout / ".venv" / "in-use").exists()
-    assert need_venv(checkout) == need_venv(checkout, "requirements-dev.lock") == (0, "")
-
-
-@pytest.mark.parametrize("seconds", [pytest.param(0.5, marks=pytest.mark.long), 1.5])
-def test_interrupted_installation_is_done_again(checkout: Path, seconds: float) -> None:
-    (checkout / "requirements.lock").write_text(lock_of(checkout, "thing"))
-    process = start(checkout, "requirements.lock")
-    time.sleep(seconds)
-    process.kill()
-    process.communicate()
-    assert need_venv(checkout)[0] == 0
-    assert need_venv(checkout) == (0, "")
-    assert installed(checkout) == {"thing": "999"}
-
-
-def test_venv_holds_the_lock_and_no_installer(checkout: Path) -> None:
-    (checkout / "requirements.lock").write_text(lock_of(checkout, "thing"))
-    (checkout / "requirements-dev.lock").write_text(lock_of(checkout, "thing", "other"))
-    need_venv(checkout)
     assert installed(checkout) == {"thing": "999"}
     assert not list((checkout / ".venv/bin").glob("pip*"))
-    need_venv(checkout, "requirements-dev.lock")
-    assert installed(checkout) == {"thing": "999", "other": "999"}
+    assert need_venv(checkout) == (0, "")
 
 
-def test_venv_keeps_an_installer_that_the_lock_names(checkout: Path) -> None:
-    """pip-audit needs pip. The locked version replaces the one that Python brings."""
-    (checkout / "requirements.lock").write_text(lock_of(checkout, "setuptools"))
-    need_venv(checkout)
-    assert installed(checkout) == {"setuptools": "999"}
+def test_development_lock_is_added_with_the_installer_that_it_names(
+    made: tuple[Path, list[tuple[int, str]]], tmp_path: Path
+) -> None:
+    """And what may be serving just now stays."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(made[0], checkout, symlinks=True)
+    (checkout / ".venv" / "in-use").touch()
+    (checkout / "requirements-dev.lock").write_text(lock_of(checkout, "thing", "other", "setuptools"))
+    assert "requirements-dev.lock" in need_venv(checkout, "requirements-dev.lock")[1]
+    assert (checkout / ".venv" / "in-use").exists()
+    assert installed(checkout) == {"thing": "999", "other": "999", "setuptools": "999"}
+    assert need_venv(checkout) == need_venv(checkout, "requirements-dev.lock") == (0, "")
 
 
 def test_locks_name_pip_for_development_only() -> None:
@@ -118,13 +117,6 @@ def test_locks_name_pip_for_development_only() -> None:
     assert "\npip==" in development
     assert "\npip==" not in runtime
     assert "\nsetuptools==" not in runtime + development
-
-
-def test_two_commands_at_once_make_it_once(checkout: Path) -> None:
-    both = [start(checkout, "requirements.lock") for _ in range(2)]
-    said = sorted(process.communicate(timeout=100)[1].count(b"making .venv") for process in both)
-    assert [process.returncode for process in both] == [0, 0]
-    assert said == [0, 1]
 
 
 def test_python_without_venv_is_said_with_its_remedy(checkout: Path, tmp_path: Path) -> None:
@@ -138,3 +130,66 @@ def test_old_python_is_said(checkout: Path, tmp_path: Path) -> None:
     code, stderr = need_venv(checkout, PYTHON=program(tmp_path / "python", "exit 1"))
     assert code == 1
     assert "Python 3.11 or newer" in stderr
+
+
+# --- Each by itself ---
+
+
+@pytest.mark.long
+def test_venv_is_made_once_and_made_anew_for_another_lock(checkout: Path) -> None:
+    assert "making .venv" in need_venv(checkout)[1]
+    assert need_venv(checkout) == (0, "")
+    (checkout / ".venv" / "leftover").touch()
+    (checkout / "requirements.lock").write_text("# another\n")
+    assert "making .venv" in need_venv(checkout)[1]
+    assert not (checkout / ".venv" / "leftover").exists()
+    assert need_venv(checkout) == (0, "")
+
+
+@pytest.mark.long
+def test_development_lock_is_added_to_what_may_be_serving(checkout: Path) -> None:
+    need_venv(checkout)
+    (checkout / ".venv" / "in-use").touch()
+    assert "requirements-dev.lock" in need_venv(checkout, "requirements-dev.lock")[1]
+    assert (checkout / ".venv" / "in-use").exists()
+    assert need_venv(checkout) == need_venv(checkout, "requirements-dev.lock") == (0, "")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
+def test_interrupted_installation_is_done_again(checkout: Path, seconds: float) -> None:
+    (checkout / "requirements.lock").write_text(lock_of(checkout, "thing"))
+    process = start(checkout, "requirements.lock")
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    assert need_venv(checkout)[0] == 0
+    assert need_venv(checkout) == (0, "")
+    assert installed(checkout) == {"thing": "999"}
+
+
+@pytest.mark.long
+def test_venv_holds_the_lock_and_no_installer(checkout: Path) -> None:
+    (checkout / "requirements.lock").write_text(lock_of(checkout, "thing"))
+    (checkout / "requirements-dev.lock").write_text(lock_of(checkout, "thing", "other"))
+    need_venv(checkout)
+    assert installed(checkout) == {"thing": "999"}
+    assert not list((checkout / ".venv/bin").glob("pip*"))
+    need_venv(checkout, "requirements-dev.lock")
+    assert installed(checkout) == {"thing": "999", "other": "999"}
+
+
+@pytest.mark.long
+def test_venv_keeps_an_installer_that_the_lock_names(checkout: Path) -> None:
+    """pip-audit needs pip. The locked version replaces the one that Python brings."""
+    (checkout / "requirements.lock").write_text(lock_of(checkout, "setuptools"))
+    need_venv(checkout)
+    assert installed(checkout) == {"setuptools": "999"}
+
+
+@pytest.mark.long
+def test_two_commands_at_once_make_it_once(checkout: Path) -> None:
+    both = [start(checkout, "requirements.lock") for _ in range(2)]
+    said = sorted(process.communicate(timeout=100)[1].count(b"making .venv") for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert said == [0, 1]
