@@ -6,7 +6,7 @@ A test that starts from a world has the people of that world.
 
 import gc
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("strongroom")
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[object]:
+def pytest_collection() -> Generator[None, object, object]:
     """What is collected stays to the end: looking for garbage in it would take a tenth of the time, and as much again later."""
     gc.disable()
     try:
