@@ -64,9 +64,17 @@ def expire(bob: User) -> None:
 ENDS = pytest.mark.parametrize("end", [revoke, expire])
 
 
-@ENDS
 @pytest.mark.django_db
-@pytest.mark.parametrize("way", ["content", "archive", "link", "archive link"])
+@pytest.mark.parametrize(
+    ("way", "end"),
+    [
+        *(("content", revoke), ("archive", expire), ("link", expire), ("archive link", revoke)),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in (("content", expire), ("archive", revoke), ("link", revoke), ("archive link", expire))
+        ),
+    ],
+)
 def test_running_download_ends_with_the_key_that_it_was_asked_with(
     api: Api, bob: User, november: Collection, monkeypatch: pytest.MonkeyPatch, way: str, end: Callable[[User], None]
 ) -> None:

@@ -39,7 +39,14 @@ pytestmark = pytest.mark.django_db
 LOCAL = pytest.param("local", marks=pytest.mark.both_databases)
 
 
-@pytest.fixture(params=[LOCAL, *stores.SERVER_PARAMS])
+LONG = [
+    pytest.param("moto", marks=pytest.mark.long),
+    pytest.param("ceph", marks=[pytest.mark.needs("ceph"), pytest.mark.long]),
+]
+on_every_store = pytest.mark.parametrize("vault", [LOCAL, *stores.SERVER_PARAMS], indirect=True)
+
+
+@pytest.fixture(params=[LOCAL, *LONG])
 def vault(request: pytest.FixtureRequest, settings: Settings) -> Iterator[ObjectStore]:
     """An empty one, on every kind of store."""
     with ExitStack() as stack:
@@ -102,6 +109,7 @@ def trail(acme: Tenant, globex: Tenant, now: datetime) -> None:
 # --- Publishing ---
 
 
+@on_every_store
 def test_publication_names_every_head_and_whoever_has_the_public_key_can_check_it(
     vault: ObjectStore, trail: None, acme: Tenant, globex: Tenant
 ) -> None:
@@ -353,6 +361,7 @@ def edited(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**document, "publication": {**document["publication"], **changes}}
 
 
+@on_every_store
 def test_publication_deleted_from_the_middle_is_missed_by_the_next(vault: ObjectStore, three: list[str]) -> None:
     erase(vault, three[1])
     assert "whole" in verified()  # the newest alone does not tell
@@ -374,6 +383,7 @@ def test_publication_signed_with_another_key_is_damage(vault: ObjectStore, three
     assert damaged() == [f"publication {three[2]}: was not signed by this deployment's key, or was edited"]
 
 
+@on_every_store
 def test_older_publication_under_the_newest_name_is_damage(vault: ObjectStore, three: list[str]) -> None:
     """Whoever cuts the tail as well would otherwise have a signature for what is left."""
     replace(vault, three[2], signing.canonical(read(vault, three[0])))

@@ -72,12 +72,11 @@ def break_off(point: int, kind: str, do: Callable[[], Any]) -> bool:
 
 PHASES = ["staging", "packaging", "wiping"]
 POINTS = {  # of the 17, 79 and 18 that there are
-    "staging": [("killed", 4), ("refused", 8), ("unheard", 11), ("killed-behind", 15)],
+    "staging": [("killed", 4), ("unheard", 11), ("killed-behind", 15)],
     "packaging": [
-        ("unheard", 12), ("killed-behind", 27), ("refused", 36), ("killed", 40), ("unheard", 43), ("killed-behind", 46),
-        ("killed", 61), ("refused", 75),
+        ("unheard", 12), ("killed-behind", 27), ("refused", 36), ("killed", 40), ("unheard", 43), ("killed", 61),
     ],
-    "wiping": [("killed-behind", 4), ("unheard", 6), ("killed", 9), ("refused", 16)],
+    "wiping": [("killed-behind", 4), ("killed", 9), ("refused", 16)],
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from tests.worlds import starts_from
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
 
-MANY = pytest.mark.parametrize("many", [16, pytest.param(50, marks=pytest.mark.long)])
+MANY = pytest.mark.parametrize("many", [10, pytest.param(50, marks=pytest.mark.long)])
 
 
 def package() -> Any:
@@ -131,7 +131,7 @@ def test_one_link_fetched_by_many_at_once_counts_one(api: Api, bob: User, allow:
     assert check(request, at_most=5).download_count == 1
 
 
-@pytest.mark.parametrize("many", [9, pytest.param(18, marks=pytest.mark.long)])
+@pytest.mark.parametrize("many", [6, pytest.param(18, marks=pytest.mark.long)])
 def test_broken_ones_parts_and_links_at_once_are_no_more_than_the_limit(
     api: Api, bob: User, people: dict[str, User], allow: Callable[[int], Any], many: int
 ) -> None:

@@ -205,7 +205,7 @@ ENDS = [revoke, close]
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-9"}], ids=["whole", "range"])
+@pytest.mark.parametrize("headers", [{"range": "bytes=0-9"}, pytest.param({}, marks=pytest.mark.long)], ids=["range", "whole"])
 def test_package_that_was_taken_back_is_409(
     api: Api, alice: User, bob: User, thrice: Any, end: Callable[..., None], headers: dict[str, str]
 ) -> None:
@@ -576,8 +576,16 @@ def end_window(request: Any) -> None:
     stored.save(update_fields=["available_until"])
 
 
-@pytest.mark.parametrize("lose", [*WAYS, revoke, close, end_window])
-@pytest.mark.parametrize("by_link", LINKS.values(), ids=LINKS)
+LOSSES = [*WAYS, revoke, close, end_window]
+
+
+@pytest.mark.parametrize(
+    ("lose", "by_link"),
+    [
+        *((lose, number % 2 == 0) for number, lose in enumerate(LOSSES)),
+        *(pytest.param(lose, number % 2 == 1, marks=pytest.mark.long) for number, lose in enumerate(LOSSES)),
+    ],
+)
 def test_running_download_ends_with_the_right_to_it(
     asked_before_every_piece: None,
     api: Api,

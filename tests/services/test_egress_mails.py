@@ -217,10 +217,9 @@ def test_nobody_is_asked_while_the_tenant_is_suspended(
 
 
 def test_stage_whose_decision_is_void_is_asked_again_and_told_why(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime, in_review: Any
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime, approved: Any
 ) -> None:
-    request = in_review
-    approve(api, request, people["grace"], people["ruth"])
+    request = approved
     outbox.send_due(now=timezone.now())
     lose_role(people["grace"], people["alice"], now)
     asked = go_on(mailbox)
@@ -295,10 +294,9 @@ def test_requester_is_told_what_became_of_it(
 
 
 def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, in_review: Any
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, approved: Any
 ) -> None:
-    request = in_review
-    approve(api, request, people["grace"], people["ruth"])
+    request = approved
     outbox.send_due(now=timezone.now())
     (own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key).unlink()
     told = go_on(mailbox)
@@ -325,11 +323,10 @@ def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
         assert {str(message["To"]): next_of(message, kind) for message in told} == following
 
 
+@pytest.mark.usefixtures("approved")
 def test_failure_says_nothing_of_a_requester_who_is_gone(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime, in_review: Any
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], now: datetime
 ) -> None:
-    request = in_review
-    approve(api, request, people["grace"], people["ruth"])
     leave(bob, people["alice"], now)
     told = {str(message["To"]): next_of(message) for message in go_on(mailbox)}
     assert sorted(told) == to(people["grace"], people["root"], people["ruth"])
@@ -424,10 +421,9 @@ def test_release_says_who_may_download_and_how_often(
 
 
 def test_extension_is_told_with_its_reason_and_the_new_time(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], released: Any
 ) -> None:
-    request = in_review
-    release(api, request, people)
+    request = released
     go_on(mailbox)
     reason = "The network was down all week."
     extend = {"days": 2, "downloads": 1, "reason": reason}
@@ -501,11 +497,10 @@ def test_request_shows_which_copies_were_refused(
 
 
 def test_operators_are_shown_to_operators_alone(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, in_review: Any
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], own_buckets: Path, approved: Any
 ) -> None:
     """The mail of a failure went to each of them apart, and the request does not give them away either."""
-    request = in_review
-    approve(api, request, people["grace"], people["ruth"])
+    request = approved
     (own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key).unlink()
     go_on(mailbox)
     for who in (bob, people["alice"], people["grace"]):

@@ -215,23 +215,31 @@ def test_good_package_is_what_was_released(package: Path, request_: Any) -> None
         assert hashlib.sha256(content).hexdigest() in said
 
 
-def test_good_package_is_verified_offline(package: Path, public_key: Path, tmp_path: Path) -> None:
-    """By whoever got it: there is no installation, and nothing is said of one but where it is."""
+def offline(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """verify_package as whoever got a package runs it: there is no installation, and none is made."""
     environment = {"PATH": os.environ["PATH"], "STRONGROOM_HOME": str(tmp_path / "none")}
-    alone = [sys.executable, "manage.py", "verify_package", str(package)]
-    command = [*alone, "--public-key", str(public_key)]
+    command = [sys.executable, "manage.py", "verify_package", *map(str, arguments)]
     verified = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert not (tmp_path / "none").exists()
+    return verified
+
+
+def test_good_package_is_verified_offline(package: Path, public_key: Path, tmp_path: Path) -> None:
+    """And nothing is said of an installation but where it is."""
+    verified = offline(tmp_path, package, "--public-key", public_key)
     assert verified.returncode == 0, verified
     assert b"The package is what was released" in verified.stdout
 
+
+@pytest.mark.long
+def test_changed_package_and_one_without_a_key_are_refused_offline(package: Path, public_key: Path, tmp_path: Path) -> None:
     package.write_bytes(package.read_bytes().replace(b"harmless", b"harmful!"))
-    verified = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    verified = offline(tmp_path, package, "--public-key", public_key)
     assert verified.returncode == 1
     assert b"not a package as it was released" in verified.stderr
 
-    verified = subprocess.run(alone, cwd=ROOT, env=environment, capture_output=True, check=False)
+    verified = offline(tmp_path, package)
     assert (verified.returncode, b"name the key with --public-key" in verified.stderr) == (1, True)
-    assert not (tmp_path / "none").exists()
 
 
 def test_nobodys_words_pass_for_the_verifiers(api: Api, bob: User, people: dict[str, User], results: str, tmp_path: Path) -> None:

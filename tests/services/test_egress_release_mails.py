@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from tenants import outbox
 from tenants.models import Tenant, User
 from tests.factories import make_member
 from tests.mailbox import Mailbox
+from tests.needs import mark_users
+from tests.services import worlds
 from tests.services.egress import Api, body, decide, fill, make_reviewers, path, see, submit
 from tests.services.egress_mails import (
     DAY,
     WHY,
     approve,
-    ask,
     be_deactivated,
     go_on,
     in_one_line,
@@ -27,7 +29,6 @@ from tests.services.egress_mails import (
     next_of,
     recipients,
     reject,
-    release,
     revoke,
     send_back,
     set_policy,
@@ -36,6 +37,7 @@ from tests.services.egress_mails import (
     text_of,
     to,
 )
+from tests.worlds import starts_from
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
@@ -50,11 +52,10 @@ def people(acme: Tenant, alice: User, carol: User, root: User) -> dict[str, User
 
 
 def test_release_that_was_revoked_meanwhile_is_not_announced(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], in_review: Any
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], released: Any
 ) -> None:
     """The mail of the revocation says what there is to say."""
-    request = in_review
-    release(api, request, people)
+    request = released
     assert api(people["rick"]).post(path(request, "revoke/"), {"reason": WHY}).status_code == 200
     (message,) = [each for each in go_on(mailbox) if each["To"] == "bob@example.org"]
     assert str(message["Subject"]).startswith("Revoked: ")
@@ -77,10 +78,9 @@ def let_time_pass(api: Api, request: Any, bob: User) -> None:
 
 @pytest.mark.parametrize("happens", [close, download, let_time_pass])
 def test_release_of_which_nothing_is_left_is_not_said_to_be_ready(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], happens: Callable[[Api, Any, User], None], in_review: Any
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], happens: Callable[[Api, Any, User], None], released: Any
 ) -> None:
-    request = in_review
-    release(api, request, people)
+    request = released
     happens(api, request, bob)
     before = len(mailbox.messages)
     outbox.send_due(now=timezone.now() + (timedelta() if happens is download else 8 * DAY))
@@ -97,23 +97,50 @@ def test_release_of_which_nothing_is_left_is_not_said_to_be_ready(
 # --- Those who fetch it, if that is not the requester ---
 
 
-@pytest.fixture
-def fetchers(acme: Tenant, globex: Tenant, api: Api, people: dict[str, User]) -> dict[str, User]:
-    """Whom the policy names, and some who look as if it did."""
-    set_policy(api(people["alice"]), downloaders=["data_manager", "statistician"])
+POLICY = {"downloaders": ["data_manager", "statistician"]}
+
+
+def in_review_for_fetchers() -> Any:
+    """With those whom the policy names, and some who look as if it did."""
+    request = worlds.in_review(**POLICY)
+    acme, globex = Tenant.objects.get(slug="acme"), Tenant.objects.get(slug="globex")
+    make_member(acme, "dan", "data_manager")
+    make_member(acme, "dot", "statistician", "data_manager")
     idle = make_member(acme, "ida", "data_manager")
     User.objects.filter(pk=idle.pk).update(is_active=False)
     make_member(globex, "gwen", "data_manager")
     make_member(acme, "max", "data_managers")
-    return {"dan": make_member(acme, "dan", "data_manager"), "dot": make_member(acme, "dot", "statistician", "data_manager")}
+    return request
+
+
+def released_for_fetchers() -> Any:
+    return worlds.release(worlds.approve(in_review_for_fetchers()))
+
+
+@pytest.fixture
+@mark_users(starts_from(in_review_for_fetchers))
+def in_review_for(own_buckets: Path, built: Any) -> Any:
+    """A request whose package the policy lets others fetch."""
+    return built
+
+
+@pytest.fixture
+@mark_users(starts_from(released_for_fetchers))
+def released_for(own_buckets: Path, built: Any) -> Any:
+    return built
+
+
+@pytest.fixture
+def fetchers(db: None) -> dict[str, User]:
+    """Whom the policy names."""
+    return {user.username: user for user in User.objects.filter(username__in=["dan", "dot"])}
 
 
 def test_release_is_told_to_whom_the_policy_names_each_apart(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User], results: str
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User], released_for: Any
 ) -> None:
     """INV-16: who is active, and in the tenant."""
-    request = ask(api(bob), mailbox, results)
-    release(api, request, people)
+    request = released_for
     told = go_on(mailbox)
     assert recipients(told) == to(bob, *fetchers.values())
     for message in told:
@@ -151,20 +178,19 @@ def test_who_may_not_fetch_it_any_more_when_the_mail_goes_gets_none(
     fetchers: dict[str, User],
     now: datetime,
     happens: Callable[[User, User, datetime], None],
-    results: str,
+    released_for: Any,
 ) -> None:
     """INV-16, F-49."""
-    request = ask(api(bob), mailbox, results)
-    release(api, request, people)
+    request = released_for
     happens(fetchers["dan"], people["alice"], now)
     assert recipients(go_on(mailbox)) == to(bob, fetchers["dot"])
     assert shown(api(bob), request)["dan@example.org"] == "dropped"
 
 
 def test_revocation_is_told_to_whoever_may_have_fetched_it(
-    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User], results: str
+    mailbox: Mailbox, api: Api, bob: User, people: dict[str, User], fetchers: dict[str, User], in_review_for: Any
 ) -> None:
-    request = ask(api(bob), mailbox, results)
+    request = in_review_for
     revoke(api, request, people)
     told = go_on(mailbox)
     assert recipients(told) == to(bob, *fetchers.values())
@@ -179,9 +205,9 @@ def test_what_was_not_released_is_nothing_to_whoever_would_have_fetched_it(
     people: dict[str, User],
     fetchers: dict[str, User],
     happens: Callable[[Api, Any, dict[str, User]], None],
-    results: str,
+    in_review_for: Any,
 ) -> None:
-    request = ask(api(bob), mailbox, results)
+    request = in_review_for
     happens(api, request, people)
     assert recipients(go_on(mailbox)) == to(bob)
 

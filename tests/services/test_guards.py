@@ -318,6 +318,7 @@ def test_guards_survive_a_rebuild_of_their_table(model: type[models.Model], name
     assert triggers.missing(connection) == []
 
 
+@pytest.mark.long
 @pytest.mark.django_db(transaction=True)
 def test_guards_survive_migrations_backwards_and_forwards() -> None:
     """Those of other tables stay in force meanwhile."""

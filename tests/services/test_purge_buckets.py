@@ -89,6 +89,7 @@ def test_no_version_of_it_is_left_in_a_bucket(vault: Vault, status: str) -> None
     assert vault.client.head_object(Bucket=vault.bucket, Key=neighbour)["ContentLength"] == 5
 
 
+@pytest.mark.long  # that a listing has more than one page is a contract of the stores
 @pytest.mark.parametrize("is_versioned", [True, False])
 def test_more_keys_than_a_page_and_a_request_take(vault: Vault, *, is_versioned: bool) -> None:
     """F-17: as deletions that failed, or somebody with a key to the bucket, may have left behind. No row knows of them."""
@@ -153,7 +154,9 @@ def hold(vault: Vault, locked: Entry) -> Lift:
     return lambda: say("OFF")
 
 
-@pytest.mark.parametrize("lock", [keep_for_governance, keep_for_compliance, hold])
+@pytest.mark.parametrize(
+    "lock", [hold, *(pytest.param(each, marks=pytest.mark.long) for each in (keep_for_governance, keep_for_compliance))]
+)
 def test_object_lock_blocks_and_is_said_so(
     endpoint: stores.Endpoint, settings: Settings, api: Api, alice: User, bob: User, lock: Callable[[Vault, Entry], Lift]
 ) -> None:

@@ -29,7 +29,10 @@ from purge.models import Destruction
 from tenants import audit
 from tenants.models import AuditEvent, Tenant, User
 from tests.lifted import guards_lifted
+from tests.needs import mark_users
+from tests.services import worlds
 from tests.services.purging import expire, fill, under, work_on
+from tests.worlds import starts_from
 
 
 Api = Callable[[User | None], APIClient]
@@ -37,20 +40,36 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_database
 
 
 @pytest.fixture
-def vault(settings: Settings, tmp_path: Path) -> Path:
+def vault(settings: Settings, tmp_path: Path, db: None, buckets_of_world: Path) -> Path:
     """A vault of this test's own, which nobody has looked at yet."""
     vault = tmp_path / "vault"
     settings.STORAGES = settings.STORAGES | {
         "vault": {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": str(vault)}}
     }
-    vault.mkdir()
+    if buckets_of_world.exists():
+        shutil.copytree(buckets_of_world / "vault", vault)
+    else:
+        vault.mkdir()
     deployment.forget()
     return vault
 
 
+def two_collections() -> int:
+    client = worlds.make_people()["alice"]
+    fill(client, "December")
+    return fill(client).pk
+
+
 @pytest.fixture
-def november(vault: Path, alice: User, api: Api, bob: User) -> Collection:
-    return fill(api(alice))
+@mark_users(starts_from(two_collections))
+def november(vault: Path, built: int) -> Collection:
+    deployment.check(now=timezone.now())
+    return Collection.objects.get(pk=built)
+
+
+@pytest.fixture
+def december(november: Collection) -> Collection:
+    return Collection.objects.exclude(pk=november.pk).get()
 
 
 Backup = list[tuple[type[Model], list[dict[str, Any]]]]
@@ -136,10 +155,9 @@ def test_number_that_has_somebody_elses_entry_blocks(november: Collection, vault
 
 
 def test_destruction_of_this_moment_is_no_sign_of_a_backup(
-    november: Collection, alice: User, api: Api, monkeypatch: pytest.MonkeyPatch
+    november: Collection, december: Collection, alice: User, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its number is committed, and its entry written, between what another process reads of the one and of the other."""
-    december = fill(api(alice), "December")
     store = type(get_store("vault"))
     entries = store.entries
 
@@ -159,10 +177,9 @@ def test_destruction_of_this_moment_is_no_sign_of_a_backup(
 
 
 def test_backup_from_before_shows_nothing_of_what_was_destroyed_since(
-    november: Collection, vault: Path, alice: User, api: Api, tmp_path: Path
+    november: Collection, december: Collection, vault: Path, alice: User, api: Api, tmp_path: Path
 ) -> None:
     """The worst case: somebody kept the objects, too."""
-    december = fill(api(alice), "December")
     hold = holds.place(november, filename=None, ref="", reason="a suit", by=alice, now=timezone.now())
     assert read(api, alice, november) == (200, "")
     backup = back_up()
@@ -190,11 +207,16 @@ def test_backup_from_before_shows_nothing_of_what_was_destroyed_since(
 
 
 def test_many_entries_wait_for_an_operator(
-    november: Collection, alice: User, api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    november: Collection,
+    december: Collection,
+    alice: User,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(restoring, "FEW", 2)
     monkeypatch.setattr(pacing, "_told_at", {})
-    others = [fill(api(alice), name) for name in ("December", "January", "February")]
+    others = [december, *(fill(api(alice), name) for name in ("January", "February"))]
     backup = back_up()
     destroy(*others)
     restore(backup)
@@ -218,10 +240,18 @@ def test_many_entries_wait_for_an_operator(
     assert Destruction.objects.get(collection_uuid=november.uuid).number == 4
 
 
-@pytest.mark.parametrize("damage", ["unsigned", "edited", "renumbered", "another deployment's", "noise"])
-def test_entry_that_nobody_signed_is_never_applied(november: Collection, vault: Path, api: Api, alice: User, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("edited", "renumbered", "another deployment's"),
+        *(pytest.param(damage, marks=pytest.mark.long) for damage in ("unsigned", "noise")),
+    ],
+)
+def test_entry_that_nobody_signed_is_never_applied(
+    november: Collection, december: Collection, vault: Path, api: Api, alice: User, damage: str
+) -> None:
     """Whoever can write into the bucket could else have anything destroyed."""
-    other = fill(api(alice), "December")
+    other = december
     backup = back_up()
     destroy(other)
     restore(backup)
@@ -248,9 +278,10 @@ def test_entry_that_nobody_signed_is_never_applied(november: Collection, vault: 
     assert read(api, alice, november) == (503, "database_restored")
 
 
-def test_backup_that_lost_only_events_serves_and_destroys_nothing(november: Collection, alice: User, api: Api) -> None:
+def test_backup_that_lost_only_events_serves_and_destroys_nothing(
+    november: Collection, december: Collection, alice: User, api: Api
+) -> None:
     """What is due by it may have been kept since: here it was restored, and its date was moved."""
-    december = fill(api(alice), "December")
     services.delete_collection(november, by=alice, now=timezone.now())
     expire(december)
     backup = back_up()
@@ -300,15 +331,20 @@ def refused(api: Api, user: User, collection: Collection) -> Iterator[None]:
     assert not Destruction.objects.filter(status="done").exists()
 
 
-@pytest.mark.parametrize("is_begun", [False, True])
-@pytest.mark.parametrize("other", ["empty", "another's", "damaged"])
+@pytest.mark.parametrize(
+    ("other", "is_begun"),
+    [
+        *(("empty", True), ("another's", False), ("damaged", True)),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("empty", False), ("another's", True), ("damaged", False))),
+    ],
+)
 def test_vault_of_another_database_is_left_alone(
-    november: Collection, vault: Path, alice: User, api: Api, acme: Tenant, other: str, *, is_begun: bool
+    november: Collection, december: Collection, vault: Path, alice: User, api: Api, acme: Tenant, other: str, *, is_begun: bool
 ) -> None:
     assert read(api, alice, november) == (200, "")
     if is_begun:
-        expire(other_one := fill(api(alice), "December"))
-        destroying.begin(other_one, by=None, now=timezone.now())
+        expire(december)
+        destroying.begin(december, by=None, now=timezone.now())
     with refused(api, alice, november):
         vault.rename(vault.with_name("right"))
         vault.mkdir()

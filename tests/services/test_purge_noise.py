@@ -18,17 +18,20 @@ from uuid import UUID
 
 import pytest
 from django.db import connection
+from django.test import override_settings
 from pytest_django import Settings
-from rest_framework.test import APIClient
 
 from files import crypto, exports, keys
 from files.models import Collection, Key, StoredFile
 from files.stores import get_store
-from tenants.models import User
 from tests import servers
+from tests.needs import mark_users
+from tests.services import worlds
+from tests.services.egress import fill
 from tests.services.keyrings import RETIRED
-from tests.services.purging import Api, assert_destroyed, begin, work_on
+from tests.services.purging import assert_destroyed, begin, work_on
 from tests.unit import stock
+from tests.worlds import starts_from
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -54,14 +57,6 @@ class Saved:
             tenant=row["tenant"], collection=row["collection"], file=row["file"], object_id=row["object_id"],
             cipher=row["cipher"], segment_size=row["segment_size"],
         )  # fmt: skip
-
-
-def fill(client: APIClient, display_name: str) -> Collection:
-    slug = client.post("/api/v1/collections/", {"display_name": display_name}).json()["id"]
-    for name, content in CONTENTS.items():
-        address = f"/api/v1/collections/{slug}/content/{name}"
-        assert client.put(address, content, content_type="application/octet-stream").status_code == 201
-    return Collection.objects.select_related("key").get(slug=slug)
 
 
 def save(collection: Collection) -> list[Saved]:
@@ -189,11 +184,17 @@ class World:
     controls: list[list[Saved]]  # of alice's other collection, and of another tenant's
 
 
+@override_settings(FILES_SEGMENT_SIZE=SEGMENT)
+def three_collections() -> None:
+    clients = worlds.make_people()
+    for name, display_name in (("alice", "November"), ("alice", "December"), ("mallory", "November")):
+        fill(clients[name], display_name, CONTENTS)
+
+
 @pytest.fixture
-def world(own_buckets: Path, settings: Settings, api: Api, alice: User, mallory: User) -> World:
-    settings.FILES_SEGMENT_SIZE = SEGMENT
-    november = fill(api(alice), "November")
-    others = [fill(api(alice), "December"), fill(api(mallory), "November")]
+@mark_users(starts_from(three_collections))
+def world(own_buckets: Path) -> World:
+    november, *others = Collection.objects.select_related("key").order_by("pk")
     return World(november, save(november), [save(other) for other in others])
 
 

@@ -105,12 +105,13 @@ def test_owner_is_told_a_week_and_a_day_ahead(
     assert queued() == ([] if days is None else [(kind, days)])
 
 
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
 def test_each_stage_is_told_once_however_often_it_is_looked_for(
-    november: Collection, bob: User, api: Api, mailbox: Mailbox
+    november: Collection, bob: User, api: Api, mailbox: Mailbox, step: int
 ) -> None:
     expires(november, NOON)
     put(api(bob), november, "a.csv", NOON - HOUR)
-    for hours in range(24 * 10, -24, -1):
+    for hours in range(24 * 8, -6, -step):
         announce(NOON - hours * HOUR)
     assert mailbox.recipients == ["bob@example.org"] * 4
     assert [each[:8] for each in sorted(str(message["Subject"]) for message in mailbox.messages)] == ["Files of"] * 2 + [
@@ -293,7 +294,7 @@ REASONS = [hold, hold_the_file, delete, suspend, take_the_dates_away, move_the_d
 
 
 @pytest.mark.parametrize("change", REASONS)
-@pytest.mark.parametrize("is_queued", [False, True])
+@pytest.mark.parametrize("is_queued", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_nothing_is_told_of_what_will_not_go(
     november: Collection,
     alice: User,

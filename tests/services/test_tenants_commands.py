@@ -262,10 +262,16 @@ NOTHING_SIGNED = "No heads have been signed yet: a tail that was cut would not s
 @pytest.mark.parametrize(
     ("arguments", "status", "stdout", "stderr"),
     [
-        (["verify_audit", "--chain", "nowhere"], 1, f"{NOTHING_SIGNED}\n", "CommandError: There is no chain nowhere."),
+        pytest.param(
+            ["verify_audit", "--chain", "nowhere"],
+            1,
+            f"{NOTHING_SIGNED}\n",
+            "CommandError: There is no chain nowhere.",
+            marks=pytest.mark.long,
+        ),
         (["verify_audit"], 0, f"{NOTHING_SIGNED}\nThe audit trail is whole: 1 chains.\n", ""),
         (["createtenant", "no slug"], 1, "", "CommandError: slug: Use lower-case letters"),
-        (["createusertoken", "nobody"], 1, "", "CommandError: There is nobody"),
+        pytest.param(["createusertoken", "nobody"], 1, "", "CommandError: There is nobody", marks=pytest.mark.long),
     ],
 )
 def test_command_as_a_process(arguments: list[str], status: int, stdout: str, stderr: str) -> None:
@@ -277,6 +283,7 @@ def test_command_as_a_process(arguments: list[str], status: int, stdout: str, st
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.long
 @pytest.mark.django_db(transaction=True)
 def test_verify_audit_of_damage_as_a_process_exits_with_1() -> None:
     run("createtenant", "acme")

@@ -39,13 +39,14 @@ def november(make_collection: MakeCollection, alice: User) -> Collection:
     return make_collection(alice, "November")
 
 
-@pytest.fixture(params=[LOCAL, "s3"], autouse=True)
+@pytest.fixture(params=[LOCAL, pytest.param("s3", marks=pytest.mark.long)], autouse=True)
 def store(request: pytest.FixtureRequest, own_buckets: Path, settings: Settings) -> Iterator[None]:
-    """Each test on both kinds of store: what is unfinished looks different in each."""
+    """Each test on both kinds of store: what is unfinished looks different in each. In the gate some are on S3."""
     with stores.stored_in(stores.moto(), settings) if request.param == "s3" else nullcontext():
         yield
 
 
+on_both = pytest.mark.parametrize("store", [LOCAL, "s3"], indirect=True)
 of_a_directory = pytest.mark.parametrize("store", [LOCAL], indirect=True)
 
 
@@ -70,7 +71,8 @@ def put(client: APIClient, collection: Collection, filename: str, content: bytes
 # --- Given up ---
 
 
-@pytest.mark.parametrize("length", [0, 300_000, 12 * MIB])
+@on_both
+@pytest.mark.parametrize("length", [pytest.param(0, marks=pytest.mark.long), 300_000, 12 * MIB])
 def test_upload_that_is_left_leaves_nothing(alice: User, november: Collection, now: datetime, length: int) -> None:
     with begin(alice, november, "a.bin", now) as incoming:
         incoming.write(bytes(length))
@@ -87,6 +89,7 @@ def test_exception_while_bytes_arrive_leaves_nothing(alice: User, november: Coll
     assert invariants.entries() == []
 
 
+@on_both
 def test_commit_that_lost_its_row_to_the_clean_up_leaves_nothing(alice: User, november: Collection, now: datetime) -> None:
     """The worst order: the clean-up and its erasure are through before the object is written."""
     later = now + 2 * DEAD_AFTER
@@ -213,6 +216,7 @@ def test_commit_of_a_name_that_was_taken_meanwhile_leaves_only_the_first(
     assert [entry.key for _, entry in invariants.entries()] == [StoredFile.objects.get(filename="a.bin").object_key]
 
 
+@on_both
 def test_replacement_of_a_file_that_was_deleted_meanwhile_leaves_nothing(
     api: Api, alice: User, november: Collection, now: datetime
 ) -> None:

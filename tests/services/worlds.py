@@ -58,7 +58,10 @@ def in_review(files: dict[str, bytes] | None = None, **policy: Any) -> Any:
 
 def approved(files: dict[str, bytes] | None = None, **policy: Any) -> Any:
     """The same request, let out by grace and ruth: its package is what comes next."""
-    request = in_review(files, **policy)
+    return approve(in_review(files, **policy))
+
+
+def approve(request: Any) -> Any:
     for name in ("grace", "ruth"):
         assert egress.decide(_clients()[name], request).status_code == 201
     return request
@@ -66,7 +69,10 @@ def approved(files: dict[str, bytes] | None = None, **policy: Any) -> Any:
 
 def released(files: dict[str, bytes] | None = None, **policy: Any) -> Any:
     """The same request when all work on it is done, as bob sees it."""
-    request = approved(files, **policy)
+    return release(approved(files, **policy))
+
+
+def release(request: Any) -> Any:
     egress.work_on()
     seen = egress.see(_clients()["bob"], request)
     assert seen["status"] == "released", seen
