@@ -97,12 +97,9 @@ def test_release_of_which_nothing_is_left_is_not_said_to_be_ready(
 # --- Those who fetch it, if that is not the requester ---
 
 
-POLICY = {"downloaders": ["data_manager", "statistician"]}
-
-
 def in_review_for_fetchers() -> Any:
     """With those whom the policy names, and some who look as if it did."""
-    request = worlds.in_review(**POLICY)
+    request = worlds.in_review(downloaders=["data_manager", "statistician"])
     acme, globex = Tenant.objects.get(slug="acme"), Tenant.objects.get(slug="globex")
     make_member(acme, "dan", "data_manager")
     make_member(acme, "dot", "statistician", "data_manager")
