@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 from django.apps import apps
 from django.core.management import CommandError, call_command
+from django.db import transaction
 from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
@@ -300,6 +301,8 @@ def test_doubt_about_the_database_or_the_vault_changes_nothing(
     assert isinstance(vault, LocalStore)
     leave_orphan(november)
     if doubt == "older database":
+        with transaction.atomic():
+            audit.record("collection.update", by=None, tenant=acme, target=november, now=timezone.now())
         assert audit_heads.publish(now=timezone.now() + timedelta(minutes=10))
         last = AuditEvent.objects.filter(chain=acme.pk).latest("seq")
         AuditHead.objects.filter(chain=acme.pk).update(seq=last.seq - 1, hash=last.prev_hash)
