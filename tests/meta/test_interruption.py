@@ -25,7 +25,8 @@ def run(first_home: Path, tmp_path: Path) -> Iterator[psutil.Process]:
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TEST_"))}
     environment |= {"TMPDIR": str(folder), "STARTED": str(started), "FIRST_HOME": str(first_home)}
-    command = dying_with_us(sys.executable, "-m", "tests.run", "--bare", "tests/meta/interrupted.py", "-n", "1", "-p", "no:cacheprovider")
+    arguments = ("--bare", "tests/meta/interrupted.py", "-n", "1", "-p", "no:cacheprovider")
+    command = dying_with_us(sys.executable, "-m", "tests.run", *arguments)
     output = tmp_path / "output"
     with output.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, process_group=0)
