@@ -33,7 +33,8 @@ SERVERS = {  # server: the variable that names it, and how to get one; `tests.se
     "redis": ("TEST_REDIS_URL", "apt-get install redis-server, name it with TEST_REDIS_URL"),
 }
 EXTERNAL = {*SERVERS, "chromium"}
-KINDS = ("both_databases", "external", "server")  # markers that decide in which pass a test runs; bin/test asks for those it has
+# Markers that decide in which pass a test runs: bin/test asks for those that there are.
+KINDS = ("both_databases", "external", "quiet", "server")
 
 Function = TypeVar("Function", bound=Callable[..., object])
 _marks_of_fixtures: dict[Callable[..., object], tuple[pytest.MarkDecorator, ...]] = {}
@@ -84,6 +85,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: tests/needs.py does not know {', '.join(sorted(unknown))}")
         if needs & EXTERNAL:
             item.add_marker("external")
+        if item.get_closest_marker("quiet"):
+            item.add_marker("long")
     if path := os.environ.get("TEST_KINDS"):
         kinds = {" ".join(sorted(set(KINDS) & {mark.name for mark in item.iter_markers()})) for item in items}
         Path(path).write_text("\n".join(sorted(kinds)))

@@ -2,7 +2,8 @@
 
 Passes 1 and 2 are what a machine with nothing but Python can run: on SQLite, with every optional server hidden. Passes 3 and 4
 are the tests that need PostgreSQL, Redis, a real S3 server or a browser, and those that are repeated on PostgreSQL. Tests that
-start servers have passes of their own, so that nothing else takes their time. The arguments select tests in all of them.
+start servers have passes of their own, so that nothing else takes their time. With --long a last pass runs the tests that need a
+quiet machine, one after the other, with the servers that there are, on SQLite. The arguments select tests in all of them.
 
 PostgreSQL is TEST_DATABASE_URL or the local one, Redis is TEST_REDIS_URL or the local one, and the S3 server is
 S3_TEST_ENDPOINT_URL or the one that `.ci/ceph up` started. With CI=true every one of them must answer, and every optional
@@ -39,19 +40,22 @@ GIB = 1024**3
 @dataclass(frozen=True)
 class Pass:
     name: str
-    markers: tuple[str, ...]  # a test has one of them; or none of `needs.KINDS` but "both_databases", where this is empty
-    has_servers: bool
     environment: dict[str, str]
+    markers: tuple[str, ...] = ()  # a test has one of them; where there are none, it is not "external"
+    has_servers: bool = False
+    is_quiet: bool = False  # with servers and without
 
     @property
     def selection(self) -> str:
         chosen = f"({' or '.join(self.markers)})" if self.markers else "not external"
-        return f"{chosen} and {'' if self.has_servers else 'not '}server"
+        kind = "quiet" if self.is_quiet else f"{'' if self.has_servers else 'not '}server and not quiet"
+        return f"{chosen} and {kind}"
 
     def has(self, kind: set[str]) -> bool:
         """Whether a test with these markers is one of this pass."""
         is_chosen = bool(kind & {*self.markers}) if self.markers else "external" not in kind
-        return is_chosen and self.has_servers == ("server" in kind)
+        is_wanted = self.is_quiet or self.has_servers == ("server" in kind)
+        return is_chosen and is_wanted and self.is_quiet == ("quiet" in kind)
 
 
 class Runner:
@@ -124,26 +128,28 @@ def memory(room: int) -> str | None:
     return path if status.f_bavail * status.f_frsize >= room and not status.f_flag & os.ST_NOEXEC else None
 
 
-def passes(*, is_bare: bool, is_external: bool) -> Iterator[Pass]:
-    found = servers.find()
+def passes(found: dict[str, str], present: list[str], *, is_bare: bool, is_external: bool, is_long: bool) -> Iterator[Pass]:
+    """With the variables of the servers that there are, and the names of those and of the browser."""
     hidden = {"TEST_DATABASE_URL", "TEST_POSTGRESQL_URL", "TEST_REDIS_URL", "S3_TEST_ENDPOINT_URL"}
     bare = {name: value for name, value in os.environ.items() if name not in hidden and not name.startswith("AWS_")}
     if not is_external:
-        yield Pass("SQLite", (), has_servers=False, environment=bare)
-        yield Pass("SQLite, with servers", (), has_servers=True, environment=bare)
+        yield Pass("SQLite", bare)
+        yield Pass("SQLite, with servers", bare, has_servers=True)
     if is_bare:
+        if is_long:
+            yield Pass("quiet", bare, is_quiet=True)
         return
 
-    os.environ |= found
-    present = [name for name in sorted(needs.EXTERNAL) if needs.is_present(name)]
     for name in sorted(needs.EXTERNAL - {*present}):
         print(f"== {needs.remedy(name)}", flush=True)
     if present:
         chosen = ("external", "both_databases") if "postgresql" in present else ("external",)
         others = bare | found | {"TEST_DATABASE_URL": found.get("TEST_POSTGRESQL_URL", "")}
         name = ", ".join(present)
-        yield Pass(name, chosen, has_servers=False, environment=others)
-        yield Pass(f"{name}, with servers", chosen, has_servers=True, environment=others)
+        yield Pass(name, others, chosen)
+        yield Pass(f"{name}, with servers", others, chosen, has_servers=True)
+    if is_long:
+        yield Pass("quiet", bare | found, ("external",) if is_external else ("quiet",), is_quiet=True)
 
 
 def check_all_present() -> None:
@@ -159,24 +165,30 @@ def main() -> int:
     parser.usage = "bin/test [--long] [--bare | --external] [pytest arguments]"
     parser.add_argument("--long", action="store_true", help="runs all tests, and not only the gate")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--bare", action="store_true", help="runs passes 1 and 2 only")
-    which.add_argument("--external", action="store_true", help="runs passes 3 and 4 only")
+    which.add_argument("--bare", action="store_true", help="runs only what needs no server of tests/needs.py")
+    which.add_argument("--external", action="store_true", help="runs only what is left out by --bare")
     options, arguments = parser.parse_known_args()
     if os.environ.get("CI") == "true" and not options.bare:
         check_all_present()
     # A module stays on one worker, which builds what its tests share once.
-    common = ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadscope", *(["-p", "tests.parts"] if options.long else [])]
+    workers = ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadscope"]
+    common = ["-p", "tests.parts"] if options.long else []
     pace = "" if options.long else "not long and "
+    found = {} if options.bare else servers.find()
+    os.environ |= found
+    present = [name for name in sorted(needs.EXTERNAL) if not options.bare and needs.is_present(name)]
     results, times = [], []
     with run_folder(16 * GIB if options.long else 2 * GIB) as folder:
         runner, kinds = Runner(folder), folder / "kinds"
-        for each in passes(is_bare=options.bare, is_external=options.external):
+        for each in passes(found, present, is_bare=options.bare, is_external=options.external, is_long=options.long):
             if kinds.exists() and not any(each.has({*line.split()}) for line in kinds.read_text().split("\n")):
                 continue
             print(f"== {each.name}", flush=True)
             started = time.monotonic()
             environment = each.environment | {"TEST_KINDS": str(kinds)}
-            results.append(runner.run([*common, "-m", pace + each.selection, *arguments], environment))
+            selected = ["-m", pace + each.selection]
+            last = [*arguments, "-n", "0"] if each.is_quiet else [*workers, *arguments]
+            results.append(runner.run([*common, *selected, *last], environment))
             times.append((time.monotonic() - started, each.name))
             if runner.interrupted_by or results[-1] == INTERRUPTED:
                 break

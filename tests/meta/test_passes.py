@@ -1,0 +1,57 @@
+"""`bin/test` runs every test in the passes that its markers say, and in no other."""
+
+from itertools import chain, combinations
+
+import pytest
+
+from tests import needs
+from tests.run import Pass, passes
+
+
+KINDS = [set(kind) for kind in chain.from_iterable(combinations(needs.KINDS, number) for number in range(len(needs.KINDS) + 1))]
+SQLITE, POSTGRESQL = "", "postgresql://postgres@127.0.0.1:5432/strongroom"
+SERVERS = {"TEST_POSTGRESQL_URL": POSTGRESQL}
+PRESENT = sorted(needs.EXTERNAL)
+
+
+def of_run(*, is_bare: bool = False, is_external: bool = False, is_long: bool = True) -> list[Pass]:
+    return list(passes(SERVERS, PRESENT, is_bare=is_bare, is_external=is_external, is_long=is_long))
+
+
+RUNS = [of_run(), of_run(is_bare=True), of_run(is_external=True), of_run(is_long=False)]
+
+
+def test_expression_of_each_pass_selects_what_it_has() -> None:
+    for kind in KINDS:
+        for each in chain.from_iterable(RUNS):
+            selected = eval(each.selection, {name: name in kind for name in needs.KINDS})  # noqa: S307  as pytest reads it
+            assert bool(selected) == each.has(kind), (each.selection, kind)
+
+
+def test_each_kind_runs_once_and_on_postgresql_again_if_it_says_so() -> None:
+    for kind in KINDS:
+        bases = [each.environment.get("TEST_DATABASE_URL", SQLITE) for each in RUNS[0] if each.has(kind)]
+        if "quiet" in kind:
+            assert bases == [SQLITE], kind
+        elif "external" in kind:
+            assert bases == [POSTGRESQL], kind
+        else:
+            assert bases == ([SQLITE, POSTGRESQL] if "both_databases" in kind else [SQLITE]), kind
+
+
+def test_bare_and_external_runs_are_together_a_whole_one() -> None:
+    whole, bare, external, _ = RUNS
+    for kind in KINDS:
+        assert sum(each.has(kind) for each in [*bare, *external]) == sum(each.has(kind) for each in whole), kind
+
+
+def test_quiet_tests_run_last_and_alone_and_not_in_the_gate() -> None:
+    for run in RUNS[:3]:
+        assert [each.is_quiet for each in run] == [False] * (len(run) - 1) + [True]
+        assert not any(each.has(kind) for each in run[:-1] for kind in KINDS if "quiet" in kind)
+    assert not any(each.has(kind) for each in RUNS[3] for kind in KINDS if "quiet" in kind)
+
+
+@pytest.mark.quiet
+def test_quiet_is_long(request: pytest.FixtureRequest) -> None:
+    assert request.node.get_closest_marker("long")
