@@ -22,6 +22,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+from config.processes import die_with_parent
 from egress import packaging, schedule
 from egress.models import EgressRequest, Item
 from files.models import Collection, Upload
@@ -117,6 +118,7 @@ def in_worker(prepare: Callable[[], object], work: Callable[[], object]) -> int:
     close_connections()
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    die_with_parent()
     try:
         prepare()
         work()

@@ -16,9 +16,10 @@ import pytest
 from tests.contents import random_bytes
 from tests.faults.answers import Answer, get, path_of, post_form, put
 from tests.faults.conftest import Site
+from tests.live.child import dying_with_us
 from tests.live.people import Person
 from tests.live.proxy import Fault
-from tests.live.server import Server
+from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, has_ended, wait_for
 
 
@@ -116,8 +117,8 @@ def test_upload_whose_server_is_killed_is_a_whole_file_or_nothing(
 
 @contextmanager
 def download(member: Person, target: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    command = member.command(*arguments, "-o", target, member.content("a.bin"))
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as stream:
+    command = dying_with_us(*member.command(*arguments, "-o", target, member.content("a.bin")))
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as stream:
         wait_for(lambda: target.exists() and target.stat().st_size)
         yield stream
         stream.kill()

@@ -21,6 +21,7 @@ import pytest
 from tests.contents import random_bytes
 from tests.faults.answers import ask, get, path_of, post, put
 from tests.faults.conftest import Site, started_site
+from tests.live.child import dying_with_us
 from tests.live.people import Person
 from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, wait_for
@@ -62,7 +63,7 @@ def restart(server: Server) -> None:
 
 def rotation(server: Server) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "manage.py", "rotate_keys"],
+        dying_with_us(sys.executable, "manage.py", "rotate_keys"),
         cwd=ROOT,
         env=server.environment,
         stdout=subprocess.PIPE,
@@ -272,11 +273,12 @@ def test_file_is_replaced_under_its_readers(
     member.upload("a.bin", old)
     (before,) = objects_of(member)
     targets = [tmp_path / f"{number}" for number in range(CLIENTS)]
-    commands = [member.command("--limit-rate", rate, "-o", target, member.content("a.bin")) for target in targets]
+    readers = []
     with ExitStack() as running:
-        readers = [running.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL)) for command in commands]
-        for reader in readers:
-            running.callback(reader.kill)
+        for target in targets:
+            command = dying_with_us(*member.command("--limit-rate", rate, "-o", target, member.content("a.bin")))
+            readers.append(running.enter_context(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)))
+            running.callback(readers[-1].kill)
         wait_for(lambda: all(target.exists() and target.stat().st_size for target in targets))
         etag = get(member, "a.bin", Range="bytes=0-0").headers["ETag"]
         assert put(member, "a.bin", new, If_Match=etag).status == 200

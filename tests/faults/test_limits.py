@@ -139,7 +139,7 @@ def test_sqlite_that_is_locked_for_a_while_is_not_noticed(server: Server, plain:
     server.check()
 
 
-@pytest.mark.long
+@pytest.mark.quiet
 def test_sqlite_that_stays_locked_is_503_in_time(server: Server, plain: Person) -> None:
     """F-25: `timeout` of settings.DATABASES is the patience; who only reads needs none."""
     with locked(server):

@@ -18,6 +18,7 @@ import pytest
 
 from tests.faults.answers import ask, get, put
 from tests.faults.conftest import Site
+from tests.live.child import dying_with_us
 from tests.live.people import Person
 from tests.live.proxy import Fault
 from tests.live.server import ROOT, Server
@@ -52,7 +53,7 @@ def expire(*people: Person) -> None:
 def purge(server: Server) -> Iterator["subprocess.Popen[str]"]:
     """`manage.py purge`, killed at the end of the block if it still runs."""
     with subprocess.Popen(
-        [sys.executable, "manage.py", "purge"],
+        dying_with_us(sys.executable, "manage.py", "purge"),
         cwd=ROOT,
         env=server.environment,
         stdout=subprocess.PIPE,
@@ -167,7 +168,7 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
 @contextmanager
 def another(server: Server, *arguments: str) -> Iterator[None]:
     """One more beat or worker, as on a second host."""
-    command = [sys.executable, "-m", "celery", "--app", "config.celery", "--quiet", *arguments]
+    command = dying_with_us(sys.executable, "-m", "celery", "--app", "config.celery", "--quiet", *arguments)
     with (server.home / "another").open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=server.environment, stdout=output, stderr=output)
     try:

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.contents import random_bytes
+from tests.live.child import dying_with_us
 from tests.live.people import Person, sha256
-from tests.live.server import Server
+from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, wait_for
 
 
@@ -38,7 +39,11 @@ def uploaded(member: Person) -> str:
 
 def cut(member: Person, url: str, into: Path, count: int) -> None:
     """Fetches the first `count` bytes and breaks off."""
-    with into.open("wb") as target, subprocess.Popen(member.command(url), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
+    command = dying_with_us(*member.command(url))
+    with (
+        into.open("wb") as target,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl,
+    ):
         assert curl.stdout
         target.write(curl.stdout.read(count))
         curl.stdout.close()
@@ -216,7 +221,7 @@ def test_link_fetched_by_50_at_once_is_one_200(member: Person, uploaded: str) ->
 
 
 @pytest.mark.needs("curl")
-@pytest.mark.long
+@pytest.mark.quiet
 def test_link_is_dead_after_30_seconds(member: Person, uploaded: str) -> None:
     """F-51, on the server's own clock."""
     minted = time.monotonic()

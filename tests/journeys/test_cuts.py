@@ -16,7 +16,7 @@ import pytest
 from tests.contents import random_bytes
 from tests.live.people import Person
 from tests.live.server import Server
-from tests.live.waiting import LIMIT, has_ended, wait_for
+from tests.live.waiting import LIMIT, has_ended, wait_for, within
 
 
 MIB = 1024 * 1024
@@ -135,13 +135,14 @@ def test_upload_with_another_digest_leaves_nothing(clean: None, member: Person, 
 
 
 @pytest.mark.parametrize(
-    "taken", [1, 5 * MIB, pytest.param(0, marks=pytest.mark.long), pytest.param(len(CONTENT) - 1, marks=pytest.mark.long)]
+    ("taken", "times"),
+    [(1, 5), (5 * MIB, 5), *(pytest.param(taken, 10, marks=pytest.mark.long) for taken in (0, 1, 5 * MIB, len(CONTENT) - 1))],
 )
-def test_download_that_its_client_cuts_gives_everything_back(member: Person, taken: int) -> None:
+def test_download_that_its_client_cuts_gives_everything_back(member: Person, taken: int, times: int) -> None:
     member.upload("a.bin", CONTENT)
     before = member.server.descriptors()
     path = member.content("a.bin").removeprefix(member.server.url)
-    for _ in range(5):
+    for _ in range(times):
         with socket.create_connection(("127.0.0.1", member.server.port), timeout=LIMIT) as client:
             client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n\r\n".encode())
             if taken:
@@ -289,11 +290,12 @@ def restored(server: Server) -> Iterator[None]:
         server.sql("UPDATE tenants_membership SET user_id = ? WHERE id = ?", user, pk)
 
 
+@within(15)
 @pytest.mark.parametrize(
     "revoke", [pytest.param(deactivated, marks=pytest.mark.long), pytest.param(expelled, marks=pytest.mark.long), ungranted]
 )
 def test_running_streams_end_within_seconds_of_the_right_to_them(
-    restored: None, member: Person, revoke: Callable[[Person], None]
+    restored: None, member: Person, revoke: Callable[[Person], None], seconds: float
 ) -> None:
     """INV-16: by token and by link, one file and an archive. tests/services/test_streams.py has the other ways to lose it."""
     member.upload("a.bin", 4 * CONTENT)
@@ -306,11 +308,14 @@ def test_running_streams_end_within_seconds_of_the_right_to_them(
 
         revoke(member)
 
+        began = time.monotonic()
         read_slowly(answers, seconds=15)
+        assert time.monotonic() - began < seconds
         assert all(answer.isclosed() and answer.length for answer in answers)  # short of the announced length
 
 
-def test_running_streams_end_within_seconds_of_the_end_of_their_key(member: Person) -> None:
+@within(15)
+def test_running_streams_end_within_seconds_of_the_end_of_their_key(member: Person, seconds: float) -> None:
     """INV-16: by key, and by a link that it minted; what its owner runs without it goes on."""
     member.upload("a.bin", 8 * CONTENT)
     with ExitStack() as running:
@@ -324,7 +329,9 @@ def test_running_streams_end_within_seconds_of_the_end_of_their_key(member: Pers
 
         member.server.manage("revokeapikey", key.partition(".")[0])
 
+        began = time.monotonic()
         read_slowly([own, *answers], seconds=15, of=answers)
+        assert time.monotonic() - began < seconds
         assert all(answer.isclosed() and answer.length for answer in answers)
         assert not own.isclosed()
 

@@ -68,7 +68,7 @@ def warm(each_server: Server, tmp_path: Path) -> Person:
     return member
 
 
-@pytest.mark.parametrize("size", [128 * MIB, pytest.param(2 * GIB, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", [128 * MIB, *(pytest.param(size, marks=pytest.mark.long) for size in (256 * MIB, 2 * GIB))])
 def test_one_stream_takes_little_memory_in_each_direction(warm: Person, tmp_path: Path, size: int) -> None:
     """The figures: `--log-cli-level=info`."""
     source = tmp_path / "big.bin"

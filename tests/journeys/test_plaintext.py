@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests import stores
+from tests.live.child import dying_with_us
 from tests.live.people import Person, sha256
-from tests.live.server import Server
+from tests.live.server import ROOT, Server
 from tests.live.waiting import wait_for
 from tests.needs import mark_users
 
@@ -66,7 +67,8 @@ def send(member: Person, *arguments: object, stdin: Path | None = None) -> bytes
 
 def received(member: Person, *arguments: object) -> str:
     """The SHA-256 of what comes, which nobody keeps."""
-    with subprocess.Popen(member.command("--fail", *arguments), stdout=subprocess.PIPE) as stream:
+    command = dying_with_us(*member.command("--fail", *arguments))
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as stream:
         assert stream.stdout
         digest = hashlib.file_digest(stream.stdout, "sha256").hexdigest()  # type: ignore[arg-type]
     assert stream.returncode == 0

@@ -19,15 +19,20 @@ from tests.needs import mark_users
 
 
 @pytest.fixture(scope="module")
-@mark_users(pytest.mark.server)
-def own_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
-    """Of this module alone: its tests change the tenant and its keys, and start it again."""
+def server_of_module(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("readme") / "home")
     server.set_up_as(first_home)
     try:
-        yield server.start()
+        yield server
     finally:
         server.kill()
+
+
+@pytest.fixture
+@mark_users(pytest.mark.server)
+def own_server(server_of_module: Server) -> Server:
+    """Of this module alone: its tests change the tenant and its keys, kill it, and start it again."""
+    return server_of_module if server_of_module.processes() else server_of_module.start()
 
 
 def shell_blocks(page: str, heading: str) -> list[str]:
@@ -179,6 +184,7 @@ def test_backup_and_restore_work_word_for_word(own_server: Server, new_server: C
     backup, restore, check = shell_blocks("docs/operations.md", "## Backup and restore")
     kept = tmp_path / "kept"
     run(backup, server=server, BACKUP=str(kept))
+    server.kill()
 
     restored = new_server()
     run(restore, server=restored, BACKUP=str(kept), SECRETS_BACKUP=str(server.home / "secrets"))

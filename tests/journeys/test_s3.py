@@ -158,7 +158,7 @@ def test_object_that_was_overwritten_is_never_mixed_into_a_download(bucket: Buck
     assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
 
 
-@pytest.mark.long
+@pytest.mark.quiet
 def test_first_byte_of_a_big_file_is_within_20_ms_of_the_store_s_own(bucket: Bucket, member: Person) -> None:
     before = bucket.keys()
     member.upload("big.bin", CONTENT * 12)

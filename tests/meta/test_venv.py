@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.live.child import dying_with_us
 
 
 pytestmark = pytest.mark.server  # times out on a machine that does much else
@@ -31,8 +34,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def start(checkout: Path, lock: str, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["sh", "-euc", f". bin/venv.sh; need_venv {lock}"],
-        cwd=checkout,
+        dying_with_us("sh", "-euc", f"cd {shlex.quote(str(checkout))}; . bin/venv.sh; need_venv {lock}"),
+        cwd=ROOT,
         env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."} | environment,
         stderr=subprocess.PIPE,
     )
