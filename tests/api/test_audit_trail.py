@@ -20,7 +20,6 @@ from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api.answers import problem
 
 
-pytestmark = pytest.mark.both_databases
 Api = Callable[[User | None], APIClient]
 ACME, PLATFORM = "/api/v1/tenants/acme/audit", "/api/v1/audit"
 BOTH = pytest.mark.parametrize("ending", ["/", ".csv"])
@@ -117,6 +116,7 @@ def test_trail_of_a_suspended_tenant_is_there_for_superusers(api: Api, trail: No
 # --- What ---
 
 
+@pytest.mark.both_databases
 def test_event_is_shown_whole(api: Api, trail: None, alice: User, acme: Tenant) -> None:
     first, second = AuditEvent.objects.filter(chain=acme.pk).order_by("seq")[:2]
     assert listed(api(alice))[-1] == {
@@ -134,6 +134,7 @@ def test_event_is_shown_whole(api: Api, trail: None, alice: User, acme: Tenant) 
     }
 
 
+@pytest.mark.both_databases
 def test_pages_follow_each_other_both_ways_while_events_are_added(
     api: Api, trail: None, alice: User, acme: Tenant, now: datetime
 ) -> None:
@@ -147,6 +148,7 @@ def test_pages_follow_each_other_both_ways_while_events_are_added(
     assert client.get(last["previous"]).json()["results"] == second["results"]
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("query", "seqs"),
     [
@@ -165,6 +167,7 @@ def test_filter_narrows(api: Api, trail: None, alice: User, query: dict[str, str
     assert [int(row["seq"]) for row in exported(client, **query)] == seqs[::-1]
 
 
+@pytest.mark.both_databases
 def test_filter_by_target_time_and_request(api: Api, trail: None, alice: User, bob: User, now: datetime) -> None:
     client = api(alice)
     assert numbers(client, target=str(bob.pk)) == [3, 2]
@@ -206,6 +209,7 @@ def test_time_that_ends_before_it_begins_names_its_field(api: Api, trail: None, 
     assert list(problem(api(alice).get(f"{ACME}/", query), 400, "invalid")["errors"]) == ["until"]
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("cursor", ["cD1hYmM=", "cD0xLjU=", "cD0xMjM0NQ", "cD0tOTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk=", "xyz", "%00"])
 def test_cursor_that_was_made_up_never_breaks(api: Api, trail: None, alice: User, cursor: str) -> None:
     """Positions that are no number, a fraction, cut off, below every number (that one is a position, with nothing behind it)."""
@@ -221,6 +225,7 @@ def test_page_size_that_cannot_be_had_names_its_field(api: Api, trail: None, ali
     assert list(problem(api(alice).get(f"{ACME}/", {"page_size": size}), 400, "invalid")["errors"]) == ["page_size"]
 
 
+@pytest.mark.both_databases
 def test_facts_that_no_json_or_body_can_carry_break_nothing(api: Api, acme: Tenant, alice: User, now: datetime) -> None:
     record("file.odd", tenant=acme, at=now, name="a\x00\ud800\u202eb")
     record("file.edited", tenant=acme, at=now)
@@ -230,6 +235,7 @@ def test_facts_that_no_json_or_body_can_carry_break_nothing(api: Api, acme: Tena
     assert [row["facts"] for row in exported(api(alice))] == [r'{"name": "a\u0000\ud800\u202eb"}', "null"]
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("query", [{}, {"cursor": "cD0z"}, {"cursor": "cj0xJnA9Mw=="}, {"action": "file."}])
 def test_page_is_read_from_the_index_in_its_order(api: Api, trail: None, alice: User, query: dict[str, str]) -> None:
     """Whichever page: nothing is sorted, and nothing counted."""
@@ -296,6 +302,7 @@ def test_export_keeps_what_is_no_formula(api: Api, acme: Tenant, alice: User, no
     assert ("Müller" in row["facts"]) == (text == "Müller")  # as people write it
 
 
+@pytest.mark.both_databases
 def test_export_is_on_record_once_and_before_its_first_byte(api: Api, trail: None, alice: User, monkeypatch: Any) -> None:
     monkeypatch.setattr(audit_export, "PAGE", 2)
     response: Any = api(alice).get(f"{ACME}.csv", {"action": "file.", "since": "2026-01-01T00:00:00Z"})
@@ -310,12 +317,14 @@ def test_export_is_on_record_once_and_before_its_first_byte(api: Api, trail: Non
     assert list(audit.verify()) == []
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("page", [1, 2, 5, 6])
 def test_export_comes_whole_whatever_the_page_holds(api: Api, trail: None, alice: User, monkeypatch: Any, page: int) -> None:
     monkeypatch.setattr(audit_export, "PAGE", page)
     assert [row["seq"] for row in exported(api(alice))] == ["1", "2", "3", "4", "5"]
 
 
+@pytest.mark.both_databases
 def test_export_ends_where_the_trail_ended_when_it_began(
     api: Api, trail: None, alice: User, acme: Tenant, now: datetime, monkeypatch: Any
 ) -> None:
@@ -356,6 +365,7 @@ def test_export_takes_a_slot_and_without_one_leaves_no_record(api: Api, trail: N
         slots.take()
 
 
+@pytest.mark.both_databases
 def test_admin_search_asks_for_whole_values_by_their_indexes(client: Any, trail: None, root: User, acme: Tenant) -> None:
     client.force_login(root)
     for searched, found in {"file.download": 2, str(acme.pk): 5, "mallory": 2, "download": 0}.items():

@@ -21,7 +21,7 @@ from tests.clients import Clients
 from tests.worlds import brings
 
 
-pytestmark = [pytest.mark.usefixtures("vault"), pytest.mark.both_databases]
+pytestmark = [pytest.mark.usefixtures("vault")]
 Api = Callable[[User | None], APIClient]
 Put = Callable[..., Any]
 
@@ -53,6 +53,7 @@ def collections() -> None:
     """alice's, in two tenants."""
 
 
+@pytest.mark.both_databases
 def test_list_of_collections_filters(alice: User, collections: None, api: Api, case: Case) -> None:
     for query, found in [
         ({}, ["Alpha", "Alpha", "Beta 100%", "alphabet_"]),
@@ -92,6 +93,7 @@ def filed(november: str) -> str:
     return november
 
 
+@pytest.mark.both_databases
 def test_list_of_files_filters_and_orders(bob: User, filed: str, api: Api, case: Case) -> None:
     for query, found in [
         ({}, ["100%_.bin", "C.csv", "b.txt", "a.csv"]),
@@ -110,6 +112,7 @@ def test_list_of_files_filters_and_orders(bob: User, filed: str, api: Api, case:
             assert shown(api(bob).get(paths.files(filed), query), "filename") == found
 
 
+@pytest.mark.both_databases
 def test_list_of_files_by_how_long_they_are_kept(bob: User, november: str, put: Put, api: Api) -> None:
     for name, keep_until in (("a.csv", "2090-01-01T00:00:00Z"), ("b.csv", "2095-01-01T00:00:00Z"), ("c.csv", None)):
         put(api(bob), november, name, b"1")
@@ -122,6 +125,7 @@ def test_list_of_files_by_how_long_they_are_kept(bob: User, november: str, put: 
         assert shown(api(bob).get(paths.files(november), {"keep_before": before}), "filename") == found
 
 
+@pytest.mark.both_databases
 def test_list_of_files_leaves_out_what_is_being_deleted(bob: User, filed: str, api: Api) -> None:
     StoredFile.objects.filter(filename="b.txt").update(status="missing")
     assert shown(api(bob).get(paths.files(filed), {"status": "missing"}), "filename") == ["b.txt"]
@@ -132,6 +136,7 @@ def test_list_of_files_leaves_out_what_is_being_deleted(bob: User, filed: str, a
     StoredFile.objects.update(status="ready")
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("sizes", [[2], pytest.param([1, 3], marks=pytest.mark.long)])
 def test_list_of_files_pages_through_each_ordering_once(bob: User, filed: str, api: Api, case: Case, sizes: list[int]) -> None:
     for ordering in ["length", "-length", "filename", "-filename", "created_at", "-created_at", ""]:
@@ -148,6 +153,7 @@ def test_list_of_files_pages_through_each_ordering_once(bob: User, filed: str, a
                 assert sorted(seen) == sorted(["a.csv", "b.txt", "C.csv", "100%_.bin"])
 
 
+@pytest.mark.both_databases
 def test_list_of_many_files_of_one_length_ends(bob: User, november: str, api: Api) -> None:
     """DRF's cursor stops counting at 1,000 equal values, and then serves one page for ever."""
     collection = Collection.objects.get()
@@ -171,6 +177,7 @@ def test_list_of_many_files_of_one_length_ends(bob: User, november: str, api: Ap
     StoredFile.objects.all().delete()
 
 
+@pytest.mark.both_databases
 def test_nothing_shifts_for_who_pages_while_files_come_and_go(bob: User, filed: str, put: Put, api: Api) -> None:
     client = api(bob)
     first = client.get(paths.files(filed), {"page_size": "2"})
@@ -242,6 +249,7 @@ def test_list_with_a_bad_value_is_400_and_names_the_parameter(bob: User, novembe
             assert len(answer.content) < 2000
 
 
+@pytest.mark.both_databases
 def test_list_with_an_odd_query_is_answered(bob: User, november: str, api: Api, case: Case) -> None:
     for query in [
         "tenant=nobody&tenant=acme",
@@ -261,6 +269,7 @@ def test_list_with_an_odd_query_is_answered(bob: User, november: str, api: Api, 
                 assert api(bob).get(f"{address}?{query}").status_code == 200
 
 
+@pytest.mark.both_databases
 def test_list_with_a_nul_is_400(bob: User, november: str, api: Api, case: Case) -> None:
     for query in ["search=%00", "cursor=%00", "tenant=a%00b", "ordering=%00", "search=\x00"]:
         with case(query):
@@ -268,6 +277,7 @@ def test_list_with_a_nul_is_400(bob: User, november: str, api: Api, case: Case) 
                 problem(api(bob).get(f"{address}?{query}"), 400, "bad_request")
 
 
+@pytest.mark.both_databases
 def test_a_cursor_of_another_list_opens_nothing_foreign(bob: User, mallory: User, filed: str, api: Api) -> None:
     for number in range(3):
         api(bob).post(paths.COLLECTIONS, {"display_name": f"More {number}"})
@@ -277,12 +287,14 @@ def test_a_cursor_of_another_list_opens_nothing_foreign(bob: User, mallory: User
     assert api(bob).get(f"{paths.files(filed)}?cursor={quote(stolen)}").status_code in {200, 400}
 
 
+@pytest.mark.both_databases
 def test_unreadable_positions_of_names_are_no_500(bob: User, filed: str, api: Api) -> None:
     for position in ("\x00", "\udc80".encode("utf-8", "surrogatepass").decode("latin-1"), "x" * 9000, "'", "%"):
         answer = api(bob).get(paths.files(filed), {"ordering": "filename", "cursor": cursor(urlencode({"p": position}))})
         assert answer.status_code in {200, 400}, answer.json()
 
 
+@pytest.mark.both_databases
 def test_dates_far_away_are_no_500(alice: User, november: str, api: Api) -> None:
     for year in ("0001", "1970", "2038", "9999"):
         assert api(alice).get(paths.COLLECTIONS, {"purge_before": f"{year}-01-02T00:00:00Z"}).status_code == 200

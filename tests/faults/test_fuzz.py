@@ -275,6 +275,7 @@ CURSOR = st.text(max_size=30) | st.builds(
 
 
 @EXAMPLES
+@pytest.mark.both_databases
 @pytest.mark.django_db(transaction=True)  # PostgreSQL refuses some moments, which ends a transaction that it stands in
 def test_any_cursor_is_a_page_or_400(bob: User, api: Callable[[User | None], APIClient], examples: int) -> None:
     client = api(bob)

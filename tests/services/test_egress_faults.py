@@ -295,13 +295,14 @@ def test_attempts_that_are_used_up_fail_and_leave_nothing(
     assert_released_once(request_, api(bob))
 
 
+@pytest.mark.parametrize("step", [120, pytest.param(60, marks=pytest.mark.long)])
 def test_store_that_is_away_uses_up_no_attempt_for_a_day(
-    request_: Any, api: Api, bob: User, monkeypatch: pytest.MonkeyPatch
+    request_: Any, api: Api, bob: User, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """F-56. An outage is nobody's fault, and no package is given up for one that a night's repair ends."""
     with monkeypatch.context() as patch:
         patch.setattr("files.stores.local.LocalWriter.commit", raising(StoreUnavailable("no answer")))
-        for minutes in range(0, 23 * 60, 120):
+        for minutes in range(0, 23 * 60, step):
             go_on(minutes)
         assert row(request_).attempts > 2 * packaging.MOST_ATTEMPTS
         assert row(request_).status == "approved"

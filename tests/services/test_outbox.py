@@ -24,7 +24,6 @@ from tests.mailbox import HangsUp, Mailbox
 from tests.races import race
 
 
-pytestmark = pytest.mark.both_databases
 Api = Callable[[User | None], APIClient]
 MEMBERS = "/api/v1/tenants/acme/members/"
 RESET = "/api/v1/auth/password/reset/"
@@ -106,6 +105,7 @@ def test_invitation_is_mailed_as_text_and_html(mailbox: Mailbox, alice: User, ap
         assert "curl" not in text
 
 
+@pytest.mark.both_databases
 def test_mail_is_sent_once(mailbox: Mailbox, alice: User, api: Api) -> None:
     invite(api(alice))
     for _ in range(3):
@@ -115,6 +115,7 @@ def test_mail_is_sent_once(mailbox: Mailbox, alice: User, api: Api) -> None:
     assert (mail.sent_at is not None, mail.lease_owner, mail.problem) == (True, "", "")
 
 
+@pytest.mark.both_databases
 def test_mail_waits_until_it_is_due(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
     invite(api(alice))
     Mail.objects.update(due_at=now + timedelta(hours=1))
@@ -184,6 +185,7 @@ def test_mails_are_files_where_there_is_no_server(alice: User, api: Api, setting
     assert (tmp_path / "mail").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.both_databases
 def test_queue_outside_of_a_transaction_is_a_bug(db: None, now: datetime) -> None:
     connection.in_atomic_block = False
     try:
@@ -315,6 +317,7 @@ def test_mail_that_nobody_refused_says_so(mailbox: Mailbox, verdict: None, now: 
     assert Mail.objects.get().refused == []
 
 
+@pytest.mark.both_databases
 def test_copy_does_not_count_as_the_mail(mailbox: Mailbox, verdict: None, now: datetime) -> None:
     """F-34. Who it is for may be refused for a while only, so that it is tried again; the copy comes with it, once."""
     mailbox.refused = {"bob@example.org"}
@@ -340,6 +343,7 @@ def test_address_that_is_none_names_nobody_else(mailbox: Mailbox, verdict: None,
     assert Mail.objects.get(sent_at=None).problem in {"ValueError", "BadHeaderError"}
 
 
+@pytest.mark.both_databases
 def test_states_of_the_mails_about_something(mailbox: Mailbox, verdict: None, now: datetime) -> None:
     this, that = str(uuid4()), str(uuid4())
     mailbox.refused = {"carol@example.org"}
@@ -356,6 +360,7 @@ def test_states_of_the_mails_about_something(mailbox: Mailbox, verdict: None, no
     assert outbox.mails_about(that).count() == 1
 
 
+@pytest.mark.both_databases
 def test_once_means_once_about_each_thing(mailbox: Mailbox, verdict: None, now: datetime) -> None:
     for about in (str(uuid4()), str(uuid4())) * 2:
         tell(now, about=about, once_in=outbox.EVER)
@@ -365,6 +370,7 @@ def test_once_means_once_about_each_thing(mailbox: Mailbox, verdict: None, now: 
 # --- When sending fails ---
 
 
+@pytest.mark.both_databases
 def test_server_down_changes_nothing_of_the_invitation_and_the_mail_comes_later(
     no_mailbox: int, alice: User, api: Api, now: datetime, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -383,6 +389,7 @@ def test_server_down_changes_nothing_of_the_invitation_and_the_mail_comes_later(
     assert Mail.objects.get().problem == ""
 
 
+@pytest.mark.both_databases
 def test_server_that_fails_is_asked_once_a_tick(mailbox: Mailbox, alice: User, api: Api) -> None:
     """One that says nothing takes ten seconds to do so, and other ticks want the worker."""
     mailbox.is_busy = True
@@ -394,6 +401,7 @@ def test_server_that_fails_is_asked_once_a_tick(mailbox: Mailbox, alice: User, a
     assert not Mail.objects.filter(due_at__lte=timezone.now()).exists()
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("copies", [[], ["carol@example.org"]], ids=["no copy", "a copy"])
 def test_server_that_is_slow_loses_nothing(
     mailbox: Mailbox, verdict: None, now: datetime, settings: Settings, copies: list[str]
@@ -410,6 +418,7 @@ def test_server_that_is_slow_loses_nothing(
     assert [recipients for _, recipients in mailbox.envelopes] == [["bob@example.org", *copies]]
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(("moment", "times"), [(HangsUp.BEFORE_KEEPING, 1), (HangsUp.AFTER_KEEPING, 2)])
 def test_server_that_hangs_up_gets_the_mail_again_under_its_message_id(
     mailbox: Mailbox, verdict: None, now: datetime, moment: HangsUp, times: int
@@ -426,6 +435,7 @@ def test_server_that_hangs_up_gets_the_mail_again_under_its_message_id(
     assert [message["Message-ID"] for message in mailbox.messages] == [f"<{Mail.objects.get().pk}@localhost>"] * times
 
 
+@pytest.mark.both_databases
 def test_recipient_that_is_refused_holds_nobody_up(mailbox: Mailbox, alice: User, api: Api) -> None:
     mailbox.refused = {"d0@example.org"}
     for number in range(3):
@@ -435,6 +445,7 @@ def test_recipient_that_is_refused_holds_nobody_up(mailbox: Mailbox, alice: User
     assert Mail.objects.get(sent_at=None).problem == "SMTPRecipientsRefused"
 
 
+@pytest.mark.both_databases
 def test_mail_that_cannot_be_made_holds_nobody_up(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
     Mail.objects.create(kind="of_a_later_release", recipient="dora@example.org", created_at=now, due_at=now)
     invite(api(alice), "d1@example.org")
@@ -443,6 +454,7 @@ def test_mail_that_cannot_be_made_holds_nobody_up(mailbox: Mailbox, alice: User,
     assert Mail.objects.get(sent_at=None).problem == "KeyError"
 
 
+@pytest.mark.both_databases
 def test_pauses_grow_until_it_is_given_up(no_mailbox: int, alice: User, api: Api, now: datetime) -> None:
     invite(api(alice))
     Invitation.objects.update(expires_at=now + timedelta(days=30))
@@ -460,6 +472,7 @@ def test_pauses_grow_until_it_is_given_up(no_mailbox: int, alice: User, api: Api
 # --- Two workers, and one that dies ---
 
 
+@pytest.mark.both_databases
 @pytest.mark.django_db(transaction=True)
 def test_two_senders_at_once_send_each_mail_once(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
     """F-31, F-32."""
@@ -470,6 +483,7 @@ def test_two_senders_at_once_send_each_mail_once(mailbox: Mailbox, alice: User, 
     assert sorted(mailbox.recipients) == [f"d{number}@example.org" for number in range(10)]
 
 
+@pytest.mark.both_databases
 def test_kill_between_sending_and_noting_it_repeats_the_mail_under_its_message_id(
     mailbox: Mailbox, alice: User, api: Api, now: datetime
 ) -> None:
@@ -491,6 +505,7 @@ def test_kill_between_sending_and_noting_it_repeats_the_mail_under_its_message_i
     assert outbox.send_due(now=now + 2 * PAUSE) == 0
 
 
+@pytest.mark.both_databases
 def test_worker_that_is_slow_leaves_to_others_what_they_took_over(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
     """It claimed both ten minutes ago, and is at the first when another worker comes."""
     invite(api(alice), "d1@example.org")
@@ -510,6 +525,7 @@ def test_worker_that_is_slow_leaves_to_others_what_they_took_over(mailbox: Mailb
     assert len(mailbox.recipients) == len(set(mailbox.recipients)) == 2
 
 
+@pytest.mark.both_databases
 def test_worker_whose_lease_was_taken_over_leaves_the_mail_alone(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
     invite(api(alice))
 
@@ -527,6 +543,7 @@ def test_worker_whose_lease_was_taken_over_leaves_the_mail_alone(mailbox: Mailbo
 # --- Mails whose reason is gone ---
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     "end",
     [
@@ -556,6 +573,7 @@ def moot(wording: Wording, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
     return lambda: wording("verdict", "A verdict\nIt is yes.", "<p>It is yes.</p>")
 
 
+@pytest.mark.both_databases
 def test_mail_about_something_is_seen_to_have_been_dropped(
     mailbox: Mailbox, moot: Callable[[], None], now: datetime, settings: Settings
 ) -> None:
@@ -572,6 +590,7 @@ def test_mail_about_something_is_seen_to_have_been_dropped(
     assert mailbox.messages == []
 
 
+@pytest.mark.both_databases
 def test_mail_about_nothing_leaves_nothing_when_it_is_dropped(mailbox: Mailbox, moot: Callable[[], None], now: datetime) -> None:
     """Anybody may have one queued, for any address: see `passwords.request_reset`."""
     tell(now)
@@ -579,6 +598,7 @@ def test_mail_about_nothing_leaves_nothing_when_it_is_dropped(mailbox: Mailbox, 
     assert not Mail.objects.exists()
 
 
+@pytest.mark.both_databases
 def test_mail_that_was_dropped_is_written_anew_if_there_is_a_reason_again(
     mailbox: Mailbox, moot: Callable[[], None], now: datetime
 ) -> None:
@@ -592,6 +612,7 @@ def test_mail_that_was_dropped_is_written_anew_if_there_is_a_reason_again(
     assert [mail.state for mail in outbox.mails_about(this)] == ["dropped", "sent"]
 
 
+@pytest.mark.both_databases
 def test_mail_that_was_dropped_is_forgotten_with_the_rest(mailbox: Mailbox, moot: Callable[[], None], now: datetime) -> None:
     tell(now, about=str(uuid4()))
     outbox.send_due(now=now)
@@ -599,6 +620,7 @@ def test_mail_that_was_dropped_is_forgotten_with_the_rest(mailbox: Mailbox, moot
     assert outbox.forget_old(now=now + timedelta(days=31)) == 1
 
 
+@pytest.mark.both_databases
 def test_settled_mails_are_forgotten_after_a_month(mailbox: Mailbox, alice: User, api: Api, now: datetime) -> None:
     invite(api(alice), "d1@example.org")
     tasks.send_mail()

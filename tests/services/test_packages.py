@@ -32,7 +32,7 @@ Api = Callable[[User | None], APIClient]
 CONTENT = random.Random(1).randbytes(300_000)  # three segments
 DAY = timedelta(days=1)
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
 
 
 class Package(uploads.Incoming):
@@ -109,6 +109,7 @@ def test_package_may_be_larger_than_an_upload_and_takes_none_of_their_slots(
     invariants.check_all()
 
 
+@pytest.mark.both_databases
 def test_package_that_was_given_up_leaves_nothing_and_another_can_be_written(release: Collection, now: datetime) -> None:
     for _ in range(2):
         with receive(release, now) as incoming:
@@ -193,6 +194,7 @@ def fetch(client: APIClient, token: str, **headers: str) -> tuple[int, bytes]:
     return response.status_code, b"".join(response.streaming_content) if response.streaming else b""
 
 
+@pytest.mark.both_databases
 @pytest.mark.usefixtures("opener")
 def test_link_to_a_package_opens_once_by_the_registered_rules(
     package: StoredFile, alice: User, bob: User, api: Api, now: datetime
@@ -206,6 +208,7 @@ def test_link_to_a_package_opens_once_by_the_registered_rules(
     assert list(AuditEvent.objects.filter(action="link.claim").values_list("actor", flat=True)) == ["bob"]
 
 
+@pytest.mark.both_databases
 @pytest.mark.usefixtures("opener")
 def test_fetched_package_is_resumed_within_its_budget(package: StoredFile, bob: User, api: Api, now: datetime) -> None:
     token = links.issue(collection=package.collection, file=package, by=bob, now=now)
@@ -236,6 +239,7 @@ def test_nobody_finds_a_package_among_the_collections(package: StoredFile, alice
         assert not access.may_read(who, package.collection_id)
 
 
+@pytest.mark.both_databases
 def test_package_takes_no_name_and_no_quota(package: StoredFile, acme: Tenant, alice: User, api: Api) -> None:
     Tenant.objects.filter(pk=acme.pk).update(quota_files=1, quota_bytes=10)
 
@@ -250,6 +254,7 @@ def test_package_takes_no_name_and_no_quota(package: StoredFile, acme: Tenant, a
     assert (usage["collections"], usage["file_count"], usage["total_length"], usage["uploads"]) == (1, 1, 5, 0)
 
 
+@pytest.mark.both_databases
 def test_name_is_free_where_the_id_of_a_package_is_drawn(
     package: StoredFile, alice: User, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +264,7 @@ def test_name_is_free_where_the_id_of_a_package_is_drawn(
     assert api(alice).post(paths.COLLECTIONS, {"display_name": "November"}).json()["id"] == "november-2222"
 
 
+@pytest.mark.both_databases
 def test_package_that_is_being_written_is_no_upload_of_the_tenant(
     release: Collection, alice: User, api: Api, now: datetime
 ) -> None:
@@ -272,6 +278,7 @@ def test_admin_shows_no_package_among_the_collections(package: StoredFile, root:
     assert not admin.site.get_model_admin(Collection).get_queryset(request).exists()
 
 
+@pytest.mark.both_databases
 def test_counts_of_a_package_are_mended_too(package: StoredFile, now: datetime) -> None:
     """F-70: its certificate will say them."""
     assert recounting.recount(now=now) == 0
@@ -302,6 +309,7 @@ def test_package_that_nobody_fetched_is_not_unused(package: StoredFile, now: dat
     assert due.NeverUsed().due(now).exists()
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("kind", "seconds", "ends"), [("release", -1, False), ("release", 0, True), ("release", 60, True), ("files", 60, False)]
 )
@@ -321,6 +329,7 @@ def test_package_goes_in_the_tick_behind_the_end_of_its_window(
     assert list(Destruction.objects.values_list("why", "status")) == ([("ended", "done")] if ends else [])
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(("kind", "goes"), [("release", True), ("files", False)])
 def test_package_neither_waits_for_the_limit_of_a_day_nor_counts(
     package: StoredFile, kind: str, now: datetime, settings: Settings, *, goes: bool

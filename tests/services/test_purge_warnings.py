@@ -105,14 +105,14 @@ def test_owner_is_told_a_week_and_a_day_ahead(
     assert queued() == ([] if days is None else [(kind, days)])
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("hours", [range(24 * 8, -6, -5), pytest.param(range(24 * 10, -24, -1), marks=pytest.mark.long)])
 def test_each_stage_is_told_once_however_often_it_is_looked_for(
-    november: Collection, bob: User, api: Api, mailbox: Mailbox, step: int
+    november: Collection, bob: User, api: Api, mailbox: Mailbox, hours: range
 ) -> None:
     expires(november, NOON)
     put(api(bob), november, "a.csv", NOON - HOUR)
-    for hours in range(24 * 8, -6, -step):
-        announce(NOON - hours * HOUR)
+    for before in hours:
+        announce(NOON - before * HOUR)
     assert mailbox.recipients == ["bob@example.org"] * 4
     assert [each[:8] for each in sorted(str(message["Subject"]) for message in mailbox.messages)] == ["Files of"] * 2 + [
         "November"

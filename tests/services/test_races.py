@@ -365,7 +365,7 @@ def test_commit_against_the_end_of_the_membership_keeps_a_file_or_nothing(
 
 def test_erasures_by_many_workers_at_once_go_once_each(api: Api, alice: User, november: Collection, now: datetime) -> None:
     client = api(alice)
-    for number in range(8):
+    for number in range(12):
         upload(client, november, f"{number}.bin", b"x")
         client.delete(paths.file(november.slug, f"{number}.bin"))
     kept = upload(client, november, "kept.bin")
@@ -373,7 +373,7 @@ def test_erasures_by_many_workers_at_once_go_once_each(api: Api, alice: User, no
 
     erased = race([partial(erasing.erase_due, now=later)] * 4)
 
-    assert sum(erased) == 8
+    assert sum(erased) == 12
     assert not Erasure.objects.exists()
     assert [entry.key for _, entry in invariants.entries()] == [kept.object_key]
     invariants.check_all()
