@@ -18,6 +18,9 @@ from tests.live.waiting import wait_for
 from tests.needs import mark_users
 
 
+TUTORIAL = "docs/tutorial.md"
+
+
 @pytest.fixture(scope="module")
 @mark_users(pytest.mark.server)
 def own_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
@@ -60,8 +63,15 @@ def upload(server: Server, filename: str, content: str) -> str:
 
 
 @pytest.mark.needs("curl")
-def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> None:
-    output = run(*shell_blocks("README.md", "## One worked example"), server=server, folder=tmp_path)
+def test_readme_works_word_for_word(server: Server, tmp_path: Path) -> None:
+    output = run(*shell_blocks("README.md", "## An example"), server=server, folder=tmp_path)
+    uploaded, compared = output.splitlines()
+    assert (json.loads(uploaded)["filename"], compared) == ("numbers.txt", "the same bytes")
+
+
+@pytest.mark.needs("curl")
+def test_tutorial_of_files_works_word_for_word(server: Server, tmp_path: Path) -> None:
+    output = run(*shell_blocks(TUTORIAL, "## Files"), server=server, folder=tmp_path)
     answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     me, uploaded, listed, unconditional, replaced, used_up, today, unshared, grants, taken_away = answers
     assert me["username"] == "member"
@@ -80,9 +90,9 @@ def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> N
 
 
 @pytest.mark.needs("curl", "openssl", "unzip", "7z")
-def test_letting_files_out_works_word_for_word(server: Server, tmp_path: Path) -> None:
+def test_tutorial_of_egress_requests_works_word_for_word(server: Server, tmp_path: Path) -> None:
     """Four people, one request, and a zip that anybody can verify."""
-    (given, *_), lines = shell_blocks("README.md", "## One worked example"), shell_blocks("README.md", "## Letting files out")
+    (given, *_), lines = shell_blocks(TUTORIAL, "## Files"), shell_blocks(TUTORIAL, "## Egress requests")
     verifying = shell_blocks("docs/egress.md", "## The package")
     output = run(given, *lines, verifying[1], server=server, folder=tmp_path)
     me, held, awaiting, used_up, request, trail = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
@@ -105,9 +115,9 @@ def test_letting_files_out_works_word_for_word(server: Server, tmp_path: Path) -
 
 
 @pytest.mark.needs("curl")
-def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:
-    example = shell_blocks("README.md", "## One worked example")[:2]
-    output = run(*example, *shell_blocks("README.md", "## API keys"), server=server, folder=tmp_path)
+def test_tutorial_of_api_keys_works_word_for_word(server: Server, tmp_path: Path) -> None:
+    example = shell_blocks(TUTORIAL, "## Files")[:2]
+    output = run(*example, *shell_blocks(TUTORIAL, "## API keys"), server=server, folder=tmp_path)
     me, refused, listed = [json.loads(line) for line in output.splitlines() if line.startswith("{")][-3:]
     assert (me["username"], me["key"]["scopes"]) == ("member", ["read"])
     assert (refused["status"], refused["code"]) == (403, "insufficient_scope")
@@ -116,9 +126,9 @@ def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("curl")
-def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(own_server: Server) -> None:
+def test_tutorial_of_people_works_word_for_word_and_the_invitation_arrives(own_server: Server) -> None:
     server = own_server
-    (given, *_), lines = shell_blocks("README.md", "## One worked example"), shell_blocks("README.md", "## People and tenants")
+    (given, *_), lines = shell_blocks(TUTORIAL, "## Files"), shell_blocks(TUTORIAL, "## People and tenants")
     output = run(given, *lines, server=server)
     me, updated, invited, promoted, auditors, back, invitations, usage = map(
         json.loads, re.findall(r"^\{.*\}$", output, re.MULTILINE)
