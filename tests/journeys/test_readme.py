@@ -156,7 +156,7 @@ def test_tutorial_of_people_works_word_for_word_and_the_invitation_arrives(own_s
 
 def test_escape_hatch_works_word_for_word(server: Server) -> None:
     collection = upload(server, "numbers.txt", "1 2 3")
-    export, fetch, decrypt = shell_blocks("docs/keys.md", "## The escape hatch")
+    export, fetch, decrypt = shell_blocks("docs/operations/backup.md", "## Open a file without a server")
     shown = run(export, fetch, decrypt.replace("ls -l", "cat"), server=server, ID=collection)
     assert json.loads(shown) == "1 2 3"
 
@@ -164,7 +164,7 @@ def test_escape_hatch_works_word_for_word(server: Server) -> None:
 def test_rotation_works_word_for_word_while_files_stay_readable(own_server: Server) -> None:
     server = own_server
     path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
-    make_known, make_active, rewrap = shell_blocks("docs/keys.md", "## Rotation")
+    make_known, make_active, rewrap = shell_blocks("docs/operations/rotation.md", "## Rotate the master key")
     first = (server.home / "secrets" / "keyring").read_text().split()[0]
 
     run(make_known, server=server)
@@ -186,7 +186,8 @@ def test_backup_and_restore_work_word_for_word(own_server: Server, new_server: C
     server = own_server
     collection = upload(server, "numbers.txt", "1 2 3")
     path = f"/api/v1/collections/{collection}/content/numbers.txt"
-    backup, restore, check = shell_blocks("docs/operations.md", "## Backup and restore")
+    page = "docs/operations/backup.md"
+    (backup,), (restore, check) = shell_blocks(page, "## Back up"), shell_blocks(page, "## Restore")
     kept = tmp_path / "kept"
     run(backup, server=server, BACKUP=str(kept))
 
