@@ -1,4 +1,4 @@
-"""All settings, read once from the environment. README has the table; `config/env.py` says what a bad value answers."""
+"""All settings, read once from the environment. docs/operations/settings.md has the table; `config/env.py` reports bad values."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -18,6 +18,9 @@ from tests.live.waiting import wait_for
 from tests.needs import mark_users
 
 
+TUTORIAL = "docs/tutorial.md"
+
+
 @pytest.fixture(scope="module")
 def server_of_module(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("readme") / "home")
@@ -65,8 +68,15 @@ def upload(server: Server, filename: str, content: str) -> str:
 
 
 @pytest.mark.needs("curl")
-def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> None:
-    output = run(*shell_blocks("README.md", "## One worked example"), server=server, folder=tmp_path)
+def test_readme_works_word_for_word(server: Server, tmp_path: Path) -> None:
+    output = run(*shell_blocks("README.md", "## An example"), server=server, folder=tmp_path)
+    uploaded, compared = output.splitlines()
+    assert (json.loads(uploaded)["filename"], compared) == ("numbers.txt", "the same bytes")
+
+
+@pytest.mark.needs("curl")
+def test_tutorial_of_files_works_word_for_word(server: Server, tmp_path: Path) -> None:
+    output = run(*shell_blocks(TUTORIAL, "## Files"), server=server, folder=tmp_path)
     answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     me, uploaded, listed, unconditional, replaced, used_up, today, unshared, grants, taken_away = answers
     assert me["username"] == "member"
@@ -85,9 +95,9 @@ def test_worked_example_works_word_for_word(server: Server, tmp_path: Path) -> N
 
 
 @pytest.mark.needs("curl", "openssl", "unzip", "7z")
-def test_letting_files_out_works_word_for_word(server: Server, tmp_path: Path) -> None:
+def test_tutorial_of_egress_requests_works_word_for_word(server: Server, tmp_path: Path) -> None:
     """Four people, one request, and a zip that anybody can verify."""
-    (given, *_), lines = shell_blocks("README.md", "## One worked example"), shell_blocks("README.md", "## Letting files out")
+    (given, *_), lines = shell_blocks(TUTORIAL, "## Files"), shell_blocks(TUTORIAL, "## Egress requests")
     verifying = shell_blocks("docs/egress.md", "## The package")
     output = run(given, *lines, verifying[1], server=server, folder=tmp_path)
     me, held, awaiting, used_up, request, trail = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
@@ -110,9 +120,9 @@ def test_letting_files_out_works_word_for_word(server: Server, tmp_path: Path) -
 
 
 @pytest.mark.needs("curl")
-def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:
-    example = shell_blocks("README.md", "## One worked example")[:2]
-    output = run(*example, *shell_blocks("README.md", "## API keys"), server=server, folder=tmp_path)
+def test_tutorial_of_api_keys_works_word_for_word(server: Server, tmp_path: Path) -> None:
+    example = shell_blocks(TUTORIAL, "## Files")[:2]
+    output = run(*example, *shell_blocks(TUTORIAL, "## API keys"), server=server, folder=tmp_path)
     me, refused, listed = [json.loads(line) for line in output.splitlines() if line.startswith("{")][-3:]
     assert (me["username"], me["key"]["scopes"]) == ("member", ["read"])
     assert (refused["status"], refused["code"]) == (403, "insufficient_scope")
@@ -121,9 +131,9 @@ def test_api_keys_work_word_for_word(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("curl")
-def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(own_server: Server) -> None:
+def test_tutorial_of_people_works_word_for_word_and_the_invitation_arrives(own_server: Server) -> None:
     server = own_server
-    (given, *_), lines = shell_blocks("README.md", "## One worked example"), shell_blocks("README.md", "## People and tenants")
+    (given, *_), lines = shell_blocks(TUTORIAL, "## Files"), shell_blocks(TUTORIAL, "## People and tenants")
     output = run(given, *lines, server=server)
     me, updated, invited, promoted, auditors, back, invitations, usage = map(
         json.loads, re.findall(r"^\{.*\}$", output, re.MULTILINE)
@@ -151,7 +161,7 @@ def test_people_and_tenants_work_word_for_word_and_the_invitation_arrives(own_se
 
 def test_escape_hatch_works_word_for_word(server: Server) -> None:
     collection = upload(server, "numbers.txt", "1 2 3")
-    export, fetch, decrypt = shell_blocks("docs/keys.md", "## The escape hatch")
+    export, fetch, decrypt = shell_blocks("docs/operations/backup.md", "## Open a file without a server")
     shown = run(export, fetch, decrypt.replace("ls -l", "cat"), server=server, ID=collection)
     assert json.loads(shown) == "1 2 3"
 
@@ -159,7 +169,7 @@ def test_escape_hatch_works_word_for_word(server: Server) -> None:
 def test_rotation_works_word_for_word_while_files_stay_readable(own_server: Server) -> None:
     server = own_server
     path = f"/api/v1/collections/{upload(server, 'numbers.txt', '1 2 3')}/content/numbers.txt"
-    make_known, make_active, rewrap = shell_blocks("docs/keys.md", "## Rotation")
+    make_known, make_active, rewrap = shell_blocks("docs/operations/rotation.md", "## Rotate the master key")
     first = (server.home / "secrets" / "keyring").read_text().split()[0]
 
     run(make_known, server=server)
@@ -181,7 +191,8 @@ def test_backup_and_restore_work_word_for_word(own_server: Server, new_server: C
     server = own_server
     collection = upload(server, "numbers.txt", "1 2 3")
     path = f"/api/v1/collections/{collection}/content/numbers.txt"
-    backup, restore, check = shell_blocks("docs/operations.md", "## Backup and restore")
+    page = "docs/operations/backup.md"
+    (backup,), (restore, check) = shell_blocks(page, "## Back up"), shell_blocks(page, "## Restore")
     kept = tmp_path / "kept"
     run(backup, server=server, BACKUP=str(kept))
     server.kill()

@@ -136,13 +136,14 @@ def page() -> str:
 
 
 INTRODUCTION: Final = """\
-<!-- Generated; to make it anew: .venv/bin/python -m tests.meta.faults > docs/faults.md -->
+<!-- Generated. To renew it: .venv/bin/python -m tests.meta.faults > docs/faults.md -->
 
-# What may go wrong, and what then holds
+# Invariants and faults
 
-The suite cites these numbers. `bin/test tests/FILE` runs the tests of a row, `bin/test --long tests/FILE` its long forms, too: a
-thousand readers for three minutes, a gibibyte under strace, faults at every point of every operation. The list is in
-`tests/meta/faults.py`; a row without a test, and a test that cites another number, fail the suite.
+What must hold at all times (INV), what can go wrong (F), and the tests that show what happens then. `bin/test tests/FILE` runs
+the tests of a row. `bin/test --long tests/FILE` adds their long forms, such as a thousand readers for three minutes, a gibibyte
+under strace, and faults at every point of every operation. The list is in `tests/meta/faults.py`. The suite fails if a row has
+no test, or if a test cites a number that is not in the list.
 
 """
 

@@ -235,32 +235,33 @@ def page() -> str:
 
 
 INTRODUCTION: Final = """\
-<!-- Generated; to make it anew: .venv/bin/python -m tests.meta.matrix > docs/access.md -->
+<!-- Generated. To renew it: .venv/bin/python -m tests.meta.matrix > docs/access.md -->
 
 # Who may do what
 
-Every address of the API, asked by everybody, with a request that would succeed for somebody with every right. The test suite
-sends each of these requests and fails when an answer differs, when the server has an address or a method that is not here, and
-when one of these no longer exists. The table itself is in `tests/meta/matrix.py`.
+Every address of the API, requested by every kind of user, with a request that would succeed for a user with all rights. The
+tests send each of these requests. They fail if a response differs, if the server has an address or a method that is not in the
+tables, or if one in the tables no longer exists. The tables are in `tests/meta/matrix.py`.
 
 {people}
 
-What the answers mean:
+Responses:
 
-* **2xx, 303**: done. **empty**: a list with nothing in it.
-* **401**: no valid token. **403**: you may know of it, and may not do this. **404**: not yours or not there; the two are the same
-  answer, byte for byte. So is **400** where the body names a tenant or a collection. **409**: not in this state.
+* **2xx, 303**: success. **empty**: an empty list.
+* **401**: no valid token. **403**: the user may know of the object, but not do this. **404**: the object does not exist or the
+  user may not know of it; both responses are the same, byte for byte. **400** has the same meaning as 404 where the body names
+  a tenant or a collection. **409**: not in this state.
 
-What holds besides:
+Rules:
 
-* An API key is answered as its owner is, if it has the **scope**; without it, 403. **-**: no key is let in. **public**: nobody is
-  asked who they are.
-* HEAD is answered as GET. Every other method is refused with 405, or with 401 to whoever has no valid token, whether the
-  collection in the address exists or not.
-* `/downloads/{{token}}` is a one-off link: the token in the address is the credential, and it dies with the access of the member
-  who made it. The table shows a link that was made while the collection was open.
-* A session of the admin site opens nothing here, and a token opens nothing of the admin site, whose pages send everybody who is
-  not staff to its login.
+* An API key gets the responses of its owner if it has the **scope**, otherwise 403. **-**: no key is accepted. **public**: no
+  authentication is needed.
+* HEAD is answered like GET. Every other method is refused with 405, or with 401 without a valid token, whether or not the
+  collection in the address exists.
+* `/downloads/{{token}}` is a one-off link: the token in the address is the credential, and it ends with the access of the
+  member who created it. The table shows a link that was created while the collection was open.
+* A session of the admin site has no effect on the API, and a token has no effect on the admin site, whose pages redirect
+  everyone who is not staff to the login.
 
 {tables}
 """

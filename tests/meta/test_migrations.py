@@ -1,4 +1,4 @@
-"""What a migration may do: the processes of the release before it live until they are replaced (F-37; docs/operations.md)."""
+"""What a migration may do: processes of the previous release run until they are replaced (F-37; docs/operations/install.md)."""
 
 from typing import Final
 

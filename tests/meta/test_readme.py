@@ -3,19 +3,22 @@
 import ast
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / ".github").rglob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+SETTINGS, COMMANDS = ROOT / "docs" / "operations" / "settings.md", ROOT / "docs" / "operations" / "commands.md"
+PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["root_packages"]
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]+)?\)")
+PATH = re.compile(rf"`((?:{'|'.join(PACKAGES)})/[\w./-]+\.py|(?:tests|bench|bin|docs|\.ci)/[\w./-]*)`")  # addresses look alike
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the tables in a section of the README."""
-    section = re.split(r"^## ", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    (text,) = [part for part in section if part.startswith(heading)]
-    lines = [line for line in text.splitlines() if line.startswith("| `")]
+def rows(page: Path) -> list[list[str]]:
+    """The cells of the tables of a page whose first cell is code."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| `")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -45,12 +48,12 @@ def default_of(call: ast.Call) -> str | None:
 def test_settings_table_names_what_the_settings_read() -> None:
     read = {name_of(call) for call in calls()}
     read |= {f"{name_of(call)}_FILE" for call in calls() if ast.unparse(call.func) == "env.secret"}
-    named = [cells[0].strip("`") for cells in rows("Settings")]
+    named = [cells[0].strip("`") for cells in rows(SETTINGS)]
     assert sorted(named) == sorted(read)
 
 
 def test_settings_table_has_the_defaults() -> None:
-    table = {cells[0].strip("`"): cells[1] for cells in rows("Settings")}
+    table = {cells[0].strip("`"): cells[1] for cells in rows(SETTINGS)}
     readings = [call for call in calls() if ast.unparse(call.func) != "env.secret"]
     expected = {name_of(call): default for call in readings if (default := default_of(call)) is not None}
     assert len(expected) > 20
@@ -58,14 +61,31 @@ def test_settings_table_has_the_defaults() -> None:
 
 
 def test_commands_table_names_every_command() -> None:
-    listed = {name.split()[0] for cells in rows("Commands") if cells[1] != "planned" for name in re.findall("`(.+?)`", cells[0])}
+    listed = {name.split()[0] for cells in rows(COMMANDS) for name in re.findall("`(.+?)`", cells[0])}
     commands = {path.stem for path in ROOT.glob("*/management/commands/*.py")} - {"__init__"}
-    assert listed == commands
+    assert {name for name in listed if "/" not in name} == commands
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) < 900
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached:
+            continue
+        reached.add(page)
+        for target, _ in LINK.findall(page.read_text()):
+            file = (page.parent / target).resolve()
+            waiting += [file] if file.suffix == ".md" else sorted(file.glob("*.md")) if file.is_dir() else []
+    assert [page for page in PAGES if page not in reached and ROOT / ".github" not in page.parents] == []
 
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]+)?\)", page.read_text()):
+        for target, anchor in LINK.findall(page.read_text()):
             file = page.parent / target if target else page
             assert file.exists(), (page, target)
             if anchor:
@@ -77,8 +97,23 @@ def test_links_lead_somewhere() -> None:
 def test_paths_exist() -> None:
     """Modules and files of the checkout that a page names in backticks."""
     for page in PAGES:
-        named = set(re.findall(r"`((?:config|files|tenants|tests|bin|docs|\.ci)/[\w./-]*)`", page.read_text()))
+        named = set(PATH.findall(page.read_text()))
         assert [path for path in sorted(named) if not (ROOT / path).exists()] == [], page
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    """In its comments, docstrings, help texts and messages."""
+    folders = [ROOT / folder for folder in [*PACKAGES, "tests", "bench", "bin", ".ci", ".github"]]
+    files = [*(path for path in ROOT.iterdir()), *(path for folder in folders for path in folder.rglob("*"))]
+    for file in files:
+        if file.is_file() and file.suffix in {"", ".py", ".sh", ".toml", ".yml"}:
+            named = set(re.findall(r"\bdocs/[\w/-]+\.md\b", file.read_text()))
+            assert [page for page in sorted(named) if not (ROOT / page).is_file()] == [], file
+
+
+def test_architecture_describes_every_app() -> None:
+    described = {cells[0] for cells in rows(ROOT / "docs" / "architecture.md")}
+    assert {f"`{package}/`" for package in PACKAGES} <= described
 
 
 def test_shell_lines_parse() -> None:

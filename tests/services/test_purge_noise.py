@@ -1,7 +1,7 @@
 """What a purge leaves is noise: a copy of the objects and a database dump from afterwards give nothing, with every key there is.
 
 INV-07, INV-08. The attacker has the keyring, the objects and all that is said of a file but its key, salt and commitment.
-A dump from before opens everything until the master key is gone: docs/keys.md, docs/retention.md.
+A dump from before opens everything until the master key is gone: docs/keys.md, docs/operations/rotation.md.
 """
 
 import io
@@ -199,7 +199,7 @@ def world(own_buckets: Path) -> World:
 
 
 def test_dump_from_before_opens_a_copy_until_the_master_key_is_gone(world: World, settings: Settings, tmp_path: Path) -> None:
-    """Which no purge can help: docs/keys.md says to rotate, and to retire the old master key after a backup's retention."""
+    """Which no purge can help: rotate, and retire the old master key later (docs/operations/rotation.md)."""
     before = dump(tmp_path)
     begin(world.november)
     work_on()

@@ -11,7 +11,8 @@ class Command(BaseCommand):
     help = (
         "Wraps every data key with the active master key, the last one of the keyring. Objects are not touched, reads and "
         "writes go on, and a run that was killed is taken up by the next. Exit 1 while keys are left that the keyring does not "
-        "open. A master key may go once nothing is left under it and the last backup from before is gone: docs/keys.md."
+        "open. A master key may go once nothing is left under it and the last backup from before is gone: "
+        "docs/operations/rotation.md."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -61,5 +61,5 @@ class Command(BaseCommand):
             found = [f"{len(gap.entries)} destructions are not in it"] if gap.entries else []
             found += [f"{len(gap.problems)} entries are signed by nobody"] if gap.problems else []
             found += [f"its events up to {gap.lost.at:%Y-%m-%d %H:%M} UTC are gone"] if gap.lost else []
-            raise CommandError(f"The database is older than the vault: {', '.join(found)}. See docs/operations.md.")
+            raise CommandError(f"The database is older than the vault: {', '.join(found)}. See docs/operations/backup.md.")
         self.stdout.write("The database and the vault belong together, and nothing is missing.")
