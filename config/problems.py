@@ -21,10 +21,10 @@ from rest_framework.response import Response
 from rest_framework.utils.serializer_helpers import ReturnDict
 from rest_framework.views import exception_handler
 
-from files.crypto import WrongKey
 from files.errors import BadBody, BodyTimeout, KeyUnavailable, StoreUnavailable, TooLarge
-from files.stores import StoreError
 from tenants.errors import Unavailable
+from vault.crypto import WrongKey
+from vault.stores import StoreError
 
 
 log = logging.getLogger(__name__)

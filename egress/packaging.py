@@ -28,19 +28,19 @@ from egress.states import State
 from egress.zips import new_member
 from files import access as file_access
 from files import keys, uploads
-from files.crypto import CorruptObject, WrongKey
 from files.errors import StoreUnavailable as StoreSilent
 from files.locks import lock_collection
 from files.models import Cipher, Collection, StoredFile, Upload
 from files.names import unique_key
 from files.reading import Content, content_at
-from files.stores import NotEncrypted, ObjectChanged
 from files.transfers import Slots
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.leases import LeaseLost
 from tenants.models import User
 from tenants.retries import retried
+from vault.crypto import CorruptObject, WrongKey
+from vault.stores import NotEncrypted, ObjectChanged
 
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from egress.models import Download, EgressRequest, Item
 from egress.moving import lock_request, move
 from egress.states import State
 from files.errors import StoreUnavailable as StoreSilent
-from files.stores import StoreError, StoreRefused
 from tenants.leases import LeaseLost, claim
 from tenants.retries import retried
+from vault.stores import StoreError, StoreRefused
 
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from egress.states import State
 from files.downloads import note_missing
 from files.erasing import erase_object
 from files.models import StoredFile
-from files.stores import Failure, StoreRefused, StoreUnavailable, get_store
 from tenants import audit
 from tenants.leases import LeaseLost
 from tenants.retries import retried
+from vault.stores import Failure, StoreRefused, StoreUnavailable, get_store
 
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,12 @@ from typing import Final, NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from files import crypto, keys, signing
+from files import keys, signing
 from files.models import Deployment, Key
-from files.stores import ObjectStore, StoreError, get_store
 from tenants.audit import Damage
 from tenants.models import AuditEvent, AuditHead
+from vault import crypto
+from vault.stores import ObjectStore, StoreError, get_store
 
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import Error, register
 
-from files.keyring import keyring
 from files.models import Cipher
+from vault.keyring import keyring
 
 
 @register

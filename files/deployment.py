@@ -16,9 +16,9 @@ from django.db.models import F
 
 from files import audit_heads, errors, signing
 from files.models import Deployment
-from files.stores import ObjectStore, StoreError, get_store
 from tenants import audit
 from tenants.retries import retried
+from vault.stores import ObjectStore, StoreError, get_store
 
 
 OWN: Final = ".strongroom/"  # what no row names: neither purge nor sweep touches it

@@ -19,16 +19,17 @@ from django.conf import settings
 from django.db import transaction
 from zipstream import ZipStream
 
-from files import access, crypto, errors
+from files import access, errors
 from files.headers import Unsatisfiable, content_disposition, if_match, if_none_match, if_range, parse_range, repr_digest
 from files.models import Collection, Level, StoredFile
 from files.reading import Content, content_of
-from files.stores import ObjectChanged, StoreError
 from files.transfers import SLOTS, Meter, Transfer, TransferEnded, return_connection
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User
 from tenants.retries import retried
+from vault import crypto
+from vault.stores import ObjectChanged, StoreError
 
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,9 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from files import crypto, keys
+from files import keys
 from files.models import Key, StoredFile
+from vault import crypto
 
 
 FORMAT: Final = "strongroom/row/v1"

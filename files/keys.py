@@ -6,13 +6,13 @@ from typing import Final
 
 from django.db import IntegrityError, transaction
 
-from files import crypto
 from files.errors import KeyUnavailable
-from files.keyring import keyring
 from files.models import Cipher, Collection, Key, StoredFile
 from tenants import audit
 from tenants.models import User
 from tenants.retries import retried
+from vault import crypto
+from vault.keyring import keyring
 
 
 DEPLOYMENT: Final = "deployment"  # owns what is of no tenant

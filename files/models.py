@@ -9,9 +9,9 @@ from django.core.files import File
 from django.db import models
 from django.db.models import Q
 
-from files import crypto
 from tenants.leases import Leased
 from tenants.models import ApiKey, Membership, Tenant
+from vault import crypto
 
 
 class Cipher(models.TextChoices):

@@ -17,10 +17,10 @@ from django.core.files import File
 from django.utils import timezone
 
 from files import deployment, keys
-from files.crypto import CorruptObject, Opener
 from files.models import StoredFile
-from files.stores import Body, ObjectStore, StoreUnavailable, get_store
 from tenants.retries import pause
+from vault.crypto import CorruptObject, Opener
+from vault.stores import Body, ObjectStore, StoreUnavailable, get_store
 
 
 MIB: Final = 1024 * 1024

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from files import keys
 from files.models import Key
-from files.stores import ObjectChanged, ObjectStore
+from vault.stores import ObjectChanged, ObjectStore
 
 
 MAX_BYTES: Final = 64 * 1024**2  # of one document: the heads of half a million chains

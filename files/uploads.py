@@ -20,18 +20,19 @@ from django.db import IntegrityError, InterfaceError, OperationalError, transact
 from django.db.models import F, Sum
 from django.utils import timezone
 
-from files import crypto, deployment, errors, holds, keys
+from files import deployment, errors, holds, keys
 from files.access import check_can_upload
 from files.erasing import erase_object
 from files.headers import if_match, if_none_match
 from files.models import Collection, Erasure, StoredFile, Upload
 from files.names import check_filename, unique_key
-from files.stores import ObjectStore, StoreError, Writer, get_store
 from files.transfers import SLOTS, Slots, return_connection
 from tenants import audit
 from tenants.errors import Invalid
 from tenants.models import Tenant, User
 from tenants.retries import retried
+from vault import crypto
+from vault.stores import ObjectStore, StoreError, Writer, get_store
 
 
 HEARTBEAT_SECONDS: Final = 30

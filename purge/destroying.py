@@ -23,7 +23,6 @@ from egress import forgetting
 from files import deployment, holds
 from files.locks import lock_collection
 from files.models import Cipher, Collection, DownloadLink, Erasure, Grant, Hold, Key, StoredFile, Upload
-from files.stores import Failure, ObjectStore, StoreError, StoreUnavailable, get_store
 from purge import certificates, ledger
 from purge.due import rule_for
 from purge.ledger import Entry
@@ -33,6 +32,7 @@ from tenants.errors import NotFound
 from tenants.leases import LeaseLost, claim
 from tenants.models import User
 from tenants.retries import retried
+from vault.stores import Failure, ObjectStore, StoreError, StoreUnavailable, get_store
 
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from django.utils import timezone
 
 from files import audit_heads, deployment, keys, signing
 from files.models import Key
-from files.stores import StoreRefused, get_store
 from purge.models import Destruction
+from vault.stores import StoreRefused, get_store
 
 
 CONTEXT: Final = b"strongroom/ledger/v1\n"

@@ -23,10 +23,10 @@ from django.utils import timezone
 from egress.models import Item
 from files import deployment
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.stores import Entry, ObjectStore, get_store
 from tenants import audit
 from tenants.models import Tenant
 from tenants.retries import retried
+from vault.stores import Entry, ObjectStore, get_store
 
 
 log = logging.getLogger(__name__)

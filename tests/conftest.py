@@ -18,13 +18,14 @@ from django.test import TransactionTestCase
 from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
-from files import crypto, deployment
-from files.stores import ensure_buckets
+from files import deployment
 from tenants import tokens
 from tenants.models import Tenant, User
 from tests import invariants, nonces, worlds
 from tests.factories import make_member, make_tenant, make_user
 from tests.worlds import Databases
+from vault import crypto
+from vault.stores import ensure_buckets
 
 
 pytest_plugins = ["tests.needs", "tests.interruption", "tests.live.fixtures"]

@@ -10,9 +10,9 @@ from egress.states import PINNING
 from files import deployment
 from files.models import Collection, Erasure, Hold, StoredFile, Upload
 from files.reading import OPEN_BODIES
-from files.stores import Entry, get_store
 from files.transfers import SLOTS
 from tenants import audit
+from vault.stores import Entry, get_store
 
 
 def check_all() -> None:

@@ -34,7 +34,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
 from psycopg import sql
 
 from files import deployment
-from files.stores import ensure_buckets
+from vault.stores import ensure_buckets
 
 
 Build = Callable[[], Any]

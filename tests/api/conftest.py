@@ -20,7 +20,6 @@ from rest_framework.test import APIClient
 from config.wsgi import application
 from files import deployment
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.stores import get_store
 from tenants import audit, tokens
 from tenants.models import Tenant, User
 from tests import invariants
@@ -29,6 +28,7 @@ from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.factories import make_member
 from tests.worlds import brings
+from vault.stores import get_store
 
 
 @pytest.fixture

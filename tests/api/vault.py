@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from files.models import StoredFile
-from files.stores import Body, Stat
-from files.stores.local import LocalStore
+from vault.stores import Body, Stat
+from vault.stores.local import LocalStore
 
 
 class WatchedBody:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from files.stores import Entry, ObjectChanged, StoreRefused, StoreUnavailable
-from files.stores.local import LocalStore
+from vault.stores import Entry, ObjectChanged, StoreRefused, StoreUnavailable
+from vault.stores.local import LocalStore
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from pytest_django import Settings
 
-from files import stores as port
-from files.stores import NotEncrypted, Stat, StoreRefused, StoreUnavailable
-from files.stores.s3 import MAX_PARTS, S3Store, part_size
-from files.stores.service import PARTS_IN_FLIGHT
 from tests import stores
 from tests.contents import random_bytes
+from vault import stores as port
+from vault.stores import NotEncrypted, Stat, StoreRefused, StoreUnavailable
+from vault.stores.s3 import MAX_PARTS, S3Store, part_size
+from vault.stores.s3_client import PARTS_IN_FLIGHT
 
 
 MIB = 1024**2
@@ -354,7 +354,7 @@ def test_ensure_buckets_creates_them_only_where_it_may(endpoint: stores.Endpoint
     with ExitStack() as stack:
         endpoint.client.delete_bucket(Bucket=bucket)
         settings.STORAGES = settings.STORAGES | {
-            alias: {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)} for alias in stores.ALIASES
+            alias: {"BACKEND": "vault.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)} for alias in stores.ALIASES
         }
         stack.callback(endpoint.client.create_bucket, Bucket=bucket)  # for the fixture, which removes it
         settings.S3_CREATE_BUCKETS = False

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 
 from django.db import OperationalError, connection
 
-from files.stores import Entry, Failure, Stat, StoreUnavailable
-from files.stores.local import LocalStore
-from files.stores.s3 import S3Store
+from vault.stores import Entry, Failure, Stat, StoreUnavailable
+from vault.stores.local import LocalStore
+from vault.stores.s3 import S3Store
 
 
 Result = TypeVar("Result")

@@ -25,7 +25,6 @@ from rest_framework.test import APIClient
 from egress import packaging, schedule
 from egress.models import EgressRequest, Item
 from files.models import Collection, Upload
-from files.stores.local import LocalBody, LocalStore, LocalWriter
 from tenants.models import Tenant, User
 from tests import invariants
 from tests.services.conftest import own_buckets  # noqa: F401  a fixture
@@ -45,6 +44,7 @@ from tests.services.egress import (
     see,
     submit,
 )
+from vault.stores.local import LocalBody, LocalStore, LocalWriter
 
 
 pytestmark = [

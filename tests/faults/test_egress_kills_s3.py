@@ -13,8 +13,6 @@ from pytest_django import Settings
 
 from files import keys
 from files.models import Key
-from files.stores import get_store
-from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
@@ -22,6 +20,8 @@ from tests.faults.test_egress_kills import KILLED, assert_released_once, build, 
 from tests.needs import mark_users
 from tests.services.egress import Api, approved, fill, go_on_given, make_reviewers, row
 from tests.services.egress_world import undone
+from vault.stores import get_store
+from vault.stores.s3 import S3Store
 
 
 if TYPE_CHECKING:

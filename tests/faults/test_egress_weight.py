@@ -28,8 +28,6 @@ from egress import packaging, schedule
 from egress.models import EgressRequest
 from files import deployment
 from files.models import Upload
-from files.stores import get_store
-from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
@@ -47,6 +45,8 @@ from tests.services.egress import (
     row,
     submit,
 )
+from vault.stores import get_store
+from vault.stores.s3 import S3Store
 
 
 pytestmark = [

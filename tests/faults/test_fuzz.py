@@ -22,12 +22,13 @@ from rest_framework.test import APIClient
 from urllib3.filepost import encode_multipart_formdata
 
 from config.parsers import StrictJSONParser
-from files import bodies, crypto, headers, keyring
+from files import bodies, headers
 from files.errors import BadBody, TooLarge, UnsupportedBody
 from files.names import check_filename
 from tenants.models import User
 from tests.api import paths
 from tests.unit.objects import AAD, MATERIAL, sealed
+from vault import crypto, keyring
 
 
 Check = Callable[[Any], object]

@@ -10,13 +10,13 @@ from rest_framework.test import APIClient
 
 from files import reading
 from files.models import StoredFile, Upload
-from files.stores.s3 import S3Store
 from files.tasks import tick
 from tenants.models import User
 from tests import invariants, stores
 from tests.api import paths
 from tests.contents import random_bytes
 from tests.contracts.test_s3_faults import COMPLETE, PART, PUT, answering, failing, unheard
+from vault.stores.s3 import S3Store
 
 
 Api = Callable[[User | None], APIClient]

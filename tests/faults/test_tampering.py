@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import crypto, keys
+from files import keys
 from files.models import Key, StoredFile
 from files.transfers import TransferEnded
 from tenants.models import User
@@ -27,6 +27,7 @@ from tests.api import paths
 from tests.contents import random_bytes
 from tests.lifted import guards_lifted
 from tests.needs import mark_users
+from vault import crypto
 
 
 Api = Callable[[User | None], APIClient]
@@ -82,7 +83,7 @@ class Bucket:
 def directory(db: None, settings: Settings, tmp_path: Path) -> Directory:
     settings.FILES_SEGMENT_SIZE = S
     options = {"location": str(tmp_path)}
-    settings.STORAGES = settings.STORAGES | {"vault": {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": options}}
+    settings.STORAGES = settings.STORAGES | {"vault": {"BACKEND": "vault.stores.local.LocalStore", "OPTIONS": options}}
     return Directory(tmp_path)
 
 

@@ -77,7 +77,7 @@ def test_links_lead_somewhere() -> None:
 def test_paths_exist() -> None:
     """Modules and files of the checkout that a page names in backticks."""
     for page in PAGES:
-        named = set(re.findall(r"`((?:config|files|tenants|tests|bin|docs|\.ci)/[\w./-]*)`", page.read_text()))
+        named = set(re.findall(r"`((?:config|files|vault|tenants|tests|bin|docs|\.ci)/[\w./-]*)`", page.read_text()))
         assert [path for path in sorted(named) if not (ROOT / path).exists()] == [], page
 
 

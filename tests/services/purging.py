@@ -7,13 +7,13 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from files.models import Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
-from files.stores import Entry, Failure
-from files.stores.local import LocalStore
 from purge import destroying
 from purge.models import Destruction
 from tenants import audit
 from tenants.models import AuditEvent, User
 from tests.invariants import entries
+from vault.stores import Entry, Failure
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User | None], APIClient]

@@ -14,7 +14,6 @@ from rest_framework.test import APIClient
 from egress.models import EgressRequest
 from files import deployment
 from files.models import Collection, Hold, StoredFile
-from files.stores import get_store
 from purge import destroying, schedule
 from purge.models import Destruction
 from tenants.models import Tenant, User
@@ -37,6 +36,7 @@ from tests.services.egress import (
     work_on,
 )
 from tests.services.test_purge_ledger import back_up, restore
+from vault.stores import get_store
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]

@@ -16,13 +16,14 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import crypto, keys
+from files import keys
 from files.models import Cipher, Collection, StoredFile
-from files.stores import get_store
 from tenants.models import Tenant, User
 from tests.api import paths
 from tests.services.keyrings import OLD, ROTATED
 from tests.unit import stock
+from vault import crypto
+from vault.stores import get_store
 
 
 ROOT = Path(__file__).resolve().parents[2]

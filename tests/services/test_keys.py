@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import crypto, keys
+from files import keys
 from files.models import Collection, Key
 from tenants.models import AuditEvent, User
 from tests import invariants
@@ -21,6 +21,7 @@ from tests.services import worlds
 from tests.services.egress import fill
 from tests.services.keyrings import NEW, OLD, RETIRED, ROTATED
 from tests.worlds import starts_from
+from vault import crypto
 
 
 Api = Callable[[User | None], APIClient]

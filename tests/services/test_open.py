@@ -12,11 +12,11 @@ import pytest
 from rest_framework.test import APIClient
 
 from files import reading
-from files.crypto import CorruptObject
 from files.models import StoredFile
-from files.stores import get_store
-from files.stores.local import LocalStore
 from tenants.models import User
+from vault.crypto import CorruptObject
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 CONTENT = random.Random(1).randbytes(5_000_000)

@@ -13,12 +13,12 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from files.models import Collection, Key
-from files.stores import Entry
 from purge import schedule
 from tenants.models import User
 from tests import stores
 from tests.live.waiting import wait_for
 from tests.services.purging import Api, assert_gone, end, fill, under, work_on
+from vault.stores import Entry
 
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -163,7 +163,7 @@ def test_object_lock_blocks_and_is_said_so(
     """Never called purged: what is locked is there, if only as noise."""
     with stores.buckets(endpoint, 1, ObjectLockEnabledForBucket=True) as (bucket,), stores.stored_in(endpoint, settings):
         settings.STORAGES = settings.STORAGES | {
-            "vault": {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)}
+            "vault": {"BACKEND": "vault.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)}
         }
         november = fill(api(alice))
         locked = under(november)[0]

@@ -23,7 +23,6 @@ from rest_framework.test import APIClient
 
 from files import audit_heads, deployment, holds, services, signing
 from files.models import Collection, Deployment, Key
-from files.stores import get_store
 from purge import destroying, ledger, pacing, restoring, schedule
 from purge.models import Destruction
 from tenants import audit
@@ -33,6 +32,7 @@ from tests.needs import mark_users
 from tests.services import worlds
 from tests.services.purging import expire, fill, under, work_on
 from tests.worlds import starts_from
+from vault.stores import get_store
 
 
 Api = Callable[[User | None], APIClient]
@@ -44,7 +44,7 @@ def vault(settings: Settings, tmp_path: Path, db: None, buckets_of_world: Path) 
     """A vault of this test's own, which nobody has looked at yet."""
     vault = tmp_path / "vault"
     settings.STORAGES = settings.STORAGES | {
-        "vault": {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": str(vault)}}
+        "vault": {"BACKEND": "vault.stores.local.LocalStore", "OPTIONS": {"location": str(vault)}}
     }
     if buckets_of_world.exists():
         shutil.copytree(buckets_of_world / "vault", vault)
@@ -76,7 +76,7 @@ Backup = list[tuple[type[Model], list[dict[str, Any]]]]
 
 
 def back_up() -> Backup:
-    models = [model for model in apps.get_models() if model._meta.app_label in {"tenants", "files", "egress", "purge"}]
+    models = [model for model in apps.get_models() if model._meta.app_label in {"tenants", "vault", "files", "egress", "purge"}]
     return [(model, list(model._default_manager.order_by("pk").values())) for model in models]
 
 

@@ -21,9 +21,8 @@ from django.db import connection
 from django.test import override_settings
 from pytest_django import Settings
 
-from files import crypto, exports, keys
+from files import exports, keys
 from files.models import Collection, Key, StoredFile
-from files.stores import get_store
 from tests import servers
 from tests.needs import mark_users
 from tests.services import worlds
@@ -32,6 +31,8 @@ from tests.services.keyrings import RETIRED
 from tests.services.purging import assert_destroyed, begin, work_on
 from tests.unit import stock
 from tests.worlds import starts_from
+from vault import crypto
+from vault.stores import get_store
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]

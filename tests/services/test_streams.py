@@ -12,14 +12,14 @@ from rest_framework.test import APIClient
 
 from files import reading, sharing, transfers
 from files.models import Collection, Grant, StoredFile
-from files.stores import get_store
-from files.stores.local import LocalStore
 from files.transfers import TransferEnded
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.needs import mark_users
 from tests.services import worlds
 from tests.worlds import starts_from
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User | None], APIClient]

@@ -23,8 +23,6 @@ from egress import services as egress
 from egress.models import Item
 from files import audit_heads, deployment, erasing, recounting
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.stores import Entry, ObjectStore, StoreUnavailable, get_store
-from files.stores.local import LocalStore
 from purge import destroying, sweeping
 from tenants import audit
 from tenants.models import AuditEvent, AuditHead, Tenant, User
@@ -32,6 +30,8 @@ from tests import invariants, stores
 from tests.invariants import entries
 from tests.lifted import guards_lifted
 from tests.services.purging import expire, fill
+from vault.stores import Entry, ObjectStore, StoreUnavailable, get_store
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User | None], APIClient]

@@ -16,12 +16,12 @@ from rest_framework.test import APIClient
 
 from files import erasing, errors, uploads
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.stores import get_store
-from files.stores.local import LocalStore
 from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants, stores
 from tests.api import paths
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User | None], APIClient]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from files import crypto
+from vault import crypto
 
 
 MATERIAL = bytes(range(32))

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from files import crypto
 from tests.unit.objects import AAD, MATERIAL, boundaries, opened, pieces, sealed
+from vault import crypto
 
 
 SALT = bytes(range(100, 132))

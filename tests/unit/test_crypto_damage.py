@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from files import crypto
 from tests.unit.objects import AAD, MATERIAL, boundaries, opened, pieces, sealed
+from vault import crypto
 
 
 S = 64

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from files import crypto, keys
+from files import keys
 from files.models import Key
 from tests.unit import stock
 from tests.unit.objects import opened
+from vault import crypto
 
 
 def stored(name: str) -> list[dict[str, Any]]:

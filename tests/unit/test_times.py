@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from files.stores.service import moment
+from vault.stores.s3_client import moment
 
 
 def test_time_is_read_in_every_form() -> None:

@@ -4,7 +4,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from files import keys
-from files.keyring import keyring
+from vault.keyring import keyring
 
 
 class Command(BaseCommand):

@@ -8,10 +8,10 @@ from django.utils import timezone
 
 from files import audit_heads
 from files.audit_heads import Verdict
-from files.crypto import WrongKey
-from files.stores import StoreError
 from tenants import audit
 from tenants.models import AuditHead
+from vault.crypto import WrongKey
+from vault.stores import StoreError
 
 
 STALE: Final = timedelta(hours=1)

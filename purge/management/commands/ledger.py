@@ -6,9 +6,9 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from files import deployment, errors
-from files.crypto import WrongKey
-from files.stores import StoreError
 from purge import restoring
+from vault.crypto import WrongKey
+from vault.stores import StoreError
 
 
 class Command(BaseCommand):

@@ -10,13 +10,13 @@ from django.utils import timezone
 from rest_framework.exceptions import APIException
 
 from files import deployment, erasing
-from files.crypto import WrongKey
-from files.stores import StoreError
 from purge import destroying, pacing
 from purge.due import Due, DueFiles, find_due, find_due_files
 from purge.files import destroy_each, find_free
 from purge.models import Destruction, Portion
 from purge.schedule import TICK
+from vault.crypto import WrongKey
+from vault.stores import StoreError
 
 
 class Command(BaseCommand):

@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from files import crypto
 from tests.unit import stock
 from tests.unit.objects import sealed
+from vault import crypto
 
 
 FOLDER = Path(__file__).parent

@@ -13,7 +13,7 @@ from typing import Final
 
 from django.core.files.storage import FileSystemStorage
 
-from files.stores import Entry, Failure, ObjectChanged, ObjectStore, Stat, StoreRefused, StoreUnavailable, ThroughPort, check_key
+from vault.stores import Entry, Failure, ObjectChanged, ObjectStore, Stat, StoreRefused, StoreUnavailable, ThroughPort, check_key
 
 
 # An unfinished object lies beside the place where it will be: same file system, found under the same prefix after a crash.

@@ -12,7 +12,7 @@ from typing import Final
 
 from django.conf import settings
 
-from files.crypto import KEY_SIZE, WrongKey
+from vault.crypto import KEY_SIZE, WrongKey
 
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

@@ -12,7 +12,8 @@ from botocore.exceptions import ClientError
 from django.conf import settings
 from storages.backends.s3 import S3Storage
 
-from files.stores import (
+from tenants.retries import pause
+from vault.stores import (
     Entry,
     Failure,
     NotEncrypted,
@@ -24,8 +25,7 @@ from files.stores import (
     ThroughPort,
     check_key,
 )
-from files.stores.service import PART_PATIENCE, BufferFile, Endpoint, Service, UploadGone, sent_at, service_of, translated
-from tenants.retries import pause
+from vault.stores.s3_client import PART_PATIENCE, BufferFile, Endpoint, Service, UploadGone, sent_at, service_of, translated
 
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class S3Store(ThroughPort, S3Storage):  # type: ignore[misc]  # django-storages 
     @property
     def connection(self) -> None:
         """Everything inherited that would reach for the bucket ends here."""
-        raise NotImplementedError("objects are reached through files.stores only")
+        raise NotImplementedError("objects are reached through vault.stores only")
 
     @property
     def service(self) -> Service:

@@ -20,7 +20,7 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 from urllib3.exceptions import HTTPError
 
-from files.stores import ObjectChanged, StoreError, StoreRefused, StoreUnavailable
+from vault.stores import ObjectChanged, StoreError, StoreRefused, StoreUnavailable
 
 
 if TYPE_CHECKING:
