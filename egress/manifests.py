@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from egress.access import standing_decisions
 from egress.models import EgressRequest, Item
 from files import keys, signing
-from files.models import Key, StoredFile
+from files.models import StoredFile
 from tenants.models import User
 from vault import crypto
+from vault.models import Key
 
 
 CONTEXT: Final = b"strongroom/egress/v1\n"

@@ -30,7 +30,7 @@ from files import access as file_access
 from files import keys, uploads
 from files.errors import StoreUnavailable as StoreSilent
 from files.locks import lock_collection
-from files.models import Cipher, Collection, StoredFile, Upload
+from files.models import Collection, StoredFile, Upload
 from files.names import unique_key
 from files.reading import Content, content_at
 from files.transfers import Slots
@@ -40,6 +40,7 @@ from tenants.leases import LeaseLost
 from tenants.models import User
 from tenants.retries import retried
 from vault.crypto import CorruptObject, WrongKey
+from vault.models import Cipher
 from vault.stores import NotEncrypted, ObjectChanged
 
 

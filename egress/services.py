@@ -18,13 +18,14 @@ from files import access as file_access
 from files import deployment
 from files.errors import NotOpen
 from files.locks import lock_collection
-from files.models import Cipher, Collection, Hold, StoredFile
+from files.models import Collection, Hold, StoredFile
 from files.names import unique_key
 from tenants import access as people
 from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import ApiKey, Tenant, User
 from tenants.retries import retried
+from vault.models import Cipher
 
 
 STAGING: Final = "staging"

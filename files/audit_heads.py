@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from files import keys, signing
-from files.models import Deployment, Key
 from tenants.audit import Damage
 from tenants.models import AuditEvent, AuditHead
 from vault import crypto
+from vault.models import Deployment, Key
 from vault.stores import ObjectStore, StoreError, get_store
 
 

@@ -5,8 +5,8 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import Error, register
 
-from files.models import Cipher
 from vault.keyring import keyring
+from vault.models import Cipher
 
 
 @register

@@ -15,9 +15,9 @@ from django.db import transaction
 from django.db.models import F
 
 from files import audit_heads, errors, signing
-from files.models import Deployment
 from tenants import audit
 from tenants.retries import retried
+from vault.models import Deployment
 from vault.stores import ObjectStore, StoreError, get_store
 
 

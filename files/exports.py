@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 from files import keys
-from files.models import Key, StoredFile
+from files.models import StoredFile
 from vault import crypto
+from vault.models import Key
 
 
 FORMAT: Final = "strongroom/row/v1"

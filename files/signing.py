@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from files import keys
-from files.models import Key
+from vault.models import Key
 from vault.stores import ObjectChanged, ObjectStore
 
 

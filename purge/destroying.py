@@ -22,7 +22,7 @@ from django.utils import timezone
 from egress import forgetting
 from files import deployment, holds
 from files.locks import lock_collection
-from files.models import Cipher, Collection, DownloadLink, Erasure, Grant, Hold, Key, StoredFile, Upload
+from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
 from purge import certificates, ledger
 from purge.due import rule_for
 from purge.ledger import Entry
@@ -32,6 +32,7 @@ from tenants.errors import NotFound
 from tenants.leases import LeaseLost, claim
 from tenants.models import User
 from tenants.retries import retried
+from vault.models import Cipher, Key
 from vault.stores import Failure, ObjectStore, StoreError, StoreUnavailable, get_store
 
 

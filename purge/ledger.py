@@ -12,8 +12,8 @@ from uuid import UUID
 from django.utils import timezone
 
 from files import audit_heads, deployment, keys, signing
-from files.models import Key
 from purge.models import Destruction
+from vault.models import Key
 from vault.stores import StoreRefused, get_store
 
 

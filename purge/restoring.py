@@ -9,13 +9,14 @@ from django.db import transaction
 
 from files import audit_heads, deployment, errors
 from files.audit_heads import Publication
-from files.models import Collection, Deployment
+from files.models import Collection
 from purge import destroying, ledger
 from purge.ledger import Entry
 from purge.pacing import tell
 from tenants import audit
 from tenants.retries import retried
 from vault.crypto import WrongKey
+from vault.models import Deployment
 from vault.stores import StoreError
 
 

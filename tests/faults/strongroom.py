@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import multiple, rule
 
 from files import keys
-from files.models import Key, Upload
+from files.models import Upload
 from files.tasks import tick
 from purge import schedule
 from purge.models import Destruction
@@ -41,6 +41,7 @@ from tests.faults.world import (
     rows,
     unzipped,
 )
+from vault.models import Key
 
 
 class Strongroom(LettingOut):

@@ -19,7 +19,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import keys
-from files.models import Key, StoredFile
+from files.models import StoredFile
 from files.transfers import TransferEnded
 from tenants.models import User
 from tests import stores
@@ -28,6 +28,7 @@ from tests.contents import random_bytes
 from tests.lifted import guards_lifted
 from tests.needs import mark_users
 from vault import crypto
+from vault.models import Key
 
 
 Api = Callable[[User | None], APIClient]

@@ -29,7 +29,7 @@ from config.logs import JsonFormatter
 from egress import schedule
 from egress.models import Decision, Download, EgressPolicy, EgressRequest, Item, Step
 from files import deployment
-from files.models import Collection, DownloadLink, Erasure, Grant, Hold, Key, StoredFile, Upload
+from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
 from files.tasks import tick
 from files.transfers import TransferEnded
 from tenants import tokens
@@ -40,6 +40,7 @@ from tests.factories import make_member, make_tenant, make_user
 from tests.faults.breaking import FUSE, KINDS, Killed
 from tests.lifted import empty_database
 from tests.meta.leaks import insides
+from vault.models import Key
 from vault.stores import get_store
 
 

@@ -6,12 +6,13 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from files.models import Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
+from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
 from purge import destroying
 from purge.models import Destruction
 from tenants import audit
 from tenants.models import AuditEvent, User
 from tests.invariants import entries
+from vault.models import Key
 from vault.stores import Entry, Failure
 from vault.stores.local import LocalStore
 

@@ -21,13 +21,13 @@ from pytest_django import Settings
 
 from config.celery import app
 from files import audit_heads, keys, signing, tasks
-from files.models import Key
 from tenants import audit, triggers
 from tenants.models import AuditEvent, AuditHead, Tenant, User
 from tests import stores
 from tests.races import race
 from tests.services.keyrings import RETIRED, ROTATED
 from tests.services.test_audit import append, rewrite
+from vault.models import Key
 from vault.stores import ObjectStore, StoreUnavailable, get_store
 
 

@@ -17,12 +17,13 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import keys
-from files.models import Cipher, Collection, StoredFile
+from files.models import Collection, StoredFile
 from tenants.models import Tenant, User
 from tests.api import paths
 from tests.services.keyrings import OLD, ROTATED
 from tests.unit import stock
 from vault import crypto
+from vault.models import Cipher
 from vault.stores import get_store
 
 

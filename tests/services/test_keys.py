@@ -12,7 +12,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import keys
-from files.models import Collection, Key
+from files.models import Collection
 from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.api import paths
@@ -22,6 +22,7 @@ from tests.services.egress import fill
 from tests.services.keyrings import NEW, OLD, RETIRED, ROTATED
 from tests.worlds import starts_from
 from vault import crypto
+from vault.models import Key
 
 
 Api = Callable[[User | None], APIClient]

@@ -17,7 +17,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import access, downloads, errors, keys, links, reading, recounting, uploads
-from files.models import Cipher, Collection, DownloadLink, StoredFile, Upload
+from files.models import Collection, DownloadLink, StoredFile, Upload
 from files.transfers import SLOTS, Slots
 from purge import announcing, due, pacing, schedule
 from purge.models import Destruction
@@ -25,6 +25,7 @@ from tenants.errors import NotFound
 from tenants.models import AuditEvent, Mail, Tenant, User
 from tests import invariants
 from tests.api import paths
+from vault.models import Cipher
 from vault.stores import get_store
 
 

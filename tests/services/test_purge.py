@@ -19,11 +19,12 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from files import audit_heads, erasing, holds, keys, services, uploads
-from files.models import Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
+from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
 from purge import certificates, destroying, schedule
 from purge.models import Destruction, Portion
 from tenants.models import Tenant, User
 from tests.services.purging import NAMES, Api, assert_gone, begin, end, expire, fill, under, work_on
+from vault.models import Key
 from vault.stores import get_store
 
 

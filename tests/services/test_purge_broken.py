@@ -15,13 +15,14 @@ from pytest_django import Settings
 from rest_framework.exceptions import APIException
 
 from files import services
-from files.models import Collection, Key
+from files.models import Collection
 from purge import destroying, schedule
 from purge.models import Destruction
 from tenants.models import AuditEvent, User
 from tests.faults.breaking import FUSE, KINDS
 from tests.races import race
 from tests.services.purging import Api, Stubborn, assert_gone, assert_waits, end, expire, fill, under, work_later, work_on
+from vault.models import Key
 from vault.stores import Entry, StoreUnavailable
 from vault.stores.local import LocalStore
 

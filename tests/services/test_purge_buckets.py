@@ -12,12 +12,13 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from files.models import Collection, Key
+from files.models import Collection
 from purge import schedule
 from tenants.models import User
 from tests import stores
 from tests.live.waiting import wait_for
 from tests.services.purging import Api, assert_gone, end, fill, under, work_on
+from vault.models import Key
 from vault.stores import Entry
 
 

@@ -22,7 +22,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import audit_heads, deployment, holds, services, signing
-from files.models import Collection, Deployment, Key
+from files.models import Collection
 from purge import destroying, ledger, pacing, restoring, schedule
 from purge.models import Destruction
 from tenants import audit
@@ -32,6 +32,7 @@ from tests.needs import mark_users
 from tests.services import worlds
 from tests.services.purging import expire, fill, under, work_on
 from tests.worlds import starts_from
+from vault.models import Deployment, Key
 from vault.stores import get_store
 
 

@@ -22,7 +22,7 @@ from django.test import override_settings
 from pytest_django import Settings
 
 from files import exports, keys
-from files.models import Collection, Key, StoredFile
+from files.models import Collection, StoredFile
 from tests import servers
 from tests.needs import mark_users
 from tests.services import worlds
@@ -32,6 +32,7 @@ from tests.services.purging import assert_destroyed, begin, work_on
 from tests.unit import stock
 from tests.worlds import starts_from
 from vault import crypto
+from vault.models import Key
 from vault.stores import get_store
 
 
@@ -85,7 +86,7 @@ class Dump:
 
     def wrapped_keys(self) -> list[Key]:
         fields = ("purpose", "owner", "kek_id", "wrapped")
-        return [Key(id=UUID(str(row["id"])), **{name: row[name] for name in fields}) for row in self.tables["files_key"]]
+        return [Key(id=UUID(str(row["id"])), **{name: row[name] for name in fields}) for row in self.tables["vault_key"]]
 
     def salts(self) -> list[bytes]:
         """And one that anybody might guess."""
@@ -124,7 +125,7 @@ def sqlite_bytes(folder: Path) -> bytes:
     raw = b"".join(copy.read_bytes() for copy in copies if copy.exists())
     with closing(sqlite3.connect(copies[0])) as copied:
         assert copied.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert copied.execute("SELECT count(*) FROM files_key").fetchall() == [(Key.objects.count(),)]
+        assert copied.execute("SELECT count(*) FROM vault_key").fetchall() == [(Key.objects.count(),)]
     return raw
 
 

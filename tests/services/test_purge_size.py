@@ -11,11 +11,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from files import deployment
-from files.models import Collection, Key, StoredFile
+from files.models import Collection, StoredFile
 from purge import destroying, schedule
 from purge.models import Destruction, Portion
 from tenants.models import User
 from tests.services.purging import Api, assert_gone, begin, fill, work_on
+from vault.models import Key
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]

@@ -14,7 +14,7 @@ from django.test.utils import override_settings
 from rest_framework.test import APIClient
 
 from files import erasing, errors, keys, links, uploads
-from files.models import Collection, DownloadLink, Erasure, Key, StoredFile, Upload
+from files.models import Collection, DownloadLink, Erasure, StoredFile, Upload
 from files.transfers import TransferEnded
 from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
@@ -25,6 +25,7 @@ from tests.races import race
 from tests.services import worlds
 from tests.services.keyrings import RETIRED, ROTATED
 from tests.worlds import starts_from
+from vault.models import Key
 
 
 Api = Callable[[User | None], APIClient]

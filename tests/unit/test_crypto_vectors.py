@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from files import keys
-from files.models import Key
 from tests.unit import stock
 from tests.unit.objects import opened
 from vault import crypto
+from vault.models import Key
 
 
 def stored(name: str) -> list[dict[str, Any]]:
