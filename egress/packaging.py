@@ -28,7 +28,6 @@ from egress.states import State
 from egress.zips import new_member
 from files import access as file_access
 from files import keys, uploads
-from files.errors import StoreUnavailable as StoreSilent
 from files.locks import lock_collection
 from files.models import Collection, StoredFile, Upload
 from files.names import unique_key
@@ -40,6 +39,7 @@ from tenants.leases import LeaseLost
 from tenants.models import User
 from tenants.retries import retried
 from vault.crypto import CorruptObject, WrongKey
+from vault.errors import StorageUnavailable
 from vault.models import Cipher
 from vault.stores import NotEncrypted, ObjectChanged
 
@@ -167,7 +167,7 @@ def _build(request: EgressRequest, release: Collection, *, now: datetime) -> Non
         try:
             _write(package, items, manifest)
             package.commit(by=None, now=timezone.now())
-        except StoreSilent as error:
+        except StorageUnavailable as error:
             if not isinstance(error.__cause__, NotEncrypted):
                 raise
             log.error("the release bucket does not encrypt a plain package", extra={"error": str(error.__cause__)})

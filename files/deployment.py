@@ -14,9 +14,10 @@ from typing import Final
 from django.db import transaction
 from django.db.models import F
 
-from files import audit_heads, errors, signing
+from files import audit_heads, signing
 from tenants import audit
 from tenants.retries import retried
+from vault import errors
 from vault.models import Deployment
 from vault.stores import ObjectStore, StoreError, get_store
 
@@ -56,7 +57,7 @@ def _ask_vault(now: datetime) -> None:
             raise errors.DatabaseRestored
     except (StoreError, FileNotFoundError) as error:
         if "vault" not in _checked_at:
-            raise errors.StoreUnavailable from error
+            raise errors.StorageUnavailable from error
     except (errors.ForeignVault, errors.DatabaseRestored):
         _checked_at.pop("vault", None)  # the others wait for the answer from here on
         raise
@@ -73,7 +74,7 @@ def check_history(*, now: datetime) -> None:
         if audit_heads.lost(now=now):
             raise errors.DatabaseRestored
     except (StoreError, FileNotFoundError) as error:
-        raise errors.StoreUnavailable from error
+        raise errors.StorageUnavailable from error
     _checked_at["history"] = time.monotonic()
 
 

@@ -29,6 +29,7 @@ from tenants.errors import Invalid, NotFound
 from tenants.models import User
 from tenants.retries import retried
 from vault import crypto
+from vault.errors import StorageUnavailable
 from vault.stores import ObjectChanged, StoreError
 
 
@@ -228,7 +229,7 @@ def read_verified(
         corrupt(error)
         raise errors.ObjectCorrupt from error
     except StoreError as error:
-        raise errors.StoreUnavailable from error
+        raise StorageUnavailable from error
 
 
 def _first_segment_verified(

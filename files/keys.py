@@ -6,12 +6,12 @@ from typing import Final
 
 from django.db import IntegrityError, transaction
 
-from files.errors import KeyUnavailable
 from files.models import Collection, StoredFile
 from tenants import audit
 from tenants.models import User
 from tenants.retries import retried
 from vault import crypto
+from vault.errors import KeyUnavailable
 from vault.keyring import keyring
 from vault.models import Cipher, Key
 

@@ -32,6 +32,7 @@ from tenants.errors import Invalid
 from tenants.models import Tenant, User
 from tenants.retries import retried
 from vault import crypto
+from vault.errors import StorageUnavailable
 from vault.stores import ObjectStore, StoreError, Writer, get_store
 
 
@@ -179,9 +180,9 @@ class Incoming:
         try:
             stat = self._writer.commit()
         except StoreError as error:
-            raise errors.StoreUnavailable from error
+            raise StorageUnavailable from error
         if stat.size != file.layout.object_size:
-            raise errors.StoreUnavailable("The storage keeps another number of bytes than it was sent.")
+            raise StorageUnavailable("The storage keeps another number of bytes than it was sent.")
         file.object_size, file.object_etag = stat.size, stat.etag
         try:
             file = self._make_file(by=by, now=now)
@@ -221,7 +222,7 @@ class Incoming:
             self._writer.write(self._unsent + data if self._unsent else data)
             self._unsent = b""
         except StoreError as error:
-            raise errors.StoreUnavailable from error
+            raise StorageUnavailable from error
 
     def _heartbeat(self) -> None:
         self._beat = time.monotonic()
@@ -315,7 +316,7 @@ class Incoming:
         raise OutcomeUnknown from error
 
 
-class OutcomeUnknown(errors.StoreUnavailable):
+class OutcomeUnknown(StorageUnavailable):
     default_detail = "The database went away while the file was being committed. Look for the file before you send it again."
     default_code = "outcome_unknown"
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from django.db import transaction
 
-from files import audit_heads, deployment, errors
+from files import audit_heads, deployment
 from files.audit_heads import Publication
 from files.models import Collection
 from purge import destroying, ledger
@@ -15,6 +15,7 @@ from purge.ledger import Entry
 from purge.pacing import tell
 from tenants import audit
 from tenants.retries import retried
+from vault import errors
 from vault.crypto import WrongKey
 from vault.models import Deployment
 from vault.stores import StoreError
@@ -93,7 +94,7 @@ def catch_up(*, now: datetime) -> bool:
     except (errors.ForeignVault, errors.DatabaseRestored, NotBelieved, WrongKey) as error:
         tell("nothing is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
-    except (StoreError, FileNotFoundError, errors.StoreUnavailable):
+    except (StoreError, FileNotFoundError, errors.StorageUnavailable):
         return False
     return True
 
@@ -105,6 +106,6 @@ def has_whole_history(*, now: datetime) -> bool:
     except (errors.DatabaseRestored, WrongKey) as error:
         tell("nothing new is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
-    except errors.StoreUnavailable:
+    except errors.StorageUnavailable:
         return False
     return True

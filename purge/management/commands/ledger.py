@@ -5,8 +5,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from files import deployment, errors
+from files import deployment
 from purge import restoring
+from vault import errors
 from vault.crypto import WrongKey
 from vault.stores import StoreError
 
@@ -38,7 +39,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"Nothing was applied. Look at these objects, and remove what nobody can explain: {error}"
             ) from None
-        except (StoreError, FileNotFoundError, WrongKey, errors.StoreUnavailable) as error:
+        except (StoreError, FileNotFoundError, WrongKey, errors.StorageUnavailable) as error:
             raise CommandError(f"The vault could not be read: {error}") from error
 
     def _look(self, *, apply: bool) -> None:
