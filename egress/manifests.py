@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from egress.access import standing_decisions
 from egress.models import EgressRequest, Item
-from files import keys, signing
 from files.models import StoredFile
 from tenants.models import User
-from vault import crypto
+from vault import crypto, keys, signing
 from vault.models import Key
 
 
@@ -96,10 +93,9 @@ def signing_keys() -> list[SigningKey]:
 def _signing_keys() -> Iterator[SigningKey]:
     for key in Key.objects.filter(purpose=Key.Purpose.EGRESS, destroyed_at=None).order_by("created_at"):
         try:
-            public = signing.signer_of(key).public_key()
+            pem = signing.public_pem(key)
         except crypto.WrongKey:
             continue
-        pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         yield SigningKey(str(key.pk), pem, key.created_at)
 
 

@@ -27,17 +27,18 @@ from egress.staging import BEAT, check_ours, heartbeat
 from egress.states import State
 from egress.zips import new_member
 from files import access as file_access
-from files import keys, uploads
+from files import uploads
 from files.locks import lock_collection
 from files.models import Collection, StoredFile, Upload
 from files.names import unique_key
-from files.reading import Content, content_at
 from files.transfers import Slots
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.leases import LeaseLost
 from tenants.models import User
 from tenants.retries import retried
+from vault import keys
+from vault.content import Content, copied_content
 from vault.crypto import CorruptObject, WrongKey
 from vault.errors import StorageUnavailable
 from vault.models import Cipher
@@ -95,7 +96,7 @@ def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
         )
         release.slug = f"release-{release.uuid.hex}"
         release.display_name = f"Release {release.uuid}"
-        release.key = keys.create_collection_key(release, now=now)
+        release.key = keys.create_data_key(release, now=now)
         release.save(force_insert=True)
         locked.package_collection = release
         locked.save(update_fields=["package_collection"])
@@ -272,7 +273,7 @@ def staged(item: Item) -> Content:
     file = item.file
     if file is None or file.object_id != item.object_id:
         raise FileNotFoundError("the pinned content is not there any more")
-    return content_at(file, store=item.store, key=item.object_key, etag=item.object_etag)
+    return copied_content(file, store=item.store, key=item.object_key, etag=item.object_etag)
 
 
 # --- When it does not come to that ---

@@ -22,13 +22,13 @@ from zipstream import ZipStream
 from files import access, errors
 from files.headers import Unsatisfiable, content_disposition, if_match, if_none_match, if_range, parse_range, repr_digest
 from files.models import Collection, Level, StoredFile
-from files.reading import Content, content_of
 from files.transfers import SLOTS, Meter, Transfer, TransferEnded, return_connection
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User
 from tenants.retries import retried
 from vault import crypto
+from vault.content import Content, stored_content
 from vault.errors import StorageUnavailable
 from vault.stores import ObjectChanged, StoreError
 
@@ -187,7 +187,7 @@ def begin(body: Transfer, record: Callable[[], None]) -> None:
 def read_file(file: StoredFile, start: int, stop: int, *, by: User | None, now: datetime) -> Generator[bytes, None, None]:
     """Plaintext [start, stop) of a file, as `read_verified`. What is wrong with its object is written on its row."""
     pieces = read_verified(
-        partial(content_of, file),
+        partial(stored_content, file),
         start,
         stop,
         sha256=file.sha256,

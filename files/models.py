@@ -11,7 +11,7 @@ from django.db.models import Q
 
 from tenants.leases import Leased
 from tenants.models import ApiKey, Membership, Tenant
-from vault import crypto
+from vault import content, crypto
 from vault.models import Cipher, Key
 
 
@@ -146,9 +146,16 @@ class StoredFile(models.Model):
 
         Reading raises FileNotFoundError or StoreError of the store, or CorruptObject.
         """
-        from files.reading import PlaintextFile, content_of  # reading needs keys, and keys need models
+        return content.PlaintextFile(content.stored_content(self), name=self.filename)
 
-        return PlaintextFile(content_of(self), name=self.filename)
+    @property
+    def data_key(self) -> Key:
+        return self.collection.key
+
+    @property
+    def binding(self) -> crypto.Binding:
+        collection = self.collection
+        return crypto.Binding(str(collection.tenant_id), str(collection.uuid), str(self.uuid), str(self.object_id))
 
     @property
     def layout(self) -> crypto.Layout:

@@ -20,7 +20,7 @@ from django.db import IntegrityError, InterfaceError, OperationalError, transact
 from django.db.models import F, Sum
 from django.utils import timezone
 
-from files import deployment, errors, holds, keys
+from files import errors, holds
 from files.access import check_can_upload
 from files.erasing import erase_object
 from files.headers import if_match, if_none_match
@@ -31,7 +31,7 @@ from tenants import audit
 from tenants.errors import Invalid
 from tenants.models import Tenant, User
 from tenants.retries import retried
-from vault import crypto
+from vault import content, crypto, identity
 from vault.errors import StorageUnavailable
 from vault.stores import ObjectStore, StoreError, Writer, get_store
 
@@ -118,7 +118,7 @@ class Incoming:
 
         `size` is the announced number of plaintext bytes. `by` is None for the system. `encrypt`: the store is to.
         """
-        sealer = keys.sealer_of(draft, draft.collection)
+        sealer = content.encryptor_for(draft)
         expected = StoredFile(length=size or 0, cipher=draft.cipher, segment_size=draft.segment_size).layout.object_size
         cls.slots.take()
         try:
@@ -340,7 +340,7 @@ def begin(
         check_filename(filename)
     except ValueError as error:
         raise Invalid("filename", str(error), code="bad_filename") from None
-    deployment.check(now=now)
+    identity.check(now=now)
     existing = collection.files.filter(name_key=unique_key(filename)).first()
     check_can_upload(by, collection, existing)
     if conditions is None:

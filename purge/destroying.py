@@ -20,7 +20,7 @@ from django.db.models import Count, Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from egress import forgetting
-from files import deployment, holds
+from files import holds
 from files.locks import lock_collection
 from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
 from purge import certificates, ledger
@@ -32,6 +32,7 @@ from tenants.errors import NotFound
 from tenants.leases import LeaseLost, claim
 from tenants.models import User
 from tenants.retries import retried
+from vault import identity
 from vault.models import Cipher, Key
 from vault.stores import Failure, ObjectStore, StoreError, StoreUnavailable, get_store
 
@@ -65,7 +66,7 @@ def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruct
             due_at=rule.due_at(locked) or now,
             by=by,
             now=now,
-            number=deployment.next_number(),
+            number=identity.next_number(),
             entered_at=None,
         )
     return None  # another worker was faster, and it is gone

@@ -1,7 +1,7 @@
 """The ledger: one signed entry in the vault for each destruction, which a restored database cannot have forgotten with its rows.
 
 It is written when the key is destroyed and before the first object goes. A database that comes from a backup finds entries that
-it does not know (`files.deployment`), serves nothing until they are applied to it, and then destroys those collections again.
+it does not know (`vault.identity`), serves nothing until they are applied to it, and then destroys those collections again.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from files import audit_heads, deployment, keys, signing
 from purge.models import Destruction
+from vault import audit_checkpoints, identity, keys, signing
 from vault.models import Key
 from vault.stores import StoreRefused, get_store
 
@@ -30,11 +30,11 @@ class Entry:
 
 def enter(destruction: Destruction) -> None:
     """Writes the entry, once. Raises StoreError; StoreRefused if the number has somebody else's entry."""
-    store, name = get_store("vault"), deployment.entry_name(destruction.number)
-    key = audit_heads.signing_key(now=timezone.now())
+    store, name = get_store("vault"), identity.entry_name(destruction.number)
+    key = audit_checkpoints.signing_key(now=timezone.now())
     body = {
         "version": 1,
-        "deployment": str(deployment.current().uuid),
+        "deployment": str(identity.current().uuid),
         "number": destruction.number,
         "destruction": str(destruction.pk),
         "tenant": str(destruction.tenant_id),
@@ -54,16 +54,16 @@ def enter(destruction: Destruction) -> None:
 def unknown() -> tuple[list[Entry], list[str]]:
     """What the vault says is destroyed and this database has not heard of, in order, and what is wrong with entries that cannot
     be believed. Raises StoreError, FileNotFoundError, and WrongKey if the keyring does not open the key that signs."""
-    store, here = get_store("vault"), deployment.current()
+    store, here = get_store("vault"), identity.current()
     key = keys.existing_signing_key(Key.Purpose.AUDIT)
     public = signing.signer_of(key).public_key() if key else None
     entries, problems = [], []
-    for name in deployment.unknown_entries(store, every=True):
+    for name in identity.unknown_entries(store, every=True):
         try:
             if public is None:
                 raise signing.BadDocument("there is no key that could have signed it")
             body = signing.opened("destroyed", signing.fetch(store, name), context=CONTEXT, public=public)
-            if body["deployment"] != str(here.uuid) or deployment.entry_name(body["number"]) != name:
+            if body["deployment"] != str(here.uuid) or identity.entry_name(body["number"]) != name:
                 raise signing.BadDocument("is another entry under this name")
             began_at = datetime.fromisoformat(body["began_at"])
             entries.append(Entry(body["number"], UUID(body["collection"]), body["why"], began_at))

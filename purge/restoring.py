@@ -7,15 +7,14 @@ from typing import Final
 
 from django.db import transaction
 
-from files import audit_heads, deployment
-from files.audit_heads import Publication
 from files.models import Collection
 from purge import destroying, ledger
 from purge.ledger import Entry
 from purge.pacing import tell
 from tenants import audit
 from tenants.retries import retried
-from vault import errors
+from vault import audit_checkpoints, errors, identity
+from vault.audit_checkpoints import Publication
 from vault.crypto import WrongKey
 from vault.models import Deployment
 from vault.stores import StoreError
@@ -42,7 +41,7 @@ class Gap:
 def find_gap(*, now: datetime) -> Gap:
     """Raises StoreError, FileNotFoundError, WrongKey."""
     entries, problems = ledger.unknown()
-    return Gap(entries, problems, audit_heads.lost(now=now))
+    return Gap(entries, problems, audit_checkpoints.lost(now=now))
 
 
 def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
@@ -57,13 +56,13 @@ def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
         if collection := Collection.objects.filter(uuid=entry.collection).first():
             destroyed += destroying.begin_again(collection, entry, now=now) is not None
     _note(gap, destroyed, lost_until=gap.lost.key if gap.lost and lost_too else "", now=now)
-    deployment.forget()
+    identity.forget()
     return destroyed
 
 
 @retried
 def _note(gap: Gap, destroyed: int, *, lost_until: str, now: datetime) -> None:
-    here = deployment.current()
+    here = identity.current()
     changes: dict[str, int | str] = {}
     if gap.entries:
         changes["ledger_number"] = gap.entries[-1].number
@@ -83,14 +82,14 @@ def catch_up(*, now: datetime) -> bool:
     """
     try:
         try:
-            deployment.check(now=now)
+            identity.check(now=now)
         except errors.DatabaseRestored:
             gap = find_gap(now=now)
             if len(gap.entries) > FEW:
                 raise
             close_gap(gap, now=now, lost_too=False)
             log.warning("a restored database: the ledger was applied", extra={"entries": len(gap.entries)})
-            deployment.check(now=now)
+            identity.check(now=now)
     except (errors.ForeignVault, errors.DatabaseRestored, NotBelieved, WrongKey) as error:
         tell("nothing is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
@@ -102,7 +101,7 @@ def catch_up(*, now: datetime) -> bool:
 def has_whole_history(*, now: datetime) -> bool:
     """Whether what is due by this database still is: a backup does not know what was kept, held or restored since."""
     try:
-        deployment.check_history(now=now)
+        identity.check_history(now=now)
     except (errors.DatabaseRestored, WrongKey) as error:
         tell("nothing new is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False

@@ -21,11 +21,11 @@ from django.db.models import Count
 from django.utils import timezone
 
 from egress.models import Item
-from files import deployment
 from files.models import Collection, Erasure, StoredFile, Upload
 from tenants import audit
 from tenants.models import Tenant
 from tenants.retries import retried
+from vault import identity
 from vault.stores import Entry, ObjectStore, get_store
 
 
@@ -69,9 +69,9 @@ class Survey:
 def survey(*, now: datetime) -> Iterator[Survey]:
     """One bucket after the other. Raises ForeignVault, DatabaseRestored, StoreError, FileNotFoundError before it says anything of
     a bucket that it could not read to its end."""
-    deployment.forget()
-    deployment.check(now=now)
-    deployment.check_history(now=now)
+    identity.forget()
+    identity.check(now=now)
+    identity.check_history(now=now)
     aliases = {*settings.BUCKETS, *Tenant.objects.values_list("vault_alias", flat=True).distinct()}
     for alias in sorted(aliases):
         yield _survey(alias, get_store(alias), now)
@@ -128,7 +128,7 @@ def _survey(alias: str, store: ObjectStore, now: datetime) -> Survey:
             match = KEY.fullmatch(entry.key)
             if match and match[1] in tenants:
                 ours.append((entry, match[2]))
-            elif not entry.key.startswith(deployment.OWN):
+            elif not entry.key.startswith(identity.OWN):
                 found.strangers += 1
         named = _named(alias, {entry.key for entry, _ in ours})
         ending = _ending({collection for _, collection in ours})

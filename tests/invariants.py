@@ -7,11 +7,11 @@ from django.db.models import Sum
 
 from egress.models import Contributor, Decision, EgressRequest, Item
 from egress.states import PINNING
-from files import deployment
 from files.models import Collection, Erasure, Hold, StoredFile, Upload
-from files.reading import OPEN_BODIES
 from files.transfers import SLOTS
 from tenants import audit
+from vault import identity
+from vault.content import OPEN_BODIES
 from vault.stores import Entry, get_store
 
 
@@ -31,7 +31,7 @@ def check_objects() -> None:
     for rows in (StoredFile.objects, Upload.objects, Erasure.objects):
         known |= set(rows.values_list("store", "object_key"))
     known |= set(Item.objects.exclude(status=Item.Status.WIPED).values_list("store", "object_key"))
-    assert {(alias, entry.key) for alias, entry in entries() if not entry.key.startswith(deployment.OWN)} <= known
+    assert {(alias, entry.key) for alias, entry in entries() if not entry.key.startswith(identity.OWN)} <= known
 
 
 def check_counts() -> None:

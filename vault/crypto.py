@@ -16,7 +16,7 @@ import os
 import struct
 from dataclasses import dataclass
 from hmac import compare_digest
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -67,6 +67,15 @@ def encode(*fields: str | int | bytes) -> bytes:
             kind, value = b"b", field
         encoded.append(kind + struct.pack(">I", len(value)) + value)
     return b"".join(encoded)
+
+
+class Binding(NamedTuple):
+    """Ids of what an object belongs to, and its own: uuids in their canonical text form."""
+
+    tenant: str
+    collection: str
+    file: str
+    object_id: str
 
 
 def associated_data(*, tenant: str, collection: str, file: str, object_id: str, cipher: str, segment_size: int) -> bytes:

@@ -18,7 +18,6 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from config.wsgi import application
-from files import deployment
 from files.models import Collection, Erasure, StoredFile, Upload
 from tenants import audit, tokens
 from tenants.models import Tenant, User
@@ -28,6 +27,7 @@ from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.factories import make_member
 from tests.worlds import brings
+from vault import identity
 from vault.stores import get_store
 
 
@@ -96,7 +96,7 @@ def case(vault: WatchedStore, subtests: pytest.Subtests, tmp_path: Path) -> Case
 def assert_rows_add_up(store: WatchedStore) -> None:
     ready = StoredFile.objects.filter(status=StoredFile.Status.READY, store="vault").values_list("object_key", flat=True)
     stored = store.keys()
-    objects = {key for key in stored if not key.startswith(deployment.OWN)}
+    objects = {key for key in stored if not key.startswith(identity.OWN)}
     assert objects == {*ready, *Erasure.objects.values_list("object_key", flat=True)}  # INV-06
     assert not Upload.objects.exists()
     assert not store.bodies

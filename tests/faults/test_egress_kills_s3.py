@@ -11,7 +11,6 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from files import keys
 from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
@@ -19,6 +18,7 @@ from tests.faults.test_egress_kills import KILLED, assert_released_once, build, 
 from tests.needs import mark_users
 from tests.services.egress import Api, approved, fill, go_on_given, make_reviewers, row
 from tests.services.egress_world import undone
+from vault import keys
 from vault.models import Key
 from vault.stores import get_store
 from vault.stores.s3 import S3Store

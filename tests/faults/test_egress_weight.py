@@ -26,7 +26,6 @@ from pytest_django import Settings
 
 from egress import packaging, schedule
 from egress.models import EgressRequest
-from files import deployment
 from files.models import Upload
 from tenants.models import Tenant, User
 from tests import stores
@@ -45,6 +44,7 @@ from tests.services.egress import (
     row,
     submit,
 )
+from vault import identity
 from vault.stores import get_store
 from vault.stores.s3 import S3Store
 
@@ -120,7 +120,7 @@ def fill_slowly(api: Api, owner: User, display_name: str, files: dict[str, bytes
 def empty_vault() -> None:
     """Nobody needs it any more, and the server keeps all of this in memory."""
     vault = get_store("vault")
-    assert vault.erase([entry for entry in vault.entries("") if not entry.key.startswith(deployment.OWN)]) == []
+    assert vault.erase([entry for entry in vault.entries("") if not entry.key.startswith(identity.OWN)]) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from django.test import Client
 from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 
 from egress.models import EgressRequest
-from files import access, keys, links, sharing
+from files import access, links, sharing
 from files.models import Collection, Grant, Hold, Level, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
@@ -25,6 +25,7 @@ from tests.clients import Clients
 from tests.factories import PASSWORD, make_destruction, make_member, make_tenant, make_user
 from tests.meta.matrix import EMPTY, Row
 from tests.services import egress
+from vault import keys
 from vault.models import Key
 from vault.stores import get_store
 

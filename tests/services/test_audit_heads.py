@@ -20,13 +20,14 @@ from django.db import connection
 from pytest_django import Settings
 
 from config.celery import app
-from files import audit_heads, keys, signing, tasks
+from files.tasks import tick
 from tenants import audit, triggers
 from tenants.models import AuditEvent, AuditHead, Tenant, User
 from tests import stores
 from tests.races import race
 from tests.services.keyrings import RETIRED, ROTATED
 from tests.services.test_audit import append, rewrite
+from vault import audit_checkpoints, keys, signing, tasks
 from vault.models import Key
 from vault.stores import ObjectStore, StoreUnavailable, get_store
 
@@ -65,7 +66,7 @@ def local(own_buckets: Path) -> Path:
 
 def publish(number: int) -> str | None:
     """In the period with this number."""
-    return audit_heads.publish(now=NOON + number * TEN)
+    return audit_checkpoints.publish(now=NOON + number * TEN)
 
 
 def verified(*options: str) -> str:
@@ -196,7 +197,7 @@ def test_store_that_does_not_answer_is_logged_and_tried_again(
             raise StoreUnavailable("ListObjectVersions: 503")
 
     with monkeypatch.context() as patch:
-        patch.setattr(audit_heads, "get_store", lambda _: Down())
+        patch.setattr(audit_checkpoints, "get_store", lambda _: Down())
         assert publish(0) is None
         with pytest.raises(CommandError, match="could not be read: ListObjectVersions: 503"):
             verified()
@@ -462,13 +463,13 @@ def test_publication_deleted_in_a_bucket_with_versions_is_told_by_its_marker(
 
 def test_beat_asks_for_a_publication_every_ten_minutes() -> None:
     app.loader.import_default_modules()
-    entry = app.conf.beat_schedule["audit heads"]
+    entry = app.conf.beat_schedule["audit checkpoint"]
     assert entry["task"] in app.tasks
     assert entry["schedule"].minute == {0, 10, 20, 30, 40, 50}
 
 
 def test_what_the_application_keeps_for_itself_is_no_file(local: Path, trail: None, alice: User) -> None:
     """The sweep that is to come must leave `.strongroom/` alone; the clean-up that there is finds nothing to do with it."""
-    tasks.publish_audit_heads()
-    tasks.tick()
+    tasks.publish_audit_checkpoint()
+    tick()
     assert len(list(local.iterdir())) == 1

@@ -12,7 +12,6 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from egress.models import EgressRequest
-from files import deployment
 from files.models import Collection, Hold, StoredFile
 from purge import destroying, schedule
 from purge.models import Destruction
@@ -36,6 +35,7 @@ from tests.services.egress import (
     work_on,
 )
 from tests.services.test_purge_ledger import back_up, restore
+from vault import identity
 from vault.stores import get_store
 
 
@@ -118,7 +118,7 @@ def test_open_request_of_a_restored_database_ends_with_its_collection(
     api: Api, bob: User, people: dict[str, User], results: str, state: str
 ) -> None:
     """F-63: the ledger says that the collection is destroyed, which nothing that was open then may stop."""
-    deployment.forget()
+    identity.forget()
     request = submit(api(bob), results)
     source = collection_of(request)
     bring_to(state, api, request, people)

@@ -16,13 +16,12 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import keys
 from files.models import Collection, StoredFile
 from tenants.models import Tenant, User
 from tests.api import paths
 from tests.services.keyrings import OLD, ROTATED
 from tests.unit import stock
-from vault import crypto
+from vault import content, crypto, keys
 from vault.models import Cipher
 from vault.stores import get_store
 
@@ -242,7 +241,7 @@ def test_export_of_a_file_whose_collection_key_was_destroyed_opens_nothing(
 
 def key_material(file: StoredFile) -> tuple[bytes, bytes]:
     """Tink's key material for a file's object, and its associated data, by the two lines of docs."""
-    aad = keys.associated_data(file, file.collection)
+    aad = content.associated_data(file)
     key = crypto.derive_file_key(keys.open_key(file.collection.key), key_salt=bytes(file.key_salt), aad=aad)
     return key.material, aad
 

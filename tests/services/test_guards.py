@@ -19,7 +19,6 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import deployment, keys
 from files.models import Collection
 from purge import destroying
 from purge.models import Destruction
@@ -32,6 +31,7 @@ from tests.services import worlds
 from tests.services.egress import fill
 from tests.services.keyrings import ROTATED
 from tests.worlds import starts_from
+from vault import identity, keys
 from vault.models import Deployment, Key
 
 
@@ -263,7 +263,7 @@ def test_legal_moves_are_not_in_the_way(going: Case, settings: Settings, alice: 
     assert destroying.try_again(going.destruction, by=alice, now=now)
 
     settings.KEYRING = ROTATED
-    assert list(keys.rotate(by=None, now=now)) == [(1, 0)]
+    assert list(keys.rotate(now=now)) == [(1, 0)]
     assert set(Key.objects.filter(destroyed_at=None).values_list("kek_id", flat=True)) == {"test-2027"}
 
     work_on()
@@ -359,7 +359,7 @@ def test_database_is_empty_and_guarded_between_tests(going: Case, harm: Callable
 )
 def test_what_is_known_of_the_ledger_is_not_forgotten(db: None, change: str) -> None:
     """F-63: a restored database that forgot its number again would serve what was destroyed."""
-    deployment.current()
+    identity.current()
     Deployment.objects.update(ledger_number=5, marked_at=timezone.now(), lost_until="a")
     before = Deployment.objects.values().get()
     with pytest.raises(DatabaseError, match="not forgotten"), transaction.atomic(), connection.cursor() as cursor:

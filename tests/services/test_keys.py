@@ -11,7 +11,6 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import keys
 from files.models import Collection
 from tenants.models import AuditEvent, User
 from tests import invariants
@@ -21,7 +20,7 @@ from tests.services import worlds
 from tests.services.egress import fill
 from tests.services.keyrings import NEW, OLD, RETIRED, ROTATED
 from tests.worlds import starts_from
-from vault import crypto
+from vault import crypto, keys
 from vault.models import Key
 
 
@@ -109,11 +108,11 @@ def test_rotation_that_was_killed_half_way_is_taken_up_by_the_next(
     api: Api, alice: User, collections: list[Collection], settings: Settings, now: datetime
 ) -> None:
     settings.KEYRING = ROTATED
-    killed = keys.rotate(by=None, now=now, batch=2)
+    killed = keys.rotate(now=now, batch=2)
     assert next(killed) == (2, 3)
     killed.close()  # type: ignore[attr-defined]
     assert all(read(api(alice), collection) == CONTENT for collection in collections)  # under either master key
-    assert list(keys.rotate(by=None, now=now, batch=2)) == [(2, 1), (1, 0)]
+    assert list(keys.rotate(now=now, batch=2)) == [(2, 1), (1, 0)]
 
 
 def test_rotation_without_the_old_master_key_says_what_is_left(collections: list[Collection], settings: Settings) -> None:

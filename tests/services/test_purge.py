@@ -18,12 +18,13 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from files import audit_heads, erasing, holds, keys, services, uploads
+from files import erasing, holds, services, uploads
 from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
 from purge import certificates, destroying, schedule
 from purge.models import Destruction, Portion
 from tenants.models import Tenant, User
 from tests.services.purging import NAMES, Api, assert_gone, begin, end, expire, fill, under, work_on
+from vault import audit_checkpoints, keys
 from vault.models import Key
 from vault.stores import get_store
 
@@ -146,7 +147,7 @@ def test_certificate_says_what_is_gone_and_is_signed(filled: Collection, alice: 
     assert [(each["store"], each["erased"]) for each in document["stores"]] == [
         ("release", 0), ("staging", 0), ("vault", 3),
     ]  # fmt: skip
-    public: Any = load_pem_public_key((audit_heads.public_key() or "").encode())
+    public: Any = load_pem_public_key((audit_checkpoints.public_key() or "").encode())
     signature = base64.b64decode(destruction.signature)
     public.verify(signature, certificates.CONTEXT + destruction.certificate.encode())
     with pytest.raises(InvalidSignature):

@@ -21,7 +21,7 @@ from django.db import connection
 from django.test import override_settings
 from pytest_django import Settings
 
-from files import exports, keys
+from files import exports
 from files.models import Collection, StoredFile
 from tests import servers
 from tests.needs import mark_users
@@ -31,7 +31,7 @@ from tests.services.keyrings import RETIRED
 from tests.services.purging import assert_destroyed, begin, work_on
 from tests.unit import stock
 from tests.worlds import starts_from
-from vault import crypto
+from vault import crypto, keys
 from vault.models import Key
 from vault.stores import get_store
 

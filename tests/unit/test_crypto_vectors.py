@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from files import keys
 from tests.unit import stock
 from tests.unit.objects import opened
-from vault import crypto
+from vault import crypto, keys
 from vault.models import Key
 
 

@@ -12,12 +12,10 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from files import keys, signing
 from tenants.audit import Damage
 from tenants.models import AuditEvent, AuditHead
-from vault import crypto
+from vault import crypto, keys, signing
 from vault.models import Deployment, Key
 from vault.stores import ObjectStore, StoreError, get_store
 
@@ -222,10 +220,7 @@ def _first_damage(chain: str, signed: dict[Head, str]) -> Damage | None:
 def public_key() -> str | None:
     """PEM of the key that verifies every publication; None before the first."""
     key = keys.existing_signing_key(Key.Purpose.AUDIT)
-    if key is None:
-        return None
-    public = signing.signer_of(key).public_key()
-    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    return signing.public_pem(key) if key else None
 
 
 def _parse(name: str, content: bytes, key: Key, public: Ed25519PublicKey) -> Publication:

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from files import keys
+from vault import keys
 from vault.models import Key
 from vault.stores import ObjectChanged, ObjectStore
 
@@ -31,6 +32,12 @@ def canonical(value: dict[str, Any]) -> bytes:
 def signer_of(key: Key) -> Ed25519PrivateKey:
     """Raises WrongKey if the keyring does not open the key."""
     return Ed25519PrivateKey.from_private_bytes(keys.open_key(key))
+
+
+def public_pem(key: Key) -> str:
+    """The key that verifies what this one signs. Raises WrongKey if the keyring does not open the key."""
+    public = signer_of(key).public_key()
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def sign(signer: Ed25519PrivateKey, context: bytes, content: bytes) -> str:

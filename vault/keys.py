@@ -2,18 +2,15 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 from django.db import IntegrityError, transaction
 
-from files.models import Collection, StoredFile
 from tenants import audit
-from tenants.models import User
 from tenants.retries import retried
 from vault import crypto
-from vault.errors import KeyUnavailable
 from vault.keyring import keyring
-from vault.models import Cipher, Key
+from vault.models import Key
 
 
 DEPLOYMENT: Final = "deployment"  # owns what is of no tenant
@@ -24,9 +21,17 @@ def context(key: Key, *, kek_id: str) -> bytes:
     return crypto.encode("strongroom/key", str(key.id), key.purpose, key.owner, kek_id)
 
 
-def create_collection_key(collection: Collection, *, now: datetime) -> Key:
-    """A new random key for a collection that has its uuid and tenant. To be called inside the transaction that saves it."""
-    return _create_key(Key.Purpose.COLLECTION, collection.key_owner, now)
+class KeyOwner(Protocol):
+    """What has a data key of its own."""
+
+    @property
+    def key_owner(self) -> str:
+        """A name that no other owner has or ever gets: the wrapping of the key is bound to it."""
+
+
+def create_data_key(owner: KeyOwner, *, now: datetime) -> Key:
+    """A new random key. To be called inside the transaction that saves its owner."""
+    return _create_key(Key.Purpose.COLLECTION, owner.key_owner, now)
 
 
 def existing_signing_key(purpose: Key.Purpose) -> Key | None:
@@ -62,48 +67,6 @@ def open_key(key: Key) -> bytes:
     return crypto.unwrap_key(keyring().key(key.kek_id), bytes(key.wrapped), context=context(key, kek_id=key.kek_id))
 
 
-def associated_data(file: StoredFile, collection: Collection) -> bytes:
-    return crypto.associated_data(
-        tenant=str(collection.tenant_id),
-        collection=str(collection.uuid),
-        file=str(file.uuid),
-        object_id=str(file.object_id),
-        cipher=file.cipher,
-        segment_size=file.segment_size,
-    )
-
-
-def sealer_of(file: StoredFile, collection: Collection) -> crypto.Sealer:
-    """What a new content is written with; leaves salt, commitment and header on the row to be."""
-    file.key_salt = crypto.new_salt()
-    aad = associated_data(file, collection)
-    key = crypto.derive_file_key(_collection_key(collection), key_salt=file.key_salt, aad=aad)
-    file.key_commitment = key.commitment
-    sealer: crypto.Sealer = crypto.PlainWriter()
-    if file.cipher != Cipher.NONE:
-        sealer = crypto.Encryptor(key.material, aad=aad, segment_size=file.segment_size)
-    file.header = sealer.header
-    return sealer
-
-
-def opener_of(file: StoredFile, collection: Collection) -> crypto.Opener:
-    """What a content is read with. Raises KeyUnavailable; WrongKey if the row commits to another key, or to another cipher."""
-    aad = associated_data(file, collection)
-    key = crypto.open_file_key(
-        _collection_key(collection), key_salt=bytes(file.key_salt), aad=aad, commitment=bytes(file.key_commitment)
-    )
-    if file.cipher == Cipher.NONE:  # and it always was: the commitment binds it
-        return crypto.PlainReader(file.layout)
-    return crypto.Decryptor(key.material, aad=aad, header=bytes(file.header), layout=file.layout)
-
-
-def _collection_key(collection: Collection) -> bytes:
-    try:
-        return open_key(collection.key)
-    except crypto.WrongKey as error:
-        raise KeyUnavailable from error
-
-
 def rewrap(key: Key) -> bool:
     """Wraps `key` with the active key-encryption key; False if somebody else changed the row meanwhile."""
     kek_id, kek = keyring().active
@@ -113,7 +76,7 @@ def rewrap(key: Key) -> bool:
     return unchanged.update(kek_id=kek_id, wrapped=wrapped) == 1
 
 
-def rotate(*, by: User | None, now: datetime, batch: int = 200) -> Iterator[tuple[int, int]]:
+def rotate(*, now: datetime, batch: int = 200) -> Iterator[tuple[int, int]]:
     """Rewraps every key that is not wrapped by the active one; yields (rewrapped, left) after each batch.
 
     Reads and writes go on; killed anywhere, the next run goes on where this one stopped. A key that the keyring does not
@@ -125,7 +88,7 @@ def rotate(*, by: User | None, now: datetime, batch: int = 200) -> Iterator[tupl
     while keys:
         with transaction.atomic():
             rewrapped = sum(_rewrapped(key) for key in keys)
-            audit.record("keys.rewrap", by=by, tenant=None, target=None, now=now, kek_id=active, count=rewrapped)
+            audit.record("keys.rewrap", by=None, tenant=None, target=None, now=now, kek_id=active, count=rewrapped)
         yield rewrapped, due.count()
         keys = list(due.filter(id__gt=keys[-1].id)[:batch])
 

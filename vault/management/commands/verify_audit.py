@@ -6,10 +6,10 @@ from typing import Any, Final
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from files import audit_heads
-from files.audit_heads import Verdict
 from tenants import audit
 from tenants.models import AuditHead
+from vault import audit_checkpoints
+from vault.audit_checkpoints import Verdict
 from vault.crypto import WrongKey
 from vault.stores import StoreError
 
@@ -38,7 +38,7 @@ class Command(BaseCommand):
             self.stdout.write(str(damage))
             damaged.add(damage.chain)
         try:
-            verdict = audit_heads.verify(chain=chain, every=options["all"])
+            verdict = audit_checkpoints.verify(chain=chain, every=options["all"])
         except (StoreError, FileNotFoundError, WrongKey) as error:
             raise CommandError(f"The signed heads could not be read: {error}") from error
         for damage in verdict.damages:
@@ -57,7 +57,7 @@ class Command(BaseCommand):
 
     def _print_public_key(self) -> None:
         try:
-            pem = audit_heads.public_key()
+            pem = audit_checkpoints.public_key()
         except WrongKey as error:
             raise CommandError(f"The keyring does not open the key: {error}") from error
         if pem is None:

@@ -11,15 +11,16 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from django.core.files import File
 from django.utils import timezone
 
-from files import deployment, keys
-from files.models import StoredFile
 from tenants.retries import pause
+from vault import crypto, identity, keys
 from vault.crypto import CorruptObject, Opener
+from vault.errors import KeyUnavailable
+from vault.models import Cipher, Key
 from vault.stores import Body, ObjectStore, StoreUnavailable, get_store
 
 
@@ -52,16 +53,77 @@ class Content:
         return _read(self, start, stop, is_for_us=is_for_us)
 
 
-def content_of(file: StoredFile) -> Content:
-    """The bytes of a file's object and the key to them. Raises KeyUnavailable; WrongKey if the row commits to another key; and
-    what `deployment.check` raises: a restored database shows nothing that may have been destroyed since."""
-    return content_at(file, store=file.store, key=file.object_key, etag=file.object_etag)
+class ContentRow(Protocol):
+    """What a row says of how its content is encrypted. Without its salt, the object is noise."""
+
+    cipher: str
+    segment_size: int  # ciphertext bytes of a full segment
+    length: int  # plaintext bytes
+    header: bytes | memoryview
+    key_salt: bytes | memoryview
+    key_commitment: bytes | memoryview
+
+    @property
+    def data_key(self) -> Key:
+        """The key that this content's own is derived from."""
+
+    @property
+    def binding(self) -> crypto.Binding:
+        """What the object is bound to: it opens for no other row."""
 
 
-def content_at(file: StoredFile, *, store: str, key: str, etag: str) -> Content:
-    """As `content_of`, of a copy of the object under another key or in another store. No row of `files` knows of the copy."""
-    deployment.check(now=timezone.now())
-    return Content(get_store(store), key, etag, keys.opener_of(file, file.collection))
+class StoredRow(ContentRow, Protocol):
+    """A row that also says where its object is."""
+
+    store: str  # STORAGES alias
+    object_key: str
+    object_etag: str
+
+
+def associated_data(row: ContentRow) -> bytes:
+    return crypto.associated_data(**row.binding._asdict(), cipher=row.cipher, segment_size=row.segment_size)
+
+
+def encryptor_for(row: ContentRow) -> crypto.Sealer:
+    """What a new content is written with; leaves salt, commitment and header on the row to be. Raises KeyUnavailable."""
+    salt = row.key_salt = crypto.new_salt()
+    aad = associated_data(row)
+    key = crypto.derive_file_key(_open_data_key(row), key_salt=salt, aad=aad)
+    row.key_commitment = key.commitment
+    sealer: crypto.Sealer = crypto.PlainWriter()
+    if row.cipher != Cipher.NONE:
+        sealer = crypto.Encryptor(key.material, aad=aad, segment_size=row.segment_size)
+    row.header = sealer.header
+    return sealer
+
+
+def decryptor_for(row: ContentRow) -> crypto.Opener:
+    """What a content is read with. Raises KeyUnavailable; WrongKey if the row commits to another key, or to another cipher."""
+    aad = associated_data(row)
+    key = crypto.open_file_key(_open_data_key(row), key_salt=bytes(row.key_salt), aad=aad, commitment=bytes(row.key_commitment))
+    layout = crypto.layout_of(row.cipher, length=row.length, segment_size=row.segment_size)
+    if row.cipher == Cipher.NONE:  # and it always was: the commitment binds it
+        return crypto.PlainReader(layout)
+    return crypto.Decryptor(key.material, aad=aad, header=bytes(row.header), layout=layout)
+
+
+def _open_data_key(row: ContentRow) -> bytes:
+    try:
+        return keys.open_key(row.data_key)
+    except crypto.WrongKey as error:
+        raise KeyUnavailable from error
+
+
+def stored_content(row: StoredRow) -> Content:
+    """The bytes of a row's object and the key to them. Raises KeyUnavailable; WrongKey if the row commits to another key; and
+    what `identity.check` raises: a restored database shows nothing that may have been destroyed since."""
+    return copied_content(row, store=row.store, key=row.object_key, etag=row.object_etag)
+
+
+def copied_content(row: ContentRow, *, store: str, key: str, etag: str) -> Content:
+    """As `stored_content`, of a copy of the object under another key or in another store. The row does not know of the copy."""
+    identity.check(now=timezone.now())
+    return Content(get_store(store), key, etag, decryptor_for(row))
 
 
 class PlaintextFile(File):  # type: ignore[type-arg]  # outside the stubs, File takes no type argument

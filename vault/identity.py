@@ -14,10 +14,9 @@ from typing import Final
 from django.db import transaction
 from django.db.models import F
 
-from files import audit_heads, signing
 from tenants import audit
 from tenants.retries import retried
-from vault import errors
+from vault import audit_checkpoints, errors, signing
 from vault.models import Deployment
 from vault.stores import ObjectStore, StoreError, get_store
 
@@ -71,7 +70,7 @@ def check_history(*, now: datetime) -> None:
     if _is_fresh("history"):
         return
     try:
-        if audit_heads.lost(now=now):
+        if audit_checkpoints.lost(now=now):
             raise errors.DatabaseRestored
     except (StoreError, FileNotFoundError) as error:
         raise errors.StorageUnavailable from error
@@ -138,7 +137,7 @@ def _check_mark(store: ObjectStore, now: datetime) -> None:
     if marked_for != str(deployment.uuid):
         raise errors.ForeignVault
     if deployment.marked_at is None:
-        audit_heads.signing_key(now=now)  # what the ledger is signed with is in every backup from here on
+        audit_checkpoints.signing_key(now=now)  # what the ledger is signed with is in every backup from here on
         Deployment.objects.filter(pk=1).update(marked_at=now)
 
 

@@ -3,7 +3,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from files import keys
+from vault import keys
 from vault.keyring import keyring
 
 
@@ -17,7 +17,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         active, _ = keyring().active
         total, left = 0, 0
-        for rewrapped, left in keys.rotate(by=None, now=timezone.now()):
+        for rewrapped, left in keys.rotate(now=timezone.now()):
             total += rewrapped
             self.stdout.write(f"{total} rewrapped, {left} left")
         self.stdout.write(f"{total} data keys rewrapped; all but {left} are under {active}")
