@@ -39,7 +39,7 @@ def listed(files: Iterable[Item | StoredFile]) -> list[dict[str, Any]]:
 
 def make(request: EgressRequest, items: Iterable[Item], *, now: datetime) -> Manifest:
     """Of a request that was approved at every stage: the same each time, so that its package is, too. Raises WrongKey."""
-    key = keys.signing_key(Key.Purpose.EGRESS, now=now)
+    key = keys.ensure_signing_key(Key.Purpose.EGRESS, now=now)
     requester = User.objects.filter(pk=request.requester_id).first()
     decisions = sorted(standing_decisions(request), key=lambda decision: decision.stage)
     body = {

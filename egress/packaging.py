@@ -38,7 +38,8 @@ from tenants.leases import LeaseLost
 from tenants.models import User
 from tenants.retries import retried
 from vault import keys
-from vault.content import Content, copied_content
+from vault.content import copied_content
+from vault.content_reader import Content
 from vault.crypto import CorruptObject, WrongKey
 from vault.errors import StorageUnavailable
 from vault.models import Cipher
@@ -188,7 +189,7 @@ class Package(uploads.Incoming):
         super().write(data)
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
-            heartbeat(self.request, State.APPROVED, packed=self._length)
+            heartbeat(self.request, State.APPROVED, packed=self.length)
 
     @retried
     def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
@@ -257,7 +258,7 @@ def _verified(item: Item) -> Iterator[bytes]:
     """
     digest, length = hashlib.sha256(), 0
     try:
-        for piece in replace(staged(item), etag="").read(0, item.length, is_for_us=True):
+        for piece in replace(staged(item), etag="").read(0, item.length, is_internal=True):
             digest.update(piece)
             length += len(piece)
             yield piece

@@ -28,7 +28,8 @@ from tenants.errors import Invalid, NotFound
 from tenants.models import User
 from tenants.retries import retried
 from vault import crypto
-from vault.content import Content, stored_content
+from vault.content import stored_content
+from vault.content_reader import Content
 from vault.errors import StorageUnavailable
 from vault.stores import ObjectChanged, StoreError
 
@@ -219,7 +220,8 @@ def read_verified(
     """
     try:
         opened = content()
-        is_whole_plain = isinstance(opened.opener, crypto.PlainReader) and (start, stop) == (0, opened.opener.layout.length)
+        is_plain = isinstance(opened.decryptor, crypto.PassThroughDecryptor)
+        is_whole_plain = is_plain and (start, stop) == (0, opened.decryptor.layout.length)
         with closing(_first_segment_verified(opened, start, stop, etag_changed)) as pieces:
             yield from _matching(pieces, sha256) if is_whole_plain else pieces
     except FileNotFoundError as error:
@@ -240,7 +242,7 @@ def _first_segment_verified(
     try:
         first = next(pieces)
     except ObjectChanged:
-        if isinstance(content.opener, crypto.PlainReader):
+        if isinstance(content.decryptor, crypto.PassThroughDecryptor):
             raise  # nothing else proves a part of it
         # Its size and its tags prove every byte of it. The ETag only has to stay the same from here on.
         content = replace(content, etag=content.store.stat(content.key).etag)

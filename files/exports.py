@@ -54,7 +54,7 @@ def decrypt(row: dict[str, Any], source: BinaryIO) -> Iterator[bytes]:
     digest = hashlib.sha256()
     for index in range(layout.segments):
         start, end = layout.object_range(index, index + 1)
-        piece = decryptor.open(index, memoryview(source.read(end - start)))
+        piece = decryptor.decrypt(index, memoryview(source.read(end - start)))
         digest.update(piece)
         yield piece
     if source.read(1):

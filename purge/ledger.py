@@ -31,7 +31,7 @@ class Entry:
 def enter(destruction: Destruction) -> None:
     """Writes the entry, once. Raises StoreError; StoreRefused if the number has somebody else's entry."""
     store, name = get_store("vault"), identity.entry_name(destruction.number)
-    key = audit_checkpoints.signing_key(now=timezone.now())
+    key = audit_checkpoints.ensure_signing_key(now=timezone.now())
     body = {
         "version": 1,
         "deployment": str(identity.current().uuid),
@@ -55,7 +55,7 @@ def unknown() -> tuple[list[Entry], list[str]]:
     """What the vault says is destroyed and this database has not heard of, in order, and what is wrong with entries that cannot
     be believed. Raises StoreError, FileNotFoundError, and WrongKey if the keyring does not open the key that signs."""
     store, here = get_store("vault"), identity.current()
-    key = keys.existing_signing_key(Key.Purpose.AUDIT)
+    key = keys.find_signing_key(Key.Purpose.AUDIT)
     public = signing.signer_of(key).public_key() if key else None
     entries, problems = [], []
     for name in identity.unknown_entries(store, every=True):

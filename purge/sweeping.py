@@ -26,7 +26,7 @@ from tenants import audit
 from tenants.models import Tenant
 from tenants.retries import retried
 from vault import identity
-from vault.stores import Entry, ObjectStore, get_store
+from vault.stores import ObjectStore, StoreEntry, get_store
 
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Survey:
     objects: int = 0  # of ours, with versions, markers and unfinished uploads
     strangers: int = 0  # keys that are not ours: left alone
     young: int = 0  # without a row, but not older than the grace
-    orphans: list[Entry] = field(default_factory=list)
+    orphans: list[StoreEntry] = field(default_factory=list)
     orphaned: int = 0  # all of them, also those that did not fit the list
     orphaned_bytes: int = 0
     files: int = 0  # that should be there
@@ -202,7 +202,7 @@ def _mark(file: StoredFile, old: StoredFile.Status, new: StoredFile.Status, acti
             audit.record(action, by=None, tenant=tenant, target=file, now=now, object=str(file.object_id))
 
 
-def _destroy(alias: str, orphans: list[Entry], now: datetime) -> int:
+def _destroy(alias: str, orphans: list[StoreEntry], now: datetime) -> int:
     """Unfinished uploads at once, as their key may have a file; of a key that nobody names everything, by the tick."""
     store = get_store(alias)
     unfinished = [entry for entry in orphans if entry.kind == "upload"]

@@ -11,8 +11,8 @@ from files.models import Collection, Erasure, Hold, StoredFile, Upload
 from files.transfers import SLOTS
 from tenants import audit
 from vault import identity
-from vault.content import OPEN_BODIES
-from vault.stores import Entry, get_store
+from vault.content_reader import OPEN_BODIES
+from vault.stores import StoreEntry, get_store
 
 
 def check_all() -> None:
@@ -88,6 +88,6 @@ def check_slots() -> None:
             taken.callback(OPEN_BODIES.release)
 
 
-def entries() -> list[tuple[str, Entry]]:
+def entries() -> list[tuple[str, StoreEntry]]:
     """Objects, versions and unfinished uploads of every bucket, each with the bucket's alias."""
     return [(alias, entry) for alias in settings.BUCKETS for entry in get_store(alias).entries("")]

@@ -63,7 +63,7 @@ def publish(*, now: datetime) -> str | None:
 
 
 def _publish(store: ObjectStore, now: datetime) -> str | None:
-    key = keys.signing_key(Key.Purpose.AUDIT, now=now)
+    key = keys.ensure_signing_key(Key.Purpose.AUDIT, now=now)
     signer = signing.signer_of(key)
     previous = _newest(store, key, signer.public_key(), now)
     heads = {chain: Head(seq, hash_) for chain, seq, hash_ in AuditHead.objects.values_list("chain", "seq", "hash")}
@@ -87,17 +87,17 @@ def _publish(store: ObjectStore, now: datetime) -> str | None:
     return name
 
 
-def signing_key(*, now: datetime) -> Key:
+def ensure_signing_key(*, now: datetime) -> Key:
     """The key for what else it signs. The heads are published first: a key without a publication is a trail that was cut."""
-    if keys.existing_signing_key(Key.Purpose.AUDIT) is None:
+    if keys.find_signing_key(Key.Purpose.AUDIT) is None:
         publish(now=now)
-    return keys.signing_key(Key.Purpose.AUDIT, now=now)
+    return keys.ensure_signing_key(Key.Purpose.AUDIT, now=now)
 
 
 def lost(*, now: datetime) -> Publication | None:
     """The newest publication if it has events that this database lacks, as a backup does. None if all are there, or an operator
     knows of it. Raises StoreError, and WrongKey if the keyring does not open the key."""
-    key = keys.existing_signing_key(Key.Purpose.AUDIT)
+    key = keys.find_signing_key(Key.Purpose.AUDIT)
     if key is None:
         return None
     newest = _newest(get_store("vault"), key, signing.signer_of(key).public_key(), now)
@@ -154,7 +154,7 @@ def verify(*, chain: str | None = None, every: bool = False) -> Verdict:
     names = sorted(entry.key for entry in listed if entry.kind == "object")
     for name in {entry.key for entry in listed if entry.kind == "marker"}.difference(names):
         bad[name] = BadPublication(name, "was deleted; the bucket still has a version of it")
-    key = keys.existing_signing_key(Key.Purpose.AUDIT)
+    key = keys.find_signing_key(Key.Purpose.AUDIT)
     if key is None:
         bad |= {name: BadPublication(name, "there is no key that could have signed it") for name in names}
         return Verdict(names, None, _unsigned({}), list(bad.values()), [])
@@ -219,7 +219,7 @@ def _first_damage(chain: str, signed: dict[Head, str]) -> Damage | None:
 
 def public_key() -> str | None:
     """PEM of the key that verifies every publication; None before the first."""
-    key = keys.existing_signing_key(Key.Purpose.AUDIT)
+    key = keys.find_signing_key(Key.Purpose.AUDIT)
     return signing.public_pem(key) if key else None
 
 

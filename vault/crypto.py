@@ -1,15 +1,15 @@
-"""What an object is made of: Tink streaming AEAD `AES256-GCM-HKDF`, and the keys it is made with. No Django, no storage.
+"""The object format: Tink streaming AEAD `AES256-GCM-HKDF`, and how its keys are derived and wrapped. No Django, no storage.
 
     object  = 0x28 || salt[32] || nonce_prefix[7] || segment_0 || segment_1 || ...
     key     = HKDF-SHA256(key material, salt, info=associated data, 32)
     segment = AES-GCM(key, nonce_prefix || u32be(index) || is_last, plaintext, no further associated data) || tag[16]
 
-A ciphertext segment is `segment_size` bytes with its tag, the last one shorter; the header counts as part of the first,
-so that segment i > 0 starts at byte i * segment_size. Source: Tink's wire format, "Streaming AEAD: AES-GCM-HKDF".
-The object names neither its format nor its segment size: both come from the row and are bound by the associated data.
+A ciphertext segment has `segment_size` bytes, including its tag; the last one may be shorter. The header counts as part of the
+first segment, so that segment i > 0 starts at byte i * segment_size. Source: Tink's wire format, "Streaming AEAD: AES-GCM-HKDF".
+The object contains neither the format's name nor the segment size: both are in the row and in the associated data.
 
-Stock Tink forgives an empty last segment and bytes behind a full one; this module knows the length from the row, so that
-every segment has exactly one size and anything else is `CorruptObject`.
+Stock Tink accepts an empty last segment, and bytes after a full last segment. This module knows the length from the row, so that
+every segment has exactly one valid size. Any other size is a `CorruptObject`.
 """
 
 import os
@@ -37,7 +37,7 @@ MAX_SEGMENTS: Final = 2**32 - 1
 
 
 class WrongKey(Exception):
-    """The key at hand is not the one this content was made with. Says nothing about the object."""
+    """The key is not the one that this content was encrypted with. Says nothing about the object."""
 
 
 class CorruptObject(Exception):
@@ -56,7 +56,7 @@ def new_salt() -> bytes:
 
 
 def encode(*fields: str | int | bytes) -> bytes:
-    """Fields as bytes, one encoding per list of fields: each is preceded by its type and its length (u32be)."""
+    """The fields as bytes. The encoding is injective: each field is preceded by its type and its length (u32be)."""
     encoded = []
     for field in fields:
         if isinstance(field, int):
@@ -70,7 +70,7 @@ def encode(*fields: str | int | bytes) -> bytes:
 
 
 class Binding(NamedTuple):
-    """Ids of what an object belongs to, and its own: uuids in their canonical text form."""
+    """The ids of an object and of what it belongs to: UUIDs in their canonical text form."""
 
     tenant: str
     collection: str
@@ -79,12 +79,15 @@ class Binding(NamedTuple):
 
 
 def associated_data(*, tenant: str, collection: str, file: str, object_id: str, cipher: str, segment_size: int) -> bytes:
-    """What an object is bound to. It opens nowhere else (INV-05). Ids are uuids in their canonical text form."""
+    """The associated data of an object, which binds it to these ids: it decrypts with no others (INV-05)."""
     return encode("strongroom/object", FORMAT_VERSION, tenant, collection, file, object_id, cipher, segment_size)
 
 
 def hkdf(key: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
-    """HKDF-SHA256 (RFC 5869) of keys and salts that have the sizes of this format: it would take none at all without a word."""
+    """HKDF-SHA256 (RFC 5869), restricted to the key and salt sizes of this format. The RFC also accepts an empty salt.
+
+    Raises: ValueError.
+    """
     if len(key) != KEY_SIZE or len(salt) != SALT_SIZE:
         raise ValueError(f"a key has {KEY_SIZE} bytes and a salt {SALT_SIZE}")
     return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(key)
@@ -92,20 +95,26 @@ def hkdf(key: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FileKey:
-    """Key material of one content, and a commitment to it that the row keeps. Neither ever shows in a repr."""
+    """The key material of one content, and the commitment to it that the row stores. Neither appears in a repr (C-5)."""
 
     material: bytes
     commitment: bytes
 
 
 def derive_file_key(collection_key: bytes, *, key_salt: bytes, aad: bytes) -> FileKey:
-    """The key of one content, from the collection's key and a salt that exists only in the file's row."""
+    """The key of one content, from the collection's key and a salt that exists only in the file's row.
+
+    Raises: ValueError.
+    """
     okm = hkdf(collection_key, salt=key_salt, info=b"strongroom/file/v1" + aad, length=2 * KEY_SIZE)
     return FileKey(material=okm[:KEY_SIZE], commitment=okm[KEY_SIZE:])
 
 
-def open_file_key(collection_key: bytes, *, key_salt: bytes, aad: bytes, commitment: bytes) -> FileKey:
-    """As `derive_file_key`; raises WrongKey before anything is decrypted if the row commits to another key."""
+def recover_file_key(collection_key: bytes, *, key_salt: bytes, aad: bytes, commitment: bytes) -> FileKey:
+    """As `derive_file_key`, and checks the key against the row's commitment before anything is decrypted with it.
+
+    Raises: WrongKey, ValueError.
+    """
     if len(key_salt) != SALT_SIZE:
         raise WrongKey("the row's salt has another length")
     key = derive_file_key(collection_key, key_salt=key_salt, aad=aad)
@@ -115,21 +124,27 @@ def open_file_key(collection_key: bytes, *, key_salt: bytes, aad: bytes, commitm
 
 
 def wrap_key(kek: bytes, key: bytes, *, context: bytes) -> bytes:
-    """nonce[12] || AES-256-GCM(kek, nonce, key, context) || tag[16]. Random nonces: below 2**32 wraps per kek."""
+    """nonce[12] || AES-256-GCM(kek, nonce, key, context) || tag[16]. The nonce is random: wrap fewer than 2**32 keys per kek.
+
+    Raises: ValueError.
+    """
     if len(kek) != KEY_SIZE or len(key) != KEY_SIZE:
-        raise ValueError(f"a key has {KEY_SIZE} bytes")  # a shorter kek would be AES-128, another key would never unwrap
+        raise ValueError(f"a key has {KEY_SIZE} bytes")  # a shorter kek would select AES-128; another key could not be unwrapped
     nonce = os.urandom(NONCE_SIZE)
     return nonce + AESGCM(kek).encrypt(nonce, key, context)
 
 
 def unwrap_key(kek: bytes, wrapped: bytes, *, context: bytes) -> bytes:
-    """The key that `wrap_key` wrapped. Raises WrongKey for another kek, another context or an altered wrapping."""
+    """The key that `wrap_key` wrapped with this kek and this context.
+
+    Raises: WrongKey.
+    """
     if len(wrapped) != NONCE_SIZE + KEY_SIZE + TAG_SIZE:
         raise WrongKey("a wrapped key has another length")
     try:
         return AESGCM(kek).decrypt(wrapped[:NONCE_SIZE], wrapped[NONCE_SIZE:], context)
     except InvalidTag:
-        raise WrongKey("the key-encryption key or its context does not fit") from None
+        raise WrongKey("the key-encryption key or its context does not match") from None
 
 
 # --- Layout ---
@@ -137,7 +152,7 @@ def unwrap_key(kek: bytes, wrapped: bytes, *, context: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a content of `length` plaintext bytes lies in its object. Pure arithmetic; `NONE` is the same without overhead."""
+    """Where a content of `length` plaintext bytes is in its object. Pure arithmetic; `NONE` has no header and no tags."""
 
     length: int
     segment_size: int
@@ -146,16 +161,16 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.length < 0 or self.segment_size <= self.header_size + self.tag_size:
-            raise ValueError("no content has a negative length, and no segment is too small for its header, its tag and one byte")
+            raise ValueError("a length is not negative, and a segment has room for its header, its tag and one byte")
 
     @property
     def capacity(self) -> int:
-        """Plaintext bytes in a full segment; the first holds `header_size` fewer."""
+        """Plaintext bytes in a full segment; the first one holds `header_size` fewer."""
         return self.segment_size - self.tag_size
 
     @property
     def segments(self) -> int:
-        """Number of segments: an empty content has one, nothing else ends with an empty one."""
+        """Number of segments. An empty content has one empty segment; every other segment holds at least one byte."""
         return max(1, -(-(self.length + self.header_size) // self.capacity))
 
     @property
@@ -163,20 +178,23 @@ class Layout:
         return self.header_size + self.length + self.segments * self.tag_size
 
     def index_of(self, offset: int) -> int:
-        """The segment that holds plaintext byte `offset`."""
+        """The index of the segment that contains plaintext byte `offset`."""
         return (offset + self.header_size) // self.capacity
 
     def offset_of(self, index: int) -> int:
-        """The plaintext offset of the first byte of segment `index`; `segments` gives the end."""
+        """The plaintext offset of the first byte of segment `index`; `segments` as the index gives the end."""
         return min(self.length, max(0, index * self.capacity - self.header_size))
 
     def object_range(self, first: int, stop: int) -> tuple[int, int]:
-        """Bytes [start, end) of the object that hold segments [first, stop); segment 0 comes with the header."""
+        """The bytes [start, end) of the object that contain segments [first, stop); segment 0 includes the header."""
         return first * self.segment_size, min(self.object_size, stop * self.segment_size)
 
 
 def layout_of(cipher: str, *, length: int, segment_size: int) -> Layout:
-    """The layout of a content by its row's cipher. Only NONE itself means no authentication: any other name is an error."""
+    """The layout of a content by the cipher in its row. Only NONE means no authentication: an unknown name is an error.
+
+    Raises: ValueError.
+    """
     if cipher == AES_GCM:
         return Layout(length, segment_size)
     if cipher == NONE:
@@ -187,7 +205,9 @@ def layout_of(cipher: str, *, length: int, segment_size: int) -> Layout:
 # --- Encryption ---
 
 
-class Sealer(Protocol):
+class Encryptor(Protocol):
+    """Encrypts one content, once and in order: `header`, then what `update` returns, then what `finish` returns."""
+
     header: bytes
 
     def update(self, data: bytes | bytearray | memoryview) -> bytes: ...
@@ -195,8 +215,8 @@ class Sealer(Protocol):
     def finish(self) -> bytes: ...
 
 
-class PlainWriter:
-    """`NONE`: the object is the content."""
+class PassThroughEncryptor:
+    """For `NONE`: the object is the content."""
 
     header = b""
 
@@ -207,41 +227,44 @@ class PlainWriter:
         return b""
 
 
-class Encryptor:
-    """Encrypts one content, once and in order: `header`, then what `update` returns, then what `finish` returns.
-
-    Every instance draws its own salt and prefix, so that a retried upload never reuses a nonce (C-6).
-    """
+class AesGcmEncryptor:
+    """Each instance generates its own salt and nonce prefix, so that a repeated upload never reuses a nonce (C-6)."""
 
     def __init__(self, key_material: bytes, *, aad: bytes, segment_size: int) -> None:
         salt, self._prefix = os.urandom(SALT_SIZE), os.urandom(PREFIX_SIZE)
         self.header = bytes([HEADER_SIZE]) + salt + self._prefix
         self._aead = AESGCM(hkdf(key_material, salt=salt, info=aad, length=KEY_SIZE))
         self._capacity = Layout(0, segment_size).capacity
-        self._room = self._capacity - HEADER_SIZE  # plaintext bytes of the segment that is being filled
+        self._room = self._capacity - HEADER_SIZE  # plaintext bytes of the current segment
         self._buffer = bytearray()
         self._index = 0
         self._finished = False
 
     def update(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Ciphertext of every segment that is now known not to be the last: a full one waits until more bytes follow it."""
+        """The ciphertext of every segment that is certain not to be the last: a full one waits until more bytes follow it.
+
+        Raises: ValueError, OverflowError.
+        """
         self._buffer += data
         if len(self._buffer) <= self._room:
             return b""
         segments, start = [], 0
         with memoryview(self._buffer) as view:
             while len(view) - start > self._room:
-                segments.append(self._seal(view[start : start + self._room], last=False))
+                segments.append(self._encrypt(view[start : start + self._room], last=False))
                 start += self._room
                 self._room = self._capacity
         del self._buffer[:start]
         return b"".join(segments)
 
     def finish(self) -> bytes:
-        """The last segment."""
-        return self._seal(self._buffer, last=True)
+        """The last segment.
 
-    def _seal(self, plaintext: bytearray | memoryview, *, last: bool) -> bytes:
+        Raises: ValueError, OverflowError.
+        """
+        return self._encrypt(self._buffer, last=True)
+
+    def _encrypt(self, plaintext: bytearray | memoryview, *, last: bool) -> bytes:
         if self._finished:
             raise ValueError("the last segment is already written")
         if self._index >= MAX_SEGMENTS:
@@ -253,21 +276,46 @@ class Encryptor:
 
 
 def segment_nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
+    """The nonce of one segment.
+
+    Raises: ValueError.
+    """
     nonce = prefix + struct.pack(">I?", index, last)
     if len(nonce) != NONCE_SIZE:
-        raise ValueError("a nonce has another length")  # AES-GCM takes it and means something else by it (C-2)
+        raise ValueError(
+            "a nonce has another length"
+        )  # AES-GCM accepts other lengths and derives another counter from them (C-2)
     return nonce
 
 
-class Opener(Protocol):
+# --- Decryption ---
+
+
+class Decryptor(Protocol):
+    """Decrypts the segments of one object, in any order."""
+
     layout: Layout
 
-    def open(self, index: int, segment: memoryview) -> bytes:
-        """Plaintext of segment `index` from exactly the object bytes that `layout.object_range(index, index + 1)` names."""
+    def decrypt(self, index: int, segment: memoryview) -> bytes:
+        """The plaintext of segment `index` from exactly the object bytes `layout.object_range(index, index + 1)`.
+
+        Raises: CorruptObject.
+        """
 
 
-class Decryptor:
-    """Opens the segments of one object in any order. Nothing leaves it unauthenticated (INV-03)."""
+class PassThroughDecryptor:
+    """For `NONE`: the object is the content."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def decrypt(self, index: int, segment: memoryview) -> bytes:
+        check_segment_size(self.layout, index, segment)
+        return bytes(segment)
+
+
+class AesGcmDecryptor:
+    """Returns no plaintext that is not authenticated (INV-03)."""
 
     def __init__(self, key_material: bytes, *, aad: bytes, header: bytes, layout: Layout) -> None:
         if len(header) != HEADER_SIZE or header[0] != HEADER_SIZE:
@@ -277,8 +325,8 @@ class Decryptor:
         self._prefix = header[1 + SALT_SIZE :]
         self._aead = AESGCM(hkdf(key_material, salt=header[1 : 1 + SALT_SIZE], info=aad, length=KEY_SIZE))
 
-    def open(self, index: int, segment: memoryview) -> bytes:
-        check_size(self.layout, index, segment)
+    def decrypt(self, index: int, segment: memoryview) -> bytes:
+        check_segment_size(self.layout, index, segment)
         if index == 0:
             if not compare_digest(segment[:HEADER_SIZE], self._header):
                 raise CorruptObject("the object begins with another header")
@@ -290,18 +338,11 @@ class Decryptor:
             raise CorruptObject(f"segment {index} fails authentication") from None
 
 
-class PlainReader:
-    """`NONE`: the object is the content."""
+def check_segment_size(layout: Layout, index: int, segment: memoryview) -> None:
+    """Refuses a segment that is not of the one size that its index has.
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-
-    def open(self, index: int, segment: memoryview) -> bytes:
-        check_size(self.layout, index, segment)
-        return bytes(segment)
-
-
-def check_size(layout: Layout, index: int, segment: memoryview) -> None:
+    Raises: CorruptObject.
+    """
     start, end = layout.object_range(index, index + 1)
     if len(segment) != end - start:
         raise CorruptObject(f"segment {index} has {len(segment)} bytes instead of {end - start}")

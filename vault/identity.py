@@ -137,7 +137,7 @@ def _check_mark(store: ObjectStore, now: datetime) -> None:
     if marked_for != str(deployment.uuid):
         raise errors.ForeignVault
     if deployment.marked_at is None:
-        audit_checkpoints.signing_key(now=now)  # what the ledger is signed with is in every backup from here on
+        audit_checkpoints.ensure_signing_key(now=now)  # what the ledger is signed with is in every backup from here on
         Deployment.objects.filter(pk=1).update(marked_at=now)
 
 

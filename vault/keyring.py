@@ -1,6 +1,6 @@
-"""The master keys that wrap the collections' keys: named, one of them active.
+"""The master keys (key-encryption keys) that wrap every data key. They are named, and one of them is active.
 
-One `name base64(32 bytes)` a line, `#` begins a comment, the last line is the active key. Rotation appends a line.
+`KEYRING` has one `name base64(32 bytes)` a line; `#` begins a comment. The last line is the active key. Rotation appends a line.
 """
 
 import base64
@@ -27,11 +27,14 @@ class Keyring:
 
     @property
     def active(self) -> tuple[str, bytes]:
-        """Name and key of the one that wraps new keys."""
+        """Name and key of the one that wraps new data keys."""
         return list(self._keys.items())[-1]
 
     def key(self, name: str) -> bytes:
-        """Raises WrongKey for a name that is not, or no longer, in the keyring."""
+        """The master key of this name.
+
+        Raises: WrongKey.
+        """
         try:
             return self._keys[name]
         except KeyError:
@@ -39,12 +42,19 @@ class Keyring:
 
 
 def keyring() -> Keyring:
+    """The keyring of the settings.
+
+    Raises: ValueError.
+    """
     return parse(settings.KEYRING)
 
 
 @lru_cache(maxsize=1)
 def parse(text: str) -> Keyring:
-    """Raises ValueError that names a line by its number only: a name in the wrong place may be a key."""
+    """The keyring that `text` describes. An error names a line by its number only: a misplaced name may be a key.
+
+    Raises: ValueError.
+    """
     keys: dict[str, bytes] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.partition("#")[0].split()
@@ -52,23 +62,23 @@ def parse(text: str) -> Keyring:
             continue
         if len(fields) != 2:
             raise ValueError(f"KEYRING, line {number}: write one name and one base64 key, with a space between")
-        name, key = fields[0], decode_key(fields[1])
+        name, key = fields[0], _decode_key(fields[1])
         if not NAME.fullmatch(name):
             raise ValueError(f"KEYRING, line {number}: a name is at most 63 letters, digits, '.', '_' and '-'")
         if len(key) != KEY_SIZE:
             raise ValueError(f"KEYRING, line {number}: the key is not the base64 form of {KEY_SIZE} bytes")
         if name in keys:
-            raise ValueError(f"KEYRING, line {number}: this name stands in an earlier line too")
+            raise ValueError(f"KEYRING, line {number}: an earlier line has the same name")
         if key in keys.values():
-            raise ValueError(f"KEYRING, line {number}: this key stands in an earlier line too; rotation needs a new one")
+            raise ValueError(f"KEYRING, line {number}: an earlier line has the same key; rotation needs a new one")
         keys[name] = key
     if not keys:
-        raise ValueError("KEYRING holds no key")
+        raise ValueError("KEYRING has no key")
     return Keyring(keys)
 
 
-def decode_key(text: str) -> bytes:
-    """The bytes, or none of them: an error of base64's own would carry no reason that is worth its risk."""
+def _decode_key(text: str) -> bytes:
+    """The decoded bytes, or b"": the message of base64's own error could contain part of the key."""
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:

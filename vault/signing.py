@@ -31,7 +31,7 @@ def canonical(value: dict[str, Any]) -> bytes:
 
 def signer_of(key: Key) -> Ed25519PrivateKey:
     """Raises WrongKey if the keyring does not open the key."""
-    return Ed25519PrivateKey.from_private_bytes(keys.open_key(key))
+    return Ed25519PrivateKey.from_private_bytes(keys.unwrap(key))
 
 
 def public_pem(key: Key) -> str:

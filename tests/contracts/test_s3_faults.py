@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pytest_django import Settings
 
 from tests import stores
-from vault.stores import Entry, StoreRefused, StoreUnavailable, s3_client
+from vault.stores import StoreEntry, StoreRefused, StoreUnavailable, s3_client
 from vault.stores.s3 import S3Store
 
 
@@ -212,7 +212,7 @@ def test_abort_that_fails_waits_for_the_sweep(
     writer.write(BIG)
     with faults.during(failing("DELETE", "uploadId")):
         writer.abort()
-    assert "waits for the sweep" in caplog.text
+    assert "the sweep will remove it" in caplog.text
     assert kinds(vault) == [("upload", "a")]
 
 
@@ -357,7 +357,7 @@ def test_refusal_is_not_repeated(vault: S3Store, faults: stores.Faults) -> None:
 
 def test_open_waits_for_a_connection_and_gives_up(vault: S3Store, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.S3_MAX_CONNECTIONS = 2
-    monkeypatch.setattr(s3_client, "PATIENCE", 0.2)
+    monkeypatch.setattr(s3_client, "CONNECTION_WAIT", 0.2)
     put(vault, "a", b"0123456789")
     bodies = [vault.open("a", start=0, length=10, etag=None)[1] for _ in range(2)]
     with pytest.raises(StoreUnavailable, match="no connection"):
@@ -455,14 +455,14 @@ def test_erase_that_is_refused_as_a_whole_names_every_entry(vault: S3Store, faul
 def test_erase_asks_for_a_thousand_at_most_and_signs_them_as_old_servers_want(vault: S3Store, faults: stores.Faults) -> None:
     """S-1, S-3: moto takes more than a thousand and needs no digest, real servers do not and do."""
     (template,) = _one_entry(vault)
-    entries = [Entry("object", str(number), "null", 1, template.modified) for number in range(2001)]
+    entries = [StoreEntry("object", str(number), "null", 1, template.modified) for number in range(2001)]
     with faults.during(answering("POST", "delete", "200 OK", b"<DeleteResult></DeleteResult>")) as seen:
         assert vault.erase(iter(entries)) == []
     assert len(seen) == 3
     assert all(environ["HTTP_CONTENT_MD5"] for environ in seen)
 
 
-def _one_entry(vault: S3Store) -> list[Entry]:
+def _one_entry(vault: S3Store) -> list[StoreEntry]:
     put(vault, "a", b"1")
     return list(vault.entries(""))
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from django.db import OperationalError, connection
 
-from vault.stores import Entry, Failure, Stat, StoreUnavailable
+from vault.stores import EraseFailure, Stat, StoreEntry, StoreUnavailable
 from vault.stores.local import LocalStore
 from vault.stores.s3 import S3Store
 
@@ -140,10 +140,10 @@ class Breaking:
     def stat(self, key: str) -> Stat:
         return ask_store(lambda: super(Breaking, self).stat(key))  # type: ignore[misc,no-any-return]
 
-    def entries(self, prefix: str) -> Iterator[Entry]:
+    def entries(self, prefix: str) -> Iterator[StoreEntry]:
         return iter(ask_store(lambda: list(super(Breaking, self).entries(prefix))))  # type: ignore[misc]
 
-    def erase(self, entries: Any) -> list[Failure]:
+    def erase(self, entries: Any) -> list[EraseFailure]:
         return ask_store(lambda: super(Breaking, self).erase(entries))  # type: ignore[misc]
 
 

@@ -70,7 +70,7 @@ def release(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def people(acme: Tenant) -> dict[str, User]:
-    keys.signing_key(Key.Purpose.EGRESS, now=timezone.now())  # or the first package would make one, and differ in its name
+    keys.ensure_signing_key(Key.Purpose.EGRESS, now=timezone.now())  # or the first package would make one, and differ in its name
     return make_reviewers(acme)
 
 
@@ -104,7 +104,7 @@ def killed_at(event: str, operation: str, number: int, *, is_inside: bool = Fals
     def prepare() -> None:
         store = get_store("release")
         assert isinstance(store, S3Store)
-        store.service.client.meta.events.register(".".join(filter(None, (event, "s3", operation))), meet)
+        store.shared_client.client.meta.events.register(".".join(filter(None, (event, "s3", operation))), meet)
 
     return prepare
 

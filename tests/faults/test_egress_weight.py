@@ -197,7 +197,7 @@ def starve_in_reading(left: int) -> None:
         for size in sizes:
             starve(size)
 
-    store.service.client.meta.events.register("before-send.s3.GetObject", meet)
+    store.shared_client.client.meta.events.register("before-send.s3.GetObject", meet)
 
 
 def feed() -> None:

@@ -253,7 +253,7 @@ def forged(victim: Victim, *sealed: tuple[int, int, bool]) -> bytes:
     row, collection = victim.row, victim.row.collection
     aad = associated_data(row)
     salt, commitment, header = bytes(row.key_salt), bytes(row.key_commitment), bytes(row.header)
-    key = crypto.open_file_key(keys.open_key(collection.key), key_salt=salt, aad=aad, commitment=commitment)
+    key = crypto.recover_file_key(keys.unwrap(collection.key), key_salt=salt, aad=aad, commitment=commitment)
     aead = AESGCM(crypto.hkdf(key.material, salt=header[1 : 1 + crypto.SALT_SIZE], info=aad, length=crypto.KEY_SIZE))
     prefix = header[1 + crypto.SALT_SIZE :]
     return header + b"".join(

@@ -141,7 +141,7 @@ def make_world() -> World:
     invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
     destroyed = make_destruction(acme, "Third Ward Cohort", began_by="alice")
     request = returned(clients, slug)
-    keys.signing_key(Key.Purpose.EGRESS, now=datetime.now(UTC))
+    keys.ensure_signing_key(Key.Purpose.EGRESS, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
     clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})  # is on the platform's record
     people["root"].refresh_from_db()  # type: ignore[union-attr]  # a reset of the password depends on the last sign-in

@@ -13,7 +13,7 @@ from tenants import audit
 from tenants.models import AuditEvent, User
 from tests.invariants import entries
 from vault.models import Key
-from vault.stores import Entry, Failure
+from vault.stores import EraseFailure, StoreEntry
 from vault.stores.local import LocalStore
 
 
@@ -66,7 +66,7 @@ def of(collection: Collection) -> Destruction:
     return Destruction.objects.get(collection_uuid=collection.uuid)
 
 
-def under(collection: Collection) -> list[Entry]:
+def under(collection: Collection) -> list[StoreEntry]:
     """What is left of it in any bucket."""
     return [entry for _, entry in entries() if entry.key.startswith(collection.prefix)]
 
@@ -106,9 +106,9 @@ class Stubborn(LocalStore):
 
     locked = ""  # the key of an object that will not go
 
-    def erase(self, entries: Iterable[Entry]) -> list[Failure]:
+    def erase(self, entries: Iterable[StoreEntry]) -> list[EraseFailure]:
         entries = list(entries)
         kept = [entry for entry in entries if entry.key == self.locked]
         return super().erase([entry for entry in entries if entry not in kept]) + [
-            Failure(entry, "AccessDenied: Access Denied") for entry in kept
+            EraseFailure(entry, "AccessDenied: Access Denied") for entry in kept
         ]

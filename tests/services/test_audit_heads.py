@@ -393,7 +393,7 @@ def test_older_publication_under_the_newest_name_is_damage(vault: ObjectStore, t
 
 def test_publication_in_place_of_one_that_another_follows_is_damage(vault: ObjectStore, three: list[str]) -> None:
     """By whoever had the key: its signature fits, and its digest does not."""
-    seed = keys.open_key(Key.objects.get(purpose="audit"))
+    seed = keys.unwrap(Key.objects.get(purpose="audit"))
     replace(vault, three[1], signed(edited(read(vault, three[1]), heads={}), seed))
     assert damaged("--all") == [f"publication {three[1]}: is not the one that {three[2]} follows"]
 

@@ -266,7 +266,7 @@ def test_store_that_does_not_do_it_is_waited_for(
 
 
 def wait_for_store(request: Any, monkeypatch: pytest.MonkeyPatch, error: str, *, method: str, waits_as: str) -> None:
-    monkeypatch.setattr("vault.content.pause", lambda attempt: None)
+    monkeypatch.setattr("vault.content_reader.pause", lambda attempt: None)
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, method, raising(ERRORS[error]))
         work_on()

@@ -242,7 +242,7 @@ def test_export_of_a_file_whose_collection_key_was_destroyed_opens_nothing(
 def key_material(file: StoredFile) -> tuple[bytes, bytes]:
     """Tink's key material for a file's object, and its associated data, by the two lines of docs."""
     aad = content.associated_data(file)
-    key = crypto.derive_file_key(keys.open_key(file.collection.key), key_salt=bytes(file.key_salt), aad=aad)
+    key = crypto.derive_file_key(keys.unwrap(file.collection.key), key_salt=bytes(file.key_salt), aad=aad)
     return key.material, aad
 
 

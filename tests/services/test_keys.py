@@ -67,7 +67,7 @@ def test_rotation_rewraps_every_key_and_the_old_master_key_may_go(
     api: Api, alice: User, collections: list[Collection], settings: Settings
 ) -> None:
     before = {key.pk: key.wrapped for key in Key.objects.all()}
-    opened = {key.pk: keys.open_key(key) for key in Key.objects.all()}
+    opened = {key.pk: keys.unwrap(key) for key in Key.objects.all()}
     objects = invariants.entries()
     settings.KEYRING = ROTATED
     assert all(read(api(alice), collection) == CONTENT for collection in collections)
@@ -77,7 +77,7 @@ def test_rotation_rewraps_every_key_and_the_old_master_key_may_go(
     settings.KEYRING = RETIRED
     assert set(Key.objects.values_list("kek_id", flat=True)) == {"test-2027"}
     assert all(key.wrapped != before[key.pk] for key in Key.objects.all())
-    assert {key.pk: keys.open_key(key) for key in Key.objects.all()} == opened
+    assert {key.pk: keys.unwrap(key) for key in Key.objects.all()} == opened
     assert invariants.entries() == objects  # not touched
     assert all(read(api(alice), collection) == CONTENT for collection in collections)
     assert all(put(api(alice), collection, "b.bin") == 201 for collection in collections)
@@ -199,12 +199,12 @@ def test_destroyed_key_is_503_and_never_made_anew(api: Api, alice: User, collect
 def test_wrapping_opens_in_no_other_row(collections: list[Collection], settings: Settings, part: str) -> None:
     """INV-05: not for another key, purpose, owner or master key's name."""
     key, other = collections[0].key, collections[1].key
-    assert keys.open_key(key)
+    assert keys.unwrap(key)
     if part == "kek_id":
         settings.KEYRING = f"other {OLD.split()[1]}"  # the same master key under another name
     setattr(key, part, {"id": other.id, "purpose": "signing", "owner": other.owner, "kek_id": "other"}[part])
     with pytest.raises(crypto.WrongKey):
-        keys.open_key(key)
+        keys.unwrap(key)
 
 
 def test_keys_of_two_collections_changed_over_are_refused(api: Api, alice: User, collections: list[Collection]) -> None:

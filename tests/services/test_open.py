@@ -13,7 +13,7 @@ from rest_framework.test import APIClient
 
 from files.models import StoredFile
 from tenants.models import User
-from vault import content
+from vault import content_reader
 from vault.crypto import CorruptObject
 from vault.stores import get_store
 from vault.stores.local import LocalStore
@@ -54,8 +54,8 @@ def test_open_seeks_anywhere_like_a_file_in_memory(file: StoredFile) -> None:
 
 
 def test_open_that_is_closed_holds_nothing_and_reads_nothing(file: StoredFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "FAST_RATE", 0)  # however busy the machine is
-    monkeypatch.setattr(content, "STALL_SECONDS", 60)
+    monkeypatch.setattr(content_reader, "FAST_RATE", 0)  # however busy the machine is
+    monkeypatch.setattr(content_reader, "STALL_SECONDS", 60)
 
     def descriptors() -> set[str]:
         return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}

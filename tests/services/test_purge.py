@@ -156,7 +156,7 @@ def test_certificate_says_what_is_gone_and_is_signed(filled: Collection, alice: 
 
 def test_first_certificate_leaves_the_audit_trail_whole(filled: Collection) -> None:
     """The key that signs it is made for it, before any head was published: that must not look like a trail that was cut."""
-    assert keys.existing_signing_key(Key.Purpose.AUDIT) is None
+    assert keys.find_signing_key(Key.Purpose.AUDIT) is None
     end(filled)
     call_command("verify_audit", stdout=StringIO())
 

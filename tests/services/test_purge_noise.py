@@ -154,7 +154,7 @@ def opened_by(dump: Dump, saved: list[Saved]) -> dict[str, set[str]]:
 def attempts(saved: Saved, key: Key, salt: bytes) -> Iterator[tuple[str, bytes]]:
     """What came out, if anything did. The commitment is made to fit, so that the object itself has to refuse."""
     try:
-        collection_key = keys.open_key(key)
+        collection_key = keys.unwrap(key)
     except crypto.WrongKey:
         return
     candidate = crypto.derive_file_key(collection_key, key_salt=salt, aad=saved.aad)

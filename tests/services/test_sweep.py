@@ -31,7 +31,7 @@ from tests.invariants import entries
 from tests.lifted import guards_lifted
 from tests.services.purging import expire, fill
 from vault import audit_checkpoints, identity
-from vault.stores import Entry, ObjectStore, StoreUnavailable, get_store
+from vault.stores import ObjectStore, StoreEntry, StoreUnavailable, get_store
 from vault.stores.local import LocalStore
 
 
@@ -257,7 +257,7 @@ def test_listing_that_breaks_off_changes_nothing(november: Collection, later: da
     leave_orphan(november)
     whole = LocalStore.entries
 
-    def breaks_off(self: LocalStore, prefix: str) -> Iterator[Entry]:
+    def breaks_off(self: LocalStore, prefix: str) -> Iterator[StoreEntry]:
         for number, entry in enumerate(whole(self, prefix)):
             if number == 2:
                 raise StoreUnavailable("ListObjectVersions: no answer")

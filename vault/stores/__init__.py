@@ -1,7 +1,7 @@
-"""Where objects lie: the port that uploads, downloads, purge and sweep are written against. Ciphertext only passes here.
+"""The object store port: the interface that uploads, downloads, purge and sweep are written against. Only ciphertext passes here.
 
 Aliases are Django `STORAGES`. `tests/contracts/test_object_store.py` is the contract, and runs on every implementation.
-A missing object is FileNotFoundError; everything else that a store does to us is a StoreError.
+A missing object is FileNotFoundError; every other failure of a store is a StoreError.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,27 +13,27 @@ from django.conf import settings
 from django.core.files.storage import storages
 
 
-MAX_KEY_BYTES: Final = 1024  # S3's limit; moto takes longer ones, so it is enforced here
+MAX_KEY_BYTES: Final = 1024  # S3's limit; moto accepts longer keys, so that it is enforced here (S-3)
 
 
 class StoreError(Exception):
-    """The store did not do what it was asked. The text names the operation and the store's code, never a credential."""
+    """The store did not perform an operation. The text names the operation and the store's code, never a credential."""
 
 
 class StoreUnavailable(StoreError):
-    """It may work later: no connection, a timeout, throttling, a 5xx, a body that broke off."""
+    """A later attempt may succeed: no connection, a timeout, throttling, a 5xx, a truncated body."""
 
 
 class StoreRefused(StoreError):
-    """It will not work by itself: bad credentials, no permission, no such bucket. Repeating it helps nobody (F-11)."""
+    """Repeating does not help: bad credentials, no permission, no such bucket (F-11)."""
 
 
 class NotEncrypted(StoreRefused):
-    """It takes no object that it is to encrypt by itself, or does not say that it does."""
+    """The store refuses to encrypt an object, or does not confirm that it does."""
 
 
 class ObjectChanged(StoreError):
-    """The object is not the one that was asked for: another ETag, or it ends before the first byte of the range."""
+    """The object is not the one that was requested: it has another ETag, or it ends before the first byte of the range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Stat:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One thing that occupies a prefix. `version` is the version id of an object, version or marker, the id of an upload."""
+class StoreEntry:
+    """One thing that occupies a prefix. `version` is the version id of an object, version or marker, or the id of an upload."""
 
     kind: Literal["object", "version", "marker", "upload"]
     key: str
@@ -56,103 +56,155 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    entry: Entry
+class EraseFailure:
+    """An entry that remains, and the store's reason."""
+
+    entry: StoreEntry
     reason: str
-    may_pass: bool = False  # the store was busy or in trouble, and did not refuse
+    is_transient: bool = False  # the store was busy or broken, and did not refuse
 
 
-class Writer(Protocol):
-    """One object that is being written. It exists for nobody before `commit` returned."""
+class ObjectWriter(Protocol):
+    """Writes one object, which does not exist before `commit` has returned."""
 
     @property
     def bytes_stored(self) -> int:
-        """Bytes that the store has acknowledged: it grows while an upload is alive."""
+        """Bytes that the store has acknowledged. It grows while an upload makes progress."""
 
     @property
     def has_begun(self) -> bool:
-        """Whether the store may hold anything of it. Until then there is nothing to clear away."""
+        """Whether the store may hold anything of the object. If not, nothing has to be removed."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes any number of bytes, and keeps no reference to them."""
+        """Takes any number of bytes, and keeps no reference to them.
+
+        Raises: StoreUnavailable, StoreRefused, NotEncrypted.
+        """
 
     def commit(self) -> Stat:
-        """The object exists from here on. FileExistsError if its key is taken: objects are written once.
+        """Creates the object. FileExistsError means that its key is taken: objects are written once. StoreRefused can mean that
+        another process has removed the unfinished upload. After any error, call `abort`.
 
-        StoreRefused if somebody erased the unfinished upload. After any error `abort` is still due.
+        Raises: FileExistsError, StoreUnavailable, StoreRefused, NotEncrypted.
         """
 
     def abort(self) -> None:
-        """Nothing of an uncommitted object remains. Does nothing after `commit`, or the second time.
+        """Removes all of an uncommitted object. Does nothing after `commit`, or the second time.
 
-        Never raises a StoreError: callers have a better one in hand, and the sweep finds what a dead store kept.
+        Never raises a StoreError: the caller is handling another error, and the sweep finds what a failed store has kept.
         """
 
 
-class Body(Protocol):
-    """Bytes of one object. It occupies one of the process's few connections until it is closed."""
+class ObjectBody(Protocol):
+    """Bytes of one object. Until it is closed, it occupies one of the few connections of the process."""
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes, fewer only at the end of the range, then b"". StoreUnavailable if the rest is missing."""
+        """The next `size` bytes; fewer only at the end of the range, then b"". StoreUnavailable if the rest is missing.
+
+        Raises: StoreUnavailable.
+        """
 
     def close(self) -> None: ...
 
 
 @runtime_checkable
 class ObjectStore(Protocol):
-    def create(self, key: str, *, size: int | None, encrypt: bool = False) -> Writer:
-        """A writer for a new object of `size` bytes, None if nobody knows yet.
+    """A bucket, or what has the guarantees of one."""
 
-        `encrypt`: nobody has encrypted it, so that the store has to. NotEncrypted, before a byte of it leaves, unless it does.
+    def create(self, key: str, *, size: int | None, encrypt: bool = False) -> ObjectWriter:
+        """A writer for a new object of `size` bytes; None if the size is unknown.
+
+        `encrypt`: the bytes are plaintext, so that the store has to encrypt them. The writer raises NotEncrypted before any of
+        them leaves this process unless the store confirms that it does.
+
+        Raises: ValueError, StoreUnavailable, StoreRefused.
         """
 
-    def open(self, key: str, *, start: int, length: int, etag: str | None) -> tuple[Stat, Body]:
-        """Bytes [start, start + length) as far as the object goes, in one request. ObjectChanged unless it has this etag."""
+    def open(self, key: str, *, start: int, length: int, etag: str | None) -> tuple[Stat, ObjectBody]:
+        """Bytes [start, start + length) or up to the object's end, in one request. ObjectChanged if the ETag is another.
 
-    def stat(self, key: str) -> Stat: ...
+        Raises: FileNotFoundError, ObjectChanged, StoreUnavailable, StoreRefused.
+        """
+
+    def stat(self, key: str) -> Stat:
+        """Size and ETag of an object.
+
+        Raises: FileNotFoundError, StoreUnavailable, StoreRefused.
+        """
 
     def copy(self, source_key: str, key: str, *, source: "ObjectStore") -> Stat:
-        """Copies within the store's service, byte for byte, without passing this process."""
+        """Copies an object byte for byte inside the storage service, not through this process.
 
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        """Everything under a prefix, old versions and unfinished uploads included. Raises rather than leave any out (F-19)."""
+        Raises: FileNotFoundError, FileExistsError, ObjectChanged, StoreUnavailable, StoreRefused.
+        """
 
-    def erase(self, entries: Iterable[Entry]) -> list[Failure]:
-        """Destroys exactly these entries and returns those that remain, with the store's reason. Gone already is success."""
+    def entries(self, prefix: str) -> Iterator[StoreEntry]:
+        """Everything under a prefix, including old versions and unfinished uploads. Raises rather than omit any (F-19).
+
+        Raises: StoreUnavailable, StoreRefused.
+        """
+
+    def erase(self, entries: Iterable[StoreEntry]) -> list[EraseFailure]:
+        """Deletes exactly these entries, and returns those that remain. An entry that no longer exists counts as deleted.
+
+        Raises: StoreUnavailable.
+        """
 
     def warm_up(self) -> None:
-        """Makes what the first request would otherwise wait for. Talks to nobody."""
+        """Creates what the first request would otherwise wait for. Sends nothing."""
 
     def check(self) -> None:
-        """Raises StoreError unless the bucket answers."""
+        """Checks that the bucket answers.
+
+        Raises: StoreUnavailable, StoreRefused.
+        """
 
     def clock(self) -> datetime | None:
-        """What time it is for the store, to the second; None if it does not say. StoreUnavailable if it does not answer."""
+        """The store's current time, to the second; None if the store does not state it.
+
+        Raises: StoreUnavailable.
+        """
 
     def prepare(self, *, create: bool) -> None:
-        """As `check`, and creates a missing bucket if it may."""
+        """As `check`, and first creates a missing bucket if `create` is set.
+
+        Raises: StoreUnavailable, StoreRefused.
+        """
 
 
 def get_store(alias: str) -> ObjectStore:
+    """The object store of a STORAGES alias.
+
+    Raises: TypeError.
+    """
     store = storages[alias]
     if not isinstance(store, ObjectStore):
-        raise TypeError(f"STORAGES[{alias!r}] keeps no objects")
+        raise TypeError(f"STORAGES[{alias!r}] is not an object store")
     return store
 
 
 def check() -> None:
-    """Raises StoreError unless the vault answers: the readiness of this process."""
+    """Checks that the vault's bucket answers: a condition for readiness.
+
+    Raises: StoreUnavailable, StoreRefused.
+    """
     get_store("vault").check()
 
 
 def ensure_buckets() -> None:
-    """Every bucket answers, or StoreError. Missing ones are created if S3_CREATE_BUCKETS allows it."""
+    """Checks that every bucket answers. Missing ones are created if S3_CREATE_BUCKETS allows it.
+
+    Raises: StoreUnavailable, StoreRefused.
+    """
     for alias in settings.BUCKETS:
         get_store(alias).prepare(create=settings.S3_CREATE_BUCKETS)
 
 
 def check_key(key: str) -> str:
-    """The key, or ValueError. Ours are uuids; this keeps a bug from becoming a path out of the directory or a 500."""
+    """Returns the key if it is valid. Our keys are UUIDs: this check turns a bug into an error, not into a path traversal.
+
+    Raises: ValueError.
+    """
     if len(key.encode()) > MAX_KEY_BYTES:
         raise ValueError(f"a key has at most {MAX_KEY_BYTES} bytes")
     if "\\" in key or not key.isprintable() or any(part in {"", ".", ".."} for part in key.split("/")):
@@ -160,14 +212,14 @@ def check_key(key: str) -> str:
     return key
 
 
-class ThroughPort:
-    """Refuses Django's own way to a storage: it reads whole files, publishes half-written ones and signs links (T-3)."""
+class PortOnly:
+    """Disables Django's own storage API, which reads whole files, publishes truncated ones and presigns links (T-3)."""
 
     def save(self, *args: object, **kwargs: object) -> str:
         raise NotImplementedError("objects are written through create()")
 
     def delete(self, *args: object, **kwargs: object) -> None:
-        raise NotImplementedError("objects are destroyed through erase(), which also reaches their versions")
+        raise NotImplementedError("objects are deleted through erase(), which also deletes their versions")
 
     def url(self, *args: object, **kwargs: object) -> str:
-        raise NotImplementedError("objects have no links: every download passes this process")
+        raise NotImplementedError("objects have no links: every download passes through this process")

@@ -1,4 +1,4 @@
-"""The S3 client that all stores of one endpoint and identity share in a process, and its errors as the port's."""
+"""The S3 client that all stores of one endpoint and identity share in a process, and the translation of its errors."""
 
 import base64
 import hashlib
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-PARTS_IN_FLIGHT: Final = 8  # in a process, besides the part that each upload may send on its own thread
-PATIENCE: Final = 10  # seconds for a free connection
-PART_PATIENCE: Final = 120  # a part is worth waiting for: on a slow line all connections may be busy with other parts for so long
+PARTS_IN_FLIGHT: Final = 8  # in a process, besides the part that each upload may send in its own thread
+CONNECTION_WAIT: Final = 10  # seconds to wait for a free connection
+PART_CONNECTION_WAIT: Final = 120  # for a part: on a slow line, all connections may be busy with other parts for that long
 CONNECT_TIMEOUT: Final = 3  # seconds
 READ_TIMEOUT: Final = 15
-NO_IDENTITY: Final = (
+CREDENTIAL_ERRORS: Final = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
     boto.CredentialRetrievalError,
@@ -43,12 +43,12 @@ NO_IDENTITY: Final = (
 
 
 class UploadGone(StoreRefused):
-    """Somebody completed or aborted this multipart upload."""
+    """This multipart upload was completed or aborted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Whom to ask, as whom, and how. Without keys boto3's own chain finds some, and renews what expires."""
+    """Address, identity and options of a client. Without keys, boto3's credential chain finds some and renews them."""
 
     url: str | None
     region: str | None
@@ -62,12 +62,12 @@ class Endpoint:
     session_token: str | None = field(repr=False)
 
 
-class Service:
-    """One client: it costs 15 MiB and 200 ms, so that neither each store nor each thread has its own (T-13)."""
+class SharedClient:
+    """One boto3 client with its limits. It costs 15 MiB and 200 ms, so that stores and threads share it (T-13)."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         core = botocore.session.Session()
-        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=moment)
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
         session = boto3.Session(
             botocore_session=core,
             profile_name=endpoint.profile,
@@ -78,7 +78,7 @@ class Service:
         checksums: Any = endpoint.checksums
         options: Any = {
             "addressing_style": endpoint.addressing_style,
-            # TLS protects a body on its way. Without it the server compares the SHA-256 that the signature covers.
+            # TLS protects a body in transit. Without TLS, the server compares the SHA-256 that the signature covers.
             "payload_signing_enabled": (endpoint.url or "https:").startswith("http:"),
         }
         self.client: S3Client = session.client(
@@ -96,87 +96,97 @@ class Service:
                 response_checksum_validation=checksums,
             ),
         )
-        events: Any = self.client.meta.events  # typed as if nobody listened to what a handler returns
-        events.register_first("needs-retry.s3", give_up_on_silence)
+        events: Any = self.client.meta.events  # its type says that a handler returns nothing
+        events.register_first("needs-retry.s3", stop_after_timeouts)
         events.register("before-call.s3.DeleteObjects", add_content_md5)
-        # urllib3's pool opens more connections when it is empty; nothing but this makes anybody wait.
+        # An empty pool of urllib3 opens more connections. Only this semaphore limits them.
         self._connections = threading.Semaphore(endpoint.max_connections)
         self.parts = threading.Semaphore(PARTS_IN_FLIGHT)
         self.threads = ThreadPoolExecutor(PARTS_IN_FLIGHT, "s3-part")
 
     @contextmanager
-    def request(self, operation: str, *, patience: float | None = None) -> Iterator["S3Client"]:
-        """The client for one request, in our errors."""
-        self.take_connection(operation, patience=patience)
+    def request(self, operation: str, *, timeout: float | None = None) -> Iterator["S3Client"]:
+        """The client for one request. Its errors are those of the port.
+
+        Raises: FileNotFoundError, FileExistsError, ObjectChanged, StoreUnavailable, StoreRefused, UploadGone.
+        """
+        self.take_connection(operation, timeout=timeout)
         try:
-            with translated(operation):
+            with port_errors(operation):
                 yield self.client
         finally:
             self.return_connection()
 
-    def take_connection(self, operation: str, *, patience: float | None = None) -> None:
-        if not self._connections.acquire(timeout=PATIENCE if patience is None else patience):
+    def take_connection(self, operation: str, *, timeout: float | None = None) -> None:
+        """Waits for one of the connections, at most `timeout` seconds; `return_connection` is due afterwards.
+
+        Raises: StoreUnavailable.
+        """
+        if not self._connections.acquire(timeout=CONNECTION_WAIT if timeout is None else timeout):
             raise StoreUnavailable(f"{operation}: no connection became free")
 
     def return_connection(self) -> None:
         self._connections.release()
 
 
-_services: dict[Endpoint, Service] = {}
-_building = threading.Lock()
+_clients: dict[Endpoint, SharedClient] = {}
+_creating = threading.Lock()
 
 
-def service_of(endpoint: Endpoint) -> Service:
-    with _building:
-        if endpoint not in _services:
-            _services[endpoint] = Service(endpoint)
-        return _services[endpoint]
+def client_for(endpoint: Endpoint) -> SharedClient:
+    with _creating:
+        if endpoint not in _clients:
+            _clients[endpoint] = SharedClient(endpoint)
+        return _clients[endpoint]
 
 
-def _forget_services() -> None:
-    """A forked child must not talk on its parent's connections, nor wait for threads that it does not have."""
-    global _building
-    _building = threading.Lock()
-    _services.clear()
+def _drop_clients() -> None:
+    """A forked child must neither use its parent's connections nor wait for threads that it does not have."""
+    global _creating
+    _creating = threading.Lock()
+    _clients.clear()
 
 
-os.register_at_fork(after_in_child=_forget_services)
+os.register_at_fork(after_in_child=_drop_clients)
 
 
-def give_up_on_silence(*, attempts: int, caught_exception: Exception | None, **_: Any) -> bool | None:
-    """Retries a timeout once only: four times 15 s would hold a web thread for a minute (F-04). None = as botocore decides."""
-    is_silence = isinstance(caught_exception, boto.ConnectTimeoutError | boto.ReadTimeoutError)
-    return False if is_silence and attempts >= 2 else None
+def stop_after_timeouts(*, attempts: int, caught_exception: Exception | None, **_: Any) -> bool | None:
+    """Retries a timeout only once: four times 15 s would occupy a web thread for a minute (F-04). None: botocore decides."""
+    is_timeout = isinstance(caught_exception, boto.ConnectTimeoutError | boto.ReadTimeoutError)
+    return False if is_timeout and attempts >= 2 else None
 
 
-def moment(value: Any) -> datetime:
-    """A time of an answer. botocore tries every format that there is, which was half of what reading a listing cost."""
+def parse_time(value: Any) -> datetime:
+    """A time in a response. botocore tries all formats, which took half of the time for reading a listing."""
     return datetime.fromisoformat(value) if str(value).endswith("Z") else parse_timestamp(value)
 
 
 def add_content_md5(*, params: dict[str, Any], **_: Any) -> None:
-    """Servers from before CRC checksums demand it for a batch delete, and botocore no longer sends it (S-1)."""
+    """Servers older than CRC checksums require it for a batch delete, and botocore no longer sends it (S-1)."""
     digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 @contextmanager
-def translated(operation: str) -> Iterator[None]:
-    """What botocore raises, as what the port raises."""
+def port_errors(operation: str) -> Iterator[None]:
+    """Translates errors of botocore into those of the port.
+
+    Raises: FileNotFoundError, FileExistsError, ObjectChanged, StoreUnavailable, StoreRefused, UploadGone.
+    """
     try:
         yield
     except boto.ClientError as error:
-        raise meaning(operation, error.response) from error
+        raise port_error(operation, error.response) from error
     except boto.ParamValidationError:
-        raise  # our own mistake
-    except NO_IDENTITY as error:
+        raise  # a bug of ours
+    except CREDENTIAL_ERRORS as error:
         raise StoreRefused(f"{operation}: {type(error).__name__}") from error
     except (boto.BotoCoreError, ResponseParserError, HTTPError) as error:
         raise StoreUnavailable(f"{operation}: {type(error).__name__}") from error
 
 
-def meaning(operation: str, response: Any) -> StoreError | FileNotFoundError | FileExistsError:
-    """The error of the port for an error response. A HEAD has no body, so that its code is only the status."""
+def port_error(operation: str, response: Any) -> StoreError | FileNotFoundError | FileExistsError:
+    """The error of the port for an error response. The response to a HEAD has no body, so that its code is the status."""
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = response.get("Error", {}).get("Code") or str(status)
     text = f"{operation}: {code}"
@@ -194,16 +204,16 @@ def meaning(operation: str, response: Any) -> StoreError | FileNotFoundError | F
 
 
 def sent_at(response: Any) -> datetime | None:
-    """The Date of an answer (RFC 9110, 6.6.1); None if it has none that can be read."""
+    """The Date of a response (RFC 9110, 6.6.1); None if it has none, or an invalid one."""
     try:
-        moment = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        date = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
     except (KeyError, ValueError):
         return None
-    return moment if moment.tzinfo else None
+    return date if date.tzinfo else None
 
 
 class BufferFile:
-    """A bytearray as the file that botocore wants to read, more than once if it retries; io.BytesIO would copy it."""
+    """A bytearray as a file for botocore, which reads it again if it retries. io.BytesIO would copy it."""
 
     def __init__(self, data: bytearray) -> None:
         self._view = memoryview(data)
