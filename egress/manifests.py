@@ -30,7 +30,7 @@ class Manifest:
 
 def digest_of(files: Iterable[dict[str, Any]]) -> str:
     """Of `{name, length, sha256}` in the order of the round: what a decision is bound to (INV-10). Hex of SHA-256."""
-    return hashlib.sha256(signing.canonical({"files": list(files)})).hexdigest()
+    return hashlib.sha256(signing.canonical_json({"files": list(files)})).hexdigest()
 
 
 def listed(files: Iterable[Item | StoredFile]) -> list[dict[str, Any]]:
@@ -74,8 +74,8 @@ def make(request: EgressRequest, items: Iterable[Item], *, now: datetime) -> Man
         "policy": request.policy,
         "signed_with": str(key.pk),
     }
-    content = signing.canonical(body)
-    return Manifest(content.decode(), signing.sign(signing.signer_of(key), CONTEXT, content))
+    content = signing.canonical_json(body)
+    return Manifest(content.decode(), signing.sign(signing.signer_for(key), CONTEXT, content))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
     key = audit_checkpoints.ensure_signing_key(now=now)
     stores = destruction.portions.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
     encrypted = destruction.file_count - destruction.unencrypted_count
-    text = signing.canonical(
+    text = signing.canonical_json(
         {
             "version": 1,
             "id": str(destruction.pk),
@@ -70,7 +70,7 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
             "signed_with": str(key.id),
         }
     )
-    return Certificate(text.decode(), signing.sign(signing.signer_of(key), CONTEXT, text))
+    return Certificate(text.decode(), signing.sign(signing.signer_for(key), CONTEXT, text))
 
 
 def _text(moment: datetime | Any) -> str:

@@ -66,7 +66,7 @@ def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruct
             due_at=rule.due_at(locked) or now,
             by=by,
             now=now,
-            number=identity.next_number(),
+            number=identity.next_ledger_number(),
             entered_at=None,
         )
     return None  # another worker was faster, and it is gone

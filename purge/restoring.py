@@ -14,7 +14,7 @@ from purge.pacing import tell
 from tenants import audit
 from tenants.retries import retried
 from vault import audit_checkpoints, errors, identity
-from vault.audit_checkpoints import Publication
+from vault.audit_checkpoints import Checkpoint
 from vault.crypto import WrongKey
 from vault.models import Deployment
 from vault.stores import StoreError
@@ -35,13 +35,13 @@ class Gap:
 
     entries: list[Entry]
     problems: list[str]  # entries that nobody signed
-    lost: Publication | None  # it names audit events that are gone
+    lost: Checkpoint | None  # it names audit events that are gone
 
 
 def find_gap(*, now: datetime) -> Gap:
     """Raises StoreError, FileNotFoundError, WrongKey."""
     entries, problems = ledger.unknown()
-    return Gap(entries, problems, audit_checkpoints.lost(now=now))
+    return Gap(entries, problems, audit_checkpoints.find_lost_events(now=now))
 
 
 def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
@@ -56,13 +56,13 @@ def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
         if collection := Collection.objects.filter(uuid=entry.collection).first():
             destroyed += destroying.begin_again(collection, entry, now=now) is not None
     _note(gap, destroyed, lost_until=gap.lost.key if gap.lost and lost_too else "", now=now)
-    identity.forget()
+    identity.clear_checks()
     return destroyed
 
 
 @retried
 def _note(gap: Gap, destroyed: int, *, lost_until: str, now: datetime) -> None:
-    here = identity.current()
+    here = identity.this_deployment()
     changes: dict[str, int | str] = {}
     if gap.entries:
         changes["ledger_number"] = gap.entries[-1].number

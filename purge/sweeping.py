@@ -69,7 +69,7 @@ class Survey:
 def survey(*, now: datetime) -> Iterator[Survey]:
     """One bucket after the other. Raises ForeignVault, DatabaseRestored, StoreError, FileNotFoundError before it says anything of
     a bucket that it could not read to its end."""
-    identity.forget()
+    identity.clear_checks()
     identity.check(now=now)
     identity.check_history(now=now)
     aliases = {*settings.BUCKETS, *Tenant.objects.values_list("vault_alias", flat=True).distinct()}
@@ -128,7 +128,7 @@ def _survey(alias: str, store: ObjectStore, now: datetime) -> Survey:
             match = KEY.fullmatch(entry.key)
             if match and match[1] in tenants:
                 ours.append((entry, match[2]))
-            elif not entry.key.startswith(identity.OWN):
+            elif not entry.key.startswith(identity.SYSTEM_PREFIX):
                 found.strangers += 1
         named = _named(alias, {entry.key for entry, _ in ours})
         ending = _ending({collection for _, collection in ours})

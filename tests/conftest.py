@@ -116,7 +116,7 @@ def vault_is_known(stores_prepared: None) -> Iterator[None]:
     vault = Path(settings.STORAGES["vault"]["OPTIONS"]["location"])
     with worlds.vault_is_known():
         yield
-    shutil.rmtree(vault / identity.OWN, ignore_errors=True)
+    shutil.rmtree(vault / identity.SYSTEM_PREFIX, ignore_errors=True)
 
 
 @pytest.fixture

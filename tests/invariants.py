@@ -31,7 +31,7 @@ def check_objects() -> None:
     for rows in (StoredFile.objects, Upload.objects, Erasure.objects):
         known |= set(rows.values_list("store", "object_key"))
     known |= set(Item.objects.exclude(status=Item.Status.WIPED).values_list("store", "object_key"))
-    assert {(alias, entry.key) for alias, entry in entries() if not entry.key.startswith(identity.OWN)} <= known
+    assert {(alias, entry.key) for alias, entry in entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)} <= known
 
 
 def check_counts() -> None:

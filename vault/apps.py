@@ -6,4 +6,4 @@ class VaultConfig(AppConfig):
     verbose_name = "Vault"
 
     def ready(self) -> None:
-        from vault import checks, triggers  # noqa: F401  registers the system checks and what the database refuses
+        from vault import checks, triggers  # noqa: F401  registers system checks and triggers

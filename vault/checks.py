@@ -1,4 +1,4 @@
-"""System checks of what the settings alone cannot say."""
+"""System checks of the keyring and of the options of the stores."""
 
 from typing import Any
 

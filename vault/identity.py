@@ -1,8 +1,8 @@
-"""Whether this database and its vault belong together, and whether the one is as young as the other.
+"""The identity of this deployment: whether the database and its vault belong together, and whether the database is up to date.
 
-The vault has a mark with the database's uuid, and one numbered, signed entry for each destruction: the ledger, which `purge`
-writes. A database that does not know the newest entry is a backup from before; what it would show may have been destroyed since
-(INV-08, F-63). One with another uuid is somebody else's (F-20, F-68).
+The vault has a mark with the database's UUID, and one numbered, signed ledger entry for each destruction, which `purge` writes. A
+database that does not know the newest entry is a backup from before it: what it would show may have been destroyed since (INV-08,
+F-63). A mark with another UUID means that the vault belongs to another database (F-20, F-68).
 """
 
 import json
@@ -21,103 +21,120 @@ from vault.models import Deployment
 from vault.stores import ObjectStore, StoreError, get_store
 
 
-OWN: Final = ".strongroom/"  # what no row names: neither purge nor sweep touches it
-MARK: Final = f"{OWN}deployment.json"
-LEDGER: Final = f"{OWN}ledger/"
-PER_FOLDER: Final = 1000
+SYSTEM_PREFIX: Final = ".strongroom/"  # objects without rows: purge and sweep do not touch them
+MARK_KEY: Final = f"{SYSTEM_PREFIX}deployment.json"
+LEDGER_PREFIX: Final = f"{SYSTEM_PREFIX}ledger/"
+ENTRIES_PER_FOLDER: Final = 1000
 CHECK_SECONDS: Final = 60.0
 
 
-_asking = threading.Lock()
-_checked_at: dict[str, float] = {}  # what, and the monotonic time at which it was well
+_checking = threading.Lock()
+_checked_at: dict[str, float] = {}  # monotonic time of the last success of each check
+
+
+# --- Checks ---
 
 
 def check(*, now: datetime) -> None:
-    """Raises ForeignVault, or DatabaseRestored if something was destroyed that this database does not know of.
+    """Checks that the vault has this database's mark, and no destruction that this database does not know.
 
-    Asks the vault once a minute, and each time while something is wrong. One that does not answer says nothing new:
-    StoreUnavailable only in a process that has never reached it.
+    Reads the vault once a minute, and each time after a failure. If the vault does not answer, the last answer counts;
+    StorageUnavailable is raised only in a process that has never reached it.
+
+    Raises: ForeignVault, DatabaseRestored, StorageUnavailable.
     """
-    # One thread asks; who knows of an earlier answer does not wait for it.
-    if _is_fresh("vault") or not _asking.acquire(blocking="vault" not in _checked_at):
+    # One thread checks. The others do not wait for it if there is an earlier answer.
+    if _is_fresh("vault") or not _checking.acquire(blocking="vault" not in _checked_at):
         return
     try:
         if not _is_fresh("vault"):
-            _ask_vault(now)
+            _check_vault(now)
     finally:
-        _asking.release()
+        _checking.release()
 
 
-def _ask_vault(now: datetime) -> None:
+def _check_vault(now: datetime) -> None:
     try:
         store = get_store("vault")
         _check_mark(store, now)
-        if unknown_entries(store):
+        if unknown_ledger_keys(store):
             raise errors.DatabaseRestored
     except (StoreError, FileNotFoundError) as error:
         if "vault" not in _checked_at:
             raise errors.StorageUnavailable from error
     except (errors.ForeignVault, errors.DatabaseRestored):
-        _checked_at.pop("vault", None)  # the others wait for the answer from here on
+        _checked_at.pop("vault", None)  # from here on, the other threads wait for the answer
         raise
     else:
         _checked_at["vault"] = time.monotonic()
 
 
 def check_history(*, now: datetime) -> None:
-    """Raises DatabaseRestored if something happened that this database does not know of: what is due by it, or an orphan by it,
-    may be so no longer. Also StoreUnavailable, and WrongKey if the keyring does not open the key that signed."""
+    """Checks that no audit event is missing that was signed. If one is, what this database takes for due or orphaned may not be.
+
+    Raises: DatabaseRestored, StorageUnavailable, WrongKey.
+    """
     if _is_fresh("history"):
         return
     try:
-        if audit_checkpoints.lost(now=now):
+        if audit_checkpoints.find_lost_events(now=now):
             raise errors.DatabaseRestored
     except (StoreError, FileNotFoundError) as error:
         raise errors.StorageUnavailable from error
     _checked_at["history"] = time.monotonic()
 
 
-def forget() -> None:
-    """The next checks ask the vault."""
+def clear_checks() -> None:
+    """Makes the next checks read the vault."""
     _checked_at.clear()
 
 
-def _is_fresh(what: str) -> bool:
-    return time.monotonic() - _checked_at.get(what, float("-inf")) < CHECK_SECONDS
+def _is_fresh(name: str) -> bool:
+    return time.monotonic() - _checked_at.get(name, float("-inf")) < CHECK_SECONDS
 
 
-def current() -> Deployment:
+# --- The ledger ---
+
+
+def this_deployment() -> Deployment:
     return Deployment.objects.get_or_create(pk=1)[0]
 
 
-def next_number() -> int:
-    """The number of one more destruction. To be called in its first transaction: others wait for its end."""
-    current()
+def next_ledger_number() -> int:
+    """The number of a new destruction. Call it in the destruction's first transaction: others wait until it ends."""
+    this_deployment()
     Deployment.objects.filter(pk=1).update(ledger_number=F("ledger_number") + 1)
     return Deployment.objects.values_list("ledger_number", flat=True).get(pk=1)
 
 
-def entry_name(number: int) -> str:
-    return f"{LEDGER}{number // PER_FOLDER:06}/{number:09}.json"
+def ledger_key(number: int) -> str:
+    """The object key of a ledger entry."""
+    return f"{LEDGER_PREFIX}{number // ENTRIES_PER_FOLDER:06}/{number:09}.json"
 
 
-def unknown_entries(store: ObjectStore, *, every: bool = False) -> list[str]:
-    """Names of entries with numbers that this database has not come to; unless all are wanted, some of them if there are any."""
-    folder = current().ledger_number // PER_FOLDER
-    places = [LEDGER] if every else [f"{LEDGER}{following:06}/" for following in (folder, folder + 1)]
-    there = [entry.key for place in places for entry in store.entries(place) if entry.kind == "object"]
-    # Read behind the listing: a destruction of this moment has its number before it has its entry.
-    newest = entry_name(current().ledger_number)
-    return sorted(name for name in there if name > newest)
+def unknown_ledger_keys(store: ObjectStore, *, every: bool = False) -> list[str]:
+    """Keys of ledger entries whose numbers this database has not reached. Without `every`, some of them if there are any.
+
+    Raises: StoreUnavailable, StoreRefused.
+    """
+    folder = this_deployment().ledger_number // ENTRIES_PER_FOLDER
+    prefixes = [LEDGER_PREFIX] if every else [f"{LEDGER_PREFIX}{number:06}/" for number in (folder, folder + 1)]
+    found = [entry.key for prefix in prefixes for entry in store.entries(prefix) if entry.kind == "object"]
+    # Read after the listing: a destruction that begins meanwhile has its number before it has its entry.
+    newest = ledger_key(this_deployment().ledger_number)
+    return sorted(key for key in found if key > newest)
+
+
+# --- The mark ---
 
 
 @retried
-def adopt(*, now: datetime) -> None:
-    """An operator says that this vault is this database's, though the mark is not there: it was moved, or emptied by intent.
+def adopt_vault(*, now: datetime) -> None:
+    """Marks a vault that has no mark as this database's, on an operator's decision: it was moved, or emptied intentionally.
 
-    Raises ForeignVault if it has somebody else's mark.
+    Raises: ForeignVault, StoreUnavailable, StoreRefused.
     """
-    store, deployment = get_store("vault"), current()
+    store, deployment = get_store("vault"), this_deployment()
     if _marked_for(store) is None:
         _put_mark(store, deployment)
     if _marked_for(store) != str(deployment.uuid):
@@ -125,36 +142,37 @@ def adopt(*, now: datetime) -> None:
     with transaction.atomic():
         Deployment.objects.filter(pk=1).update(marked_at=now)
         audit.record("deployment.adopt", by=None, tenant=None, target=deployment, now=now)
-    forget()
+    clear_checks()
 
 
 def _check_mark(store: ObjectStore, now: datetime) -> None:
-    deployment = current()
+    deployment = this_deployment()
     marked_for = _marked_for(store)
     if marked_for is None and deployment.marked_at is None:
         _put_mark(store, deployment)
-        marked_for = _marked_for(store)  # another process may have been faster, with another database
+        marked_for = _marked_for(store)  # another process, with another database, may have been faster
     if marked_for != str(deployment.uuid):
         raise errors.ForeignVault
     if deployment.marked_at is None:
-        audit_checkpoints.ensure_signing_key(now=now)  # what the ledger is signed with is in every backup from here on
+        audit_checkpoints.ensure_signing_key(now=now)  # from here on, every backup has the key that signs the ledger
         Deployment.objects.filter(pk=1).update(marked_at=now)
 
 
 def _marked_for(store: ObjectStore) -> str | None:
+    """The UUID in the mark; None if there is no mark, "" if it cannot be read."""
     try:
-        content = signing.fetch(store, MARK)
+        content = signing.read_document(store, MARK_KEY)
     except FileNotFoundError:
-        store.check()  # StoreRefused: a bucket that is not there has no mark either
+        store.check()  # StoreRefused: a bucket that does not exist has no mark either
         return None
     try:
         return str(json.loads(content)["id"])
     except (ValueError, KeyError, TypeError):
-        return ""  # nobody's
+        return ""
 
 
 def _put_mark(store: ObjectStore, deployment: Deployment) -> None:
     try:
-        signing.put(store, MARK, signing.canonical({"id": str(deployment.uuid), "version": 1}))
+        signing.write_document(store, MARK_KEY, signing.canonical_json({"id": str(deployment.uuid), "version": 1}))
     except FileExistsError:
         return

@@ -1,4 +1,4 @@
-"""Data keys and the deployment's own row: all that the vault keeps in the database."""
+"""The rows of the vault: wrapped data keys, and the identity of the deployment."""
 
 from typing import ClassVar
 from uuid import uuid4
@@ -15,18 +15,16 @@ class Cipher(models.TextChoices):
 
 
 class Key(models.Model):
-    """A random 32-byte key, wrapped by a named key of the keyring. Destroyed means that the wrapping is gone from this row."""
+    """A random 32-byte key, wrapped by a named master key of the keyring. A destroyed key is a row without its wrapping."""
 
     class Purpose(models.TextChoices):
         COLLECTION = "collection"
-        AUDIT = "audit"  # the seed that signs the heads of the audit chains
+        AUDIT = "audit"  # the seed that signs audit checkpoints, ledger entries and certificates
         EGRESS = "egress"  # the seed that signs release manifests
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     purpose = models.CharField(max_length=20, choices=Purpose)
-    owner = models.CharField(
-        max_length=80, help_text="tenant uuid/collection uuid, or the deployment: part of what the wrapping is bound to"
-    )
+    owner = models.CharField(max_length=80, help_text="tenant uuid/collection uuid, or `deployment`; the wrapping is bound to it")
     kek_id = models.CharField(max_length=64, db_index=True, help_text="name of the key-encryption key in the keyring")
     wrapped = models.BinaryField(null=True)
     created_at = models.DateTimeField()
@@ -47,13 +45,16 @@ class Key(models.Model):
 
 
 class Deployment(models.Model):
-    """Which database this is. One row; its vault has a mark with the same uuid."""
+    """The identity of this database, in one row. The mark in its vault has the same uuid."""
 
     uuid = models.UUIDField(default=uuid4, editable=False)
-    marked_at = models.DateTimeField(null=True, editable=False, help_text="since when its vault has the mark")
-    ledger_number = models.BigIntegerField(default=0, editable=False, help_text="of the last destruction that it knows of")
+    marked_at = models.DateTimeField(null=True, editable=False, help_text="when its vault was marked")
+    ledger_number = models.BigIntegerField(default=0, editable=False, help_text="the last destruction that it knows")
     lost_until = models.CharField(
-        max_length=200, blank=True, editable=False, help_text="an operator knows: events signed up to this publication are gone"
+        max_length=200,
+        blank=True,
+        editable=False,
+        help_text="an operator accepts that events up to this audit checkpoint are lost",
     )
 
     class Meta:

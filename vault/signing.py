@@ -1,7 +1,7 @@
-"""Signed documents in the vault, under `.strongroom/`: what whoever rewrites the database cannot rewrite with it.
+"""Signed documents in the vault, under `.strongroom/`: a person who can rewrite the database cannot rewrite them.
 
-Each is canonical JSON with a signature beside what is signed: Ed25519 (RFC 8032), by the key of purpose `audit`, over a context
-and the canonical bytes. The context names the kind, so that a signature means nothing in another place (docs/format.md).
+A document is an envelope in canonical JSON, `{KIND: body, "signature": ...}`. The signature is Ed25519 (RFC 8032) over a context
+and the canonical body. The context names the kind, so that a signature is not valid for another kind (docs/format.md).
 """
 
 import base64
@@ -17,57 +17,70 @@ from vault.models import Key
 from vault.stores import ObjectChanged, ObjectStore
 
 
-MAX_BYTES: Final = 64 * 1024**2  # of one document: the heads of half a million chains
+MAX_DOCUMENT_BYTES: Final = 64 * 1024**2  # enough for the heads of half a million audit chains
 
 
-class BadDocument(Exception):
-    """It is not what was signed here. The text says why."""
+class BadEnvelope(Exception):
+    """A document is not what this deployment signed. The text is the reason."""
 
 
-def canonical(value: dict[str, Any]) -> bytes:
-    """One text per value, in ASCII."""
+def canonical_json(value: dict[str, Any]) -> bytes:
+    """The only JSON text that we accept for this value, in ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def signer_of(key: Key) -> Ed25519PrivateKey:
-    """Raises WrongKey if the keyring does not open the key."""
+def signer_for(key: Key) -> Ed25519PrivateKey:
+    """The private key of a signing key.
+
+    Raises: WrongKey.
+    """
     return Ed25519PrivateKey.from_private_bytes(keys.unwrap(key))
 
 
 def public_pem(key: Key) -> str:
-    """The key that verifies what this one signs. Raises WrongKey if the keyring does not open the key."""
-    public = signer_of(key).public_key()
+    """The public key of a signing key, as PEM.
+
+    Raises: WrongKey.
+    """
+    public = signer_for(key).public_key()
     return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def sign(signer: Ed25519PrivateKey, context: bytes, content: bytes) -> str:
+    """The signature over context and content, in base64."""
     return base64.b64encode(signer.sign(context + content)).decode()
 
 
-def sealed(kind: str, body: dict[str, Any], *, context: bytes, signer: Ed25519PrivateKey) -> bytes:
-    """`{kind: body, "signature": …}`, as it is stored."""
-    return canonical({kind: body, "signature": sign(signer, context, canonical(body))})
+def sign_envelope(kind: str, body: dict[str, Any], *, context: bytes, signer: Ed25519PrivateKey) -> bytes:
+    """`{kind: body, "signature": ...}`, as it is stored."""
+    return canonical_json({kind: body, "signature": sign(signer, context, canonical_json(body))})
 
 
-def opened(kind: str, content: bytes, *, context: bytes, public: Ed25519PublicKey) -> dict[str, Any]:
-    """The body of a document. Nothing of it is believed before the signature fits; BadDocument otherwise."""
+def verify_envelope(kind: str, content: bytes, *, context: bytes, public: Ed25519PublicKey) -> dict[str, Any]:
+    """The body of a document, once its signature is verified.
+
+    Raises: BadEnvelope.
+    """
     try:
         document = json.loads(content)
         body, signature = document[kind], base64.b64decode(document["signature"], validate=True)
-        is_canonical = canonical(document) == content
-        public.verify(signature, context + canonical(body))
+        is_canonical = canonical_json(document) == content
+        public.verify(signature, context + canonical_json(body))
     except InvalidSignature:
-        raise BadDocument("was not signed by this deployment's key, or was edited") from None
+        raise BadEnvelope("was edited, or was not signed by this deployment's key") from None
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise BadDocument(f"is no {kind}") from None
+        raise BadEnvelope(f"is not a signed document of the kind {kind!r}") from None
     if not is_canonical:
-        raise BadDocument("was edited")
+        raise BadEnvelope("was edited")
     return dict(body)
 
 
-def put(store: ObjectStore, name: str, content: bytes) -> None:
-    """Raises FileExistsError if there is one of this name: documents are written once."""
-    writer = store.create(name, size=len(content))
+def write_document(store: ObjectStore, key: str, content: bytes) -> None:
+    """Writes a document, once: FileExistsError means that there is one with this object key.
+
+    Raises: FileExistsError, StoreUnavailable, StoreRefused.
+    """
+    writer = store.create(key, size=len(content))
     try:
         writer.write(content)
         writer.commit()
@@ -76,11 +89,15 @@ def put(store: ObjectStore, name: str, content: bytes) -> None:
         raise
 
 
-def fetch(store: ObjectStore, name: str) -> bytes:
+def read_document(store: ObjectStore, key: str) -> bytes:
+    """The content of a document.
+
+    Raises: FileNotFoundError, StoreUnavailable, StoreRefused.
+    """
     pieces = []
     try:
-        _, body = store.open(name, start=0, length=MAX_BYTES, etag=None)
-    except ObjectChanged:  # it has no first byte
+        _, body = store.open(key, start=0, length=MAX_DOCUMENT_BYTES, etag=None)
+    except ObjectChanged:  # an empty object, which has no first byte
         return b""
     try:
         while piece := body.read(1024**2):

@@ -1,4 +1,4 @@
-"""What the database refuses of keys and of the ledger's number: nothing leads back from a destruction (INV-08)."""
+"""Triggers on keys and on the deployment: the database refuses to undo a destruction (INV-08)."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ register(
         "key_stays_destroyed",
         KEYS,
         "UPDATE",
-        "a destroyed key stays destroyed",
+        "the destruction of a key is permanent",
         when="OLD.destroyed_at IS NOT NULL AND"
         " (NEW.wrapped IS NOT NULL OR NEW.destroyed_at IS NULL OR NEW.destroyed_at <> OLD.destroyed_at)",
     ),
@@ -28,14 +28,14 @@ register(
         "key_no_replace",
         KEYS,
         "REPLACE",
-        "a key is not written over",
+        "a key cannot be replaced",
         when="rowid = NEW.rowid OR id = NEW.id OR (purpose = NEW.purpose AND owner = NEW.owner)",
     ),
     Guard(
         "deployment_goes_forward",
         DEPLOYMENT,
         "UPDATE",
-        "what the database knows of the ledger is not forgotten",
+        "the identity and the ledger number of a deployment cannot be reset",
         when="NEW.uuid <> OLD.uuid OR NEW.ledger_number < OLD.ledger_number OR NEW.lost_until < OLD.lost_until"
         " OR (OLD.marked_at IS NOT NULL AND NEW.marked_at IS NULL)",
     ),

@@ -96,7 +96,7 @@ def case(vault: WatchedStore, subtests: pytest.Subtests, tmp_path: Path) -> Case
 def assert_rows_add_up(store: WatchedStore) -> None:
     ready = StoredFile.objects.filter(status=StoredFile.Status.READY, store="vault").values_list("object_key", flat=True)
     stored = store.keys()
-    objects = {key for key in stored if not key.startswith(identity.OWN)}
+    objects = {key for key in stored if not key.startswith(identity.SYSTEM_PREFIX)}
     assert objects == {*ready, *Erasure.objects.values_list("object_key", flat=True)}  # INV-06
     assert not Upload.objects.exists()
     assert not store.bodies

@@ -120,7 +120,7 @@ def fill_slowly(api: Api, owner: User, display_name: str, files: dict[str, bytes
 def empty_vault() -> None:
     """Nobody needs it any more, and the server keeps all of this in memory."""
     vault = get_store("vault")
-    assert vault.erase([entry for entry in vault.entries("") if not entry.key.startswith(identity.OWN)]) == []
+    assert vault.erase([entry for entry in vault.entries("") if not entry.key.startswith(identity.SYSTEM_PREFIX)]) == []
 
 
 @pytest.mark.parametrize(

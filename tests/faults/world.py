@@ -202,7 +202,7 @@ class World(RuleBasedStateMachine):
                 self.clock.shift(timedelta(hours=2))
                 tick()
                 self.tick_egress()
-            there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(identity.OWN)}
+            there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)}
             staged = Item.objects.filter(status=Item.Status.STAGED)
             assert there == {key for rows in (StoredFile.objects, staged) for key in rows.values_list("object_key", flat=True)}
             assert not Item.objects.filter(status__in=[Item.Status.PINNED, Item.Status.WIPING]).exists()

@@ -118,7 +118,7 @@ def test_open_request_of_a_restored_database_ends_with_its_collection(
     api: Api, bob: User, people: dict[str, User], results: str, state: str
 ) -> None:
     """F-63: the ledger says that the collection is destroyed, which nothing that was open then may stop."""
-    identity.forget()
+    identity.clear_checks()
     request = submit(api(bob), results)
     source = collection_of(request)
     bring_to(state, api, request, people)

@@ -359,9 +359,9 @@ def test_database_is_empty_and_guarded_between_tests(going: Case, harm: Callable
 )
 def test_what_is_known_of_the_ledger_is_not_forgotten(db: None, change: str) -> None:
     """F-63: a restored database that forgot its number again would serve what was destroyed."""
-    identity.current()
+    identity.this_deployment()
     Deployment.objects.update(ledger_number=5, marked_at=timezone.now(), lost_until="a")
     before = Deployment.objects.values().get()
-    with pytest.raises(DatabaseError, match="not forgotten"), transaction.atomic(), connection.cursor() as cursor:
+    with pytest.raises(DatabaseError, match="cannot be reset"), transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(f"UPDATE vault_deployment SET {change}")  # noqa: S608  constants, above
     assert Deployment.objects.values().get() == before

@@ -391,7 +391,7 @@ def test_command_destroys_them_with_their_objects(three: list[Collection]) -> No
     assert "3 single files destroyed." in out
     assert out.endswith("1 collections destroyed.\n")
     assert names() == {"held.csv", "kept.csv"}
-    there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(identity.OWN)}
+    there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)}
     assert there == set(StoredFile.objects.values_list("object_key", flat=True))
     assert [json.loads(body)["facts"]["why"] for body in bodies("file.purge")] == ["kept_long_enough"] * 3
     invariants.check_all()

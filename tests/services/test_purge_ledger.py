@@ -52,7 +52,7 @@ def vault(settings: Settings, tmp_path: Path, db: None, buckets_of_world: Path) 
         shutil.copytree(buckets_of_world / "vault", vault)
     else:
         vault.mkdir()
-    identity.forget()
+    identity.clear_checks()
     return vault
 
 
@@ -89,7 +89,7 @@ def restore(backup: Backup) -> None:
             model._default_manager.all()._raw_delete(connection.alias)
         for model, rows in backup:
             model._default_manager.bulk_create([model(**row) for row in rows])
-    identity.forget()
+    identity.clear_checks()
 
 
 def read(api: Api, user: User, collection: Collection) -> tuple[int, str]:
@@ -124,7 +124,7 @@ def test_each_destruction_has_a_signed_entry_before_its_first_object_goes(
     erase = store.erase
 
     def looking(self: Any, entries: Any) -> Any:
-        seen.append((vault / identity.entry_name(1)).exists())
+        seen.append((vault / identity.ledger_key(1)).exists())
         return erase(self, entries)
 
     monkeypatch.setattr(store, "erase", looking)
@@ -132,9 +132,9 @@ def test_each_destruction_has_a_signed_entry_before_its_first_object_goes(
 
     assert seen
     assert all(seen)
-    content = (vault / identity.entry_name(1)).read_bytes()
-    public = signing.signer_of(Key.objects.get(purpose="audit")).public_key()
-    body = signing.opened("destroyed", content, context=ledger.CONTEXT, public=public)
+    content = (vault / identity.ledger_key(1)).read_bytes()
+    public = signing.signer_for(Key.objects.get(purpose="audit")).public_key()
+    body = signing.verify_envelope("destroyed", content, context=ledger.CONTEXT, public=public)
     destruction = Destruction.objects.get()
     assert (body["collection"], body["destruction"], body["number"]) == (str(november.uuid), str(destruction.pk), 1)
     assert json.loads(destruction.certificate)["ledger"] == 1
@@ -143,7 +143,7 @@ def test_each_destruction_has_a_signed_entry_before_its_first_object_goes(
 
 def test_number_that_has_somebody_elses_entry_blocks(november: Collection, vault: Path) -> None:
     """Whoever wrote it: nothing is deleted before our own entry is there."""
-    place = vault / identity.entry_name(1)
+    place = vault / identity.ledger_key(1)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"{}")
     identity._checked_at["vault"] = float("inf")  # it came behind our last look
@@ -164,11 +164,11 @@ def test_destruction_of_this_moment_is_no_sign_of_a_backup(
     entries = store.entries
 
     def meanwhile(self: Any, prefix: str) -> Any:
-        if prefix.startswith(identity.LEDGER) and not Destruction.objects.exists():
+        if prefix.startswith(identity.LEDGER_PREFIX) and not Destruction.objects.exists():
             destroy(december)
         return entries(self, prefix)
 
-    identity.forget()
+    identity.clear_checks()
     with monkeypatch.context() as patch:
         patch.setattr(store, "entries", meanwhile)
         assert read(api, alice, november) == (200, "")
@@ -257,19 +257,19 @@ def test_entry_that_nobody_signed_is_never_applied(
     backup = back_up()
     destroy(other)
     restore(backup)
-    place = vault / identity.entry_name(1)
+    place = vault / identity.ledger_key(1)
     document = json.loads(place.read_bytes())
     if damage == "unsigned":
         document["signature"] = ""
     elif damage == "edited":
         document["destroyed"]["collection"] = str(november.uuid)
     elif damage == "renumbered":
-        place = place.rename(vault / identity.entry_name(2))
+        place = place.rename(vault / identity.ledger_key(2))
     elif damage == "another deployment's":
         with guards_lifted():
             Deployment.objects.update(uuid=november.uuid)
-        (vault / identity.MARK).write_bytes(signing.canonical({"id": str(november.uuid), "version": 1}))
-    place.write_bytes(b"noise" if damage == "noise" else signing.canonical(document))
+        (vault / identity.MARK_KEY).write_bytes(signing.canonical_json({"id": str(november.uuid), "version": 1}))
+    place.write_bytes(b"noise" if damage == "noise" else signing.canonical_json(document))
 
     schedule.tick(now=timezone.now())
     with pytest.raises(CommandError, match=r"Nothing was applied.*000000/00000000"):
@@ -352,9 +352,9 @@ def test_vault_of_another_database_is_left_alone(
         vault.mkdir()
         if other != "empty":
             (vault / ".strongroom").mkdir()
-            content = signing.canonical({"id": str(acme.pk), "version": 1}) if other == "another's" else b"noise"
-            (vault / identity.MARK).write_bytes(content)
-        identity.forget()
+            content = signing.canonical_json({"id": str(acme.pk), "version": 1}) if other == "another's" else b"noise"
+            (vault / identity.MARK_KEY).write_bytes(content)
+        identity.clear_checks()
     if other == "empty":
         run("--adopt")
         assert "belong together" in run()
@@ -365,7 +365,7 @@ def test_vault_of_another_database_is_left_alone(
 
 
 def test_first_look_leaves_the_mark(november: Collection, vault: Path) -> None:
-    assert json.loads((vault / identity.MARK).read_bytes()) == {"id": str(Deployment.objects.get().uuid), "version": 1}
+    assert json.loads((vault / identity.MARK_KEY).read_bytes()) == {"id": str(Deployment.objects.get().uuid), "version": 1}
     assert Deployment.objects.get().marked_at is not None
 
 
@@ -374,7 +374,7 @@ def test_vault_that_is_away_is_not_somebody_elses(november: Collection, vault: P
     vault.rename(vault.with_name("away"))
     identity._checked_at["vault"] -= 2 * identity.CHECK_SECONDS
     identity.check(now=timezone.now())
-    identity.forget()
+    identity.clear_checks()
     assert read(api, alice, november) == (503, "storage_unavailable")
     vault.with_name("away").rename(vault)
     assert read(api, alice, november) == (200, "")

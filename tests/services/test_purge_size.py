@@ -65,7 +65,7 @@ def test_deletion_asks_no_more_for_many_files_than_for_few(filled: Collection, a
 
 
 def test_key_is_destroyed_at_once_however_many_files_there_are(filled: Collection, api: Api, alice: User, many: int) -> None:
-    identity.current()  # which the first destruction else makes
+    identity.this_deployment()  # which the first destruction else makes
     counts = []
     for size in (FEW, many):
         collection = fill(api(alice), f"{size} files")

@@ -42,7 +42,7 @@ WEEKS = timedelta(days=15)
 
 @pytest.fixture
 def november(filled: Collection) -> Collection:
-    identity.forget()
+    identity.clear_checks()
     identity.check(now=timezone.now())
     return filled
 
@@ -78,7 +78,7 @@ def sweep(now: datetime, *, at_most: int | None = None) -> int:
 
 
 def keys() -> set[str]:
-    return {entry.key for _, entry in entries() if not entry.key.startswith(identity.OWN)}
+    return {entry.key for _, entry in entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)}
 
 
 def files_of(collection: Collection) -> set[str]:
@@ -176,7 +176,7 @@ def test_young_object_is_nobodys_orphan(november: Collection, age: timedelta) ->
     [
         "readme.txt",
         "backup/2026/database.dump",
-        f"{identity.OWN}audit/notes.json",
+        f"{identity.SYSTEM_PREFIX}audit/notes.json",
         f"0a1b/{uuid4()}/{uuid4()}/{uuid4()}",  # another deployment's tenant
         "0a1b/{tenant}/{collection}/notes.txt",
         "0A1B/{tenant}/{collection}/{object}",
@@ -185,7 +185,7 @@ def test_young_object_is_nobodys_orphan(november: Collection, age: timedelta) ->
 def test_key_that_is_not_ours_is_left_alone(november: Collection, later: datetime, key: str) -> None:
     key = put(key.format(tenant=november.tenant_id, collection=november.uuid, object=uuid4()))
     (found,) = (each for each in sweeping.survey(now=later) if each.store == "vault")
-    assert (found.orphaned, found.strangers) == (0, 0 if key.startswith(identity.OWN) else 1)
+    assert (found.orphaned, found.strangers) == (0, 0 if key.startswith(identity.SYSTEM_PREFIX) else 1)
     assert sweep(later) == 0
     assert key in {entry.key for _, entry in entries()}
 
@@ -313,7 +313,7 @@ def test_doubt_about_the_database_or_the_vault_changes_nothing(
         vault.root.rename(vault.root.with_name("right"))
         vault.prepare(create=True)
         if doubt == "another's vault":
-            put(identity.MARK, f'{{"id":"{acme.pk}"}}'.encode())
+            put(identity.MARK_KEY, f'{{"id":"{acme.pk}"}}'.encode())
     before = snapshot()
 
     for args in ((), ("--apply",), ("--apply", "--at-most", "1000")):
@@ -385,7 +385,8 @@ def test_orphans_go_with_all_their_versions(
 
         assert sweep(later) >= 2
 
-        assert {entry.key for entry in store.entries("") if not entry.key.startswith(identity.OWN)} == files_of(november)
+        remaining = {entry.key for entry in store.entries("") if not entry.key.startswith(identity.SYSTEM_PREFIX)}
+        assert remaining == files_of(november)
 
 
 # --- Counts ---

@@ -18,17 +18,17 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("uuid", models.UUIDField(default=uuid.uuid4, editable=False)),
-                ("marked_at", models.DateTimeField(editable=False, help_text="since when its vault has the mark", null=True)),
+                ("marked_at", models.DateTimeField(editable=False, help_text="when its vault was marked", null=True)),
                 (
                     "ledger_number",
-                    models.BigIntegerField(default=0, editable=False, help_text="of the last destruction that it knows of"),
+                    models.BigIntegerField(default=0, editable=False, help_text="the last destruction that it knows"),
                 ),
                 (
                     "lost_until",
                     models.CharField(
                         blank=True,
                         editable=False,
-                        help_text="an operator knows: events signed up to this publication are gone",
+                        help_text="an operator accepts that events up to this audit checkpoint are lost",
                         max_length=200,
                     ),
                 ),
@@ -50,7 +50,7 @@ class Migration(migrations.Migration):
                 (
                     "owner",
                     models.CharField(
-                        help_text="tenant uuid/collection uuid, or the deployment: part of what the wrapping is bound to",
+                        help_text="tenant uuid/collection uuid, or `deployment`; the wrapping is bound to it",
                         max_length=80,
                     ),
                 ),

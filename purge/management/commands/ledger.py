@@ -27,12 +27,13 @@ class Command(BaseCommand):
     def handle(self, *, apply: bool, adopt: bool, **options: Any) -> None:
         try:
             if adopt:
-                identity.adopt(now=timezone.now())
+                identity.adopt_vault(now=timezone.now())
             self._look(apply=apply)
         except errors.ForeignVault:
+            uuid = identity.this_deployment().uuid
             raise CommandError(
-                f"The vault does not have the mark of this database, {identity.current().uuid}, in {identity.MARK}. It is "
-                "another bucket or database, or it was emptied or moved: --adopt marks one that has no mark at all."
+                f"The vault does not have the mark of this database, {uuid}, in {identity.MARK_KEY}. It is another bucket or "
+                "database, or it was emptied or moved: --adopt marks one that has no mark at all."
             ) from None
         except restoring.NotBelieved as error:
             raise CommandError(
@@ -43,7 +44,7 @@ class Command(BaseCommand):
 
     def _look(self, *, apply: bool) -> None:
         now = timezone.now()
-        identity.forget()
+        identity.clear_checks()
         with suppress(errors.DatabaseRestored):  # which is what we are here to tell
             identity.check(now=now)
         gap = restoring.find_gap(now=now)
@@ -55,7 +56,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{entry.number}  {entry.began_at:%Y-%m-%d %H:%M}  {entry.why}  collection {entry.collection}")
         for problem in gap.problems:
             self.stdout.write(problem)
-        here = identity.current()
+        here = identity.this_deployment()
         self.stdout.write(f"Deployment {here.uuid}; the last destruction has number {here.ledger_number}.")
         if gap.entries or gap.problems or gap.lost:
             found = [f"{len(gap.entries)} destructions are not in it"] if gap.entries else []

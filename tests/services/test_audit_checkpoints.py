@@ -78,9 +78,9 @@ def verified(*options: str) -> str:
 def damaged(*options: str) -> list[str]:
     """The lines of damage; the command has to fail."""
     output = StringIO()
-    with pytest.raises(CommandError, match=r"^Damaged chains: \d+\. Damaged publications: \d+\.$"):
+    with pytest.raises(CommandError, match=r"^Damaged chains: \d+\. Damaged checkpoints: \d+\.$"):
         call_command("verify_audit", *options, stdout=output, stderr=output)
-    return [line for line in output.getvalue().splitlines() if line.startswith(("chain ", "publication "))]
+    return [line for line in output.getvalue().splitlines() if line.startswith(("chain ", "checkpoint "))]
 
 
 def read(store: ObjectStore, key: str) -> Any:
@@ -127,13 +127,13 @@ def test_publication_names_every_head_and_whoever_has_the_public_key_can_check_i
         "heads": heads,
     }
     assert {head["seq"] for head in publication["heads"].values()} == {1, 2, 4}  # the platform's has the making of the key
-    pem, content = verified("--public-key").encode(), signing.canonical(document)
+    pem, content = verified("--public-key").encode(), signing.canonical_json(document)
     assert check()(pem, content) == publication
     with pytest.raises(InvalidSignature):
         check()(pem, content.replace(b'"seq":4', b'"seq":3'))
     assert verified("--all").splitlines() == [
-        "Signed heads: 1 publications since 2026-11-21T1200Z, the newest of 2026-11-21 12:03 UTC; 0 events have come since.",
-        "The audit trail is whole: 3 chains.",
+        "Checkpoints: 1 since 2026-11-21T1200Z, the newest of 2026-11-21 12:03 UTC; 0 events have been recorded since.",
+        "The audit trail is intact: 3 chains.",
     ]
 
 
@@ -153,15 +153,13 @@ def test_publications_follow_each_other_and_none_is_made_while_nothing_moves(
     assert sorted([third, first, second]) == [first, second, third]
     assert read(vault, second)["publication"]["previous"]["key"] == first
     assert read(vault, third)["publication"]["previous"]["key"] == second
-    assert verified("--all").startswith(
-        "Signed heads: 3 publications since 2026-11-21T1200Z, the newest of 2026-12-07 13:03 UTC; 0 events"
-    )
+    assert verified("--all").startswith("Checkpoints: 3 since 2026-11-21T1200Z, the newest of 2026-12-07 13:03 UTC; 0 events")
 
 
 def test_verify_before_the_first_publication_says_so(local: Path, trail: None) -> None:
     assert verified().splitlines() == [
-        "No heads have been signed yet: a tail that was cut would not show.",
-        "The audit trail is whole: 2 chains.",
+        "There is no checkpoint yet: missing events at the end of a chain would not be noticed.",
+        "The audit trail is intact: 2 chains.",
     ]
     with pytest.raises(CommandError, match="There is no key yet"):
         call_command("verify_audit", "--public-key")
@@ -173,10 +171,10 @@ def test_verify_says_how_many_events_nobody_signed_yet(local: Path, trail: None,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("django.utils.timezone.now", lambda: NOON + TEN)
         assert verified().startswith(
-            "Signed heads: 1 publications since 2026-11-21T1200Z, the newest of 2026-11-21 12:03 UTC; 3 events have come since.\n"
+            "Checkpoints: 1 since 2026-11-21T1200Z, the newest of 2026-11-21 12:03 UTC; 3 events have been recorded since.\n"
         )
         patch.setattr("django.utils.timezone.now", lambda: NOON + 7 * TEN)
-        assert "over an hour ago" in verified()
+        assert "over an hour old" in verified()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -186,7 +184,7 @@ def test_workers_that_publish_at_once_make_one_key_and_one_publication(local: Pa
     assert [path.name for path in local.iterdir()] == ["2026-11-21T1200Z.json"]
     assert Key.objects.count() == AuditEvent.objects.filter(action="key.create").count() == 1
     publish(1)
-    assert "whole" in verified("--all")
+    assert "intact" in verified("--all")
 
 
 def test_store_that_does_not_answer_is_logged_and_tried_again(
@@ -201,7 +199,7 @@ def test_store_that_does_not_answer_is_logged_and_tried_again(
         assert publish(0) is None
         with pytest.raises(CommandError, match="could not be read: ListObjectVersions: 503"):
             verified()
-    assert [record.message for record in caplog.records] == ["the audit trail's heads were not published"]
+    assert [record.message for record in caplog.records] == ["no audit checkpoint was published"]
     assert publish(0) is not None
 
 
@@ -211,7 +209,7 @@ def test_keyring_without_the_master_key_is_logged(
     publish(0)
     settings.KEYRING = RETIRED
     assert publish(1) is None
-    assert "the audit trail's heads were not published" in caplog.messages
+    assert "no audit checkpoint was published" in caplog.messages
     with pytest.raises(CommandError, match="could not be read"):
         verified()
 
@@ -227,7 +225,7 @@ def test_rotation_of_the_master_key_keeps_the_signing_key(
     assert Key.objects.get(purpose="audit").kek_id == "test-2027"
     assert verified("--public-key") == before
     assert publish(1) is not None  # the rotation is on the platform's record
-    assert "whole" in verified("--all")
+    assert "intact" in verified("--all")
 
 
 # --- Damage to the trail. The triggers are gone: that is what the owner of a database can do ---
@@ -291,7 +289,7 @@ def test_verify_audit_names_the_first_bad_event_of_the_chain(
     event = AuditEvent.objects.filter(chain=acme.pk, seq=seq).first() if not problem.startswith("gap") else None
     assert line == f"chain {acme.pk}: event {seq} {event.pk if event else '(missing)'}: {problem}"
     assert damaged("--all") == damaged("--chain", str(acme.pk)) == [line]
-    assert "whole: 1 chains" in verified("--chain", str(globex.pk))
+    assert "intact: 1 chains" in verified("--chain", str(globex.pk))
 
 
 @pytest.mark.parametrize("inflict", [cut_tail, delete_chain, hash_again])
@@ -304,7 +302,7 @@ def test_later_publications_do_not_bury_the_damage(
     inflict(AuditEvent.objects.filter(chain=acme.pk).order_by("seq"))
     append(globex, now)
     assert publish(1) is not None
-    assert [record.__dict__["seq"] for record in caplog.records if record.message == "an event that was signed is gone"] == [4]
+    assert [record.__dict__["seq"] for record in caplog.records if record.message == "a signed audit event is missing"] == [4]
     (line,) = damaged()
     assert line.startswith(f"chain {acme.pk}: event 4 ")
     assert line.endswith("T1210Z.json")
@@ -337,7 +335,7 @@ def three(vault: ObjectStore, acme: Tenant, now: datetime) -> list[str]:
     for number in range(3):
         append(acme, now)
         made.append(publish(number) or "")
-    assert verified("--all").startswith("Signed heads: 3 publications")
+    assert verified("--all").startswith("Checkpoints: 3 since")
     return made
 
 
@@ -353,9 +351,9 @@ def replace(store: ObjectStore, key: str, content: bytes) -> None:
 
 
 def signed(document: dict[str, Any], seed: bytes) -> bytes:
-    publication = signing.canonical(document["publication"])
+    publication = signing.canonical_json(document["publication"])
     signature = Ed25519PrivateKey.from_private_bytes(seed).sign(b"strongroom/audit-heads/v1\n" + publication)
-    return signing.canonical({**document, "signature": base64.b64encode(signature).decode()})
+    return signing.canonical_json({**document, "signature": base64.b64encode(signature).decode()})
 
 
 def edited(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -365,15 +363,15 @@ def edited(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
 @on_every_store
 def test_publication_deleted_from_the_middle_is_missed_by_the_next(vault: ObjectStore, three: list[str]) -> None:
     erase(vault, three[1])
-    assert "whole" in verified()  # the newest alone does not tell
-    assert damaged("--all") == [f"publication {three[1]}: is gone; {three[2]} follows it"]
+    assert "intact" in verified()  # the newest alone does not tell
+    assert damaged("--all") == [f"checkpoint {three[1]}: is missing; {three[2]} follows it"]
 
 
 @pytest.mark.parametrize("place", [1, 2])
 def test_publication_that_was_edited_is_damage(vault: ObjectStore, three: list[str], place: int) -> None:
     document = read(vault, three[place])
-    replace(vault, three[place], signing.canonical(edited(document, heads={})))
-    line = f"publication {three[place]}: was not signed by this deployment's key, or was edited"
+    replace(vault, three[place], signing.canonical_json(edited(document, heads={})))
+    line = f"checkpoint {three[place]}: was edited, or was not signed by this deployment's key"
     assert damaged("--all") == [line]
     if place == 2:
         assert damaged() == [line]  # and the trail is checked against the one before it
@@ -381,21 +379,21 @@ def test_publication_that_was_edited_is_damage(vault: ObjectStore, three: list[s
 
 def test_publication_signed_with_another_key_is_damage(vault: ObjectStore, three: list[str]) -> None:
     replace(vault, three[2], signed(edited(read(vault, three[2]), heads={}), bytes(32)))
-    assert damaged() == [f"publication {three[2]}: was not signed by this deployment's key, or was edited"]
+    assert damaged() == [f"checkpoint {three[2]}: was edited, or was not signed by this deployment's key"]
 
 
 @on_every_store
 def test_older_publication_under_the_newest_name_is_damage(vault: ObjectStore, three: list[str]) -> None:
     """Whoever cuts the tail as well would otherwise have a signature for what is left."""
-    replace(vault, three[2], signing.canonical(read(vault, three[0])))
-    assert damaged() == [f"publication {three[2]}: is another publication under this name"]
+    replace(vault, three[2], signing.canonical_json(read(vault, three[0])))
+    assert damaged() == [f"checkpoint {three[2]}: is another checkpoint with this object key"]
 
 
 def test_publication_in_place_of_one_that_another_follows_is_damage(vault: ObjectStore, three: list[str]) -> None:
     """By whoever had the key: its signature fits, and its digest does not."""
     seed = keys.unwrap(Key.objects.get(purpose="audit"))
     replace(vault, three[1], signed(edited(read(vault, three[1]), heads={}), seed))
-    assert damaged("--all") == [f"publication {three[1]}: is not the one that {three[2]} follows"]
+    assert damaged("--all") == [f"checkpoint {three[1]}: is not the one that {three[2]} follows"]
 
 
 @pytest.mark.parametrize(
@@ -406,7 +404,7 @@ def test_publication_that_is_none_is_damage(local: Path, acme: Tenant, now: date
     key = publish(0)
     assert key
     replace(get_store("vault"), key, content)
-    assert damaged() == [f"publication {key}: is no publication"]
+    assert damaged() == [f"checkpoint {key}: is not a signed document of the kind 'publication'"]
 
 
 def test_publication_that_is_written_otherwise_is_damage(local: Path, acme: Tenant, now: datetime) -> None:
@@ -415,31 +413,31 @@ def test_publication_that_is_written_otherwise_is_damage(local: Path, acme: Tena
     assert key
     document = read(get_store("vault"), key)
     replace(get_store("vault"), key, json.dumps(document).encode())
-    assert damaged() == [f"publication {key}: was edited"]
+    assert damaged() == [f"checkpoint {key}: was edited"]
 
 
 def test_every_publication_deleted_is_damage(vault: ObjectStore, three: list[str]) -> None:
     for key in three:
         erase(vault, key)
     (line,) = damaged()
-    assert line.startswith("publication (none): none is left, though the key that signs them was made at ")
+    assert line.startswith("checkpoint (none): all are missing, although their key was created at ")
 
 
 def test_publications_without_their_key_are_damage(vault: ObjectStore, three: list[str]) -> None:
     Key.objects.all().delete()
-    assert damaged() == [f"publication {key}: there is no key that could have signed it" for key in three]
+    assert damaged() == [f"checkpoint {key}: there is no key that could have signed it" for key in three]
 
 
 def test_damaged_newest_publication_is_not_followed(vault: ObjectStore, three: list[str], acme: Tenant, now: datetime) -> None:
     """It would take the heads with it that a later one has to keep."""
     document = read(vault, three[2])
-    replace(vault, three[2], signing.canonical(edited(document, heads={})))
+    replace(vault, three[2], signing.canonical_json(edited(document, heads={})))
     append(acme, now)
     key = publish(3)
     assert key
     previous = read(vault, key)["publication"]["previous"]
     assert previous["key"] == three[1]
-    assert previous["sha256"] == sha256(signing.canonical(read(vault, three[1]))).hexdigest()
+    assert previous["sha256"] == sha256(signing.canonical_json(read(vault, three[1]))).hexdigest()
 
 
 def test_publication_deleted_in_a_bucket_with_versions_is_told_by_its_marker(
@@ -455,7 +453,7 @@ def test_publication_deleted_in_a_bucket_with_versions_is_told_by_its_marker(
         assert key
         assert last
         endpoint.client.delete_object(Bucket=buckets["vault"], Key=last)
-        assert damaged() == [f"publication {last}: was deleted; the bucket still has a version of it"]
+        assert damaged() == [f"checkpoint {last}: was deleted; the bucket still has a version of it"]
 
 
 # --- The worker ---
