@@ -142,14 +142,16 @@ class StoredFile(models.Model):
         return f'"{self.object_id.hex}"'
 
     def open(self) -> "File[bytes]":
-        """The plaintext as a read-only, seekable Django File, decrypted as it is read. Whoever calls it has checked access.
+        """The plaintext as a read-only, seekable Django File, decrypted as it is read. The caller has to check access.
 
-        Reading raises FileNotFoundError or StoreError of the store, or CorruptObject.
+        Raises: KeyUnavailable, WrongKey, CorruptObject, ForeignVault, DatabaseRestored, StorageUnavailable; reading it also
+        raises FileNotFoundError and StoreError.
         """
         return content.PlaintextFile(content.stored_content(self), name=self.filename)
 
     @property
     def data_key(self) -> Key:
+        """For `vault.content.ContentRow`, as `binding`."""
         return self.collection.key
 
     @property

@@ -1,4 +1,4 @@
-"""Signed heads in the vault: what they tell that the database alone does not, and what is done to them (INV-14, INV-20, F-61)."""
+"""Audit checkpoints in the vault: what they tell that the database alone does not, and what is done to them (INV-14, INV-20, F-61)."""
 
 import base64
 import json
@@ -60,7 +60,7 @@ def vault(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Object
 
 @pytest.fixture
 def local(own_buckets: Path) -> Path:
-    """The folder of the publications, for what does not depend on the kind of store."""
+    """The folder of the checkpoints, for what does not depend on the kind of store."""
     return own_buckets / "vault" / ".strongroom" / "audit"
 
 
@@ -111,7 +111,7 @@ def trail(acme: Tenant, globex: Tenant, now: datetime) -> None:
 
 
 @on_every_store
-def test_publication_names_every_head_and_whoever_has_the_public_key_can_check_it(
+def test_checkpoint_names_every_head_and_whoever_has_the_public_key_can_check_it(
     vault: ObjectStore, trail: None, acme: Tenant, globex: Tenant
 ) -> None:
     key = publish(0)
@@ -137,7 +137,7 @@ def test_publication_names_every_head_and_whoever_has_the_public_key_can_check_i
     ]
 
 
-def test_publications_follow_each_other_and_none_is_made_while_nothing_moves(
+def test_checkpoints_follow_each_other_and_none_is_made_while_nothing_moves(
     vault: ObjectStore, trail: None, acme: Tenant, now: datetime
 ) -> None:
     first = publish(0)
@@ -156,7 +156,7 @@ def test_publications_follow_each_other_and_none_is_made_while_nothing_moves(
     assert verified("--all").startswith("Checkpoints: 3 since 2026-11-21T1200Z, the newest of 2026-12-07 13:03 UTC; 0 events")
 
 
-def test_verify_before_the_first_publication_says_so(local: Path, trail: None) -> None:
+def test_verify_before_the_first_checkpoint_says_so(local: Path, trail: None) -> None:
     assert verified().splitlines() == [
         "There is no checkpoint yet: missing events at the end of a chain would not be noticed.",
         "The audit trail is intact: 2 chains.",
@@ -178,7 +178,7 @@ def test_verify_says_how_many_events_nobody_signed_yet(local: Path, trail: None,
 
 
 @pytest.mark.django_db(transaction=True)
-def test_workers_that_publish_at_once_make_one_key_and_one_publication(local: Path, acme: Tenant, now: datetime) -> None:
+def test_workers_that_publish_at_once_make_one_key_and_one_checkpoint(local: Path, acme: Tenant, now: datetime) -> None:
     append(acme, now)
     race([partial(publish, 0)] * 6)
     assert [path.name for path in local.iterdir()] == ["2026-11-21T1200Z.json"]
@@ -293,10 +293,10 @@ def test_verify_audit_names_the_first_bad_event_of_the_chain(
 
 
 @pytest.mark.parametrize("inflict", [cut_tail, delete_chain, hash_again])
-def test_later_publications_do_not_bury_the_damage(
+def test_later_checkpoints_do_not_bury_the_damage(
     local: Path, trail: None, acme: Tenant, globex: Tenant, now: datetime, inflict: Inflict, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is there now is not signed in place of what was: the newest publication still names it."""
+    """What is there now is not signed in place of what was: the newest checkpoint still names it."""
     publish(0)
     triggers.remove(connection)
     inflict(AuditEvent.objects.filter(chain=acme.pk).order_by("seq"))
@@ -309,7 +309,7 @@ def test_later_publications_do_not_bury_the_damage(
     assert damaged("--all")[0].endswith("T1200Z.json")
 
 
-def test_all_publications_narrow_down_where_a_chain_was_hashed_again(local: Path, acme: Tenant, now: datetime) -> None:
+def test_all_checkpoints_narrow_down_where_a_chain_was_hashed_again(local: Path, acme: Tenant, now: datetime) -> None:
     for number in range(4):
         append(acme, now)
         publish(number)
@@ -325,12 +325,12 @@ def test_verify_of_a_chain_that_never_was_says_so(local: Path, trail: None) -> N
         verified("--chain", "nonsense")
 
 
-# --- Damage to the publications ---
+# --- Damage to the checkpoints ---
 
 
 @pytest.fixture
 def three(vault: ObjectStore, acme: Tenant, now: datetime) -> list[str]:
-    """The keys of three publications."""
+    """The keys of three checkpoints."""
     made = []
     for number in range(3):
         append(acme, now)
@@ -361,14 +361,14 @@ def edited(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 @on_every_store
-def test_publication_deleted_from_the_middle_is_missed_by_the_next(vault: ObjectStore, three: list[str]) -> None:
+def test_checkpoint_deleted_from_the_middle_is_missed_by_the_next(vault: ObjectStore, three: list[str]) -> None:
     erase(vault, three[1])
     assert "intact" in verified()  # the newest alone does not tell
     assert damaged("--all") == [f"checkpoint {three[1]}: is missing; {three[2]} follows it"]
 
 
 @pytest.mark.parametrize("place", [1, 2])
-def test_publication_that_was_edited_is_damage(vault: ObjectStore, three: list[str], place: int) -> None:
+def test_checkpoint_that_was_edited_is_damage(vault: ObjectStore, three: list[str], place: int) -> None:
     document = read(vault, three[place])
     replace(vault, three[place], signing.canonical_json(edited(document, heads={})))
     line = f"checkpoint {three[place]}: was edited, or was not signed by this deployment's key"
@@ -377,19 +377,19 @@ def test_publication_that_was_edited_is_damage(vault: ObjectStore, three: list[s
         assert damaged() == [line]  # and the trail is checked against the one before it
 
 
-def test_publication_signed_with_another_key_is_damage(vault: ObjectStore, three: list[str]) -> None:
+def test_checkpoint_signed_with_another_key_is_damage(vault: ObjectStore, three: list[str]) -> None:
     replace(vault, three[2], signed(edited(read(vault, three[2]), heads={}), bytes(32)))
     assert damaged() == [f"checkpoint {three[2]}: was edited, or was not signed by this deployment's key"]
 
 
 @on_every_store
-def test_older_publication_under_the_newest_name_is_damage(vault: ObjectStore, three: list[str]) -> None:
+def test_older_checkpoint_under_the_newest_name_is_damage(vault: ObjectStore, three: list[str]) -> None:
     """Whoever cuts the tail as well would otherwise have a signature for what is left."""
     replace(vault, three[2], signing.canonical_json(read(vault, three[0])))
     assert damaged() == [f"checkpoint {three[2]}: is another checkpoint with this object key"]
 
 
-def test_publication_in_place_of_one_that_another_follows_is_damage(vault: ObjectStore, three: list[str]) -> None:
+def test_checkpoint_in_place_of_one_that_another_follows_is_damage(vault: ObjectStore, three: list[str]) -> None:
     """By whoever had the key: its signature fits, and its digest does not."""
     seed = keys.unwrap(Key.objects.get(purpose="audit"))
     replace(vault, three[1], signed(edited(read(vault, three[1]), heads={}), seed))
@@ -399,7 +399,7 @@ def test_publication_in_place_of_one_that_another_follows_is_damage(vault: Objec
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b'{"publication":{}}', b"[" * 100_000, b"\xff", b'{"publication":{},"signature":7}']
 )
-def test_publication_that_is_none_is_damage(local: Path, acme: Tenant, now: datetime, content: bytes) -> None:
+def test_checkpoint_that_is_none_is_damage(local: Path, acme: Tenant, now: datetime, content: bytes) -> None:
     append(acme, now)
     key = publish(0)
     assert key
@@ -407,7 +407,7 @@ def test_publication_that_is_none_is_damage(local: Path, acme: Tenant, now: date
     assert damaged() == [f"checkpoint {key}: is not a signed document of the kind 'publication'"]
 
 
-def test_publication_that_is_written_otherwise_is_damage(local: Path, acme: Tenant, now: datetime) -> None:
+def test_checkpoint_that_is_written_otherwise_is_damage(local: Path, acme: Tenant, now: datetime) -> None:
     append(acme, now)
     key = publish(0)
     assert key
@@ -416,19 +416,19 @@ def test_publication_that_is_written_otherwise_is_damage(local: Path, acme: Tena
     assert damaged() == [f"checkpoint {key}: was edited"]
 
 
-def test_every_publication_deleted_is_damage(vault: ObjectStore, three: list[str]) -> None:
+def test_every_checkpoint_deleted_is_damage(vault: ObjectStore, three: list[str]) -> None:
     for key in three:
         erase(vault, key)
     (line,) = damaged()
     assert line.startswith("checkpoint (none): all are missing, although their key was created at ")
 
 
-def test_publications_without_their_key_are_damage(vault: ObjectStore, three: list[str]) -> None:
+def test_checkpoints_without_their_key_are_damage(vault: ObjectStore, three: list[str]) -> None:
     Key.objects.all().delete()
     assert damaged() == [f"checkpoint {key}: there is no key that could have signed it" for key in three]
 
 
-def test_damaged_newest_publication_is_not_followed(vault: ObjectStore, three: list[str], acme: Tenant, now: datetime) -> None:
+def test_damaged_newest_checkpoint_is_not_followed(vault: ObjectStore, three: list[str], acme: Tenant, now: datetime) -> None:
     """It would take the heads with it that a later one has to keep."""
     document = read(vault, three[2])
     replace(vault, three[2], signing.canonical_json(edited(document, heads={})))
@@ -440,7 +440,7 @@ def test_damaged_newest_publication_is_not_followed(vault: ObjectStore, three: l
     assert previous["sha256"] == sha256(signing.canonical_json(read(vault, three[1]))).hexdigest()
 
 
-def test_publication_deleted_in_a_bucket_with_versions_is_told_by_its_marker(
+def test_checkpoint_deleted_in_a_bucket_with_versions_is_told_by_its_marker(
     settings: Settings, acme: Tenant, now: datetime
 ) -> None:
     endpoint = stores.moto()
@@ -459,7 +459,7 @@ def test_publication_deleted_in_a_bucket_with_versions_is_told_by_its_marker(
 # --- The worker ---
 
 
-def test_beat_asks_for_a_publication_every_ten_minutes() -> None:
+def test_beat_asks_for_a_checkpoint_every_ten_minutes() -> None:
     app.loader.import_default_modules()
     entry = app.conf.beat_schedule["audit checkpoint"]
     assert entry["task"] in app.tasks
