@@ -164,9 +164,7 @@ def test_rotation_works_word_for_word_while_files_stay_readable(own_server: Serv
 
     run(make_active, server=server)
     # The running server does not have the new order yet, and opens what the new key wraps all the same.
-    rewrapped = (
-        r"([12]) rewrapped, 0 remaining\n\1 data keys rewrapped; all but 0 are under 2027\n"  # the audit trail's may be one
-    )
+    rewrapped = r"([12]) rewrapped, 0 remaining\n\1 data keys rewrapped; all but 0 are under 2027\n"  # or the audit trail's
     assert re.fullmatch(rewrapped, run(rewrap, server=server))
     assert server.request("GET", path, token=server.token()) == (200, "1 2 3")
     server.stop()

@@ -1,4 +1,4 @@
-"""Audit checkpoints in the vault: what they tell that the database alone does not, and what is done to them (INV-14, INV-20, F-61)."""
+"""Audit checkpoints: what they tell that the database alone does not, and what is done to them (INV-14, INV-20, F-61)."""
 
 import base64
 import json
