@@ -33,6 +33,7 @@ TESTS = {
     "vault/crypto.py": [f"{CRYPTO}.py", f"{CRYPTO}_damage.py", f"{CRYPTO}_vectors.py"],
     "files/headers.py": ["tests/unit/test_headers.py"],
     "files/links.py": [LINKS, "tests/services/test_races.py", "-k", "link"],
+    "vault/content.py": [STREAMS, "tests/services/test_open.py", "tests/services/test_none_cipher.py"],
     "vault/content_reader.py": [STREAMS, "tests/services/test_open.py", "tests/services/test_none_cipher.py"],
     "files/transfers.py": ["tests/unit/test_transfers.py", STREAMS, "tests/api/test_content.py", LINKS],
 }
