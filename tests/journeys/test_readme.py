@@ -184,7 +184,7 @@ def test_backup_and_restore_work_word_for_word(own_server: Server, new_server: C
     run(restore, server=restored, BACKUP=str(kept), SECRETS_BACKUP=str(server.home / "secrets"))
     restored.start()
     assert run(check, server=restored) == ""
-    assert "is whole" in restored.manage("verify_audit")
+    assert "is intact" in restored.manage("verify_audit")
     token = json.loads(restored.manage("createusertoken", "member"))["access"]
     assert restored.request("GET", path, token=token) == (200, "1 2 3")
 
