@@ -15,6 +15,7 @@ COPY config config
 COPY purge purge
 COPY egress egress
 COPY files files
+COPY vault vault
 COPY tenants tenants
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 STRONGROOM_HOME=/var/lib/strongroom STATIC_ROOT=/app/static
 # Collecting static files reads the settings, which want secrets; these open nothing and are not kept.

@@ -56,8 +56,9 @@ def fill(now: datetime) -> dict[str, Any]:
     """The people whose requests are timed, by what they are."""
     from django.db import connection
 
-    from files.models import Collection, Grant, Key, Level, StoredFile
+    from files.models import Collection, Grant, Level, StoredFile
     from tenants.models import Membership, Tenant, User
+    from vault.models import Key
 
     chance = random.Random(1)  # noqa: S311  the same rows in every run
     acme = Tenant.objects.create(slug="acme", name="Acme", created_at=now, allow_external_sharing=True)

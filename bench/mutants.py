@@ -30,10 +30,11 @@ PARALLEL, SECONDS = 2, 300  # a mutant that runs for longer hangs, which counts 
 CRYPTO, STREAMS, LINKS = "tests/unit/test_crypto", "tests/services/test_streams.py", "tests/api/test_links.py"
 TESTS = {
     "files/access.py": ["tests/api/test_levels.py", "tests/api/test_grants.py", STREAMS],
-    "files/crypto.py": [f"{CRYPTO}.py", f"{CRYPTO}_damage.py", f"{CRYPTO}_vectors.py"],
+    "vault/crypto.py": [f"{CRYPTO}.py", f"{CRYPTO}_damage.py", f"{CRYPTO}_vectors.py"],
     "files/headers.py": ["tests/unit/test_headers.py"],
     "files/links.py": [LINKS, "tests/services/test_races.py", "-k", "link"],
-    "files/reading.py": [STREAMS, "tests/services/test_open.py", "tests/services/test_none_cipher.py"],
+    "vault/content.py": [STREAMS, "tests/services/test_open.py", "tests/services/test_none_cipher.py"],
+    "vault/content_reader.py": [STREAMS, "tests/services/test_open.py", "tests/services/test_none_cipher.py"],
     "files/transfers.py": ["tests/unit/test_transfers.py", STREAMS, "tests/api/test_content.py", LINKS],
 }
 PAIRS = ["Lt LtE", "Gt GtE", "Eq NotEq", "Is IsNot", "In NotIn", "And Or", "Add Sub", "Mult FloorDiv", "min max"]

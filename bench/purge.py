@@ -118,8 +118,8 @@ def set_up() -> None:
 
     django.setup()
 
-    from files.stores import ensure_buckets
     from purge.models import Destruction
+    from vault.stores import ensure_buckets
 
     ensure_buckets()
     Destruction.objects.exists()

@@ -20,7 +20,11 @@ app.autodiscover_tasks()
 app.conf.beat_schedule = {
     "files": {"task": "files.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},
     "mail": {"task": "tenants.tasks.send_mail", "schedule": 5.0, "options": {"expires": 4}},
-    "audit heads": {"task": "files.tasks.publish_audit_heads", "schedule": crontab(minute="*/10"), "options": {"expires": 540}},
+    "audit checkpoint": {
+        "task": "vault.tasks.publish_audit_checkpoint",
+        "schedule": crontab(minute="*/10"),
+        "options": {"expires": 540},
+    },
     "egress": {"task": "egress.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},
     "egress packages": {"task": "egress.tasks.build_packages", "schedule": 5.0, "options": {"expires": 4}},
     "purge": {"task": "purge.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},

@@ -6,7 +6,7 @@ import resource
 from django.conf import settings
 
 from config.processes import die_with_parent
-from files import stores
+from vault import stores
 
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")

@@ -8,9 +8,9 @@ from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
 from config import problems
-from files import stores
-from files.keyring import keyring
 from tenants import triggers
+from vault import stores
+from vault.keyring import keyring
 
 
 log = logging.getLogger(__name__)

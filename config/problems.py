@@ -21,10 +21,11 @@ from rest_framework.response import Response
 from rest_framework.utils.serializer_helpers import ReturnDict
 from rest_framework.views import exception_handler
 
-from files.crypto import WrongKey
-from files.errors import BadBody, BodyTimeout, KeyUnavailable, StoreUnavailable, TooLarge
-from files.stores import StoreError
+from files.errors import BadBody, BodyTimeout, TooLarge
 from tenants.errors import Unavailable
+from vault.crypto import WrongKey
+from vault.errors import KeyUnavailable, StorageUnavailable
+from vault.stores import StoreError
 
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def problem(code: int, *, name: str, detail: str, **members: Any) -> dict[str, A
 
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler: it does the rollback and the headers, this renders. None for what is a bug: that is a 500."""
-    if isinstance(error, StoreError | StoreUnavailable | KeyUnavailable):
+    if isinstance(error, StoreError | StorageUnavailable | KeyUnavailable):
         # The client learns that it does not work, the operator why. A store's words name the operation and its code.
         log.warning(
             "a dependency failed", extra={"error": str(error.__cause__ or error), "kind": type(error.__cause__ or error).__name__}
@@ -63,7 +64,7 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, UnreadablePostError):  # Django wraps what the server raised, and wraps that again
         return BodyTimeout() if isinstance(error.__cause__ and error.__cause__.__cause__, TimeoutError) else BadBody()
     if isinstance(error, StoreError):
-        return StoreUnavailable()
+        return StorageUnavailable()
     if isinstance(error, WrongKey):
         return KeyUnavailable()
     if _is_of_the_database(error):

@@ -18,7 +18,7 @@ SECRETS = HOME / "secrets"  # bin/run writes these on its first run; elsewhere t
 # --- Secrets: each has one purpose, none has a default ---
 SECRET_KEY = env.secret("SECRET_KEY", file=SECRETS / "secret_key") or token_hex()  # an env.OFFLINE command signs nothing with it
 JWT_SIGNING_KEY = env.secret("JWT_SIGNING_KEY", file=SECRETS / "jwt_signing_key")
-KEYRING = env.secret("KEYRING", file=SECRETS / "keyring")  # parsed by files.keyring: one "name base64" a line, the last is active
+KEYRING = env.secret("KEYRING", file=SECRETS / "keyring")  # parsed by vault.keyring: one "name base64" a line, the last is active
 
 # --- Where it is served ---
 DEBUG = False
@@ -72,6 +72,7 @@ INSTALLED_APPS = [
     "purge",
     "egress",
     "files",
+    "vault",
     "tenants",
     "tenants.apps.AdminConfig",
     "django.contrib.auth",
@@ -181,11 +182,11 @@ S3_MAX_CONNECTIONS = env.integer("S3_MAX_CONNECTIONS", 64, least=1)
 S3_RELEASE_SSE = env.text("S3_RELEASE_SSE", "AES256")
 if S3_BUCKET:
     STORAGES: dict[str, dict[str, Any]] = {
-        alias: {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": {"bucket_name": bucket}} for alias, bucket in BUCKETS.items()
+        alias: {"BACKEND": "vault.stores.s3.S3Store", "OPTIONS": {"bucket_name": bucket}} for alias, bucket in BUCKETS.items()
     }
 else:
     STORAGES = {
-        alias: {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": str(HOME / "objects" / alias)}}
+        alias: {"BACKEND": "vault.stores.local.LocalStore", "OPTIONS": {"location": str(HOME / "objects" / alias)}}
         for alias in BUCKETS
     }
 STORAGES["default"] = STORAGES["vault"]  # Django wants one; nothing uses it by that name

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from egress.access import standing_decisions
 from egress.models import EgressRequest, Item
-from files import crypto, keys, signing
-from files.models import Key, StoredFile
+from files.models import StoredFile
 from tenants.models import User
+from vault import crypto, keys, signing
+from vault.models import Key
 
 
 CONTEXT: Final = b"strongroom/egress/v1\n"
@@ -31,7 +30,7 @@ class Manifest:
 
 def digest_of(files: Iterable[dict[str, Any]]) -> str:
     """Of `{name, length, sha256}` in the order of the round: what a decision is bound to (INV-10). Hex of SHA-256."""
-    return hashlib.sha256(signing.canonical({"files": list(files)})).hexdigest()
+    return hashlib.sha256(signing.canonical_json({"files": list(files)})).hexdigest()
 
 
 def listed(files: Iterable[Item | StoredFile]) -> list[dict[str, Any]]:
@@ -40,7 +39,7 @@ def listed(files: Iterable[Item | StoredFile]) -> list[dict[str, Any]]:
 
 def make(request: EgressRequest, items: Iterable[Item], *, now: datetime) -> Manifest:
     """Of a request that was approved at every stage: the same each time, so that its package is, too. Raises WrongKey."""
-    key = keys.signing_key(Key.Purpose.EGRESS, now=now)
+    key = keys.ensure_signing_key(Key.Purpose.EGRESS, now=now)
     requester = User.objects.filter(pk=request.requester_id).first()
     decisions = sorted(standing_decisions(request), key=lambda decision: decision.stage)
     body = {
@@ -75,8 +74,8 @@ def make(request: EgressRequest, items: Iterable[Item], *, now: datetime) -> Man
         "policy": request.policy,
         "signed_with": str(key.pk),
     }
-    content = signing.canonical(body)
-    return Manifest(content.decode(), signing.sign(signing.signer_of(key), CONTEXT, content))
+    content = signing.canonical_json(body)
+    return Manifest(content.decode(), signing.sign(signing.signer_for(key), CONTEXT, content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +93,9 @@ def signing_keys() -> list[SigningKey]:
 def _signing_keys() -> Iterator[SigningKey]:
     for key in Key.objects.filter(purpose=Key.Purpose.EGRESS, destroyed_at=None).order_by("created_at"):
         try:
-            public = signing.signer_of(key).public_key()
+            pem = signing.public_pem(key)
         except crypto.WrongKey:
             continue
-        pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         yield SigningKey(str(key.pk), pem, key.created_at)
 
 

@@ -27,20 +27,23 @@ from egress.staging import BEAT, check_ours, heartbeat
 from egress.states import State
 from egress.zips import new_member
 from files import access as file_access
-from files import keys, uploads
-from files.crypto import CorruptObject, WrongKey
-from files.errors import StoreUnavailable as StoreSilent
+from files import uploads
 from files.locks import lock_collection
-from files.models import Cipher, Collection, StoredFile, Upload
+from files.models import Collection, StoredFile, Upload
 from files.names import unique_key
-from files.reading import Content, content_at
-from files.stores import NotEncrypted, ObjectChanged
 from files.transfers import Slots
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.leases import LeaseLost
 from tenants.models import User
 from tenants.retries import retried
+from vault import keys
+from vault.content import copied_content
+from vault.content_reader import Content
+from vault.crypto import CorruptObject, WrongKey
+from vault.errors import StorageUnavailable
+from vault.models import Cipher
+from vault.stores import NotEncrypted, ObjectChanged
 
 
 log = logging.getLogger(__name__)
@@ -94,7 +97,7 @@ def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
         )
         release.slug = f"release-{release.uuid.hex}"
         release.display_name = f"Release {release.uuid}"
-        release.key = keys.create_collection_key(release, now=now)
+        release.key = keys.create_data_key(release, now=now)
         release.save(force_insert=True)
         locked.package_collection = release
         locked.save(update_fields=["package_collection"])
@@ -166,7 +169,7 @@ def _build(request: EgressRequest, release: Collection, *, now: datetime) -> Non
         try:
             _write(package, items, manifest)
             package.commit(by=None, now=timezone.now())
-        except StoreSilent as error:
+        except StorageUnavailable as error:
             if not isinstance(error.__cause__, NotEncrypted):
                 raise
             log.error("the release bucket does not encrypt a plain package", extra={"error": str(error.__cause__)})
@@ -186,7 +189,7 @@ class Package(uploads.Incoming):
         super().write(data)
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
-            heartbeat(self.request, State.APPROVED, packed=self._length)
+            heartbeat(self.request, State.APPROVED, packed=self.length)
 
     @retried
     def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
@@ -255,7 +258,7 @@ def _verified(item: Item) -> Iterator[bytes]:
     """
     digest, length = hashlib.sha256(), 0
     try:
-        for piece in replace(staged(item), etag="").read(0, item.length, is_for_us=True):
+        for piece in replace(staged(item), etag="").read(0, item.length, is_internal=True):
             digest.update(piece)
             length += len(piece)
             yield piece
@@ -271,7 +274,7 @@ def staged(item: Item) -> Content:
     file = item.file
     if file is None or file.object_id != item.object_id:
         raise FileNotFoundError("the pinned content is not there any more")
-    return content_at(file, store=item.store, key=item.object_key, etag=item.object_etag)
+    return copied_content(file, store=item.store, key=item.object_key, etag=item.object_etag)
 
 
 # --- When it does not come to that ---

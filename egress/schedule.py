@@ -16,10 +16,10 @@ from egress import letters, packaging, staging
 from egress.models import Download, EgressRequest, Item
 from egress.moving import lock_request, move
 from egress.states import State
-from files.errors import StoreUnavailable as StoreSilent
-from files.stores import StoreError, StoreRefused
 from tenants.leases import LeaseLost, claim
 from tenants.retries import retried
+from vault.errors import StorageUnavailable
+from vault.stores import StoreError, StoreRefused
 
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _attempt(request: EgressRequest, step: Step) -> None:
     except FileNotFoundError as error:
         log.error("the storage has lost what an egress request is about", extra={"request": str(request.pk), "error": str(error)})
         _rest(request, "The storage has lost a file of it: an operator has to put it back, or it is withdrawn.")
-    except (StoreError, StoreSilent) as error:
+    except (StoreError, StorageUnavailable) as error:
         log.warning("an egress request waits for the store", extra={"request": str(request.pk), "error": str(error)})
         is_refusal = isinstance(error.__cause__ or error, StoreRefused)  # of which no waiting makes anything else
         counts = is_refusal or timezone.now() - request.changed_at > OUTAGE

@@ -15,16 +15,17 @@ from egress.models import LONGEST_DAYS, MOST_FILES, Contributor, Decision, Egres
 from egress.moving import lock_request, move
 from egress.states import OPEN, State
 from files import access as file_access
-from files import deployment
 from files.errors import NotOpen
 from files.locks import lock_collection
-from files.models import Cipher, Collection, Hold, StoredFile
+from files.models import Collection, Hold, StoredFile
 from files.names import unique_key
 from tenants import access as people
 from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import ApiKey, Tenant, User
 from tenants.retries import retried
+from vault import identity
+from vault.models import Cipher
 
 
 STAGING: Final = "staging"
@@ -39,7 +40,7 @@ def submit(
     *, collection: Collection, filenames: Sequence[str] | None, justification: str, by: User, now: datetime
 ) -> EgressRequest:
     """Asks for these files of a collection, or for all that `by` can read. Pins them; the tick copies them to staging."""
-    deployment.check(now=now)
+    identity.check(now=now)
     with transaction.atomic():
         locked = lock_collection(collection)
         access.check_can_submit(viewer_of(by), locked.tenant)
@@ -98,7 +99,7 @@ def resubmit(
     request: EgressRequest, *, filenames: Sequence[str] | None, justification: str | None, by: User, now: datetime
 ) -> EgressRequest:
     """A new round of what was returned: of the same names, as they are now, unless others are given. All is decided anew."""
-    deployment.check(now=now)
+    identity.check(now=now)
     with transaction.atomic():
         locked = lock_request(request)
         access.check_can_resubmit(viewer_of(by), locked)

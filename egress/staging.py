@@ -20,10 +20,10 @@ from egress.states import State
 from files.downloads import note_missing
 from files.erasing import erase_object
 from files.models import StoredFile
-from files.stores import Failure, StoreRefused, StoreUnavailable, get_store
 from tenants import audit
 from tenants.leases import LeaseLost
 from tenants.retries import retried
+from vault.stores import EraseFailure, StoreRefused, StoreUnavailable, get_store
 
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _erase(request: EgressRequest, items: list[Item]) -> None:
     """Two passes of one listing: what the first finds is deleted, and the second has to find nothing."""
     store, keys = get_store(items[0].store), {item.object_key for item in items}
     prefix = items[0].object_key.rpartition("/")[0] + "/"
-    failures: list[Failure] = []
+    failures: list[EraseFailure] = []
     for _ in range(2):
         found = [entry for entry in store.entries(prefix) if entry.key in keys]
         if not found:
@@ -130,7 +130,7 @@ def _erase(request: EgressRequest, items: list[Item]) -> None:
         failures = store.erase(found)
         request.heartbeat(timezone.now())
     if [entry for entry in store.entries(prefix) if entry.key in keys]:
-        refused = next((failure for failure in failures if not failure.may_pass), None)
+        refused = next((failure for failure in failures if not failure.is_transient), None)
         raise (StoreRefused if refused else StoreUnavailable)(refused.reason if refused else "staged copies remain")
 
 

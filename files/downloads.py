@@ -19,16 +19,19 @@ from django.conf import settings
 from django.db import transaction
 from zipstream import ZipStream
 
-from files import access, crypto, errors
+from files import access, errors
 from files.headers import Unsatisfiable, content_disposition, if_match, if_none_match, if_range, parse_range, repr_digest
 from files.models import Collection, Level, StoredFile
-from files.reading import Content, content_of
-from files.stores import ObjectChanged, StoreError
 from files.transfers import SLOTS, Meter, Transfer, TransferEnded, return_connection
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User
 from tenants.retries import retried
+from vault import crypto
+from vault.content import stored_content
+from vault.content_reader import Content
+from vault.errors import StorageUnavailable
+from vault.stores import ObjectChanged, StoreError
 
 
 log = logging.getLogger(__name__)
@@ -185,7 +188,7 @@ def begin(body: Transfer, record: Callable[[], None]) -> None:
 def read_file(file: StoredFile, start: int, stop: int, *, by: User | None, now: datetime) -> Generator[bytes, None, None]:
     """Plaintext [start, stop) of a file, as `read_verified`. What is wrong with its object is written on its row."""
     pieces = read_verified(
-        partial(content_of, file),
+        partial(stored_content, file),
         start,
         stop,
         sha256=file.sha256,
@@ -217,7 +220,8 @@ def read_verified(
     """
     try:
         opened = content()
-        is_whole_plain = isinstance(opened.opener, crypto.PlainReader) and (start, stop) == (0, opened.opener.layout.length)
+        is_plain = isinstance(opened.decryptor, crypto.PassThroughDecryptor)
+        is_whole_plain = is_plain and (start, stop) == (0, opened.decryptor.layout.length)
         with closing(_first_segment_verified(opened, start, stop, etag_changed)) as pieces:
             yield from _matching(pieces, sha256) if is_whole_plain else pieces
     except FileNotFoundError as error:
@@ -227,7 +231,7 @@ def read_verified(
         corrupt(error)
         raise errors.ObjectCorrupt from error
     except StoreError as error:
-        raise errors.StoreUnavailable from error
+        raise StorageUnavailable from error
 
 
 def _first_segment_verified(
@@ -238,7 +242,7 @@ def _first_segment_verified(
     try:
         first = next(pieces)
     except ObjectChanged:
-        if isinstance(content.opener, crypto.PlainReader):
+        if isinstance(content.decryptor, crypto.PassThroughDecryptor):
             raise  # nothing else proves a part of it
         # Its size and its tags prove every byte of it. The ETag only has to stay the same from here on.
         content = replace(content, etag=content.store.stat(content.key).etag)

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from django.db import transaction
 
 from files.models import DownloadLink, Erasure, StoredFile, Upload
-from files.stores import ObjectStore, StoreError, get_store
 from tenants.leases import LeaseLost, claim
+from vault.stores import ObjectStore, StoreError, get_store
 
 
 log = logging.getLogger(__name__)

@@ -129,26 +129,6 @@ class ObjectCorrupt(APIException):
     default_code = "object_corrupt"
 
 
-class KeyUnavailable(Unavailable):
-    default_detail = "The keyring does not open this collection."
-    default_code = "key_unavailable"
-
-
-class StoreUnavailable(Unavailable):
-    default_detail = "The storage does not answer."
-    default_code = "storage_unavailable"
-
-
-class ForeignVault(Unavailable):
-    default_detail = "The storage is not the one that belongs to this database. An operator has to look."
-    default_code = "foreign_vault"
-
-
-class DatabaseRestored(Unavailable):
-    default_detail = "The database is older than the storage: an operator has to say what of it still counts."
-    default_code = "database_restored"
-
-
 class TransfersFull(Unavailable):
     default_detail = "This server carries as many transfers as it can."
     default_code = "transfers_full"

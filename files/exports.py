@@ -2,10 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Final
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, Self
 
-from files import crypto, keys
-from files.models import Key, StoredFile
+from files.models import StoredFile
+from vault import content, crypto
+from vault.errors import KeyUnavailable
+from vault.models import Key
 
 
 FORMAT: Final = "strongroom/row/v1"
@@ -44,11 +47,14 @@ def decrypt(row: dict[str, Any], source: BinaryIO) -> Iterator[bytes]:
     if not isinstance(row, dict) or row.get("format") != FORMAT:
         raise ValueError(f"the row is not of the format {FORMAT}")
     layout = crypto.layout_of(row["cipher"], length=row["length"], segment_size=row["segment_size"])
-    opener = _opener(row, layout)
+    try:
+        decryptor = content.decryptor_for(_ExportedRow.parse(row))
+    except KeyUnavailable as error:
+        raise crypto.WrongKey(str(error.__cause__)) from None  # there is no service that it could be an answer of
     digest = hashlib.sha256()
     for index in range(layout.segments):
         start, end = layout.object_range(index, index + 1)
-        piece = opener.open(index, memoryview(source.read(end - start)))
+        piece = decryptor.decrypt(index, memoryview(source.read(end - start)))
         digest.update(piece)
         yield piece
     if source.read(1):
@@ -57,21 +63,31 @@ def decrypt(row: dict[str, Any], source: BinaryIO) -> Iterator[bytes]:
         raise crypto.CorruptObject("the plaintext has another SHA-256 than the row")
 
 
-def _opener(row: dict[str, Any], layout: crypto.Layout) -> crypto.Opener:
-    wrapping = row["key"]
-    key = Key(id=wrapping["id"], purpose=wrapping["purpose"], owner=wrapping["owner"], kek_id=wrapping["kek_id"])
-    key.wrapped = bytes.fromhex(wrapping["wrapped"])
-    aad = crypto.associated_data(
-        tenant=row["tenant"],
-        collection=row["collection"],
-        file=row["file"],
-        object_id=row["object_id"],
-        cipher=row["cipher"],
-        segment_size=row["segment_size"],
-    )
-    file_key = crypto.open_file_key(
-        keys.open_key(key), key_salt=bytes.fromhex(row["key_salt"]), aad=aad, commitment=bytes.fromhex(row["key_commitment"])
-    )
-    if row["cipher"] == crypto.NONE:  # and it always was: the commitment binds it
-        return crypto.PlainReader(layout)
-    return crypto.Decryptor(file_key.material, aad=aad, header=bytes.fromhex(row["header"]), layout=layout)
+@dataclass
+class _ExportedRow:
+    """A `content.ContentRow` without a database."""
+
+    cipher: str
+    segment_size: int
+    length: int
+    header: bytes | memoryview
+    key_salt: bytes | memoryview
+    key_commitment: bytes | memoryview
+    data_key: Key
+    binding: crypto.Binding
+
+    @classmethod
+    def parse(cls, row: dict[str, Any]) -> Self:
+        wrapping = row["key"]
+        key = Key(id=wrapping["id"], purpose=wrapping["purpose"], owner=wrapping["owner"], kek_id=wrapping["kek_id"])
+        key.wrapped = bytes.fromhex(wrapping["wrapped"])
+        return cls(
+            cipher=row["cipher"],
+            segment_size=row["segment_size"],
+            length=row["length"],
+            header=bytes.fromhex(row["header"]),
+            key_salt=bytes.fromhex(row["key_salt"]),
+            key_commitment=bytes.fromhex(row["key_commitment"]),
+            data_key=key,
+            binding=crypto.Binding(row["tenant"], row["collection"], row["file"], row["object_id"]),
+        )

@@ -9,63 +9,10 @@ from django.core.files import File
 from django.db import models
 from django.db.models import Q
 
-from files import crypto
 from tenants.leases import Leased
 from tenants.models import ApiKey, Membership, Tenant
-
-
-class Cipher(models.TextChoices):
-    AES_GCM = crypto.AES_GCM, "AES-GCM"
-    NONE = crypto.NONE, "None"
-
-
-class Key(models.Model):
-    """A random 32-byte key, wrapped by a named key of the keyring. Destroyed means that the wrapping is gone from this row."""
-
-    class Purpose(models.TextChoices):
-        COLLECTION = "collection"
-        AUDIT = "audit"  # the seed that signs the heads of the audit chains
-        EGRESS = "egress"  # the seed that signs release manifests
-
-    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    purpose = models.CharField(max_length=20, choices=Purpose)
-    owner = models.CharField(
-        max_length=80, help_text="tenant uuid/collection uuid, or the deployment: part of what the wrapping is bound to"
-    )
-    kek_id = models.CharField(max_length=64, db_index=True, help_text="name of the key-encryption key in the keyring")
-    wrapped = models.BinaryField(null=True)
-    created_at = models.DateTimeField()
-    destroyed_at = models.DateTimeField(null=True)
-
-    class Meta:
-        constraints: ClassVar = [
-            models.UniqueConstraint("purpose", "owner", name="key_one_per_owner"),
-            models.CheckConstraint(
-                condition=Q(wrapped__isnull=False, destroyed_at__isnull=True)
-                | Q(wrapped__isnull=True, destroyed_at__isnull=False),
-                name="key_destroyed_has_no_wrapping",
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.purpose} key {self.id}"
-
-
-class Deployment(models.Model):
-    """Which database this is. One row; its vault has a mark with the same uuid."""
-
-    uuid = models.UUIDField(default=uuid4, editable=False)
-    marked_at = models.DateTimeField(null=True, editable=False, help_text="since when its vault has the mark")
-    ledger_number = models.BigIntegerField(default=0, editable=False, help_text="of the last destruction that it knows of")
-    lost_until = models.CharField(
-        max_length=200, blank=True, editable=False, help_text="an operator knows: events signed up to this publication are gone"
-    )
-
-    class Meta:
-        constraints: ClassVar = [models.CheckConstraint(condition=Q(id=1), name="deployment_is_one")]
-
-    def __str__(self) -> str:
-        return str(self.uuid)
+from vault import content, crypto
+from vault.models import Cipher, Key
 
 
 class Collection(models.Model):
@@ -195,13 +142,22 @@ class StoredFile(models.Model):
         return f'"{self.object_id.hex}"'
 
     def open(self) -> "File[bytes]":
-        """The plaintext as a read-only, seekable Django File, decrypted as it is read. Whoever calls it has checked access.
+        """The plaintext as a read-only, seekable Django File, decrypted as it is read. The caller has to check access.
 
-        Reading raises FileNotFoundError or StoreError of the store, or CorruptObject.
+        Raises: KeyUnavailable, WrongKey, CorruptObject, ForeignVault, DatabaseRestored, StorageUnavailable; reading it also
+        raises FileNotFoundError and StoreError.
         """
-        from files.reading import PlaintextFile, content_of  # reading needs keys, and keys need models
+        return content.PlaintextFile(content.stored_content(self), name=self.filename)
 
-        return PlaintextFile(content_of(self), name=self.filename)
+    @property
+    def data_key(self) -> Key:
+        """For `vault.content.ContentRow`, as `binding`."""
+        return self.collection.key
+
+    @property
+    def binding(self) -> crypto.Binding:
+        collection = self.collection
+        return crypto.Binding(str(collection.tenant_id), str(collection.uuid), str(self.uuid), str(self.object_id))
 
     @property
     def layout(self) -> crypto.Layout:

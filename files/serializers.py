@@ -8,10 +8,11 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from files.access import level_of
-from files.models import GRANTED, Cipher, Collection, DownloadLink, Grant, Hold, Level, StoredFile
+from files.models import GRANTED, Collection, DownloadLink, Grant, Hold, Level, StoredFile
 from tenants.addresses import absolute_url, quoted
 from tenants.errors import Invalid
 from tenants.serializers import Moment, PlainText
+from vault.models import Cipher
 
 
 class CreateCollectionInput(serializers.Serializer[Any]):

@@ -7,7 +7,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils.text import slugify
 
-from files import errors, holds, keys, sharing
+from files import errors, holds, sharing
 from files.access import check_can_edit, check_can_manage, check_can_rename
 from files.headers import if_match as etag_matches
 from files.locks import lock_collection, lock_file
@@ -19,6 +19,7 @@ from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused, Unavailable
 from tenants.models import Role, Tenant, User
 from tenants.retries import retried
+from vault import keys
 
 
 SUFFIX_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else when read aloud
@@ -55,7 +56,7 @@ def create_collection(
         created_by=by,
     )
     with transaction.atomic():
-        collection.key = keys.create_collection_key(collection, now=now)
+        collection.key = keys.create_data_key(collection, now=now)
         _insert(collection)
         sharing.grant_first(collection, by=by, now=now)
         audit.record(

@@ -1,7 +1,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from files import audit_heads, erasing, recounting
+from files import erasing, recounting
 
 
 @shared_task(ignore_result=True)
@@ -10,11 +10,6 @@ def tick() -> None:
     erasing.give_up_stalled_uploads(now=now)
     erasing.erase_due(now=now)
     erasing.forget_dead_links(now=now)
-
-
-@shared_task(ignore_result=True)
-def publish_audit_heads() -> None:
-    audit_heads.publish(now=timezone.now())
 
 
 @shared_task(ignore_result=True)

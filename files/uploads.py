@@ -5,7 +5,6 @@ the file in one transaction. Whatever goes wrong before that, `abandon` leaves n
 the tick.
 """
 
-import hashlib
 import mimetypes
 import re
 import time
@@ -20,18 +19,21 @@ from django.db import IntegrityError, InterfaceError, OperationalError, transact
 from django.db.models import F, Sum
 from django.utils import timezone
 
-from files import crypto, deployment, errors, holds, keys
+from files import errors, holds
 from files.access import check_can_upload
 from files.erasing import erase_object
 from files.headers import if_match, if_none_match
 from files.models import Collection, Erasure, StoredFile, Upload
 from files.names import check_filename, unique_key
-from files.stores import ObjectStore, StoreError, Writer, get_store
 from files.transfers import SLOTS, Slots, return_connection
 from tenants import audit
 from tenants.errors import Invalid
 from tenants.models import Tenant, User
 from tenants.retries import retried
+from vault import content, identity
+from vault.content import ContentWriter
+from vault.errors import StorageUnavailable
+from vault.stores import ObjectStore, StoreError, get_store
 
 
 HEARTBEAT_SECONDS: Final = 30
@@ -85,20 +87,16 @@ class Incoming:
         self,
         *,
         upload: Upload,
-        writer: Writer,
-        sealer: crypto.Sealer,
+        writer: ContentWriter,
         draft: StoredFile,
         replaces: StoredFile | None,
         store: ObjectStore,
     ) -> None:
         self.upload = upload
         self.draft = draft  # the row to be, without what only the bytes tell
-        self._writer, self._sealer, self._store, self._replaces = writer, sealer, store, replaces
-        self._sha256 = hashlib.sha256()
-        self._length = 0
+        self._writer, self._store, self._replaces = writer, store, replaces
         self._beat = time.monotonic()
         self._slots: Slots | None = self.slots  # taken by `receive`
-        self._unsent = sealer.header  # goes with the first segment
         self._is_committing = False
 
     @classmethod
@@ -116,7 +114,7 @@ class Incoming:
 
         `size` is the announced number of plaintext bytes. `by` is None for the system. `encrypt`: the store is to.
         """
-        sealer = keys.sealer_of(draft, draft.collection)
+        encryptor = content.encryptor_for(draft)
         expected = StoredFile(length=size or 0, cipher=draft.cipher, segment_size=draft.segment_size).layout.object_size
         cls.slots.take()
         try:
@@ -139,12 +137,17 @@ class Incoming:
             cls.slots.give_back()
             raise
         return_connection()  # bytes may take hours; they take no database connection with them
-        return cls(upload=upload, writer=writer, sealer=sealer, draft=draft, replaces=replaces, store=store)
+        return cls(upload=upload, writer=ContentWriter(encryptor, writer), draft=draft, replaces=replaces, store=store)
 
     @property
     def limit(self) -> int | None:
         """Plaintext bytes that it may have at most, if anybody minds."""
         return settings.FILES_MAX_UPLOAD_BYTES
+
+    @property
+    def length(self) -> int:
+        """Plaintext bytes that have arrived."""
+        return self._writer.length
 
     @property
     def is_replacement(self) -> bool:
@@ -157,30 +160,23 @@ class Incoming:
         self.abandon()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._length += len(data)
-        if self.limit is not None and self._length > self.limit:
+        if self.limit is not None and self.length + len(data) > self.limit:
             raise errors.TooLarge
-        self._sha256.update(data)
-        if sealed := self._sealer.update(data):
-            self._to_store(sealed)
+        self._writer.write(data)
         if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
             self._heartbeat()
 
     def commit(self, *, by: User | None, now: datetime, notes: str | None = None, digest: bytes | None = None) -> StoredFile:
         """The file, new or replaced. Keeps nothing if the digest, access, quota, name or collection do not allow it."""
-        if digest is not None and digest != self._sha256.digest():
+        if digest is not None and digest != self._writer.sha256:
             raise errors.DigestMismatch
-        self._to_store(self._sealer.finish())
         file = self.draft
-        file.length, file.sha256 = self._length, self._sha256.hexdigest()
+        file.length, file.sha256 = self.length, self._writer.sha256.hex()
         if notes is not None:
             file.notes = notes
-        try:
-            stat = self._writer.commit()
-        except StoreError as error:
-            raise errors.StoreUnavailable from error
+        stat = self._writer.commit()
         if stat.size != file.layout.object_size:
-            raise errors.StoreUnavailable("The storage keeps another number of bytes than it was sent.")
+            raise StorageUnavailable("The storage keeps another number of bytes than it was sent.")
         file.object_size, file.object_etag = stat.size, stat.etag
         try:
             file = self._make_file(by=by, now=now)
@@ -214,13 +210,6 @@ class Incoming:
         if self._slots is not None:
             self._slots.give_back()
             self._slots = None
-
-    def _to_store(self, data: bytes) -> None:
-        try:
-            self._writer.write(self._unsent + data if self._unsent else data)
-            self._unsent = b""
-        except StoreError as error:
-            raise errors.StoreUnavailable from error
 
     def _heartbeat(self) -> None:
         self._beat = time.monotonic()
@@ -314,7 +303,7 @@ class Incoming:
         raise OutcomeUnknown from error
 
 
-class OutcomeUnknown(errors.StoreUnavailable):
+class OutcomeUnknown(StorageUnavailable):
     default_detail = "The database went away while the file was being committed. Look for the file before you send it again."
     default_code = "outcome_unknown"
 
@@ -338,7 +327,7 @@ def begin(
         check_filename(filename)
     except ValueError as error:
         raise Invalid("filename", str(error), code="bad_filename") from None
-    deployment.check(now=now)
+    identity.check(now=now)
     existing = collection.files.filter(name_key=unique_key(filename)).first()
     check_can_upload(by, collection, existing)
     if conditions is None:

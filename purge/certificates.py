@@ -8,9 +8,9 @@ from typing import Any, Final
 from django.db.models import Max, Sum
 
 from egress import forgetting
-from files import audit_heads, signing
 from files.models import Collection
 from purge.models import Destruction
+from vault import audit_checkpoints, signing
 
 
 CONTEXT: Final = b"strongroom/destruction/v1\n"
@@ -30,10 +30,10 @@ class Certificate:
 
 def make(destruction: Destruction, collection: Collection, *, now: datetime) -> Certificate:
     """Raises WrongKey if the keyring does not open the signing key."""
-    key = audit_heads.signing_key(now=now)
+    key = audit_checkpoints.ensure_signing_key(now=now)
     stores = destruction.portions.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
     encrypted = destruction.file_count - destruction.unencrypted_count
-    text = signing.canonical(
+    text = signing.canonical_json(
         {
             "version": 1,
             "id": str(destruction.pk),
@@ -70,7 +70,7 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
             "signed_with": str(key.id),
         }
     )
-    return Certificate(text.decode(), signing.sign(signing.signer_of(key), CONTEXT, text))
+    return Certificate(text.decode(), signing.sign(signing.signer_for(key), CONTEXT, text))
 
 
 def _text(moment: datetime | Any) -> str:

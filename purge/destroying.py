@@ -20,10 +20,9 @@ from django.db.models import Count, Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from egress import forgetting
-from files import deployment, holds
+from files import holds
 from files.locks import lock_collection
-from files.models import Cipher, Collection, DownloadLink, Erasure, Grant, Hold, Key, StoredFile, Upload
-from files.stores import Failure, ObjectStore, StoreError, StoreUnavailable, get_store
+from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
 from purge import certificates, ledger
 from purge.due import rule_for
 from purge.ledger import Entry
@@ -33,6 +32,9 @@ from tenants.errors import NotFound
 from tenants.leases import LeaseLost, claim
 from tenants.models import User
 from tenants.retries import retried
+from vault import identity, keys
+from vault.models import Cipher
+from vault.stores import EraseFailure, ObjectStore, StoreError, StoreUnavailable, get_store
 
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruct
             due_at=rule.due_at(locked) or now,
             by=by,
             now=now,
-            number=deployment.next_number(),
+            number=identity.next_ledger_number(),
             entered_at=None,
         )
     return None  # another worker was faster, and it is gone
@@ -112,7 +114,7 @@ def _shred(
         began_by=by.username if by else "system",
     )
     Portion.objects.bulk_create(_portions(destruction, locked))
-    Key.objects.filter(pk=locked.key_id).update(wrapped=None, destroyed_at=now)
+    keys.destroy(locked.key_id, now=now)
     DownloadLink.objects.filter(collection=locked).delete()
     Collection.objects.filter(pk=locked.pk).update(status=Collection.Status.PURGING)
     audit.record(
@@ -206,14 +208,14 @@ def _erase(portion: Portion, *, until: float) -> None:
 def _erase_pass(portion: Portion, store: ObjectStore, *, until: float) -> int:
     """Deletes what a listing finds; returns how much that was. The next page is listed while the one before it is deleted."""
     entries, found = store.entries(portion.prefix), 0
-    remaining: dict[bool, Failure] = {}  # one of those that may pass, and one of those that will not
+    remaining: dict[bool, EraseFailure] = {}  # one of those that may pass, and one of those that will not
     with ThreadPoolExecutor(1, "purge-listing") as lister:
         batch = list(islice(entries, BATCH // 2))  # a whole page ends with what a store gives away only when it has the next
         while batch:
             following = lister.submit(lambda: list(islice(entries, BATCH)))
             failures = store.erase(batch)
             found += len(batch)
-            remaining |= {failure.may_pass: failure for failure in failures}
+            remaining |= {failure.is_transient: failure for failure in failures}
             gone = F("erased") + len(batch) - len(failures)
             if portion.fenced().update(erased=gone, lease_at=timezone.now()) != 1:
                 raise LeaseLost
@@ -310,7 +312,7 @@ def _certify(destruction: Destruction, collection: Collection) -> None:
         if done != 1:
             raise LeaseLost
         Collection.objects.filter(pk=collection.pk)._raw_delete(connection.alias)
-        Key.objects.filter(pk=collection.key_id)._raw_delete(connection.alias)
+        keys.delete_row(collection.key_id)
         _record("collection.purge", destruction, by=None, now=now, certificate=certificate.sha256)
 
 

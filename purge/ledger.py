@@ -1,7 +1,7 @@
 """The ledger: one signed entry in the vault for each destruction, which a restored database cannot have forgotten with its rows.
 
 It is written when the key is destroyed and before the first object goes. A database that comes from a backup finds entries that
-it does not know (`files.deployment`), serves nothing until they are applied to it, and then destroys those collections again.
+it does not know (`vault.identity`), serves nothing until they are applied to it, and then destroys those collections again.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from files import audit_heads, deployment, keys, signing
-from files.models import Key
-from files.stores import StoreRefused, get_store
 from purge.models import Destruction
+from vault import audit_checkpoints, identity, keys, signing
+from vault.models import Key
+from vault.stores import StoreRefused, get_store
 
 
 CONTEXT: Final = b"strongroom/ledger/v1\n"
@@ -30,11 +30,11 @@ class Entry:
 
 def enter(destruction: Destruction) -> None:
     """Writes the entry, once. Raises StoreError; StoreRefused if the number has somebody else's entry."""
-    store, name = get_store("vault"), deployment.entry_name(destruction.number)
-    key = audit_heads.signing_key(now=timezone.now())
+    store, name = get_store("vault"), identity.ledger_key(destruction.number)
+    key = audit_checkpoints.ensure_signing_key(now=timezone.now())
     body = {
         "version": 1,
-        "deployment": str(deployment.current().uuid),
+        "deployment": str(identity.this_deployment().uuid),
         "number": destruction.number,
         "destruction": str(destruction.pk),
         "tenant": str(destruction.tenant_id),
@@ -43,30 +43,30 @@ def enter(destruction: Destruction) -> None:
         "began_at": destruction.began_at.isoformat(),
         "signed_with": str(key.id),
     }
-    content = signing.sealed("destroyed", body, context=CONTEXT, signer=signing.signer_of(key))
+    content = signing.sign_envelope("destroyed", body, context=CONTEXT, signer=signing.signer_for(key))
     try:
-        signing.put(store, name, content)
+        signing.write_document(store, name, content)
     except FileExistsError:
-        if signing.fetch(store, name) != content:  # Ed25519 signs the same bytes the same way
+        if signing.read_document(store, name) != content:  # Ed25519 signs the same bytes the same way
             raise StoreRefused(f"{name} is there already, and is not about this destruction") from None
 
 
 def unknown() -> tuple[list[Entry], list[str]]:
     """What the vault says is destroyed and this database has not heard of, in order, and what is wrong with entries that cannot
     be believed. Raises StoreError, FileNotFoundError, and WrongKey if the keyring does not open the key that signs."""
-    store, here = get_store("vault"), deployment.current()
-    key = keys.existing_signing_key(Key.Purpose.AUDIT)
-    public = signing.signer_of(key).public_key() if key else None
+    store, here = get_store("vault"), identity.this_deployment()
+    key = keys.find_signing_key(Key.Purpose.AUDIT)
+    public = signing.signer_for(key).public_key() if key else None
     entries, problems = [], []
-    for name in deployment.unknown_entries(store, every=True):
+    for name in identity.unknown_ledger_keys(store, every=True):
         try:
             if public is None:
-                raise signing.BadDocument("there is no key that could have signed it")
-            body = signing.opened("destroyed", signing.fetch(store, name), context=CONTEXT, public=public)
-            if body["deployment"] != str(here.uuid) or deployment.entry_name(body["number"]) != name:
-                raise signing.BadDocument("is another entry under this name")
+                raise signing.BadEnvelope("there is no key that could have signed it")
+            body = signing.verify_envelope("destroyed", signing.read_document(store, name), context=CONTEXT, public=public)
+            if body["deployment"] != str(here.uuid) or identity.ledger_key(body["number"]) != name:
+                raise signing.BadEnvelope("is another entry under this name")
             began_at = datetime.fromisoformat(body["began_at"])
             entries.append(Entry(body["number"], UUID(body["collection"]), body["why"], began_at))
-        except signing.BadDocument as error:
+        except signing.BadEnvelope as error:
             problems.append(f"{name} {error}")
     return entries, problems

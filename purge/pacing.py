@@ -10,9 +10,9 @@ from typing import Final
 
 from django.conf import settings
 
-from files.stores import StoreError, get_store
 from purge.models import Destruction
 from tenants.models import AuditEvent
+from vault.stores import StoreError, get_store
 
 
 log = logging.getLogger(__name__)

@@ -7,16 +7,17 @@ from typing import Final
 
 from django.db import transaction
 
-from files import audit_heads, deployment, errors
-from files.audit_heads import Publication
-from files.crypto import WrongKey
-from files.models import Collection, Deployment
-from files.stores import StoreError
+from files.models import Collection
 from purge import destroying, ledger
 from purge.ledger import Entry
 from purge.pacing import tell
 from tenants import audit
 from tenants.retries import retried
+from vault import audit_checkpoints, errors, identity
+from vault.audit_checkpoints import Checkpoint
+from vault.crypto import WrongKey
+from vault.models import Deployment
+from vault.stores import StoreError
 
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,13 @@ class Gap:
 
     entries: list[Entry]
     problems: list[str]  # entries that nobody signed
-    lost: Publication | None  # it names audit events that are gone
+    lost: Checkpoint | None  # it names audit events that are gone
 
 
 def find_gap(*, now: datetime) -> Gap:
     """Raises StoreError, FileNotFoundError, WrongKey."""
     entries, problems = ledger.unknown()
-    return Gap(entries, problems, audit_heads.lost(now=now))
+    return Gap(entries, problems, audit_checkpoints.find_lost_events(now=now))
 
 
 def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
@@ -55,13 +56,13 @@ def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
         if collection := Collection.objects.filter(uuid=entry.collection).first():
             destroyed += destroying.begin_again(collection, entry, now=now) is not None
     _note(gap, destroyed, lost_until=gap.lost.key if gap.lost and lost_too else "", now=now)
-    deployment.forget()
+    identity.clear_checks()
     return destroyed
 
 
 @retried
 def _note(gap: Gap, destroyed: int, *, lost_until: str, now: datetime) -> None:
-    here = deployment.current()
+    here = identity.this_deployment()
     changes: dict[str, int | str] = {}
     if gap.entries:
         changes["ledger_number"] = gap.entries[-1].number
@@ -81,18 +82,18 @@ def catch_up(*, now: datetime) -> bool:
     """
     try:
         try:
-            deployment.check(now=now)
+            identity.check(now=now)
         except errors.DatabaseRestored:
             gap = find_gap(now=now)
             if len(gap.entries) > FEW:
                 raise
             close_gap(gap, now=now, lost_too=False)
             log.warning("a restored database: the ledger was applied", extra={"entries": len(gap.entries)})
-            deployment.check(now=now)
+            identity.check(now=now)
     except (errors.ForeignVault, errors.DatabaseRestored, NotBelieved, WrongKey) as error:
         tell("nothing is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
-    except (StoreError, FileNotFoundError, errors.StoreUnavailable):
+    except (StoreError, FileNotFoundError, errors.StorageUnavailable):
         return False
     return True
 
@@ -100,10 +101,10 @@ def catch_up(*, now: datetime) -> bool:
 def has_whole_history(*, now: datetime) -> bool:
     """Whether what is due by this database still is: a backup does not know what was kept, held or restored since."""
     try:
-        deployment.check_history(now=now)
+        identity.check_history(now=now)
     except (errors.DatabaseRestored, WrongKey) as error:
         tell("nothing new is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
-    except errors.StoreUnavailable:
+    except errors.StorageUnavailable:
         return False
     return True

@@ -21,12 +21,12 @@ from django.db.models import Count
 from django.utils import timezone
 
 from egress.models import Item
-from files import deployment
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.stores import Entry, ObjectStore, get_store
 from tenants import audit
 from tenants.models import Tenant
 from tenants.retries import retried
+from vault import identity
+from vault.stores import ObjectStore, StoreEntry, get_store
 
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Survey:
     objects: int = 0  # of ours, with versions, markers and unfinished uploads
     strangers: int = 0  # keys that are not ours: left alone
     young: int = 0  # without a row, but not older than the grace
-    orphans: list[Entry] = field(default_factory=list)
+    orphans: list[StoreEntry] = field(default_factory=list)
     orphaned: int = 0  # all of them, also those that did not fit the list
     orphaned_bytes: int = 0
     files: int = 0  # that should be there
@@ -69,9 +69,9 @@ class Survey:
 def survey(*, now: datetime) -> Iterator[Survey]:
     """One bucket after the other. Raises ForeignVault, DatabaseRestored, StoreError, FileNotFoundError before it says anything of
     a bucket that it could not read to its end."""
-    deployment.forget()
-    deployment.check(now=now)
-    deployment.check_history(now=now)
+    identity.clear_checks()
+    identity.check(now=now)
+    identity.check_history(now=now)
     aliases = {*settings.BUCKETS, *Tenant.objects.values_list("vault_alias", flat=True).distinct()}
     for alias in sorted(aliases):
         yield _survey(alias, get_store(alias), now)
@@ -128,7 +128,7 @@ def _survey(alias: str, store: ObjectStore, now: datetime) -> Survey:
             match = KEY.fullmatch(entry.key)
             if match and match[1] in tenants:
                 ours.append((entry, match[2]))
-            elif not entry.key.startswith(deployment.OWN):
+            elif not entry.key.startswith(identity.SYSTEM_PREFIX):
                 found.strangers += 1
         named = _named(alias, {entry.key for entry, _ in ours})
         ending = _ending({collection for _, collection in ours})
@@ -202,7 +202,7 @@ def _mark(file: StoredFile, old: StoredFile.Status, new: StoredFile.Status, acti
             audit.record(action, by=None, tenant=tenant, target=file, now=now, object=str(file.object_id))
 
 
-def _destroy(alias: str, orphans: list[Entry], now: datetime) -> int:
+def _destroy(alias: str, orphans: list[StoreEntry], now: datetime) -> int:
     """Unfinished uploads at once, as their key may have a file; of a key that nobody names everything, by the tick."""
     store = get_store(alias)
     unfinished = [entry for entry in orphans if entry.kind == "upload"]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.migrations.state import StateApps
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ def install(connection: BaseDatabaseWrapper) -> None:
                 if connection.vendor == "postgresql":
                     cursor.execute(_function(guard))
                 cursor.execute(_trigger(guard, connection.vendor))
+
+
+def install_in_migration(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
+    """For `RunPython` at the end of an app's first migration: a table is guarded from the moment it exists."""
+    install(schema_editor.connection)
 
 
 def remove(connection: BaseDatabaseWrapper, some: Iterable[Guard] = guards) -> None:

@@ -18,13 +18,13 @@ from django.test import TransactionTestCase
 from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
-from files import crypto, deployment
-from files.stores import ensure_buckets
 from tenants import tokens
 from tenants.models import Tenant, User
 from tests import invariants, nonces, worlds
 from tests.factories import make_member, make_tenant, make_user
 from tests.worlds import Databases
+from vault import crypto, identity
+from vault.stores import ensure_buckets
 
 
 pytest_plugins = ["tests.needs", "tests.interruption", "tests.live.fixtures"]
@@ -116,7 +116,7 @@ def vault_is_known(stores_prepared: None) -> Iterator[None]:
     vault = Path(settings.STORAGES["vault"]["OPTIONS"]["location"])
     with worlds.vault_is_known():
         yield
-    shutil.rmtree(vault / deployment.OWN, ignore_errors=True)
+    shutil.rmtree(vault / identity.SYSTEM_PREFIX, ignore_errors=True)
 
 
 @pytest.fixture

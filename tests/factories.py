@@ -6,10 +6,10 @@ from uuid import UUID, uuid4
 
 from django.utils.text import slugify
 
-from files import deployment
 from purge.models import Destruction
 from tenants import apikeys
 from tenants.models import Membership, Scope, Tenant, User
+from vault import identity
 
 
 PASSWORD = "correct horse battery staple"
@@ -51,7 +51,7 @@ def make_destruction(tenant: Tenant, display_name: str, *, began_by: str = "syst
         collection_uuid=uuid4(),
         slug=f"{slugify(display_name)}-7kq3",
         display_name=display_name,
-        number=deployment.next_number(),
+        number=identity.next_ledger_number(),
         ledgered_at=now,
         file_count=3,
         total_length=1500,

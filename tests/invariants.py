@@ -7,12 +7,12 @@ from django.db.models import Sum
 
 from egress.models import Contributor, Decision, EgressRequest, Item
 from egress.states import PINNING
-from files import deployment
 from files.models import Collection, Erasure, Hold, StoredFile, Upload
-from files.reading import OPEN_BODIES
-from files.stores import Entry, get_store
 from files.transfers import SLOTS
 from tenants import audit
+from vault import identity
+from vault.content_reader import OPEN_BODIES
+from vault.stores import StoreEntry, get_store
 
 
 def check_all() -> None:
@@ -31,7 +31,7 @@ def check_objects() -> None:
     for rows in (StoredFile.objects, Upload.objects, Erasure.objects):
         known |= set(rows.values_list("store", "object_key"))
     known |= set(Item.objects.exclude(status=Item.Status.WIPED).values_list("store", "object_key"))
-    assert {(alias, entry.key) for alias, entry in entries() if not entry.key.startswith(deployment.OWN)} <= known
+    assert {(alias, entry.key) for alias, entry in entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)} <= known
 
 
 def check_counts() -> None:
@@ -88,6 +88,6 @@ def check_slots() -> None:
             taken.callback(OPEN_BODIES.release)
 
 
-def entries() -> list[tuple[str, Entry]]:
+def entries() -> list[tuple[str, StoreEntry]]:
     """Objects, versions and unfinished uploads of every bucket, each with the bucket's alias."""
     return [(alias, entry) for alias in settings.BUCKETS for entry in get_store(alias).entries("")]

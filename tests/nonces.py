@@ -10,7 +10,7 @@ repeated: list[int] = []  # lengths of what was encrypted under a pair that had 
 
 
 class Recorded:
-    """The AEAD that `files.crypto` uses, with a memory."""
+    """The AEAD that `vault.crypto` uses, with a memory."""
 
     def __init__(self, key: bytes) -> None:
         self._aead, self._key = AESGCM(key), hashlib.sha256(key).digest()[:16]

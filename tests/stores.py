@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_django import Settings
     from werkzeug.serving import BaseWSGIServer
 
-    from files.stores.s3 import S3Store
+    from vault.stores.s3 import S3Store
 
 ALIASES = ("vault", "staging", "release")
 
@@ -53,7 +53,7 @@ class Endpoint:
         }
 
     def store(self, bucket: str) -> "S3Store":
-        from files.stores.s3 import S3Store
+        from vault.stores.s3 import S3Store
 
         return S3Store(**self.options(bucket))
 
@@ -174,7 +174,7 @@ def stored_in(endpoint: Endpoint, settings: "Settings") -> Iterator[dict[str, st
     with buckets(endpoint, len(ALIASES)) as names:
         by_alias = dict(zip(ALIASES, names, strict=True))
         settings.STORAGES = settings.STORAGES | {
-            alias: {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)}
+            alias: {"BACKEND": "vault.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)}
             for alias, bucket in {**by_alias, "default": by_alias["vault"]}.items()
         }
         yield by_alias

@@ -33,8 +33,8 @@ from django.db import connection, connections
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQL
 from psycopg import sql
 
-from files import deployment
-from files.stores import ensure_buckets
+from vault import identity
+from vault.stores import ensure_buckets
 
 
 Build = Callable[[], Any]
@@ -170,7 +170,7 @@ def vault_is_known() -> Iterator[None]:
     """As if this process had just looked whose vault this is: it marks none, and makes no key to sign with."""
     far_off = time.monotonic() + 24 * 3600
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deployment, "_checked_at", {"vault": far_off, "history": far_off})
+        patch.setattr(identity, "_checked_at", {"vault": far_off, "history": far_off})
         yield
 
 

@@ -18,9 +18,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from config.wsgi import application
-from files import deployment
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.stores import get_store
 from tenants import audit, tokens
 from tenants.models import Tenant, User
 from tests import invariants
@@ -29,6 +27,8 @@ from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.factories import make_member
 from tests.worlds import brings
+from vault import identity
+from vault.stores import get_store
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def case(vault: WatchedStore, subtests: pytest.Subtests, tmp_path: Path) -> Case
 def assert_rows_add_up(store: WatchedStore) -> None:
     ready = StoredFile.objects.filter(status=StoredFile.Status.READY, store="vault").values_list("object_key", flat=True)
     stored = store.keys()
-    objects = {key for key in stored if not key.startswith(deployment.OWN)}
+    objects = {key for key in stored if not key.startswith(identity.SYSTEM_PREFIX)}
     assert objects == {*ready, *Erasure.objects.values_list("object_key", flat=True)}  # INV-06
     assert not Upload.objects.exists()
     assert not store.bodies

@@ -14,13 +14,13 @@ from django.conf import settings
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from files import audit_heads
 from files.models import Collection
 from purge import destroying
 from purge.models import Destruction, Portion
 from tenants.models import Tenant, User
 from tests.api.answers import problem
 from tests.factories import make_destruction, make_key
+from vault import audit_checkpoints
 
 
 Api = Callable[[User | str | None], APIClient]
@@ -119,7 +119,7 @@ def test_certificate_is_checked_as_the_page_says(begun: Destruction, alice: User
     program = re.findall(r"```python\n(.+?)```", page, re.DOTALL)[0]
     work_on()
     answer = api(alice).get(f"{CERTIFICATES}{begun.pk}/").json()
-    (tmp_path / "key.pem").write_text(audit_heads.public_key() or "")
+    (tmp_path / "key.pem").write_text(audit_checkpoints.public_key() or "")
 
     def check(certificate: dict[str, Any]) -> int:
         (tmp_path / "certificate.json").write_text(json.dumps(certificate))

@@ -13,7 +13,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import transfers
-from files.models import Cipher, Collection
+from files.models import Collection
 from files.transfers import TransferEnded
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
@@ -23,6 +23,7 @@ from tests.api.worlds import make_in_review, make_reviewable
 from tests.clients import Clients
 from tests.services.egress import FILES, body, decide, fill, path, see, submit, work_on
 from tests.worlds import brings
+from vault.models import Cipher
 
 
 pytestmark = pytest.mark.usefixtures("vault")

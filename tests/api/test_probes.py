@@ -8,9 +8,9 @@ from django.conf import settings
 from django.db import connection
 from django.test import Client
 
-from files.stores import get_store
-from files.stores.local import LocalStore
 from tenants import triggers
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 @pytest.fixture

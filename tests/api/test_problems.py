@@ -262,7 +262,7 @@ def test_a_storage_that_is_not_there_is_503_and_says_when_to_try_again(
 ) -> None:
     there = settings.STORAGES
     settings.STORAGES = there | {
-        "vault": {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": "/nonexistent/strongroom"}}
+        "vault": {"BACKEND": "vault.stores.local.LocalStore", "OPTIONS": {"location": "/nonexistent/strongroom"}}
     }
     for answer in (api(bob).get(paths.content(slug, "a.csv")), put(api(bob), slug, "b.csv", b"1")):
         told = problem(answer, 503, "storage_unavailable")

@@ -9,13 +9,14 @@ import pytest
 from pytest_django import DjangoAssertNumQueries
 from rest_framework.test import APIClient
 
-from files.models import Cipher, Collection, Upload
+from files.models import Collection, Upload
 from tenants import audit
 from tenants.models import CIPHERS, AuditEvent, Membership, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, problem
 from tests.factories import make_member
 from tests.races import race
+from vault.models import Cipher
 
 
 TENANTS, ACME = "/api/v1/tenants/", "/api/v1/tenants/acme/"

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from files.models import StoredFile
-from files.stores import Body, Stat
-from files.stores.local import LocalStore
+from vault.stores import ObjectBody, Stat
+from vault.stores.local import LocalStore
 
 
 class WatchedBody:
-    def __init__(self, body: Body, opened: set["WatchedBody"]) -> None:
+    def __init__(self, body: ObjectBody, opened: set["WatchedBody"]) -> None:
         self._body, self._opened = body, opened
         opened.add(self)
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from files.stores import ObjectStore
-from files.stores.local import LocalStore
-from files.stores.s3 import S3Store
 from tests import stores
+from vault.stores import ObjectStore
+from vault.stores.local import LocalStore
+from vault.stores.s3 import S3Store
 
 
 @pytest.fixture(scope="session", params=["local", *stores.SERVER_PARAMS])

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from files.stores import Entry, ObjectChanged, StoreRefused, StoreUnavailable
-from files.stores.local import LocalStore
+from vault.stores import ObjectChanged, StoreEntry, StoreRefused, StoreUnavailable
+from vault.stores.local import LocalStore
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_erase_names_what_remains_and_why(store: LocalStore) -> None:
     for key in "ac":
         put(store, key, b"1")
     (store.root / "b").mkdir()
-    doomed = [Entry("object", key, "", 1, datetime.now(UTC)) for key in "abc"]
+    doomed = [StoreEntry("object", key, "", 1, datetime.now(UTC)) for key in "abc"]
     (failure,) = store.erase(doomed)
     assert failure.entry == doomed[1]
     assert failure.reason

@@ -11,11 +11,11 @@ import psutil
 import pytest
 from pytest_django import Settings
 
-from files.stores import ObjectChanged, ObjectStore, Stat, StoreError, StoreRefused
-from files.stores.local import LocalStore
-from files.stores.s3 import S3Store
 from tests.contents import random_bytes
 from tests.stores import CEPH
+from vault.stores import ObjectChanged, ObjectStore, Stat, StoreError, StoreRefused
+from vault.stores.local import LocalStore
+from vault.stores.s3 import S3Store
 
 
 MIB = 1024**2

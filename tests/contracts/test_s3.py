@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from pytest_django import Settings
 
-from files import stores as port
-from files.stores import NotEncrypted, Stat, StoreRefused, StoreUnavailable
-from files.stores.s3 import MAX_PARTS, S3Store, part_size
-from files.stores.service import PARTS_IN_FLIGHT
 from tests import stores
 from tests.contents import random_bytes
+from vault import stores as port
+from vault.stores import NotEncrypted, Stat, StoreRefused, StoreUnavailable
+from vault.stores.s3 import S3Store
+from vault.stores.s3_client import PARTS_IN_FLIGHT
+from vault.stores.s3_writer import MAX_PARTS, part_size
 
 
 MIB = 1024**2
@@ -211,7 +212,7 @@ def test_part_without_a_thread_fails_and_holds_up_none_after_it(s3: S3Store, mon
     none = ThreadPoolExecutor(1)
     none.shutdown()
     with monkeypatch.context() as patch:
-        patch.setattr(s3.service, "threads", none)
+        patch.setattr(s3.shared_client, "threads", none)
         s3.part_bytes = MIB
         for _ in range(2 * PARTS_IN_FLIGHT):  # more often than there may be parts on their way
             writer = s3.create("a", size=None)
@@ -296,32 +297,32 @@ def test_part_sizes_reach_every_size_within_ten_thousand_parts() -> None:
 
 def test_stores_of_an_endpoint_share_one_client_in_all_threads(endpoint: stores.Endpoint, bucket: str) -> None:
     with ThreadPoolExecutor(8) as threads:
-        services = set(threads.map(lambda _: id(endpoint.store(bucket).service), range(16)))
+        services = set(threads.map(lambda _: id(endpoint.store(bucket).shared_client), range(16)))
     assert len(services) == 1
     other = S3Store(**endpoint.options(bucket) | {"secret_key": "other"})
-    assert id(other.service) not in services
+    assert id(other.shared_client) not in services
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_process_has_its_own_client(endpoint: stores.Endpoint, s3: S3Store) -> None:
     """Two processes that talk on one connection read each other's answers."""
     put(s3, "a", CONTENT)  # its parts had threads, which a child does not inherit
-    parent = s3.service
+    parent = s3.shared_client
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
             put(s3, "b", CONTENT)
-            os._exit(0 if s3.service is not parent and read(s3, "b") == CONTENT else 1)
+            os._exit(0 if s3.shared_client is not parent and read(s3, "b") == CONTENT else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert s3.service is parent
+    assert s3.shared_client is parent
     assert read(s3, "b") == CONTENT
 
 
 def test_a_secret_shows_in_no_repr(endpoint: stores.Endpoint, bucket: str) -> None:
     secret = "do-not-show-this"
     store = S3Store(**endpoint.options(bucket) | {"secret_key": secret})
-    assert secret not in repr(store.service) + repr(store)
+    assert secret not in repr(store.shared_client) + repr(store)
 
 
 def test_django_storages_reaches_no_bucket(s3: S3Store) -> None:
@@ -354,7 +355,7 @@ def test_ensure_buckets_creates_them_only_where_it_may(endpoint: stores.Endpoint
     with ExitStack() as stack:
         endpoint.client.delete_bucket(Bucket=bucket)
         settings.STORAGES = settings.STORAGES | {
-            alias: {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)} for alias in stores.ALIASES
+            alias: {"BACKEND": "vault.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)} for alias in stores.ALIASES
         }
         stack.callback(endpoint.client.create_bucket, Bucket=bucket)  # for the fixture, which removes it
         settings.S3_CREATE_BUCKETS = False

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pytest_django import Settings
 
-from files.stores import Entry, StoreRefused, StoreUnavailable, service
-from files.stores.s3 import S3Store
 from tests import stores
+from vault.stores import StoreEntry, StoreRefused, StoreUnavailable, s3_client
+from vault.stores.s3 import S3Store
 
 
 if TYPE_CHECKING:
@@ -212,13 +212,13 @@ def test_abort_that_fails_waits_for_the_sweep(
     writer.write(BIG)
     with faults.during(failing("DELETE", "uploadId")):
         writer.abort()
-    assert "waits for the sweep" in caplog.text
+    assert "the sweep will remove it" in caplog.text
     assert kinds(vault) == [("upload", "a")]
 
 
 def test_write_fills_a_part_while_another_is_on_its_way(vault: S3Store, faults: stores.Faults) -> None:
     """More often than there are threads for parts, so that each upload must have given its thread back."""
-    for number in range(service.PARTS_IN_FLIGHT + 1):
+    for number in range(s3_client.PARTS_IN_FLIGHT + 1):
         may_answer = threading.Event()
 
         def slowly(environ: "WSGIEnvironment", *_: Any, event: threading.Event = may_answer) -> None:
@@ -357,7 +357,7 @@ def test_refusal_is_not_repeated(vault: S3Store, faults: stores.Faults) -> None:
 
 def test_open_waits_for_a_connection_and_gives_up(vault: S3Store, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.S3_MAX_CONNECTIONS = 2
-    monkeypatch.setattr(service, "PATIENCE", 0.2)
+    monkeypatch.setattr(s3_client, "CONNECTION_WAIT", 0.2)
     put(vault, "a", b"0123456789")
     bodies = [vault.open("a", start=0, length=10, etag=None)[1] for _ in range(2)]
     with pytest.raises(StoreUnavailable, match="no connection"):
@@ -455,14 +455,14 @@ def test_erase_that_is_refused_as_a_whole_names_every_entry(vault: S3Store, faul
 def test_erase_asks_for_a_thousand_at_most_and_signs_them_as_old_servers_want(vault: S3Store, faults: stores.Faults) -> None:
     """S-1, S-3: moto takes more than a thousand and needs no digest, real servers do not and do."""
     (template,) = _one_entry(vault)
-    entries = [Entry("object", str(number), "null", 1, template.modified) for number in range(2001)]
+    entries = [StoreEntry("object", str(number), "null", 1, template.modified) for number in range(2001)]
     with faults.during(answering("POST", "delete", "200 OK", b"<DeleteResult></DeleteResult>")) as seen:
         assert vault.erase(iter(entries)) == []
     assert len(seen) == 3
     assert all(environ["HTTP_CONTENT_MD5"] for environ in seen)
 
 
-def _one_entry(vault: S3Store) -> list[Entry]:
+def _one_entry(vault: S3Store) -> list[StoreEntry]:
     put(vault, "a", b"1")
     return list(vault.entries(""))
 
@@ -505,7 +505,7 @@ def test_endpoint_that_swallows_connections_is_unavailable_in_time() -> None:
 
 def test_server_that_never_answers_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """F-04: twice 15 s and a pause, not four times."""
-    monkeypatch.setattr(service, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(16)

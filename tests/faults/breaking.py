@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 
 from django.db import OperationalError, connection
 
-from files.stores import Entry, Failure, Stat, StoreUnavailable
-from files.stores.local import LocalStore
-from files.stores.s3 import S3Store
+from vault.stores import EraseFailure, Stat, StoreEntry, StoreUnavailable
+from vault.stores.local import LocalStore
+from vault.stores.s3 import S3Store
 
 
 Result = TypeVar("Result")
@@ -140,10 +140,10 @@ class Breaking:
     def stat(self, key: str) -> Stat:
         return ask_store(lambda: super(Breaking, self).stat(key))  # type: ignore[misc,no-any-return]
 
-    def entries(self, prefix: str) -> Iterator[Entry]:
+    def entries(self, prefix: str) -> Iterator[StoreEntry]:
         return iter(ask_store(lambda: list(super(Breaking, self).entries(prefix))))  # type: ignore[misc]
 
-    def erase(self, entries: Any) -> list[Failure]:
+    def erase(self, entries: Any) -> list[EraseFailure]:
         return ask_store(lambda: super(Breaking, self).erase(entries))  # type: ignore[misc]
 
 

@@ -14,8 +14,7 @@ from django.test import override_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import multiple, rule
 
-from files import keys
-from files.models import Key, Upload
+from files.models import Upload
 from files.tasks import tick
 from purge import schedule
 from purge.models import Destruction
@@ -41,6 +40,8 @@ from tests.faults.world import (
     rows,
     unzipped,
 )
+from vault import keys
+from vault.models import Key
 
 
 class Strongroom(LettingOut):
@@ -195,12 +196,12 @@ class Strongroom(LettingOut):
         self.during.enter_context(override_settings(KEYRING=f"{current.KEYRING}\n{new}"))
         with FUSE.armed(*(fault or (0, ""))):
             try:
-                list(itertools.islice(keys.rotate(by=None, now=self.now, batch=1), batches))
+                list(itertools.islice(keys.rotate(now=self.now, batch=1), batches))
             except OperationalError:
                 assert FUSE.is_blown
         if not Key.objects.exclude(kek_id=new.partition(" ")[0]).exists():
             before = list(Key.objects.values())
-            assert list(keys.rotate(by=None, now=self.now)) == []  # INV-20
+            assert list(keys.rotate(now=self.now)) == []  # INV-20
             assert list(Key.objects.values()) == before
             self.during.enter_context(override_settings(KEYRING=new))
 

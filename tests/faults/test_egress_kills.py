@@ -26,7 +26,6 @@ from config.processes import die_with_parent
 from egress import packaging, schedule
 from egress.models import EgressRequest, Item
 from files.models import Collection, Upload
-from files.stores.local import LocalBody, LocalStore, LocalWriter
 from tenants.models import Tenant, User
 from tests import invariants
 from tests.services.conftest import own_buckets  # noqa: F401  a fixture
@@ -46,6 +45,7 @@ from tests.services.egress import (
     see,
     submit,
 )
+from vault.stores.local import LocalBody, LocalStore, LocalWriter
 
 
 pytestmark = [

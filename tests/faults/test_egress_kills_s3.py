@@ -11,10 +11,6 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from files import keys
-from files.models import Key
-from files.stores import get_store
-from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
@@ -22,6 +18,10 @@ from tests.faults.test_egress_kills import KILLED, assert_released_once, build, 
 from tests.needs import mark_users
 from tests.services.egress import Api, approved, fill, go_on_given, make_reviewers, row
 from tests.services.egress_world import undone
+from vault import keys
+from vault.models import Key
+from vault.stores import get_store
+from vault.stores.s3 import S3Store
 
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def release(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def people(acme: Tenant) -> dict[str, User]:
-    keys.signing_key(Key.Purpose.EGRESS, now=timezone.now())  # or the first package would make one, and differ in its name
+    keys.ensure_signing_key(Key.Purpose.EGRESS, now=timezone.now())  # or the first package would make one, and differ in its name
     return make_reviewers(acme)
 
 
@@ -104,7 +104,7 @@ def killed_at(event: str, operation: str, number: int, *, is_inside: bool = Fals
     def prepare() -> None:
         store = get_store("release")
         assert isinstance(store, S3Store)
-        store.service.client.meta.events.register(".".join(filter(None, (event, "s3", operation))), meet)
+        store.shared_client.client.meta.events.register(".".join(filter(None, (event, "s3", operation))), meet)
 
     return prepare
 

@@ -26,10 +26,7 @@ from pytest_django import Settings
 
 from egress import packaging, schedule
 from egress.models import EgressRequest
-from files import deployment
 from files.models import Upload
-from files.stores import get_store
-from files.stores.s3 import S3Store
 from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
@@ -47,6 +44,9 @@ from tests.services.egress import (
     row,
     submit,
 )
+from vault import identity
+from vault.stores import get_store
+from vault.stores.s3 import S3Store
 
 
 pytestmark = [
@@ -120,7 +120,7 @@ def fill_slowly(api: Api, owner: User, display_name: str, files: dict[str, bytes
 def empty_vault() -> None:
     """Nobody needs it any more, and the server keeps all of this in memory."""
     vault = get_store("vault")
-    assert vault.erase([entry for entry in vault.entries("") if not entry.key.startswith(deployment.OWN)]) == []
+    assert vault.erase([entry for entry in vault.entries("") if not entry.key.startswith(identity.SYSTEM_PREFIX)]) == []
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def starve_in_reading(left: int) -> None:
         for size in sizes:
             starve(size)
 
-    store.service.client.meta.events.register("before-send.s3.GetObject", meet)
+    store.shared_client.client.meta.events.register("before-send.s3.GetObject", meet)
 
 
 def feed() -> None:

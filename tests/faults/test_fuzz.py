@@ -22,13 +22,14 @@ from rest_framework.test import APIClient
 from urllib3.filepost import encode_multipart_formdata
 
 from config.parsers import StrictJSONParser
-from files import bodies, crypto, headers, keyring
+from files import bodies, headers
 from files.errors import BadBody, TooLarge, UnsupportedBody
 from files.names import check_filename
 from tenants.models import User
 from tests.api import paths
 from tests.factories import make_key
 from tests.unit.objects import AAD, MATERIAL, sealed
+from vault import crypto, keyring
 
 
 Check = Callable[[Any], object]
@@ -155,7 +156,7 @@ def keyring_is_read_back(case: tuple[list[tuple[str, bytes]], str, str]) -> None
     assert all(ring.key(name) == key for name, key in entries)
 
 
-def nothing_opens_but_what_was_sealed(case: tuple[int, int, bytes, bytes, int]) -> None:
+def nothing_decrypts_but_what_was_encrypted(case: tuple[int, int, bytes, bytes, int]) -> None:
     segment_size, length, header, segment, index = case
     layout = crypto.Layout(length, segment_size)
     assert layout.object_range(0, layout.segments) == (0, layout.object_size)
@@ -164,26 +165,26 @@ def nothing_opens_but_what_was_sealed(case: tuple[int, int, bytes, bytes, int]) 
     fitting = (segment * (stop - start))[: stop - start]  # of the right size, so that the tag has to tell
     for given in (header, bytes([crypto.HEADER_SIZE]) + header[1:]):
         try:
-            decryptor = crypto.Decryptor(MATERIAL, aad=AAD, header=given, layout=layout)
+            decryptor = crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=given, layout=layout)
         except crypto.CorruptObject:
             continue
         for number, piece in ((index, segment), (index % layout.segments, fitting), (layout.segments, fitting)):
             with pytest.raises(crypto.CorruptObject):
-                decryptor.open(number, memoryview(piece))
+                decryptor.decrypt(number, memoryview(piece))
 
 
 def sealed_segments_open_at_their_own_place_only(case: tuple[int, bytes, int]) -> None:
     segment_size, content, index = case
     stored = sealed(content, segment_size=segment_size)
     layout = crypto.Layout(len(content), segment_size)
-    decryptor = crypto.Decryptor(MATERIAL, aad=AAD, header=stored[: crypto.HEADER_SIZE], layout=layout)
+    decryptor = crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=stored[: crypto.HEADER_SIZE], layout=layout)
     for number in range(layout.segments):
         start, stop = layout.object_range(number, number + 1)
         expected = content[layout.offset_of(number) : layout.offset_of(number + 1)]
-        assert decryptor.open(number, memoryview(stored)[start:stop]) == expected
+        assert decryptor.decrypt(number, memoryview(stored)[start:stop]) == expected
         if index != number:
             with pytest.raises(crypto.CorruptObject):
-                decryptor.open(index, memoryview(stored)[start:stop])
+                decryptor.decrypt(index, memoryview(stored)[start:stop])
 
 
 KEY_NAME = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True)
@@ -236,7 +237,7 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Check]] = {
                                    unique_by=(lambda entry: entry[0], lambda entry: entry[1])),
                           st.text(" \t", max_size=3), st.sampled_from(["", "  # comment", "\r", "\n\n"])), keyring_is_read_back),
     "no object": (st.tuples(st.integers(57, 200), st.integers(0, 2000), st.binary(min_size=40, max_size=40),
-                            st.binary(min_size=1, max_size=200), st.integers(0, 2**33)), nothing_opens_but_what_was_sealed),
+                            st.binary(min_size=1, max_size=200), st.integers(0, 2**33)), nothing_decrypts_but_what_was_encrypted),
     "object": (st.tuples(st.integers(57, 200), st.binary(max_size=500), st.integers(0, 2**33)),
                sealed_segments_open_at_their_own_place_only),
 }  # fmt: skip

@@ -73,7 +73,7 @@ def rotation(server: Server) -> "subprocess.Popen[bytes]":
 
 def under(server: Server, name: str) -> int:
     """Data keys that this master key wraps."""
-    return int(server.sql("SELECT count(*) FROM files_key WHERE kek_id = ?", name)[0][0])
+    return int(server.sql("SELECT count(*) FROM vault_key WHERE kek_id = ?", name)[0][0])
 
 
 class Client:

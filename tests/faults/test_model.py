@@ -21,13 +21,13 @@ from pytest_django import Settings
 
 from egress import schedule, staging
 from files import uploads
-from files.stores import ensure_buckets
 from tests import stores
 from tests.api import paths
 from tests.faults.breaking import FUSE, KINDS, Here
 from tests.faults.letting_out import DAY, LettingOut
 from tests.faults.strongroom import Strongroom
 from tests.faults.world import COUNTED, TITLES, TWINS, Fault
+from vault.stores import ensure_buckets
 
 
 pytestmark = pytest.mark.both_databases

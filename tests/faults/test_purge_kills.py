@@ -202,7 +202,7 @@ def test_two_beats_and_two_workers_do_it_once(ready_server: Callable[..., Server
 S3, DATABASE = "s3", "database"
 MOMENTS = [
     pytest.param(DATABASE, rb'INSERT INTO "purge_destruction"', "request", id="begins", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'UPDATE "files_key" SET "wrapped"', "answer", id="key-not-committed", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'UPDATE "vault_key" SET "wrapped"', "answer", id="key-not-committed", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'UPDATE "purge_portion"', "request", id="claims", marks=pytest.mark.long),
     pytest.param(S3, rb"^GET \S+versions", "request", id="lists", marks=pytest.mark.long),
     pytest.param(S3, rb"^POST \S+\?delete", "request", id="deletes", marks=pytest.mark.long),
@@ -210,7 +210,7 @@ MOMENTS = [
     pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "request", id="rows-go", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "answer", id="rows-gone-unheard", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'DELETE FROM "files_collection"', "request", id="certifies", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'DELETE FROM "files_key"', "answer", id="certificate-not-committed", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'DELETE FROM "vault_key"', "answer", id="certificate-not-committed", marks=pytest.mark.long),
 ]
 
 
@@ -227,7 +227,7 @@ def test_purge_that_is_killed_is_ended_by_the_next(site: Site, tmp_path: Path, w
         server.kill()
     assert destroyed(server) == before
     begun = server.sql("SELECT count(*) FROM purge_destruction WHERE status = 'running'") == [(1,)]
-    wrapped = "SELECT wrapped IS NOT NULL FROM files_key JOIN files_collection ON key_id = files_key.id WHERE slug = ?"
+    wrapped = "SELECT wrapped IS NOT NULL FROM vault_key JOIN files_collection ON key_id = vault_key.id WHERE slug = ?"
     assert server.sql(wrapped, november.collection) == [(not begun,)]
 
     server.start()

@@ -8,15 +8,15 @@ import pytest
 import time_machine
 from rest_framework.test import APIClient
 
-from files import reading
 from files.models import StoredFile, Upload
-from files.stores.s3 import S3Store
 from files.tasks import tick
 from tenants.models import User
 from tests import invariants, stores
 from tests.api import paths
 from tests.contents import random_bytes
 from tests.contracts.test_s3_faults import COMPLETE, PART, PUT, answering, failing, unheard
+from vault import content_reader
+from vault.stores.s3 import S3Store
 
 
 Api = Callable[[User | None], APIClient]
@@ -126,10 +126,10 @@ def test_download_is_not_begun_again_once_patience_is_over(
     put(api(alice), slug, SMALL)
     with faults.during(failing(*GET)) as tries:
         assert refused(api(alice).get(paths.content(slug, "a.bin")))
-    monkeypatch.setattr(reading, "PATIENCE", 0)
+    monkeypatch.setattr(content_reader, "RETRY_SECONDS", 0)
     with faults.during(failing(*GET)) as impatient:
         assert refused(api(alice).get(paths.content(slug, "a.bin")))
-    assert len(tries) == reading.ATTEMPTS * len(impatient)
+    assert len(tries) == content_reader.MAX_ATTEMPTS * len(impatient)
 
 
 def test_small_upload_that_never_reached_the_store_is_not_looked_for_there(

@@ -18,8 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import crypto, keys
-from files.models import Key, StoredFile
+from files.models import StoredFile
 from files.transfers import TransferEnded
 from tenants.models import User
 from tests import stores
@@ -27,6 +26,9 @@ from tests.api import paths
 from tests.contents import random_bytes
 from tests.lifted import guards_lifted
 from tests.needs import mark_users
+from vault import crypto, keys
+from vault.content import associated_data
+from vault.models import Key
 
 
 Api = Callable[[User | None], APIClient]
@@ -87,7 +89,7 @@ class Bucket:
 def directory(db: None, settings: Settings, tmp_path: Path) -> Directory:
     settings.FILES_SEGMENT_SIZE = S
     options = {"location": str(tmp_path)}
-    settings.STORAGES = settings.STORAGES | {"vault": {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": options}}
+    settings.STORAGES = settings.STORAGES | {"vault": {"BACKEND": "vault.stores.local.LocalStore", "OPTIONS": options}}
     return Directory(tmp_path)
 
 
@@ -256,9 +258,9 @@ def test_download_of_an_altered_object_shows_no_wrong_byte(
 def forged(victim: Victim, *sealed: tuple[int, int, bool]) -> bytes:
     """An object as only a holder of the key can make it: header, and segments of content [start, stop), each the last or not."""
     row, collection = victim.row, victim.row.collection
-    aad = keys.associated_data(row, collection)
+    aad = associated_data(row)
     salt, commitment, header = bytes(row.key_salt), bytes(row.key_commitment), bytes(row.header)
-    key = crypto.open_file_key(keys.open_key(collection.key), key_salt=salt, aad=aad, commitment=commitment)
+    key = crypto.recover_file_key(keys.unwrap(collection.key), key_salt=salt, aad=aad, commitment=commitment)
     aead = AESGCM(crypto.hkdf(key.material, salt=header[1 : 1 + crypto.SALT_SIZE], info=aad, length=crypto.KEY_SIZE))
     prefix = header[1 + crypto.SALT_SIZE :]
     return header + b"".join(

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from files.crypto import Layout
 from tests.contents import random_bytes
 from tests.faults.conftest import Site, started_site
 from tests.live.people import Person
 from tests.live.proxy import Fault, Happening, Proxy
 from tests.live.waiting import LIMIT, wait_for
 from tests.needs import mark_users
+from vault.crypto import Layout
 
 
 pytestmark = pytest.mark.needs("curl")

@@ -28,9 +28,7 @@ from rest_framework.test import APIClient
 from config.logs import JsonFormatter
 from egress import schedule
 from egress.models import Decision, Download, EgressPolicy, EgressRequest, Item, Step
-from files import deployment
-from files.models import Collection, DownloadLink, Erasure, Grant, Hold, Key, StoredFile, Upload
-from files.stores import get_store
+from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
 from files.tasks import tick
 from files.transfers import TransferEnded
 from tenants import tokens
@@ -41,6 +39,9 @@ from tests.factories import make_member, make_tenant, make_user
 from tests.faults.breaking import FUSE, KINDS, Killed
 from tests.lifted import empty_database
 from tests.meta.leaks import insides
+from vault import identity
+from vault.models import Key
+from vault.stores import get_store
 
 
 COUNTED: Counter[tuple[int, str, int | None]] = Counter()  # requests by the status that was due, the fault, and the status
@@ -201,7 +202,7 @@ class World(RuleBasedStateMachine):
                 self.clock.shift(timedelta(hours=2))
                 tick()
                 self.tick_egress()
-            there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(deployment.OWN)}
+            there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)}
             staged = Item.objects.filter(status=Item.Status.STAGED)
             assert there == {key for rows in (StoredFile.objects, staged) for key in rows.values_list("object_key", flat=True)}
             assert not Item.objects.filter(status__in=[Item.Status.PINNED, Item.Status.WIPING]).exists()

@@ -16,9 +16,8 @@ from django.test import Client
 from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 
 from egress.models import EgressRequest
-from files import access, keys, links, sharing
-from files.models import Collection, Grant, Hold, Key, Level, StoredFile
-from files.stores import get_store
+from files import access, links, sharing
+from files.models import Collection, Grant, Hold, Level, StoredFile
 from tenants import tokens
 from tenants.models import Tenant, User
 from tenants.people import invite, token_of
@@ -26,6 +25,9 @@ from tests.clients import Clients
 from tests.factories import PASSWORD, make_destruction, make_member, make_tenant, make_user
 from tests.meta.matrix import EMPTY, Row
 from tests.services import egress
+from vault import keys
+from vault.models import Key
+from vault.stores import get_store
 
 
 Answer: TypeAlias = tuple[int, bytes, dict[str, str]]  # status, body and headers
@@ -139,7 +141,7 @@ def make_world() -> World:
     invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
     destroyed = make_destruction(acme, "Third Ward Cohort", began_by="alice")
     request = returned(clients, slug)
-    keys.signing_key(Key.Purpose.EGRESS, now=datetime.now(UTC))
+    keys.ensure_signing_key(Key.Purpose.EGRESS, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
     clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})  # is on the platform's record
     people["root"].refresh_from_db()  # type: ignore[union-attr]  # a reset of the password depends on the last sign-in

@@ -12,7 +12,7 @@ from django.apps import apps
 from django.conf import settings
 
 
-OURS = ("tenants", "files", "egress", "purge", "config")
+OURS = ("tenants", "vault", "files", "egress", "purge", "config")
 OUTER = ("views", "serializers", "tasks", "urls", "schema")  # and whatever ends in _views, _serializers, _tasks
 MANAGERS = {"objects", "_default_manager", "_base_manager"}
 WAYS_AROUND = {"get_object_or_404", "get_list_or_404", "raw", "connection", "connections", "cursor", "get_model"}

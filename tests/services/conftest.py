@@ -10,20 +10,20 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files.models import Collection, StoredFile
-from files.stores import ensure_buckets
 from tenants.models import User
 from tests.mailbox import Mailbox
 from tests.needs import mark_users
 from tests.services import purging, worlds
 from tests.services.egress_world import World
 from tests.worlds import starts_from
+from vault.stores import ensure_buckets
 
 
 @pytest.fixture
 def own_buckets(settings: Settings, tmp_path: Path, db: None, buckets_of_world: Path) -> Path:
     """Local buckets with the objects of the test's world, if it has one; the folder that has one for each alias."""
     local = {
-        alias: {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": str(tmp_path / alias)}}
+        alias: {"BACKEND": "vault.stores.local.LocalStore", "OPTIONS": {"location": str(tmp_path / alias)}}
         for alias in settings.BUCKETS
     }
     settings.STORAGES = settings.STORAGES | local

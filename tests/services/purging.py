@@ -6,14 +6,15 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from files.models import Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
-from files.stores import Entry, Failure
-from files.stores.local import LocalStore
+from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
 from purge import destroying
 from purge.models import Destruction
 from tenants import audit
 from tenants.models import AuditEvent, User
 from tests.invariants import entries
+from vault.models import Key
+from vault.stores import EraseFailure, StoreEntry
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User | None], APIClient]
@@ -65,7 +66,7 @@ def of(collection: Collection) -> Destruction:
     return Destruction.objects.get(collection_uuid=collection.uuid)
 
 
-def under(collection: Collection) -> list[Entry]:
+def under(collection: Collection) -> list[StoreEntry]:
     """What is left of it in any bucket."""
     return [entry for _, entry in entries() if entry.key.startswith(collection.prefix)]
 
@@ -105,9 +106,9 @@ class Stubborn(LocalStore):
 
     locked = ""  # the key of an object that will not go
 
-    def erase(self, entries: Iterable[Entry]) -> list[Failure]:
+    def erase(self, entries: Iterable[StoreEntry]) -> list[EraseFailure]:
         entries = list(entries)
         kept = [entry for entry in entries if entry.key == self.locked]
         return super().erase([entry for entry in entries if entry not in kept]) + [
-            Failure(entry, "AccessDenied: Access Denied") for entry in kept
+            EraseFailure(entry, "AccessDenied: Access Denied") for entry in kept
         ]

@@ -295,7 +295,7 @@ def test_verify_audit_of_a_whole_trail_says_so(acme: Tenant, now: datetime) -> N
     append(None, now)
     output = StringIO()
     call_command("verify_audit", stdout=output)
-    assert output.getvalue().endswith("\nThe audit trail is whole: 2 chains.\n")
+    assert output.getvalue().endswith("\nThe audit trail is intact: 2 chains.\n")
 
 
 @pytest.mark.django_db(transaction=True)

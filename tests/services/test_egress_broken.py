@@ -54,7 +54,7 @@ def people(acme: Tenant, root: User) -> dict[str, User]:
 @pytest.fixture
 def breaking(own_buckets: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "ThreadPoolExecutor", Here)
-    monkeypatch.setattr("files.reading.pause", lambda attempt: None)
+    monkeypatch.setattr("vault.content_reader.pause", lambda attempt: None)
     monkeypatch.setattr("files.uploads.time.sleep", lambda seconds: None)
     settings.STORAGES = settings.STORAGES | {
         alias: settings.STORAGES[alias] | {"BACKEND": "tests.faults.breaking.BreakingLocal"} for alias in settings.BUCKETS

@@ -16,11 +16,11 @@ from django.utils import timezone
 from egress import schedule, staging
 from egress.models import EgressRequest, Item
 from files.models import StoredFile
-from files.stores import get_store
-from files.stores.local import LocalStore
 from tenants.models import AuditEvent, Tenant, User
 from tests.live.waiting import wait_for
 from tests.services.egress import Api, assert_wiped, fill, go_on, make_reviewers, path, row, see, submit, work_on
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]

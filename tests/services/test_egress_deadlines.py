@@ -11,10 +11,10 @@ from egress import schedule
 from egress.models import EgressRequest, Item
 from egress.states import OPEN, State
 from files.models import Collection, Hold
-from files.stores import get_store
 from tests.services.egress import decide, row
 from tests.services.egress_world import STARTS, World, make_world, work_on
 from tests.worlds import starts_from
+from vault.stores import get_store
 
 
 pytestmark = [pytest.mark.django_db, starts_from(make_world)]

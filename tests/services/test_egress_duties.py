@@ -15,12 +15,12 @@ from egress import schedule
 from egress.models import Decision
 from egress.states import OPEN, PINNING
 from files.models import Collection, StoredFile
-from files.stores import get_store
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api import paths
 from tests.services.egress import REASON, body, decide, fill, path, row, see, submit
 from tests.services.egress_world import ROLES, STARTS, World, everything, give_roles, make_world, undone, work_on
 from tests.worlds import starts_from
+from vault.stores import get_store
 
 
 pytestmark = [pytest.mark.django_db, starts_from(make_world)]

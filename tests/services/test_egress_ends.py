@@ -9,12 +9,12 @@ from django.utils import timezone
 from egress import schedule, services
 from egress.models import EgressRequest, Item
 from files.models import Collection, StoredFile
-from files.stores import get_store
 from purge.schedule import purge_expired
 from purge.schedule import tick as purge_tick
 from tenants.models import Tenant, User
 from tests.services.egress import REASON, Api, body, decide, make_reviewers, path, row, see, submit, work_on
 from tests.services.purging import work_on as destroy
+from vault.stores import get_store
 
 
 pytestmark = pytest.mark.django_db

@@ -19,9 +19,6 @@ from pytest_django import Settings
 from egress import packaging, schedule, staging
 from egress.models import Item
 from files.models import Collection, StoredFile, Upload
-from files.stores import StoreRefused, StoreUnavailable, get_store
-from files.stores.local import LocalStore
-from files.stores.s3 import S3Store
 from tenants import audit
 from tenants.models import AuditEvent, Mail, Tenant, User
 from tests import invariants, stores
@@ -46,6 +43,9 @@ from tests.services.egress import (
 )
 from tests.services.egress import approved as approve
 from tests.services.purging import Stubborn
+from vault.stores import StoreRefused, StoreUnavailable, get_store
+from vault.stores.local import LocalStore
+from vault.stores.s3 import S3Store
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
@@ -266,7 +266,7 @@ def test_store_that_does_not_do_it_is_waited_for(
 
 
 def wait_for_store(request: Any, monkeypatch: pytest.MonkeyPatch, error: str, *, method: str, waits_as: str) -> None:
-    monkeypatch.setattr("files.reading.pause", lambda attempt: None)
+    monkeypatch.setattr("vault.content_reader.pause", lambda attempt: None)
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, method, raising(ERRORS[error]))
         work_on()
@@ -282,7 +282,7 @@ def test_attempts_that_are_used_up_fail_and_leave_nothing(
 ) -> None:
     """F-27. An operator's retry begins to count anew."""
     with monkeypatch.context() as patch:
-        patch.setattr("files.stores.local.LocalWriter.commit", raising(StoreRefused("AccessDenied")))
+        patch.setattr("vault.stores.local.LocalWriter.commit", raising(StoreRefused("AccessDenied")))
         for attempt in range(packaging.MOST_ATTEMPTS):
             go_on(6 * attempt)
             assert row(request_).status == "approved"
@@ -301,7 +301,7 @@ def test_store_that_is_away_uses_up_no_attempt_for_a_day(
 ) -> None:
     """F-56. An outage is nobody's fault, and no package is given up for one that a night's repair ends."""
     with monkeypatch.context() as patch:
-        patch.setattr("files.stores.local.LocalWriter.commit", raising(StoreUnavailable("no answer")))
+        patch.setattr("vault.stores.local.LocalWriter.commit", raising(StoreUnavailable("no answer")))
         for minutes in range(0, 23 * 60, step):
             go_on(minutes)
         assert row(request_).attempts > 2 * packaging.MOST_ATTEMPTS

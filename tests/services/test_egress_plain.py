@@ -12,7 +12,6 @@ from pytest_django import Settings
 
 from egress.models import Item
 from files.models import Collection, StoredFile
-from files.stores import get_store
 from tenants.models import Tenant, User
 from tests import stores
 from tests.services.egress import (
@@ -29,6 +28,7 @@ from tests.services.egress import (
     submit,
     work_on,
 )
+from vault.stores import get_store
 
 
 if TYPE_CHECKING:

@@ -12,9 +12,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from egress.models import EgressRequest
-from files import deployment
 from files.models import Collection, Hold, StoredFile
-from files.stores import get_store
 from purge import destroying, schedule
 from purge.models import Destruction
 from tenants.models import Tenant, User
@@ -37,6 +35,8 @@ from tests.services.egress import (
     work_on,
 )
 from tests.services.test_purge_ledger import back_up, restore
+from vault import identity
+from vault.stores import get_store
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
@@ -118,7 +118,7 @@ def test_open_request_of_a_restored_database_ends_with_its_collection(
     api: Api, bob: User, people: dict[str, User], results: str, state: str
 ) -> None:
     """F-63: the ledger says that the collection is destroyed, which nothing that was open then may stop."""
-    deployment.forget()
+    identity.clear_checks()
     request = submit(api(bob), results)
     source = collection_of(request)
     bring_to(state, api, request, people)

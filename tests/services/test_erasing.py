@@ -14,7 +14,6 @@ from rest_framework.test import APIClient
 from config.celery import app
 from files import erasing, uploads
 from files.models import Collection, DownloadLink, Erasure, StoredFile, Upload
-from files.stores import get_store
 from files.tasks import tick
 from tenants.models import User
 from tests import invariants
@@ -22,6 +21,7 @@ from tests.api import paths
 from tests.needs import mark_users
 from tests.services import worlds
 from tests.worlds import starts_from
+from vault.stores import get_store
 
 
 Api = Callable[[User | None], APIClient]

@@ -16,13 +16,14 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import crypto, keys
-from files.models import Cipher, Collection, StoredFile
-from files.stores import get_store
+from files.models import Collection, StoredFile
 from tenants.models import Tenant, User
 from tests.api import paths
 from tests.services.keyrings import OLD, ROTATED
 from tests.unit import stock
+from vault import content, crypto, keys
+from vault.models import Cipher
+from vault.stores import get_store
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,8 +241,8 @@ def test_export_of_a_file_whose_collection_key_was_destroyed_opens_nothing(
 
 def key_material(file: StoredFile) -> tuple[bytes, bytes]:
     """Tink's key material for a file's object, and its associated data, by the two lines of docs."""
-    aad = keys.associated_data(file, file.collection)
-    key = crypto.derive_file_key(keys.open_key(file.collection.key), key_salt=bytes(file.key_salt), aad=aad)
+    aad = content.associated_data(file)
+    key = crypto.derive_file_key(keys.unwrap(file.collection.key), key_salt=bytes(file.key_salt), aad=aad)
     return key.material, aad
 
 

@@ -11,8 +11,7 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import crypto, keys
-from files.models import Collection, Key
+from files.models import Collection
 from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.api import paths
@@ -21,6 +20,8 @@ from tests.services import worlds
 from tests.services.egress import fill
 from tests.services.keyrings import NEW, OLD, RETIRED, ROTATED
 from tests.worlds import starts_from
+from vault import crypto, keys
+from vault.models import Key
 
 
 Api = Callable[[User | None], APIClient]
@@ -66,7 +67,7 @@ def test_rotation_rewraps_every_key_and_the_old_master_key_may_go(
     api: Api, alice: User, collections: list[Collection], settings: Settings
 ) -> None:
     before = {key.pk: key.wrapped for key in Key.objects.all()}
-    opened = {key.pk: keys.open_key(key) for key in Key.objects.all()}
+    opened = {key.pk: keys.unwrap(key) for key in Key.objects.all()}
     objects = invariants.entries()
     settings.KEYRING = ROTATED
     assert all(read(api(alice), collection) == CONTENT for collection in collections)
@@ -76,7 +77,7 @@ def test_rotation_rewraps_every_key_and_the_old_master_key_may_go(
     settings.KEYRING = RETIRED
     assert set(Key.objects.values_list("kek_id", flat=True)) == {"test-2027"}
     assert all(key.wrapped != before[key.pk] for key in Key.objects.all())
-    assert {key.pk: keys.open_key(key) for key in Key.objects.all()} == opened
+    assert {key.pk: keys.unwrap(key) for key in Key.objects.all()} == opened
     assert invariants.entries() == objects  # not touched
     assert all(read(api(alice), collection) == CONTENT for collection in collections)
     assert all(put(api(alice), collection, "b.bin") == 201 for collection in collections)
@@ -107,11 +108,11 @@ def test_rotation_that_was_killed_half_way_is_taken_up_by_the_next(
     api: Api, alice: User, collections: list[Collection], settings: Settings, now: datetime
 ) -> None:
     settings.KEYRING = ROTATED
-    killed = keys.rotate(by=None, now=now, batch=2)
+    killed = keys.rotate(now=now, batch=2)
     assert next(killed) == (2, 3)
     killed.close()  # type: ignore[attr-defined]
     assert all(read(api(alice), collection) == CONTENT for collection in collections)  # under either master key
-    assert list(keys.rotate(by=None, now=now, batch=2)) == [(2, 1), (1, 0)]
+    assert list(keys.rotate(now=now, batch=2)) == [(2, 1), (1, 0)]
 
 
 def test_rotation_without_the_old_master_key_says_what_is_left(collections: list[Collection], settings: Settings) -> None:
@@ -198,12 +199,12 @@ def test_destroyed_key_is_503_and_never_made_anew(api: Api, alice: User, collect
 def test_wrapping_opens_in_no_other_row(collections: list[Collection], settings: Settings, part: str) -> None:
     """INV-05: not for another key, purpose, owner or master key's name."""
     key, other = collections[0].key, collections[1].key
-    assert keys.open_key(key)
+    assert keys.unwrap(key)
     if part == "kek_id":
         settings.KEYRING = f"other {OLD.split()[1]}"  # the same master key under another name
     setattr(key, part, {"id": other.id, "purpose": "signing", "owner": other.owner, "kek_id": "other"}[part])
     with pytest.raises(crypto.WrongKey):
-        keys.open_key(key)
+        keys.unwrap(key)
 
 
 def test_keys_of_two_collections_changed_over_are_refused(api: Api, alice: User, collections: list[Collection]) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rest_framework.test import APIClient
 
-from files import reading
-from files.crypto import CorruptObject
 from files.models import StoredFile
-from files.stores import get_store
-from files.stores.local import LocalStore
 from tenants.models import User
+from vault import content_reader
+from vault.crypto import CorruptObject
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 CONTENT = random.Random(1).randbytes(5_000_000)
@@ -54,8 +54,8 @@ def test_open_seeks_anywhere_like_a_file_in_memory(file: StoredFile) -> None:
 
 
 def test_open_that_is_closed_holds_nothing_and_reads_nothing(file: StoredFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "FAST_RATE", 0)  # however busy the machine is
-    monkeypatch.setattr(reading, "STALL_SECONDS", 60)
+    monkeypatch.setattr(content_reader, "FAST_RATE", 0)  # however busy the machine is
+    monkeypatch.setattr(content_reader, "STALL_SECONDS", 60)
 
     def descriptors() -> set[str]:
         return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}

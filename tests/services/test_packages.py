@@ -16,9 +16,8 @@ from django.test import RequestFactory
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import access, downloads, errors, keys, links, reading, recounting, uploads
-from files.models import Cipher, Collection, DownloadLink, StoredFile, Upload
-from files.stores import get_store
+from files import access, downloads, errors, links, recounting, uploads
+from files.models import Collection, DownloadLink, StoredFile, Upload
 from files.transfers import SLOTS, Slots
 from purge import announcing, due, pacing, schedule
 from purge.models import Destruction
@@ -26,6 +25,9 @@ from tenants.errors import NotFound
 from tenants.models import AuditEvent, Mail, Tenant, User
 from tests import invariants
 from tests.api import paths
+from vault import content, keys
+from vault.models import Cipher
+from vault.stores import get_store
 
 
 Api = Callable[[User | None], APIClient]
@@ -61,7 +63,7 @@ def release(acme: Tenant, now: datetime) -> Collection:
         purge_at=now + DAY,
         created_at=now - 100 * DAY,
     )
-    collection.key = keys.create_collection_key(collection, now=now)
+    collection.key = keys.create_data_key(collection, now=now)
     collection.save()
     return collection
 
@@ -130,7 +132,7 @@ def copied(package: StoredFile) -> str:
 
 def read_copy(package: StoredFile, key: str, told: list[str], *, etag: str) -> bytes:
     pieces = downloads.read_verified(
-        partial(reading.content_at, package, store="staging", key=key, etag=etag),
+        partial(content.copied_content, package, store="staging", key=key, etag=etag),
         0,
         package.length,
         sha256=package.sha256,

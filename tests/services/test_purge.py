@@ -18,13 +18,15 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from files import audit_heads, erasing, holds, keys, services, uploads
-from files.models import Collection, DownloadLink, Erasure, Grant, Key, StoredFile, Upload
-from files.stores import get_store
+from files import erasing, holds, services, uploads
+from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
 from purge import certificates, destroying, schedule
 from purge.models import Destruction, Portion
 from tenants.models import Tenant, User
 from tests.services.purging import NAMES, Api, assert_gone, begin, end, expire, fill, under, work_on
+from vault import audit_checkpoints, keys
+from vault.models import Key
+from vault.stores import get_store
 
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
@@ -145,7 +147,7 @@ def test_certificate_says_what_is_gone_and_is_signed(filled: Collection, alice: 
     assert [(each["store"], each["erased"]) for each in document["stores"]] == [
         ("release", 0), ("staging", 0), ("vault", 3),
     ]  # fmt: skip
-    public: Any = load_pem_public_key((audit_heads.public_key() or "").encode())
+    public: Any = load_pem_public_key((audit_checkpoints.public_key() or "").encode())
     signature = base64.b64decode(destruction.signature)
     public.verify(signature, certificates.CONTEXT + destruction.certificate.encode())
     with pytest.raises(InvalidSignature):
@@ -154,7 +156,7 @@ def test_certificate_says_what_is_gone_and_is_signed(filled: Collection, alice: 
 
 def test_first_certificate_leaves_the_audit_trail_whole(filled: Collection) -> None:
     """The key that signs it is made for it, before any head was published: that must not look like a trail that was cut."""
-    assert keys.existing_signing_key(Key.Purpose.AUDIT) is None
+    assert keys.find_signing_key(Key.Purpose.AUDIT) is None
     end(filled)
     call_command("verify_audit", stdout=StringIO())
 

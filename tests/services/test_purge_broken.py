@@ -15,15 +15,16 @@ from pytest_django import Settings
 from rest_framework.exceptions import APIException
 
 from files import services
-from files.models import Collection, Key
-from files.stores import Entry, StoreUnavailable
-from files.stores.local import LocalStore
+from files.models import Collection
 from purge import destroying, schedule
 from purge.models import Destruction
 from tenants.models import AuditEvent, User
 from tests.faults.breaking import FUSE, KINDS
 from tests.races import race
 from tests.services.purging import Api, Stubborn, assert_gone, assert_waits, end, expire, fill, under, work_later, work_on
+from vault.models import Key
+from vault.stores import StoreEntry, StoreUnavailable
+from vault.stores.local import LocalStore
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -58,7 +59,7 @@ def test_object_that_will_not_go_blocks_with_its_reason(
 
 
 def test_store_that_is_away_is_waited_for(filled: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    def is_away(*_: object) -> Iterator[Entry]:
+    def is_away(*_: object) -> Iterator[StoreEntry]:
         raise StoreUnavailable("ListObjectVersions: no answer")
 
     with monkeypatch.context() as patch:

@@ -12,13 +12,14 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from files.models import Collection, Key
-from files.stores import Entry
+from files.models import Collection
 from purge import schedule
 from tenants.models import User
 from tests import stores
 from tests.live.waiting import wait_for
 from tests.services.purging import Api, assert_gone, end, fill, under, work_on
+from vault.models import Key
+from vault.stores import StoreEntry
 
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -117,7 +118,7 @@ def test_more_keys_than_a_page_and_a_request_take(vault: Vault, *, is_versioned:
 Lift = Callable[[], None]
 
 
-def keep_for_governance(vault: Vault, locked: Entry) -> Lift:
+def keep_for_governance(vault: Vault, locked: StoreEntry) -> Lift:
     """Until somebody who may take it back does."""
     retain(vault, locked, "GOVERNANCE", timezone.now() + timedelta(hours=1))
 
@@ -129,20 +130,20 @@ def keep_for_governance(vault: Vault, locked: Entry) -> Lift:
     return lift
 
 
-def keep_for_compliance(vault: Vault, locked: Entry) -> Lift:
+def keep_for_compliance(vault: Vault, locked: StoreEntry) -> Lift:
     """Until the time is over, and nobody takes it back."""
     until = timezone.now() + timedelta(seconds=10)
     retain(vault, locked, "COMPLIANCE", until)
     return lambda: wait_for(lambda: timezone.now() > until + timedelta(seconds=1))
 
 
-def retain(vault: Vault, locked: Entry, mode: str, until: datetime) -> None:
+def retain(vault: Vault, locked: StoreEntry, mode: str, until: datetime) -> None:
     place: Any = {"Bucket": vault.bucket, "Key": locked.key, "VersionId": locked.version}
     lock: Any = {"Mode": mode, "RetainUntilDate": until}
     vault.client.put_object_retention(**place, Retention=lock, BypassGovernanceRetention=mode == "GOVERNANCE")
 
 
-def hold(vault: Vault, locked: Entry) -> Lift:
+def hold(vault: Vault, locked: StoreEntry) -> Lift:
     """Until whoever placed it lifts it."""
 
     def say(status: Any) -> None:
@@ -158,12 +159,12 @@ def hold(vault: Vault, locked: Entry) -> Lift:
     "lock", [hold, *(pytest.param(each, marks=pytest.mark.long) for each in (keep_for_governance, keep_for_compliance))]
 )
 def test_object_lock_blocks_and_is_said_so(
-    endpoint: stores.Endpoint, settings: Settings, api: Api, alice: User, bob: User, lock: Callable[[Vault, Entry], Lift]
+    endpoint: stores.Endpoint, settings: Settings, api: Api, alice: User, bob: User, lock: Callable[[Vault, StoreEntry], Lift]
 ) -> None:
     """Never called purged: what is locked is there, if only as noise."""
     with stores.buckets(endpoint, 1, ObjectLockEnabledForBucket=True) as (bucket,), stores.stored_in(endpoint, settings):
         settings.STORAGES = settings.STORAGES | {
-            "vault": {"BACKEND": "files.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)}
+            "vault": {"BACKEND": "vault.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)}
         }
         november = fill(api(alice))
         locked = under(november)[0]

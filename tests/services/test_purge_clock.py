@@ -15,9 +15,6 @@ from rest_framework.test import APIClient
 
 from files import services
 from files.models import Collection, StoredFile
-from files.stores import StoreRefused, StoreUnavailable, get_store
-from files.stores.local import LocalStore
-from files.stores.service import sent_at
 from purge import destroying, pacing, schedule, tasks
 from purge import files as file_ends
 from purge.models import Destruction
@@ -28,6 +25,9 @@ from tests.needs import mark_users
 from tests.services import worlds
 from tests.services.egress import fill
 from tests.worlds import starts_from
+from vault.stores import StoreRefused, StoreUnavailable, get_store
+from vault.stores.local import LocalStore
+from vault.stores.s3_client import sent_at
 
 
 pytestmark = pytest.mark.django_db(transaction=True)

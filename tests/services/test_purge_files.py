@@ -20,7 +20,7 @@ from pytest_django import Settings
 from rest_framework.exceptions import APIException
 from rest_framework.test import APIClient
 
-from files import deployment, erasing, holds, services
+from files import erasing, holds, services
 from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile
 from purge import files as file_ends
 from purge import schedule
@@ -35,6 +35,7 @@ from tests.needs import mark_users
 from tests.races import attempts, race
 from tests.services import worlds
 from tests.worlds import starts_from
+from vault import identity
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
@@ -390,7 +391,7 @@ def test_command_destroys_them_with_their_objects(three: list[Collection]) -> No
     assert "3 single files destroyed." in out
     assert out.endswith("1 collections destroyed.\n")
     assert names() == {"held.csv", "kept.csv"}
-    there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(deployment.OWN)}
+    there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)}
     assert there == set(StoredFile.objects.values_list("object_key", flat=True))
     assert [json.loads(body)["facts"]["why"] for body in bodies("file.purge")] == ["kept_long_enough"] * 3
     invariants.check_all()

@@ -21,9 +21,8 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import audit_heads, deployment, holds, services, signing
-from files.models import Collection, Deployment, Key
-from files.stores import get_store
+from files import holds, services
+from files.models import Collection
 from purge import destroying, ledger, pacing, restoring, schedule
 from purge.models import Destruction
 from tenants import audit
@@ -33,6 +32,9 @@ from tests.needs import mark_users
 from tests.services import worlds
 from tests.services.purging import expire, fill, under, work_on
 from tests.worlds import starts_from
+from vault import audit_checkpoints, identity, signing
+from vault.models import Deployment, Key
+from vault.stores import get_store
 
 
 Api = Callable[[User | None], APIClient]
@@ -44,13 +46,13 @@ def vault(settings: Settings, tmp_path: Path, db: None, buckets_of_world: Path) 
     """A vault of this test's own, which nobody has looked at yet."""
     vault = tmp_path / "vault"
     settings.STORAGES = settings.STORAGES | {
-        "vault": {"BACKEND": "files.stores.local.LocalStore", "OPTIONS": {"location": str(vault)}}
+        "vault": {"BACKEND": "vault.stores.local.LocalStore", "OPTIONS": {"location": str(vault)}}
     }
     if buckets_of_world.exists():
         shutil.copytree(buckets_of_world / "vault", vault)
     else:
         vault.mkdir()
-    deployment.forget()
+    identity.clear_checks()
     return vault
 
 
@@ -63,7 +65,7 @@ def two_collections() -> int:
 @pytest.fixture
 @mark_users(starts_from(two_collections))
 def november(vault: Path, built: int) -> Collection:
-    deployment.check(now=timezone.now())
+    identity.check(now=timezone.now())
     return Collection.objects.get(pk=built)
 
 
@@ -76,7 +78,7 @@ Backup = list[tuple[type[Model], list[dict[str, Any]]]]
 
 
 def back_up() -> Backup:
-    models = [model for model in apps.get_models() if model._meta.app_label in {"tenants", "files", "egress", "purge"}]
+    models = [model for model in apps.get_models() if model._meta.app_label in {"tenants", "vault", "files", "egress", "purge"}]
     return [(model, list(model._default_manager.order_by("pk").values())) for model in models]
 
 
@@ -87,7 +89,7 @@ def restore(backup: Backup) -> None:
             model._default_manager.all()._raw_delete(connection.alias)
         for model, rows in backup:
             model._default_manager.bulk_create([model(**row) for row in rows])
-    deployment.forget()
+    identity.clear_checks()
 
 
 def read(api: Api, user: User, collection: Collection) -> tuple[int, str]:
@@ -122,7 +124,7 @@ def test_each_destruction_has_a_signed_entry_before_its_first_object_goes(
     erase = store.erase
 
     def looking(self: Any, entries: Any) -> Any:
-        seen.append((vault / deployment.entry_name(1)).exists())
+        seen.append((vault / identity.ledger_key(1)).exists())
         return erase(self, entries)
 
     monkeypatch.setattr(store, "erase", looking)
@@ -130,9 +132,9 @@ def test_each_destruction_has_a_signed_entry_before_its_first_object_goes(
 
     assert seen
     assert all(seen)
-    content = (vault / deployment.entry_name(1)).read_bytes()
-    public = signing.signer_of(Key.objects.get(purpose="audit")).public_key()
-    body = signing.opened("destroyed", content, context=ledger.CONTEXT, public=public)
+    content = (vault / identity.ledger_key(1)).read_bytes()
+    public = signing.signer_for(Key.objects.get(purpose="audit")).public_key()
+    body = signing.verify_envelope("destroyed", content, context=ledger.CONTEXT, public=public)
     destruction = Destruction.objects.get()
     assert (body["collection"], body["destruction"], body["number"]) == (str(november.uuid), str(destruction.pk), 1)
     assert json.loads(destruction.certificate)["ledger"] == 1
@@ -141,10 +143,10 @@ def test_each_destruction_has_a_signed_entry_before_its_first_object_goes(
 
 def test_number_that_has_somebody_elses_entry_blocks(november: Collection, vault: Path) -> None:
     """Whoever wrote it: nothing is deleted before our own entry is there."""
-    place = vault / deployment.entry_name(1)
+    place = vault / identity.ledger_key(1)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"{}")
-    deployment._checked_at["vault"] = float("inf")  # it came behind our last look
+    identity._checked_at["vault"] = float("inf")  # it came behind our last look
 
     destroy(november)
 
@@ -162,11 +164,11 @@ def test_destruction_of_this_moment_is_no_sign_of_a_backup(
     entries = store.entries
 
     def meanwhile(self: Any, prefix: str) -> Any:
-        if prefix.startswith(deployment.LEDGER) and not Destruction.objects.exists():
+        if prefix.startswith(identity.LEDGER_PREFIX) and not Destruction.objects.exists():
             destroy(december)
         return entries(self, prefix)
 
-    deployment.forget()
+    identity.clear_checks()
     with monkeypatch.context() as patch:
         patch.setattr(store, "entries", meanwhile)
         assert read(api, alice, november) == (200, "")
@@ -255,19 +257,19 @@ def test_entry_that_nobody_signed_is_never_applied(
     backup = back_up()
     destroy(other)
     restore(backup)
-    place = vault / deployment.entry_name(1)
+    place = vault / identity.ledger_key(1)
     document = json.loads(place.read_bytes())
     if damage == "unsigned":
         document["signature"] = ""
     elif damage == "edited":
         document["destroyed"]["collection"] = str(november.uuid)
     elif damage == "renumbered":
-        place = place.rename(vault / deployment.entry_name(2))
+        place = place.rename(vault / identity.ledger_key(2))
     elif damage == "another deployment's":
         with guards_lifted():
             Deployment.objects.update(uuid=november.uuid)
-        (vault / deployment.MARK).write_bytes(signing.canonical({"id": str(november.uuid), "version": 1}))
-    place.write_bytes(b"noise" if damage == "noise" else signing.canonical(document))
+        (vault / identity.MARK_KEY).write_bytes(signing.canonical_json({"id": str(november.uuid), "version": 1}))
+    place.write_bytes(b"noise" if damage == "noise" else signing.canonical_json(document))
 
     schedule.tick(now=timezone.now())
     with pytest.raises(CommandError, match=r"Nothing was applied.*000000/00000000"):
@@ -286,7 +288,7 @@ def test_backup_that_lost_only_events_serves_and_destroys_nothing(
     expire(december)
     backup = back_up()
     services.restore_collection(november, by=alice, now=timezone.now())
-    assert audit_heads.publish(now=timezone.now() + timedelta(minutes=10))
+    assert audit_checkpoints.publish(now=timezone.now() + timedelta(minutes=10))
     restore(backup)
     deleted = timezone.now() + timedelta(days=2)
 
@@ -304,8 +306,8 @@ def test_backup_that_lost_only_events_serves_and_destroys_nothing(
 
     assert "belong together" in run()
     assert AuditEvent.objects.filter(action="deployment.catch_up").count() == 1
-    assert audit_heads.publish(now=timezone.now() + timedelta(minutes=20))
-    assert not audit_heads.verify().damages
+    assert audit_checkpoints.publish(now=timezone.now() + timedelta(minutes=20))
+    assert not audit_checkpoints.verify().damages
     assert schedule.purge_expired(now=timezone.now()) == 1
 
 
@@ -350,9 +352,9 @@ def test_vault_of_another_database_is_left_alone(
         vault.mkdir()
         if other != "empty":
             (vault / ".strongroom").mkdir()
-            content = signing.canonical({"id": str(acme.pk), "version": 1}) if other == "another's" else b"noise"
-            (vault / deployment.MARK).write_bytes(content)
-        deployment.forget()
+            content = signing.canonical_json({"id": str(acme.pk), "version": 1}) if other == "another's" else b"noise"
+            (vault / identity.MARK_KEY).write_bytes(content)
+        identity.clear_checks()
     if other == "empty":
         run("--adopt")
         assert "belong together" in run()
@@ -363,16 +365,16 @@ def test_vault_of_another_database_is_left_alone(
 
 
 def test_first_look_leaves_the_mark(november: Collection, vault: Path) -> None:
-    assert json.loads((vault / deployment.MARK).read_bytes()) == {"id": str(Deployment.objects.get().uuid), "version": 1}
+    assert json.loads((vault / identity.MARK_KEY).read_bytes()) == {"id": str(Deployment.objects.get().uuid), "version": 1}
     assert Deployment.objects.get().marked_at is not None
 
 
 def test_vault_that_is_away_is_not_somebody_elses(november: Collection, vault: Path, alice: User, api: Api) -> None:
     """What was known a minute ago is believed; a process that has never looked serves nothing."""
     vault.rename(vault.with_name("away"))
-    deployment._checked_at["vault"] -= 2 * deployment.CHECK_SECONDS
-    deployment.check(now=timezone.now())
-    deployment.forget()
+    identity._checked_at["vault"] -= 2 * identity.CHECK_SECONDS
+    identity.check(now=timezone.now())
+    identity.clear_checks()
     assert read(api, alice, november) == (503, "storage_unavailable")
     vault.with_name("away").rename(vault)
     assert read(api, alice, november) == (200, "")

@@ -21,9 +21,8 @@ from django.db import connection
 from django.test import override_settings
 from pytest_django import Settings
 
-from files import crypto, exports, keys
-from files.models import Collection, Key, StoredFile
-from files.stores import get_store
+from files import exports
+from files.models import Collection, StoredFile
 from tests import servers
 from tests.needs import mark_users
 from tests.services import worlds
@@ -32,6 +31,9 @@ from tests.services.keyrings import RETIRED
 from tests.services.purging import assert_destroyed, begin, work_on
 from tests.unit import stock
 from tests.worlds import starts_from
+from vault import crypto, keys
+from vault.models import Key
+from vault.stores import get_store
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -84,7 +86,7 @@ class Dump:
 
     def wrapped_keys(self) -> list[Key]:
         fields = ("purpose", "owner", "kek_id", "wrapped")
-        return [Key(id=UUID(str(row["id"])), **{name: row[name] for name in fields}) for row in self.tables["files_key"]]
+        return [Key(id=UUID(str(row["id"])), **{name: row[name] for name in fields}) for row in self.tables["vault_key"]]
 
     def salts(self) -> list[bytes]:
         """And one that anybody might guess."""
@@ -123,7 +125,7 @@ def sqlite_bytes(folder: Path) -> bytes:
     raw = b"".join(copy.read_bytes() for copy in copies if copy.exists())
     with closing(sqlite3.connect(copies[0])) as copied:
         assert copied.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert copied.execute("SELECT count(*) FROM files_key").fetchall() == [(Key.objects.count(),)]
+        assert copied.execute("SELECT count(*) FROM vault_key").fetchall() == [(Key.objects.count(),)]
     return raw
 
 
@@ -152,7 +154,7 @@ def opened_by(dump: Dump, saved: list[Saved]) -> dict[str, set[str]]:
 def attempts(saved: Saved, key: Key, salt: bytes) -> Iterator[tuple[str, bytes]]:
     """What came out, if anything did. The commitment is made to fit, so that the object itself has to refuse."""
     try:
-        collection_key = keys.open_key(key)
+        collection_key = keys.unwrap(key)
     except crypto.WrongKey:
         return
     candidate = crypto.derive_file_key(collection_key, key_salt=salt, aad=saved.aad)

@@ -10,12 +10,13 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from files import deployment
-from files.models import Collection, Key, StoredFile
+from files.models import Collection, StoredFile
 from purge import destroying, schedule
 from purge.models import Destruction, Portion
 from tenants.models import User
 from tests.services.purging import Api, assert_gone, begin, fill, work_on
+from vault import identity
+from vault.models import Key
 
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -64,7 +65,7 @@ def test_deletion_asks_no_more_for_many_files_than_for_few(filled: Collection, a
 
 
 def test_key_is_destroyed_at_once_however_many_files_there_are(filled: Collection, api: Api, alice: User, many: int) -> None:
-    deployment.current()  # which the first destruction else makes
+    identity.this_deployment()  # which the first destruction else makes
     counts = []
     for size in (FEW, many):
         collection = fill(api(alice), f"{size} files")

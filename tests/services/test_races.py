@@ -13,8 +13,8 @@ import pytest
 from django.test.utils import override_settings
 from rest_framework.test import APIClient
 
-from files import erasing, errors, keys, links, uploads
-from files.models import Collection, DownloadLink, Erasure, Key, StoredFile, Upload
+from files import erasing, errors, links, uploads
+from files.models import Collection, DownloadLink, Erasure, StoredFile, Upload
 from files.transfers import TransferEnded
 from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
@@ -25,6 +25,8 @@ from tests.races import race
 from tests.services import worlds
 from tests.services.keyrings import RETIRED, ROTATED
 from tests.worlds import starts_from
+from vault import keys
+from vault.models import Key
 
 
 Api = Callable[[User | None], APIClient]
@@ -394,7 +396,7 @@ def test_clean_ups_of_stalled_uploads_at_once_take_each_once(alice: User, novemb
 
 
 def rotate(now: datetime) -> int:
-    return sum(rewrapped for rewrapped, _ in keys.rotate(by=None, now=now, batch=3))
+    return sum(rewrapped for rewrapped, _ in keys.rotate(now=now, batch=3))
 
 
 @pytest.mark.parametrize("many", [5, pytest.param(10, marks=pytest.mark.long)])

@@ -8,9 +8,9 @@ import pytest
 from rest_framework.test import APIClient
 
 from files.models import StoredFile
-from files.stores import get_store
-from files.stores.local import LocalStore
 from tenants.models import AuditEvent, Tenant, User
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User], APIClient]

@@ -10,16 +10,17 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from files import reading, sharing, transfers
+from files import sharing, transfers
 from files.models import Collection, Grant, StoredFile
-from files.stores import get_store
-from files.stores.local import LocalStore
 from files.transfers import TransferEnded
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.needs import mark_users
 from tests.services import worlds
 from tests.worlds import starts_from
+from vault import content_reader
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User | None], APIClient]
@@ -279,7 +280,7 @@ def test_store_that_keeps_stumbling_is_503_before_and_a_visible_end_after_the_fi
     stumbling.stumbles = 1000
     refused = api(bob).get(path)
     assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
-    assert stumbling.asked == reading.ATTEMPTS
+    assert stumbling.asked == content_reader.MAX_ATTEMPTS
     stumbling.stumbles = 0
     pieces = stream(api(bob), path)
     for _ in range(after):
@@ -287,7 +288,7 @@ def test_store_that_keeps_stumbling_is_503_before_and_a_visible_end_after_the_fi
     stumbling.stumbles = 1000
     with pytest.raises(TransferEnded):
         b"".join(pieces)
-    assert stumbling.stumbles == 1000 - reading.ATTEMPTS
+    assert stumbling.stumbles == 1000 - content_reader.MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize("after", [0, 3])

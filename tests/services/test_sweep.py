@@ -21,10 +21,8 @@ from rest_framework.test import APIClient
 
 from egress import services as egress
 from egress.models import Item
-from files import audit_heads, deployment, erasing, recounting
+from files import erasing, recounting
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.stores import Entry, ObjectStore, StoreUnavailable, get_store
-from files.stores.local import LocalStore
 from purge import destroying, sweeping
 from tenants import audit
 from tenants.models import AuditEvent, AuditHead, Tenant, User
@@ -32,6 +30,9 @@ from tests import invariants, stores
 from tests.invariants import entries
 from tests.lifted import guards_lifted
 from tests.services.purging import expire, fill
+from vault import audit_checkpoints, identity
+from vault.stores import ObjectStore, StoreEntry, StoreUnavailable, get_store
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User | None], APIClient]
@@ -41,8 +42,8 @@ WEEKS = timedelta(days=15)
 
 @pytest.fixture
 def november(filled: Collection) -> Collection:
-    deployment.forget()
-    deployment.check(now=timezone.now())
+    identity.clear_checks()
+    identity.check(now=timezone.now())
     return filled
 
 
@@ -77,7 +78,7 @@ def sweep(now: datetime, *, at_most: int | None = None) -> int:
 
 
 def keys() -> set[str]:
-    return {entry.key for _, entry in entries() if not entry.key.startswith(deployment.OWN)}
+    return {entry.key for _, entry in entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)}
 
 
 def files_of(collection: Collection) -> set[str]:
@@ -175,7 +176,7 @@ def test_young_object_is_nobodys_orphan(november: Collection, age: timedelta) ->
     [
         "readme.txt",
         "backup/2026/database.dump",
-        f"{deployment.OWN}audit/notes.json",
+        f"{identity.SYSTEM_PREFIX}audit/notes.json",
         f"0a1b/{uuid4()}/{uuid4()}/{uuid4()}",  # another deployment's tenant
         "0a1b/{tenant}/{collection}/notes.txt",
         "0A1B/{tenant}/{collection}/{object}",
@@ -184,7 +185,7 @@ def test_young_object_is_nobodys_orphan(november: Collection, age: timedelta) ->
 def test_key_that_is_not_ours_is_left_alone(november: Collection, later: datetime, key: str) -> None:
     key = put(key.format(tenant=november.tenant_id, collection=november.uuid, object=uuid4()))
     (found,) = (each for each in sweeping.survey(now=later) if each.store == "vault")
-    assert (found.orphaned, found.strangers) == (0, 0 if key.startswith(deployment.OWN) else 1)
+    assert (found.orphaned, found.strangers) == (0, 0 if key.startswith(identity.SYSTEM_PREFIX) else 1)
     assert sweep(later) == 0
     assert key in {entry.key for _, entry in entries()}
 
@@ -256,7 +257,7 @@ def test_listing_that_breaks_off_changes_nothing(november: Collection, later: da
     leave_orphan(november)
     whole = LocalStore.entries
 
-    def breaks_off(self: LocalStore, prefix: str) -> Iterator[Entry]:
+    def breaks_off(self: LocalStore, prefix: str) -> Iterator[StoreEntry]:
         for number, entry in enumerate(whole(self, prefix)):
             if number == 2:
                 raise StoreUnavailable("ListObjectVersions: no answer")
@@ -303,7 +304,7 @@ def test_doubt_about_the_database_or_the_vault_changes_nothing(
     if doubt == "older database":
         with transaction.atomic():
             audit.record("collection.update", by=None, tenant=acme, target=november, now=timezone.now())
-        assert audit_heads.publish(now=timezone.now() + timedelta(minutes=10))
+        assert audit_checkpoints.publish(now=timezone.now() + timedelta(minutes=10))
         last = AuditEvent.objects.filter(chain=acme.pk).latest("seq")
         AuditHead.objects.filter(chain=acme.pk).update(seq=last.seq - 1, hash=last.prev_hash)
         with guards_lifted():
@@ -312,7 +313,7 @@ def test_doubt_about_the_database_or_the_vault_changes_nothing(
         vault.root.rename(vault.root.with_name("right"))
         vault.prepare(create=True)
         if doubt == "another's vault":
-            put(deployment.MARK, f'{{"id":"{acme.pk}"}}'.encode())
+            put(identity.MARK_KEY, f'{{"id":"{acme.pk}"}}'.encode())
     before = snapshot()
 
     for args in ((), ("--apply",), ("--apply", "--at-most", "1000")):
@@ -384,7 +385,8 @@ def test_orphans_go_with_all_their_versions(
 
         assert sweep(later) >= 2
 
-        assert {entry.key for entry in store.entries("") if not entry.key.startswith(deployment.OWN)} == files_of(november)
+        remaining = {entry.key for entry in store.entries("") if not entry.key.startswith(identity.SYSTEM_PREFIX)}
+        assert remaining == files_of(november)
 
 
 # --- Counts ---

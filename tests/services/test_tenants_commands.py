@@ -255,7 +255,7 @@ def test_command_states_its_rule(name: str) -> None:
     assert command.help in " ".join(command.create_parser("manage.py", name).format_help().split())
 
 
-NOTHING_SIGNED = "No heads have been signed yet: a tail that was cut would not show."
+NOTHING_SIGNED = "There is no checkpoint yet: missing events at the end of a chain would not be noticed."
 
 
 @pytest.mark.django_db(transaction=True)
@@ -269,7 +269,7 @@ NOTHING_SIGNED = "No heads have been signed yet: a tail that was cut would not s
             "CommandError: There is no chain nowhere.",
             marks=pytest.mark.long,
         ),
-        (["verify_audit"], 0, f"{NOTHING_SIGNED}\nThe audit trail is whole: 1 chains.\n", ""),
+        (["verify_audit"], 0, f"{NOTHING_SIGNED}\nThe audit trail is intact: 1 chains.\n", ""),
         (["createtenant", "no slug"], 1, "", "CommandError: slug: Use lower-case letters"),
         pytest.param(["createusertoken", "nobody"], 1, "", "CommandError: There is nobody", marks=pytest.mark.long),
     ],

@@ -16,12 +16,13 @@ from rest_framework.test import APIClient
 
 from files import erasing, errors, uploads
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.stores import get_store
-from files.stores.local import LocalStore
 from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants, stores
 from tests.api import paths
+from vault.errors import StorageUnavailable
+from vault.stores import get_store
+from vault.stores.local import LocalStore
 
 
 Api = Callable[[User | None], APIClient]
@@ -97,7 +98,7 @@ def test_commit_that_lost_its_row_to_the_clean_up_leaves_nothing(alice: User, no
         incoming.write(CONTENT)
         assert erasing.give_up_stalled_uploads(now=later) == 1
         assert erasing.erase_due(now=later) == 1
-        with suppress(errors.UploadLost, errors.StoreUnavailable):
+        with suppress(errors.UploadLost, StorageUnavailable):
             incoming.commit(by=alice, now=later)
             pytest.fail("it was given up")
     assert not StoredFile.objects.exists()
@@ -273,7 +274,7 @@ def test_store_that_is_lost_in_mid_upload_leaves_it_to_the_clean_up(
     with begin(alice, november, "a.bin", now) as incoming:
         incoming.write(CONTENT)
         (own_buckets / "vault").rename(own_buckets / "unmounted")
-        with pytest.raises(errors.StoreUnavailable):
+        with pytest.raises(StorageUnavailable):
             incoming.commit(by=alice, now=now)
     assert Upload.objects.count() == 1
     (own_buckets / "unmounted").rename(own_buckets / "vault")

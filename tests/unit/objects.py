@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from files import crypto
+from vault import crypto
 
 
 MATERIAL = bytes(range(32))
@@ -24,7 +24,7 @@ def boundaries(segment_size: int, *, tail: int = 2) -> list[int]:
 
 
 def sealed(plaintext: bytes, *, segment_size: int, material: bytes = MATERIAL, aad: bytes = AAD) -> bytes:
-    encryptor = crypto.Encryptor(material, aad=aad, segment_size=segment_size)
+    encryptor = crypto.AesGcmEncryptor(material, aad=aad, segment_size=segment_size)
     return encryptor.header + encryptor.update(plaintext) + encryptor.finish()
 
 
@@ -48,5 +48,5 @@ def opened(
     """The content, as a row of `length` plaintext bytes and `header` sees it."""
     layout = crypto.Layout(length, segment_size)
     header = ciphertext[: crypto.HEADER_SIZE] if header is None else header
-    decryptor = crypto.Decryptor(material, aad=aad, header=header, layout=layout)
-    return b"".join(decryptor.open(index, piece) for index, piece in enumerate(pieces(ciphertext, layout)))
+    decryptor = crypto.AesGcmDecryptor(material, aad=aad, header=header, layout=layout)
+    return b"".join(decryptor.decrypt(index, piece) for index, piece in enumerate(pieces(ciphertext, layout)))

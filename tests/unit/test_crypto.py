@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from files import crypto
 from tests.unit.objects import AAD, MATERIAL, boundaries, opened, pieces, sealed
+from vault import crypto
 
 
 SALT = bytes(range(100, 132))
@@ -98,7 +98,7 @@ def test_derive_file_key_from_sizes_of_another_format(subtests: pytest.Subtests)
 def test_open_file_key() -> None:
     made = crypto.derive_file_key(b"c" * 32, key_salt=SALT, aad=AAD)
 
-    key = crypto.open_file_key(b"c" * 32, key_salt=SALT, aad=AAD, commitment=made.commitment)
+    key = crypto.recover_file_key(b"c" * 32, key_salt=SALT, aad=AAD, commitment=made.commitment)
 
     assert key.material == made.material
 
@@ -116,7 +116,7 @@ def test_open_file_key_that_the_row_does_not_commit_to(subtests: pytest.Subtests
     for other in others:
         arguments = {"collection_key": b"c" * 32, "key_salt": SALT, "aad": AAD, "commitment": commitment} | other
         with subtests.test(other=other), pytest.raises(crypto.WrongKey):
-            crypto.open_file_key(arguments.pop("collection_key"), **arguments)
+            crypto.recover_file_key(arguments.pop("collection_key"), **arguments)
 
 
 def test_open_file_key_for_another_place(subtests: pytest.Subtests) -> None:
@@ -125,7 +125,7 @@ def test_open_file_key_for_another_place(subtests: pytest.Subtests) -> None:
 
     for name, ids in OTHER_IDS.items():
         with subtests.test(name), pytest.raises(crypto.WrongKey):
-            crypto.open_file_key(b"c" * 32, key_salt=SALT, aad=crypto.associated_data(**ids), commitment=commitment)  # type: ignore[arg-type]
+            crypto.recover_file_key(b"c" * 32, key_salt=SALT, aad=crypto.associated_data(**ids), commitment=commitment)  # type: ignore[arg-type]
 
 
 # --- Wrapping ---
@@ -234,7 +234,7 @@ def test_layout_that_no_object_has(subtests: pytest.Subtests) -> None:
 def test_encrypt_in_segments_too_small(subtests: pytest.Subtests) -> None:
     for segment_size in (56, 16, 0):
         with subtests.test(segment_size=segment_size), pytest.raises(ValueError, match="segment"):
-            crypto.Encryptor(MATERIAL, aad=AAD, segment_size=segment_size)
+            crypto.AesGcmEncryptor(MATERIAL, aad=AAD, segment_size=segment_size)
 
 
 def test_layout_of_each_cipher_that_rows_name() -> None:
@@ -258,7 +258,7 @@ def test_layout_of_unknown_cipher(subtests: pytest.Subtests) -> None:
     st.sampled_from([bytes, memoryview]),
 )
 def test_encrypt_in_any_pieces(segment_size: int, parts: list[bytes], kind: Callable[[bytes], bytes | memoryview]) -> None:
-    encryptor = crypto.Encryptor(MATERIAL, aad=AAD, segment_size=segment_size)
+    encryptor = crypto.AesGcmEncryptor(MATERIAL, aad=AAD, segment_size=segment_size)
 
     updates = [encryptor.update(kind(part)) for part in parts]
     ciphertext = encryptor.header + b"".join(updates) + encryptor.finish()
@@ -270,7 +270,7 @@ def test_encrypt_in_any_pieces(segment_size: int, parts: list[bytes], kind: Call
 
 def test_encrypt_gives_segments_as_soon_as_more_bytes_follow() -> None:
     """An upload holds one segment in memory, not the file."""
-    encryptor = crypto.Encryptor(MATERIAL, aad=AAD, segment_size=64)
+    encryptor = crypto.AesGcmEncryptor(MATERIAL, aad=AAD, segment_size=64)
 
     assert encryptor.update(bytes(8)) == b""
     assert len(encryptor.update(b"1")) == 24
@@ -279,7 +279,7 @@ def test_encrypt_gives_segments_as_soon_as_more_bytes_follow() -> None:
 
 
 def test_encrypt_after_the_end() -> None:
-    encryptor = crypto.Encryptor(MATERIAL, aad=AAD, segment_size=64)
+    encryptor = crypto.AesGcmEncryptor(MATERIAL, aad=AAD, segment_size=64)
     encryptor.finish()
 
     with pytest.raises(ValueError, match="already"):
@@ -342,7 +342,7 @@ def test_open_any_range(segment_size: int, plaintext: bytes, data: st.DataObject
     stop = data.draw(st.integers(min(start + 1, len(plaintext)), len(plaintext)), "stop")
     ciphertext = sealed(plaintext, segment_size=segment_size)
     layout = crypto.Layout(len(plaintext), segment_size)
-    decryptor = crypto.Decryptor(MATERIAL, aad=AAD, header=ciphertext[:40], layout=layout)
+    decryptor = crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=ciphertext[:40], layout=layout)
 
     first, end = layout.index_of(start), layout.index_of(max(start, stop - 1)) + 1
     fetched = memoryview(ciphertext)[slice(*layout.object_range(first, end))]
@@ -350,7 +350,7 @@ def test_open_any_range(segment_size: int, plaintext: bytes, data: st.DataObject
     whole = b""
     for index in range(first, end):
         piece_start, piece_end = layout.object_range(index, index + 1)
-        whole += decryptor.open(index, fetched[piece_start - base : piece_end - base])
+        whole += decryptor.decrypt(index, fetched[piece_start - base : piece_end - base])
 
     begin = layout.offset_of(first)
     assert whole[start - begin : stop - begin] == plaintext[start:stop]
@@ -363,17 +363,17 @@ def test_open_segments_in_any_order() -> None:
     plaintext = bytes(range(200))
     ciphertext = sealed(plaintext, segment_size=64)
     layout = crypto.Layout(200, 64)
-    decryptor = crypto.Decryptor(MATERIAL, aad=AAD, header=ciphertext[:40], layout=layout)
+    decryptor = crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=ciphertext[:40], layout=layout)
 
     segments = list(pieces(ciphertext, layout))
     for index in (4, 0, 3, 3, 1, 2):
-        assert decryptor.open(index, segments[index]) == plaintext[layout.offset_of(index) : layout.offset_of(index + 1)]
+        assert decryptor.decrypt(index, segments[index]) == plaintext[layout.offset_of(index) : layout.offset_of(index + 1)]
 
 
 def test_open_with_a_header_of_another_format(subtests: pytest.Subtests) -> None:
     for header in (b"", bytes(40), b"\x28" + bytes(38), b"\x28" + bytes(40), b"\x18" + bytes(39)):
         with subtests.test(header=header), pytest.raises(crypto.CorruptObject):
-            crypto.Decryptor(MATERIAL, aad=AAD, header=header, layout=crypto.Layout(0, 64))
+            crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=header, layout=crypto.Layout(0, 64))
 
 
 # --- NONE ---
@@ -384,22 +384,22 @@ def test_open_content_that_is_stored_as_is(subtests: pytest.Subtests) -> None:
         with subtests.test(length=length):
             plaintext = bytes(range(256))[:length]
             layout = crypto.layout_of(crypto.NONE, length=length, segment_size=64)
-            writer, reader = crypto.PlainWriter(), crypto.PlainReader(layout)
+            writer, reader = crypto.PassThroughEncryptor(), crypto.PassThroughDecryptor(layout)
 
             stored = writer.header + writer.update(memoryview(plaintext)) + writer.finish()
 
             assert stored == plaintext
             assert layout.object_size == length
             assert layout.segments == max(1, -(-length // 64))
-            assert b"".join(reader.open(index, piece) for index, piece in enumerate(pieces(stored, layout))) == plaintext
+            assert b"".join(reader.decrypt(index, piece) for index, piece in enumerate(pieces(stored, layout))) == plaintext
 
 
 def test_open_content_that_is_stored_as_is_with_another_size() -> None:
-    reader = crypto.PlainReader(crypto.layout_of(crypto.NONE, length=100, segment_size=64))
+    reader = crypto.PassThroughDecryptor(crypto.layout_of(crypto.NONE, length=100, segment_size=64))
 
     for index, size in [(0, 63), (0, 65), (1, 35), (1, 37), (1, 0)]:
         with pytest.raises(crypto.CorruptObject):
-            reader.open(index, memoryview(bytes(size)))
+            reader.decrypt(index, memoryview(bytes(size)))
 
 
 def test_open_plain_bytes_as_an_encrypted_row() -> None:
@@ -431,8 +431,8 @@ def test_keys_never_show() -> None:
     wrapped = crypto.wrap_key(kek, collection_key, context=b"context")
     key = crypto.derive_file_key(collection_key, key_salt=salt, aad=AAD)
     ciphertext = sealed(bytes(100), segment_size=64, material=key.material)
-    decryptor = crypto.Decryptor(key.material, aad=AAD, header=ciphertext[:40], layout=crypto.Layout(100, 64))
-    encryptor = crypto.Encryptor(key.material, aad=AAD, segment_size=64)
+    decryptor = crypto.AesGcmDecryptor(key.material, aad=AAD, header=ciphertext[:40], layout=crypto.Layout(100, 64))
+    encryptor = crypto.AesGcmEncryptor(key.material, aad=AAD, segment_size=64)
     seen = [f"{thing!r} {thing}" for thing in (key, decryptor, encryptor)]
 
     encryptor.finish()
@@ -442,12 +442,12 @@ def test_keys_never_show() -> None:
         lambda: crypto.wrap_key(kek[1:], collection_key, context=b"context"),
         lambda: crypto.wrap_key(kek, collection_key[1:], context=b"context"),
         lambda: crypto.derive_file_key(collection_key[1:], key_salt=salt, aad=AAD),
-        lambda: crypto.open_file_key(collection_key, key_salt=salt, aad=AAD, commitment=bytes(32)),
-        lambda: crypto.Encryptor(key.material[1:], aad=AAD, segment_size=64),
-        lambda: crypto.Decryptor(key.material, aad=AAD, header=b"", layout=crypto.Layout(100, 64)),
-        lambda: decryptor.open(0, memoryview(bytes(64))),
-        lambda: decryptor.open(1, memoryview(bytes(64))),
-        lambda: decryptor.open(1, memoryview(bytes(63))),
+        lambda: crypto.recover_file_key(collection_key, key_salt=salt, aad=AAD, commitment=bytes(32)),
+        lambda: crypto.AesGcmEncryptor(key.material[1:], aad=AAD, segment_size=64),
+        lambda: crypto.AesGcmDecryptor(key.material, aad=AAD, header=b"", layout=crypto.Layout(100, 64)),
+        lambda: decryptor.decrypt(0, memoryview(bytes(64))),
+        lambda: decryptor.decrypt(1, memoryview(bytes(64))),
+        lambda: decryptor.decrypt(1, memoryview(bytes(63))),
         lambda: encryptor.finish(),
     ]
     for action in actions:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from files import crypto
 from tests.unit.objects import AAD, MATERIAL, boundaries, opened, pieces, sealed
+from vault import crypto
 
 
 S = 64
@@ -34,15 +34,15 @@ def test_open_object_with_a_flipped_byte(subtests: pytest.Subtests) -> None:
             plaintext = content(length)
             ciphertext = sealed(plaintext, segment_size=S)
             layout = crypto.Layout(length, S)
-            decryptor = crypto.Decryptor(MATERIAL, aad=AAD, header=ciphertext[:40], layout=layout)
+            decryptor = crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=ciphertext[:40], layout=layout)
 
             for position in range(len(ciphertext)):
                 for index, piece in enumerate(pieces(with_flip(ciphertext, position, flip), layout)):
                     if index == position // S:
                         with pytest.raises(crypto.CorruptObject):
-                            decryptor.open(index, piece)
+                            decryptor.decrypt(index, piece)
                     else:
-                        assert decryptor.open(index, piece) == plaintext[layout.offset_of(index) : layout.offset_of(index + 1)]
+                        assert decryptor.decrypt(index, piece) == plaintext[layout.offset_of(index) : layout.offset_of(index + 1)]
 
 
 def test_open_object_with_a_flipped_byte_in_the_rows_header(subtests: pytest.Subtests) -> None:
@@ -53,7 +53,7 @@ def test_open_object_with_a_flipped_byte_in_the_rows_header(subtests: pytest.Sub
                 header = with_flip(ciphertext[:40], position)
                 for index, piece in enumerate(pieces(ciphertext, layout)):
                     with pytest.raises(crypto.CorruptObject):
-                        crypto.Decryptor(MATERIAL, aad=AAD, header=header, layout=layout).open(index, piece)
+                        crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=header, layout=layout).decrypt(index, piece)
 
 
 def test_open_object_with_the_same_flipped_byte_in_both_headers(subtests: pytest.Subtests) -> None:
@@ -145,10 +145,10 @@ def test_open_object_at_another_place_or_with_another_key(subtests: pytest.Subte
     for length in LENGTHS:
         ciphertext, layout = sealed(content(length), segment_size=S), crypto.Layout(length, S)
         for material, aad in [(MATERIAL, AAD + b"x"), (MATERIAL, b""), (MATERIAL, AAD[:-1]), (MATERIAL[::-1], AAD)]:
-            decryptor = crypto.Decryptor(material, aad=aad, header=ciphertext[:40], layout=layout)
+            decryptor = crypto.AesGcmDecryptor(material, aad=aad, header=ciphertext[:40], layout=layout)
             for index, piece in enumerate(pieces(ciphertext, layout)):
                 with subtests.test(length=length, material=material, aad=aad, index=index), pytest.raises(crypto.CorruptObject):
-                    decryptor.open(index, piece)
+                    decryptor.decrypt(index, piece)
 
 
 def test_open_other_object_of_same_size(subtests: pytest.Subtests) -> None:
@@ -158,28 +158,28 @@ def test_open_other_object_of_same_size(subtests: pytest.Subtests) -> None:
         assert older != newer
 
         layout = crypto.Layout(length, S)
-        decryptor = crypto.Decryptor(MATERIAL, aad=AAD, header=newer[:40], layout=layout)
+        decryptor = crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=newer[:40], layout=layout)
         for index, piece in enumerate(pieces(older, layout)):
             with subtests.test(length=length, index=index), pytest.raises(crypto.CorruptObject):
-                decryptor.open(index, piece)
+                decryptor.decrypt(index, piece)
             if index == 0:
                 with subtests.test(length=length, header="newer"), pytest.raises(crypto.CorruptObject):
-                    decryptor.open(index, memoryview(newer[:40] + bytes(piece[40:])))
+                    decryptor.decrypt(index, memoryview(newer[:40] + bytes(piece[40:])))
 
 
 def test_open_segment_at_another_index() -> None:
     ciphertext = sealed(content(FULL + 48), segment_size=S)
     layout = crypto.Layout(FULL + 48, S)
-    decryptor = crypto.Decryptor(MATERIAL, aad=AAD, header=ciphertext[:40], layout=layout)
+    decryptor = crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=ciphertext[:40], layout=layout)
 
     segments = list(pieces(ciphertext, layout))
     for index, other in itertools.permutations(range(layout.segments), 2):
         with pytest.raises(crypto.CorruptObject):
-            decryptor.open(index, segments[other])
+            decryptor.decrypt(index, segments[other])
     for index in (layout.segments, layout.segments + 1):
         for segment in (*segments, memoryview(b"")):
             with pytest.raises(crypto.CorruptObject):
-                decryptor.open(index, segment)
+                decryptor.decrypt(index, segment)
 
 
 @given(st.sampled_from([57, 64, 100]), st.binary(max_size=300), st.data())

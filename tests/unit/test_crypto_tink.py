@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from files import crypto
 from tests.unit import stock
 from tests.unit.objects import AAD, MATERIAL, boundaries, opened, sealed
+from vault import crypto
 
 
 KIB = 1024

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from files import crypto, keys
-from files.models import Key
 from tests.unit import stock
 from tests.unit.objects import opened
+from vault import crypto, keys
+from vault.models import Key
 
 
 def stored(name: str) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def content(vector: dict[str, Any]) -> bytes:
         context=crypto.encode(*vector["context_fields"]),
     )
     aad = crypto.associated_data(**vector["associated_data_fields"])
-    key = crypto.open_file_key(
+    key = crypto.recover_file_key(
         collection_key,
         key_salt=bytes.fromhex(vector["key_salt"]),
         aad=aad,
@@ -87,7 +87,7 @@ def test_wrapping_of_a_row_is_bound_to_the_stored_context() -> None:
     _, key_id, purpose, owner, kek_id = BASE["context_fields"]
     row = Key(id=uuid.UUID(key_id), purpose=purpose, owner=owner, kek_id=kek_id)
 
-    assert keys.context(row, kek_id=kek_id).hex() == BASE["context"]
+    assert keys.wrapping_context(row, kek_id=kek_id).hex() == BASE["context"]
     assert purpose == Key.Purpose.COLLECTION
 
 
@@ -99,7 +99,7 @@ def test_encrypt_stored_object_again(subtests: pytest.Subtests) -> None:
         with subtests.test(vector["name"]), pytest.MonkeyPatch.context() as patch:
             patch.setattr("os.urandom", lambda size, drawn=drawn: drawn.pop()[:size])
 
-            encryptor = crypto.Encryptor(
+            encryptor = crypto.AesGcmEncryptor(
                 bytes.fromhex(vector["key_material"]),
                 aad=bytes.fromhex(vector["associated_data"]),
                 segment_size=vector["segment_size"],

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from files.crypto import WrongKey
-from files.keyring import keyring, parse
+from vault.crypto import WrongKey
+from vault.keyring import keyring, parse
 
 
 OLD, NEW = hashlib.sha256(b"old").digest(), hashlib.sha256(b"new").digest()

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from files.stores.service import moment
+from vault.stores.s3_client import parse_time
 
 
 def test_time_is_read_in_every_form() -> None:
@@ -15,4 +15,4 @@ def test_time_is_read_in_every_form() -> None:
         "Sun, 22 Nov 2026 01:02:03 GMT": second,
         1_795_309_323: second,
     }
-    assert {written: moment(written) for written in forms} == forms
+    assert {written: parse_time(written) for written in forms} == forms

@@ -4,7 +4,7 @@ from django.conf import settings
 from django.core.management import BaseCommand, call_command
 
 from config.postgresql import Connection
-from files import stores
+from vault import stores
 
 
 class Command(BaseCommand):

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 from django.core.management.base import BaseCommand, CommandError
 
 from files import exports
-from files.crypto import CorruptObject, WrongKey
 from files.models import StoredFile
+from vault.crypto import CorruptObject, WrongKey
 
 
 class Command(BaseCommand):

@@ -5,10 +5,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from files import deployment, errors
-from files.crypto import WrongKey
-from files.stores import StoreError
 from purge import restoring
+from vault import errors, identity
+from vault.crypto import WrongKey
+from vault.stores import StoreError
 
 
 class Command(BaseCommand):
@@ -27,25 +27,26 @@ class Command(BaseCommand):
     def handle(self, *, apply: bool, adopt: bool, **options: Any) -> None:
         try:
             if adopt:
-                deployment.adopt(now=timezone.now())
+                identity.adopt_vault(now=timezone.now())
             self._look(apply=apply)
         except errors.ForeignVault:
+            uuid = identity.this_deployment().uuid
             raise CommandError(
-                f"The vault does not have the mark of this database, {deployment.current().uuid}, in {deployment.MARK}. It is "
-                "another bucket or database, or it was emptied or moved: --adopt marks one that has no mark at all."
+                f"The vault does not have the mark of this database, {uuid}, in {identity.MARK_KEY}. It is another bucket or "
+                "database, or it was emptied or moved: --adopt marks one that has no mark at all."
             ) from None
         except restoring.NotBelieved as error:
             raise CommandError(
                 f"Nothing was applied. Look at these objects, and remove what nobody can explain: {error}"
             ) from None
-        except (StoreError, FileNotFoundError, WrongKey, errors.StoreUnavailable) as error:
+        except (StoreError, FileNotFoundError, WrongKey, errors.StorageUnavailable) as error:
             raise CommandError(f"The vault could not be read: {error}") from error
 
     def _look(self, *, apply: bool) -> None:
         now = timezone.now()
-        deployment.forget()
+        identity.clear_checks()
         with suppress(errors.DatabaseRestored):  # which is what we are here to tell
-            deployment.check(now=now)
+            identity.check(now=now)
         gap = restoring.find_gap(now=now)
         if apply:
             destroyed = restoring.close_gap(gap, now=now, lost_too=True)
@@ -55,7 +56,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{entry.number}  {entry.began_at:%Y-%m-%d %H:%M}  {entry.why}  collection {entry.collection}")
         for problem in gap.problems:
             self.stdout.write(problem)
-        here = deployment.current()
+        here = identity.this_deployment()
         self.stdout.write(f"Deployment {here.uuid}; the last destruction has number {here.ledger_number}.")
         if gap.entries or gap.problems or gap.lost:
             found = [f"{len(gap.entries)} destructions are not in it"] if gap.entries else []

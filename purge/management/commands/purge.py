@@ -9,14 +9,15 @@ from django.db.models import Sum
 from django.utils import timezone
 from rest_framework.exceptions import APIException
 
-from files import deployment, erasing
-from files.crypto import WrongKey
-from files.stores import StoreError
+from files import erasing
 from purge import destroying, pacing
 from purge.due import Due, DueFiles, find_due, find_due_files
 from purge.files import destroy_each, find_free
 from purge.models import Destruction, Portion
 from purge.schedule import TICK
+from vault import identity
+from vault.crypto import WrongKey
+from vault.stores import StoreError
 
 
 class Command(BaseCommand):
@@ -61,8 +62,8 @@ class Command(BaseCommand):
 
     def _refuse_in_doubt(self, now: datetime) -> None:
         try:
-            deployment.check(now=now)
-            deployment.check_history(now=now)
+            identity.check(now=now)
+            identity.check_history(now=now)
             pacing.check_clock(now)
         except (APIException, WrongKey) as error:
             raise CommandError(f"Nothing was done: {error} See manage.py ledger.") from error

@@ -5,10 +5,10 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 from rest_framework.exceptions import APIException
 
-from files.crypto import WrongKey
-from files.stores import StoreError
 from purge import sweeping
 from purge.sweeping import Survey
+from vault.crypto import WrongKey
+from vault.stores import StoreError
 
 
 class Command(BaseCommand):

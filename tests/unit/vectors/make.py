@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from files import crypto
 from tests.unit import stock
 from tests.unit.objects import sealed
+from vault import crypto
 
 
 FOLDER = Path(__file__).parent
@@ -108,7 +108,7 @@ def damages(base: dict[str, Any]) -> list[dict[str, Any]]:
 def with_empty_last_segment(base: dict[str, Any], plaintext: bytes) -> bytes:
     """What an encryptor writes that believes one more byte follows, and then is told that none does."""
     key, aad = bytes.fromhex(base["key_material"]), bytes.fromhex(base["associated_data"])
-    encryptor = crypto.Encryptor(key, aad=aad, segment_size=base["segment_size"])
+    encryptor = crypto.AesGcmEncryptor(key, aad=aad, segment_size=base["segment_size"])
     ciphertext = encryptor.header + encryptor.update(plaintext + b"x")
     encryptor._buffer.clear()  # no public way leads here
     return ciphertext + encryptor.finish()
