@@ -172,7 +172,7 @@ def main() -> int:
     with own_database(chosen.server.rstrip("/"), "strongroom_bench_access"):
         from rest_framework.test import APIClient
 
-        from tenants import tokens
+        from tenants.auth import tokens
 
         now = datetime.now(UTC)
         people = fill(now)

@@ -109,18 +109,18 @@ def pump(keys: list[str], length: int) -> None:
 def stage() -> None:
     from django.utils import timezone
 
-    from egress import schedule
+    from egress import jobs
 
-    while schedule.work(now=timezone.now(), until=float("inf")):
+    while jobs.work(now=timezone.now(), until=float("inf")):
         pass
 
 
 def build() -> None:
     from django.utils import timezone
 
-    from egress import schedule
+    from egress import jobs
 
-    assert schedule.build_packages(now=timezone.now())
+    assert jobs.build_packages(now=timezone.now())
 
 
 @dataclass

@@ -99,7 +99,7 @@ def fill(owner: "User", count: int) -> "Collection":
 def request(user: "User", method: str, address: str, *body: Any, **how: Any) -> Any:
     from rest_framework.test import APIClient
 
-    from tenants import tokens
+    from tenants.auth import tokens
 
     client = APIClient(SERVER_NAME="localhost", HTTP_AUTHORIZATION=f"Bearer {tokens.mint(user)['access']}")
     return getattr(client, method)(address, *body, **how)
@@ -139,12 +139,13 @@ def work(slug: str) -> None:
     """As ticks do, until the certificate is there."""
     from django.utils import timezone
 
-    from purge import destroying, schedule
+    from purge import destruction as destroying
+    from purge import jobs
     from purge.models import Destruction
 
     running = Destruction.objects.filter(slug=slug).exclude(status="done")
     while running.exists():
-        if not destroying.work(now=timezone.now(), seconds=schedule.TICK):
+        if not destroying.work(now=timezone.now(), seconds=jobs.TICK):
             assert not running.filter(status="blocked").exists()
             time.sleep(0.02)  # the other worker has the last of it
 
@@ -182,7 +183,7 @@ def begin(owner: "User", collection: "Collection") -> tuple[float, float]:
     """Seconds until the key is destroyed, and until the API has refused to read a file."""
     from django.utils import timezone
 
-    from purge import destroying
+    from purge import destruction as destroying
 
     assert request(owner, "get", content_of(collection.slug)).getvalue() == BODY
     started = time.perf_counter()

@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase, StreamingHttpResponse
 from django.utils.functional import LazyObject
 from gunicorn.glogging import Logger
 
-from tenants.context import request_id, tenant_id
+from tenants.request_context import request_id, tenant_id
 
 
 log = logging.getLogger("strongroom.request")

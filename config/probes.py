@@ -8,7 +8,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
 from config import problems
-from tenants import triggers
+from tenants.work import triggers
 from vault import stores
 from vault.keyring import keyring
 

@@ -229,7 +229,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
-    {"NAME": "tenants.service_accounts.NoPasswordValidator"},
+    {"NAME": "tenants.auth.service_accounts.NoPasswordValidator"},
 ]
 SIMPLE_JWT = {
     "ACCESS_TOKEN_LIFETIME": timedelta(minutes=5),
@@ -246,7 +246,7 @@ SIMPLE_JWT = {
 API_KEY_MAX_DAYS = env.integer("API_KEY_MAX_DAYS", 366, least=1)
 AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 5, least=1)
 AXES_COOLOFF_TIME = timedelta(minutes=env.integer("LOGIN_COOLOFF_MINUTES", 15, least=1))
-AXES_CLIENT_IP_CALLABLE = "tenants.context.client_address"
+AXES_CLIENT_IP_CALLABLE = "tenants.request_context.client_address"
 AXES_LOCKOUT_CALLABLE = "config.problems.locked_out"  # at the sign-in form of the admin
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # one address cannot lock a person out everywhere
 AXES_RESET_ON_SUCCESS = True
@@ -265,8 +265,8 @@ globals().update(env.mail_server("EMAIL_URL"))
 
 # --- API ---
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["tenants.tokens.BearerAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["tenants.permissions.Authenticated"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["tenants.auth.tokens.BearerAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["tenants.auth.permissions.Authenticated"],
     "DEFAULT_PARSER_CLASSES": ["config.parsers.StrictJSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PAGINATION_CLASS": "config.paging.Cursor",

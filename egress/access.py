@@ -20,11 +20,11 @@ from egress.models import Contributor, Decision, EgressPolicy, EgressRequest, It
 from egress.states import TRANSITIONS, State
 from files.errors import NotOpen
 from tenants import access as people
-from tenants import outbox
 from tenants.access import Standing
-from tenants.context import tenant_id
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import SERVICE_ROLES, Mail, Membership, Role, Tenant, User
+from tenants.request_context import tenant_id
+from tenants.work import outbox
 
 
 SHOWN: Final = ("number", "filename", "content_type", "length", "sha256", "status", "wiped_at")  # of an item

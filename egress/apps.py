@@ -7,4 +7,4 @@ class EgressConfig(AppConfig):
 
     def ready(self) -> None:
         # Once they are imported, triggers know the guards, the outbox the letters, and links how a package is fetched.
-        from egress import downloads, guards, letters  # noqa: F401  for what they register
+        from egress import downloads, notifications, triggers  # noqa: F401  for what they register

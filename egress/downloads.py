@@ -18,7 +18,7 @@ from django.utils import timezone
 from egress import access, errors
 from egress.access import Viewer, viewer_of
 from egress.models import Download, EgressRequest, Item, Opening
-from egress.packaging import staged
+from egress.package.build import staged
 from egress.states import State
 from files import links
 from files.downloads import AUDIT_RANGES_EVERY, Answer, Source, Wanted, open_source, read_verified, source_of
@@ -27,7 +27,7 @@ from files.models import Collection, DownloadLink, StoredFile
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from egress import access
 from egress.models import EgressRequest
 from egress.states import State
 from files.filters import Flag
-from tenants.permissions import user_of
+from tenants.auth.permissions import user_of
 
 
 class RequestFilter(filters.FilterSet):

@@ -14,8 +14,8 @@ from django.db.models import F, Q
 
 from egress.states import OPEN, State
 from files.models import Collection, DownloadLink, StoredFile
-from tenants.leases import Leased
 from tenants.models import SERVICE_ROLES, Tenant, check_role
+from tenants.work.leases import Leased
 
 
 LONGEST_DAYS: Final = 366
@@ -90,7 +90,7 @@ class EgressPolicy(models.Model):
 
 
 class EgressRequest(Leased):
-    """Files of one collection that somebody wants out. `egress.moving.move` alone changes its status: the database sees to that.
+    """The files of one collection that are to leave it. Only `egress.transitions.move` changes the status; a trigger sees to it.
 
     A round begins with each submission, and has its own files and decisions.
     """

@@ -10,7 +10,7 @@ from rest_framework import serializers
 from egress import access, downloads
 from egress.models import LONGEST_DAYS, MOST_FILES, Decision, Download, EgressPolicy, EgressRequest, Item, Step
 from egress.states import OWNERS, State
-from tenants.addresses import absolute_url
+from tenants.absolute_urls import absolute_url
 from tenants.models import SERVICE_ROLES, Mail, MailState, Role
 from tenants.serializers import MOST, Moment
 

@@ -9,11 +9,12 @@ from uuid import uuid4
 from django.db import IntegrityError, transaction
 from django.forms.models import model_to_dict
 
-from egress import access, errors, manifests, moving
+from egress import access, errors, transitions
 from egress.access import viewer_of
 from egress.models import LONGEST_DAYS, MOST_FILES, Contributor, Decision, EgressPolicy, EgressRequest, Item
-from egress.moving import lock_request, move
+from egress.package import manifest
 from egress.states import OPEN, State
+from egress.transitions import lock_request, move
 from files import access as file_access
 from files.errors import NotOpen
 from files.locks import lock_collection
@@ -23,13 +24,13 @@ from tenants import access as people
 from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import ApiKey, Tenant, User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 from vault import identity
 from vault.models import Cipher
 
 
 STAGING: Final = "staging"
-RESERVED: Final = (manifests.NAME, manifests.SIGNATURE)  # names that the package has for itself
+RESERVED: Final = (manifest.NAME, manifest.SIGNATURE)  # names that the package has for itself
 
 
 # --- The requester's ---
@@ -76,9 +77,9 @@ def submit(
         request.save(force_insert=True)
         _pin(request, files, by=by, now=now, round_number=1)
         request.step = 1
-        moving.write_step(request, "", by=by, now=now, reason=justification)
+        transitions.write_step(request, "", by=by, now=now, reason=justification)
         request.save(update_fields=["step"])
-        moving.set_egress_status(request, Collection.EgressStatus.PROCESSING)
+        transitions.set_egress_status(request, Collection.EgressStatus.PROCESSING)
         audit.record(
             "egress.submit",
             by=by,
@@ -359,7 +360,7 @@ def _some(names: list[str]) -> str:
 def _content(files: Sequence[StoredFile]) -> dict[str, Any]:
     """What a round is about."""
     return {
-        "content_sha256": manifests.digest_of(manifests.listed(files)),
+        "content_sha256": manifest.digest_of(manifest.listed(files)),
         "file_count": len(files),
         "total_length": sum(file.length for file in files),
     }

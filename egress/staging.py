@@ -15,14 +15,14 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from egress.models import EgressRequest, Item
-from egress.moving import lock_request, move
 from egress.states import State
+from egress.transitions import lock_request, move
 from files.downloads import note_missing
 from files.erasing import erase_object
 from files.models import StoredFile
 from tenants import audit
-from tenants.leases import LeaseLost
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
+from tenants.work.leases import LeaseLost
 from vault.stores import EraseFailure, StoreRefused, StoreUnavailable, get_store
 
 

@@ -10,9 +10,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from egress import access, downloads, manifests, services
+from egress import access, downloads, services
 from egress.filters import RequestFilter
 from egress.models import EgressRequest
+from egress.package import manifest
 from egress.serializers import (
     DecisionInput,
     ExtendInput,
@@ -31,9 +32,9 @@ from egress.serializers import (
 from files import access as file_access
 from files.serializers import LinkOutput
 from files.views import BYTES, CONTENT, WANTED, minted, render, respond, wanted
-from tenants.addresses import absolute_url
+from tenants.absolute_urls import absolute_url
+from tenants.auth.permissions import ADMINISTER, PEOPLE_ONLY, user_of
 from tenants.models import Scope, User
-from tenants.permissions import ADMINISTER, PEOPLE_ONLY, user_of
 
 
 PACKAGE = {(200, "application/zip"): BYTES, (206, "application/zip"): BYTES, 304: CONTENT[304]}
@@ -228,7 +229,7 @@ class SigningKeysView(APIView):
     @extend_schema(operation_id="egress_signing_keys", auth=[], responses=SigningKeysOutput)
     def get(self, request: Request) -> Response:
         """Public keys that manifests are verified with."""
-        return render(self, SigningKeysOutput, {"results": manifests.signing_keys()})
+        return render(self, SigningKeysOutput, {"results": manifest.signing_keys()})
 
 
 class PolicyView(APIView):

@@ -15,9 +15,9 @@ from files.models import Collection, Grant, Hold, Level, StoredFile
 from files.names import unique_key
 from tenants import access as people
 from tenants.access import Standing
-from tenants.context import tenant_id
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import Role, Tenant, User
+from tenants.request_context import tenant_id
 
 
 NONE = 0  # below every level: not there

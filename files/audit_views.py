@@ -1,4 +1,4 @@
-"""The audit trail as a file. Its pages are in `tenants.audit_views`."""
+"""The audit trail as a file. Its pages are in `tenants.audit.views`."""
 
 from django.http import HttpResponseBase
 from django.utils import timezone
@@ -9,9 +9,9 @@ from rest_framework.views import APIView
 from files import audit_export
 from files.views import BYTES, respond
 from tenants import access
-from tenants.audit_serializers import AuditInput
+from tenants.audit.serializers import AuditInput
+from tenants.auth.permissions import PEOPLE_ONLY, user_of
 from tenants.models import Scope, Tenant
-from tenants.permissions import PEOPLE_ONLY, user_of
 
 
 CSV = {(200, "text/csv"): BYTES}

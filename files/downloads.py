@@ -26,7 +26,7 @@ from files.transfers import SLOTS, Meter, Transfer, TransferEnded, return_connec
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 from vault import crypto
 from vault.content import stored_content
 from vault.content_reader import Content

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from django.db import transaction
 
 from files.models import DownloadLink, Erasure, StoredFile, Upload
-from tenants.leases import LeaseLost, claim
+from tenants.work.leases import LeaseLost, claim
 from vault.stores import ObjectStore, StoreError, get_store
 
 

@@ -11,9 +11,9 @@ from files import access, holds
 from files.models import Hold
 from files.serializers import HoldInput, HoldOutput
 from files.views import render
-from tenants.addresses import absolute_url
+from tenants.absolute_urls import absolute_url
+from tenants.auth.permissions import user_of
 from tenants.models import Scope
-from tenants.permissions import user_of
 from tenants.related import with_only
 
 

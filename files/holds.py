@@ -13,7 +13,7 @@ from files.names import unique_key
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 def holding(collection: Collection, file: StoredFile | None = None) -> QuerySet[Hold]:

@@ -27,7 +27,7 @@ from files.transfers import TransferEnded
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 RESUME_WINDOW: Final = timedelta(minutes=10)

@@ -9,8 +9,8 @@ from django.core.files import File
 from django.db import models
 from django.db.models import Q
 
-from tenants.leases import Leased
 from tenants.models import ApiKey, Membership, Tenant
+from tenants.work.leases import Leased
 from vault import content, crypto
 from vault.models import Cipher, Key
 

@@ -11,7 +11,7 @@ from files.locks import lock_collection
 from files.models import Collection
 from tenants import audit
 from tenants.errors import NotFound
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 log = logging.getLogger(__name__)

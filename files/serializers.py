@@ -9,7 +9,7 @@ from rest_framework import serializers
 
 from files.access import level_of
 from files.models import GRANTED, Collection, DownloadLink, Grant, Hold, Level, StoredFile
-from tenants.addresses import absolute_url, quoted
+from tenants.absolute_urls import absolute_url, quoted
 from tenants.errors import Invalid
 from tenants.serializers import Moment, PlainText
 from vault.models import Cipher

@@ -18,7 +18,7 @@ from tenants import access as people
 from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused, Unavailable
 from tenants.models import Role, Tenant, User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 from vault import keys
 
 

@@ -13,7 +13,7 @@ from files.models import Collection, Grant, Level, StoredFile
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import Membership, Role, Tenant, User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 EVERYONE: Final = "everyone"

@@ -15,9 +15,9 @@ from files.models import Collection, Grant, StoredFile
 from files.serializers import GrantInput, GrantOutput
 from files.views import render
 from tenants import access as people
-from tenants.addresses import absolute_url
+from tenants.absolute_urls import absolute_url
+from tenants.auth.permissions import user_of
 from tenants.models import Scope, User
-from tenants.permissions import user_of
 from tenants.related import with_only
 
 

@@ -8,7 +8,7 @@ from rest_framework.views import APIView
 from files.serializers import UsageOutput
 from files.usage import usage_of
 from tenants import access
-from tenants.permissions import ADMINISTER, user_of
+from tenants.auth.permissions import ADMINISTER, user_of
 
 
 class UsageView(APIView):

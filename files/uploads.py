@@ -29,7 +29,7 @@ from files.transfers import SLOTS, Slots, return_connection
 from tenants import audit
 from tenants.errors import Invalid
 from tenants.models import Tenant, User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 from vault import content, identity
 from vault.content import ContentWriter
 from vault.errors import StorageUnavailable

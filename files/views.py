@@ -35,10 +35,10 @@ from files.serializers import (
     UpdateCollectionInput,
     UpdateFileInput,
 )
-from tenants.addresses import absolute_url
+from tenants.absolute_urls import absolute_url
+from tenants.auth.permissions import user_of
 from tenants.errors import Invalid
 from tenants.models import Scope
-from tenants.permissions import user_of
 from tenants.related import with_only
 
 

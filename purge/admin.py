@@ -8,7 +8,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from files.admin import ReadOnly
-from purge import destroying
+from purge import destruction as destroying
 from purge.models import Destruction
 from tenants.models import User
 

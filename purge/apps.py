@@ -7,4 +7,4 @@ class PurgeConfig(AppConfig):
 
     def ready(self) -> None:
         # Once they are imported, the outbox knows their letters, and triggers the guards.
-        from purge import announcing, guards  # noqa: F401
+        from purge import expiry_warnings, triggers  # noqa: F401

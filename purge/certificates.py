@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from django.db.models import Max, Sum
 
-from egress import forgetting
+from egress import retention
 from files.models import Collection
 from purge.models import Destruction
 from vault import audit_checkpoints, signing
@@ -65,7 +65,7 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
                     "collection": str(each.package_collection.uuid) if each.package_collection else "",
                     "available_until": _text(each.available_until),
                 }
-                for each in forgetting.packages_in_window(collection)
+                for each in retention.packages_in_window(collection)
             ],
             "signed_with": str(key.id),
         }

@@ -7,8 +7,8 @@ from django.db import models
 from django.db.models import Q
 
 from files.models import Collection
-from tenants.leases import Leased
 from tenants.models import Tenant
+from tenants.work.leases import Leased
 
 
 class Destruction(Leased):

@@ -5,7 +5,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from purge.models import Destruction
-from tenants.addresses import absolute_url
+from tenants.absolute_urls import absolute_url
 from tenants.serializers import Moment
 
 

@@ -10,8 +10,8 @@ from purge import access
 from purge.filters import CertificateFilter, DestructionFilter
 from purge.models import Destruction
 from purge.serializers import CertificateOutput, DestructionOutput
+from tenants.auth.permissions import user_of
 from tenants.models import Scope
-from tenants.permissions import user_of
 
 
 class DestructionsView(generics.GenericAPIView[Destruction]):

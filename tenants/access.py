@@ -6,9 +6,9 @@ from uuid import UUID
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from tenants.context import tenant_id
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import ApiKey, Invitation, Membership, Role, Tenant, User
+from tenants.request_context import tenant_id
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from rest_framework.exceptions import APIException
 from rest_framework_simplejwt.token_blacklist import admin as _  # noqa: F401  registers what is taken out below
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 
-from tenants import apikeys, people, services
+from tenants import people, services
+from tenants.admin_site import password_audited
+from tenants.auth import api_keys
 from tenants.models import ApiKey, AuditEvent, Invitation, Mail, Membership, Role, Tenant, User
-from tenants.site import password_audited
 
 
 # Groups give nothing here. Tokens are ended on the person's page, which is audited. axes writes neither of
@@ -159,7 +160,7 @@ class ApiKeyAdmin(Undeletable):
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         keys = queryset.filter(revoked_at=None)
         for key in keys:
-            apikeys.revoke(key, by=_by(request), now=timezone.now())
+            api_keys.revoke(key, by=_by(request), now=timezone.now())
         self.message_user(request, f"{len(keys)} revoked.")
 
 

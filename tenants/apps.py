@@ -5,7 +5,7 @@ from django.contrib.admin import apps as admin_apps
 from django.db import connections
 from django.db.models.signals import post_migrate, pre_migrate
 
-from tenants import triggers
+from tenants.work import triggers
 
 
 def lift_guards(*, using: str, plan: Sequence[object], **_: object) -> None:
@@ -22,8 +22,10 @@ class TenantsConfig(AppConfig):
     name = "tenants"
 
     def ready(self) -> None:
-        # Once they are imported, the outbox knows their letters, drf-spectacular what schema describes, and triggers the guards.
-        from tenants import guards, passwords, people, schema  # noqa: F401
+        # Once they are imported, the outbox knows their letters, drf-spectacular the scheme, and `triggers` the guards.
+        from tenants import people  # noqa: F401
+        from tenants.audit import triggers as _  # noqa: F401
+        from tenants.auth import openapi, passwords  # noqa: F401
 
         pre_migrate.connect(lift_guards, sender=self)
         post_migrate.connect(install_guards, sender=self)
@@ -31,4 +33,4 @@ class TenantsConfig(AppConfig):
 
 class AdminConfig(admin_apps.AdminConfig):
     default = False  # not what INSTALLED_APPS means by "tenants"
-    default_site = "tenants.site.Site"
+    default_site = "tenants.admin_site.Site"

@@ -11,7 +11,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator, RegexVa
 from django.db import models, transaction
 from django.db.models.functions import Cast, Lower
 
-from tenants.leases import Leased
+from tenants.work.leases import Leased
 
 
 class Role(models.TextChoices):
@@ -250,7 +250,7 @@ class MailState(models.TextChoices):
 
 
 class Mail(Leased):
-    """A mail that is to be sent: written in the transaction of what it tells of, sent by the tick (`tenants.outbox`).
+    """A mail that is to be sent: written in the transaction of what it tells of, sent by the tick (`tenants.work.outbox`).
 
     It holds ids and no secrets: the text, with whatever token it carries, is made when it is sent.
     """
@@ -287,8 +287,8 @@ class Mail(Leased):
 class AuditEvent(models.Model):
     """One thing that was done. Ids are text without foreign keys, so that the event outlives what it describes.
 
-    Written by `tenants.audit.record` only; the database refuses UPDATE, DELETE and TRUNCATE (`tenants.guards`). `body` is the
-    truth: canonical JSON of every other column and the facts. The columns beside it are there to be searched.
+    Written by `tenants.audit.record` only; the database refuses UPDATE, DELETE and TRUNCATE (`tenants.audit.triggers`). `body` is
+    authoritative: canonical JSON of every other column and the facts. The columns beside it are there to be searched.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

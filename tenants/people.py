@@ -13,10 +13,11 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from rest_framework.exceptions import ValidationError
 
-from tenants import access, audit, outbox, services
+from tenants import access, audit, services
 from tenants.errors import AlreadyMember, BadToken, Invalid, NotFound, Refused
 from tenants.models import Invitation, Mail, Membership, Role, Tenant, User
-from tenants.retries import retried
+from tenants.work import outbox
+from tenants.work.deadlocks import retried
 
 
 # What a tenant does not decide for itself.

@@ -10,10 +10,10 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from tenants import access, people
-from tenants.addresses import absolute_url
+from tenants.absolute_urls import absolute_url
+from tenants.auth.permissions import ADMINISTER, user_of
 from tenants.filters import MemberFilter
 from tenants.models import Invitation, Membership, Scope, Tenant
-from tenants.permissions import ADMINISTER, user_of
 from tenants.serializers import (
     AcceptInput,
     AcceptOutput,

@@ -18,10 +18,12 @@ from django.http import HttpRequest
 from rest_framework.exceptions import AuthenticationFailed, ValidationError
 from rest_framework.fields import get_error_detail
 
-from tenants import apikeys, audit, outbox, tokens
+from tenants import audit
+from tenants.auth import api_keys, tokens
 from tenants.errors import Conflict, Invalid, LastAdmin, NotFound, Refused, TooManyAttempts
 from tenants.models import Invitation, Membership, Role, Tenant, User
-from tenants.retries import retried
+from tenants.work import outbox
+from tenants.work.deadlocks import retried
 
 
 INVITATIONS_KEPT: Final = timedelta(days=30)  # after they expired: so long may an admin see that nobody came
@@ -74,7 +76,7 @@ def update(thing: Tenant | User, *, changed: Collection[str], by: User | None, n
         thing.save(update_fields=values)
         if isinstance(thing, User) and values.get("is_active") is False:
             tokens.revoke_all(thing)
-            apikeys.revoke_all(thing, now=now)
+            api_keys.revoke_all(thing, now=now)
         audit.record(f"{_kind(thing)}.update", by=by, tenant=_tenant(thing), target=thing, now=now, **values)
 
 
@@ -136,7 +138,7 @@ def remove_member(*, membership: Membership, by: User | None, now: datetime) -> 
             raise Conflict(NO_MEMBER)
         locked.delete()
         user, tenant = membership.user, membership.tenant
-        apikeys.revoke_all(user, tenant=tenant, now=now)
+        api_keys.revoke_all(user, tenant=tenant, now=now)
         audit.record("member.remove", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
 
 

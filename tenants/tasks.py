@@ -1,7 +1,8 @@
 from celery import shared_task
 from django.utils import timezone
 
-from tenants import outbox, services
+from tenants import services
+from tenants.work import outbox
 
 
 @shared_task

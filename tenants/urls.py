@@ -2,7 +2,9 @@
 
 from django.urls import path
 
-from tenants import apikey_views, audit_views, people_views, views
+from tenants import people_views, views
+from tenants.audit.views import PlatformAudit, TenantAudit
+from tenants.auth import api_key_views
 
 
 urlpatterns = [
@@ -20,14 +22,14 @@ urlpatterns = [
     path("tenants/<str:tenant>/members/<str:username>/", people_views.MemberView.as_view(), name="member"),
     path("tenants/<str:tenant>/invitations/", people_views.InvitationsView.as_view(), name="invitations"),
     path("tenants/<str:tenant>/invitations/<str:invitation>/", people_views.InvitationView.as_view(), name="invitation"),
-    path("tenants/<str:tenant>/api-keys/", apikey_views.ApiKeysView.as_view(), name="api-keys"),
-    path("tenants/<str:tenant>/api-keys/<str:prefix>/", apikey_views.ApiKeyView.as_view(), name="api-key"),
-    path("tenants/<str:tenant>/service-accounts/", apikey_views.ServiceAccountsView.as_view(), name="service-accounts"),
+    path("tenants/<str:tenant>/api-keys/", api_key_views.ApiKeysView.as_view(), name="api-keys"),
+    path("tenants/<str:tenant>/api-keys/<str:prefix>/", api_key_views.ApiKeyView.as_view(), name="api-key"),
+    path("tenants/<str:tenant>/service-accounts/", api_key_views.ServiceAccountsView.as_view(), name="service-accounts"),
     path(
         "tenants/<str:tenant>/service-accounts/<str:account>/",
-        apikey_views.ServiceAccountView.as_view(),
+        api_key_views.ServiceAccountView.as_view(),
         name="service-account",
     ),
-    path("audit/", audit_views.PlatformAudit.as_view(), name="platform-audit"),
-    path("tenants/<str:tenant>/audit/", audit_views.TenantAudit.as_view(), name="audit"),
+    path("audit/", PlatformAudit.as_view(), name="platform-audit"),
+    path("tenants/<str:tenant>/audit/", TenantAudit.as_view(), name="audit"),
 ]

@@ -7,9 +7,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from tenants import access, passwords, services, tokens
+from tenants import access, services
+from tenants.auth import passwords, tokens
+from tenants.auth.permissions import PEOPLE_ONLY
 from tenants.models import User
-from tenants.permissions import PEOPLE_ONLY
 from tenants.serializers import (
     ChangePasswordInput,
     ConfirmResetInput,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rest_framework.test import APIClient
 
-from tenants import tokens
+from tenants.auth import tokens
 from tenants.models import User
 
 

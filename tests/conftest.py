@@ -18,7 +18,7 @@ from django.test import TransactionTestCase
 from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
-from tenants import tokens
+from tenants.auth import tokens
 from tenants.models import Tenant, User
 from tests import invariants, nonces, worlds
 from tests.factories import make_member, make_tenant, make_user

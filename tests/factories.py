@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from django.utils.text import slugify
 
 from purge.models import Destruction
-from tenants import apikeys
+from tenants.auth import api_keys
 from tenants.models import Membership, Scope, Tenant, User
 from vault import identity
 
@@ -36,7 +36,7 @@ def make_key(owner: User, *scopes: str, tenant: Tenant | None = None) -> str:
     """An API key with these scopes, or with all: what stands behind Bearer."""
     tenant = tenant or Tenant.objects.get(memberships__user=owner)
     wanted: Sequence[str] = scopes or Scope.values
-    _, text = apikeys.create(
+    _, text = api_keys.create(
         tenant=tenant, owner=owner, name="nightly", scopes=wanted, expires_at=None, by=None, now=datetime.now(UTC)
     )
     return text

@@ -8,7 +8,7 @@ from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection, transaction
 
-from tenants import triggers
+from tenants.work import triggers
 
 
 OF_MIGRATE: Final = {model._meta.db_table for model in (ContentType, Permission)}

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
-from tenants.retries import pause
+from tenants.work.deadlocks import pause
 from vault.crypto import CorruptObject, Decryptor
 from vault.stores import ObjectBody, ObjectStore, StoreUnavailable
 

@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models import F
 
 from tenants import audit
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 from vault import audit_checkpoints, errors, signing
 from vault.models import Deployment
 from vault.stores import ObjectStore, StoreError, get_store

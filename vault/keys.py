@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db import IntegrityError, connection, transaction
 
 from tenants import audit
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 from vault import crypto
 from vault.keyring import keyring
 from vault.models import Key

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tenants.triggers import Guard, register
+from tenants.work.triggers import Guard, register
 
 
 KEYS: Final = "vault_key"

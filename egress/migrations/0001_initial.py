@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db import migrations, models
 
 import egress.models
-from tenants import triggers
+from tenants.work import triggers
 
 
 class Migration(migrations.Migration):

@@ -6,7 +6,7 @@ import django.db.models.deletion
 from django.conf import settings
 from django.db import migrations, models
 
-from tenants import triggers
+from tenants.work import triggers
 
 
 class Migration(migrations.Migration):

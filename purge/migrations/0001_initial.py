@@ -5,7 +5,7 @@ import uuid
 import django.db.models.deletion
 from django.db import migrations, models
 
-from tenants import triggers
+from tenants.work import triggers
 
 
 class Migration(migrations.Migration):

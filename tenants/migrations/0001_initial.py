@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import migrations, models
 
 import tenants.models
-from tenants import triggers
+from tenants.work import triggers
 
 
 class Migration(migrations.Migration):

@@ -19,7 +19,8 @@ from rest_framework.test import APIClient
 
 from config.wsgi import application
 from files.models import Collection, Erasure, StoredFile, Upload
-from tenants import audit, tokens
+from tenants import audit
+from tenants.auth import tokens
 from tenants.models import Tenant, User
 from tests import invariants
 from tests.api import paths, worlds

@@ -9,7 +9,8 @@ import time_machine
 from django.db import IntegrityError, OperationalError, connection, transaction
 from rest_framework.test import APIClient
 
-from tenants import apikeys, services
+from tenants import services
+from tenants.auth import api_keys
 from tenants.models import ApiKey, AuditEvent, Membership, Tenant, User
 from tests.api.answers import audited, facts, problem
 from tests.factories import make_key, make_member
@@ -59,7 +60,7 @@ def test_create_shows_the_key_once(api: Api, bob: User, now: datetime) -> None:
         "key": shown["key"],
     }
     assert key.expires_at - key.created_at == timedelta(days=365)
-    assert apikeys.SHAPE.fullmatch(shown["key"])
+    assert api_keys.SHAPE.fullmatch(shown["key"])
     assert made["Cache-Control"] == "no-store"
     kept = {name: value for name, value in shown.items() if name != "key"}
     assert api(bob).get(made["Location"]).json() == kept
@@ -148,7 +149,7 @@ def test_create_for_somebody_of_another_tenant_is_as_for_nobody(api: Api, alice:
 def test_create_has_a_limit_of_live_keys_for_each_owner(
     api: Api, bob: User, carol: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apikeys, "MAX_LIVE_KEYS", 2)
+    monkeypatch.setattr(api_keys, "MAX_LIVE_KEYS", 2)
     first = api(bob).post(KEYS, MINE).json()["prefix"]
     assert api(bob).post(KEYS, MINE).status_code == 201
 

@@ -15,8 +15,9 @@ from rest_framework.test import APIClient
 
 from files import audit_export, transfers
 from files.transfers import TransferEnded
-from tenants import audit, triggers
+from tenants import audit
 from tenants.models import AuditEvent, Membership, Tenant, User
+from tenants.work import triggers
 from tests.api.answers import problem
 
 

@@ -14,7 +14,8 @@ from django.http import HttpResponse
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from tenants import services, tokens
+from tenants import services
+from tenants.auth import tokens
 from tenants.models import Membership, Tenant, User
 from tests.factories import make_member
 

@@ -11,7 +11,8 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 from rest_framework_simplejwt.token_blacklist.models import OutstandingToken
 
-from tenants import services, tokens
+from tenants import services
+from tenants.auth import tokens
 from tenants.models import AuditEvent, User
 from tests.races import race
 

@@ -13,7 +13,8 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 from rest_framework.test import APIClient
 
-from tenants import passwords, tasks, tokens
+from tenants import tasks
+from tenants.auth import passwords, tokens
 from tenants.models import AuditEvent, Mail, Tenant, User
 from tests.api.answers import problem
 from tests.factories import PASSWORD, make_member

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db import connection
 from django.test import Client
 
-from tenants import triggers
+from tenants.work import triggers
 from vault.stores import get_store
 from vault.stores.local import LocalStore
 

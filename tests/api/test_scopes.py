@@ -7,8 +7,8 @@ import pytest
 from rest_framework.permissions import AllowAny
 from rest_framework.test import APIClient
 
+from tenants.auth.permissions import Authenticated, scope_of
 from tenants.models import Scope, User
-from tenants.permissions import Authenticated, scope_of
 from tests.factories import make_key
 from tests.meta import matrix
 from tests.meta.addresses import routes, views

@@ -8,7 +8,7 @@ from django.db import OperationalError
 from hypothesis import strategies as st
 from hypothesis.stateful import multiple, rule
 
-from egress import schedule
+from egress import jobs
 from egress.models import EgressRequest, Item
 from files.names import unique_key
 from tenants.models import Membership
@@ -193,8 +193,8 @@ class LettingOut(Asking):
             assert not Item.objects.filter(status__in=[Item.Status.PINNED, Item.Status.WIPING]).exists()
             assert not EgressRequest.objects.exclude(status="failed").exclude(problem="").exists()
             before = rows()
-            schedule.tick(now=self.now)
-            schedule.pack()
+            jobs.tick(now=self.now)
+            jobs.pack()
             assert rows() == before
 
     @rule(number=REQUESTS, fault=LONG_FAULT)

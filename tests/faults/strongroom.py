@@ -16,7 +16,7 @@ from hypothesis.stateful import multiple, rule
 
 from files.models import Upload
 from files.tasks import tick
-from purge import schedule
+from purge import jobs
 from purge.models import Destruction
 from tests.api import paths
 from tests.faults.breaking import FUSE
@@ -178,11 +178,11 @@ class Strongroom(LettingOut):
         """The grace of what was deleted is over. Broken off or not, in the end it is as if it had never been (INV-07, INV-08)."""
         self.clock.shift(timedelta(hours=25))
         with FUSE.armed(*(fault or (0, ""))), suppress(OperationalError):
-            schedule.tick(now=self.now)
+            jobs.tick(now=self.now)
         if FUSE.is_blown or Upload.objects.exists():
             self.clock.shift(timedelta(minutes=10))  # whoever had it is dead
             tick()
-            schedule.tick(now=self.now)
+            jobs.tick(now=self.now)
         self.sign_in()
         self.state = {number: GONE if case.is_deleted else case for number, case in self.state.items()}
         gone = Destruction.objects.filter(status=Destruction.Status.DONE)

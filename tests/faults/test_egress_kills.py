@@ -23,8 +23,9 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from config.processes import die_with_parent
-from egress import packaging, schedule
+from egress import jobs
 from egress.models import EgressRequest, Item
+from egress.package.build import MOST_ATTEMPTS
 from files.models import Collection, Upload
 from tenants.models import Tenant, User
 from tests import invariants
@@ -128,11 +129,11 @@ def in_worker(prepare: Callable[[], object], work: Callable[[], object]) -> int:
 
 
 def stage() -> object:
-    return schedule.work(now=timezone.now(), until=float("inf"))
+    return jobs.work(now=timezone.now(), until=float("inf"))
 
 
 def build() -> object:
-    return schedule.build_packages(now=timezone.now())
+    return jobs.build_packages(now=timezone.now())
 
 
 PHASES: Final = {"staging": (stage, 12), "packaging": (build, 15), "wiping": (stage, 6)}
@@ -217,13 +218,13 @@ def assert_released_once(request: Any, client: APIClient, files: dict[str, bytes
 def test_request_that_kills_each_of_its_workers_is_given_up(api: Api, bob: User, people: dict[str, User]) -> None:
     """F-27: as one does that the kernel ends for the memory that it takes. It fails after a few attempts, with nothing left."""
     request = approved(api, bob, people, fill(api(bob)))
-    for attempt in range(packaging.MOST_ATTEMPTS):
+    for attempt in range(MOST_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
-        assert in_worker(Steps(12).count_all, partial(schedule.build_packages, now=now)) == KILLED
+        assert in_worker(Steps(12).count_all, partial(jobs.build_packages, now=now)) == KILLED
         assert row(request).status == "approved"
-    assert Upload.objects.count() == packaging.MOST_ATTEMPTS
-    go_on(6 * packaging.MOST_ATTEMPTS)
-    go_on(6 * packaging.MOST_ATTEMPTS + 16)  # by when the last upload is taken for dead, too
+    assert Upload.objects.count() == MOST_ATTEMPTS
+    go_on(6 * MOST_ATTEMPTS)
+    go_on(6 * MOST_ATTEMPTS + 16)  # by when the last upload is taken for dead, too
     assert row(request).status == "failed"
     assert "could not be built in 5 attempts" in row(request).problem
     assert in_bucket("release") == []

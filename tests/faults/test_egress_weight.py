@@ -24,8 +24,9 @@ from django.db import close_old_connections, connection
 from django.utils import timezone
 from pytest_django import Settings
 
-from egress import packaging, schedule
+from egress import jobs
 from egress.models import EgressRequest
+from egress.package.build import MOST_ATTEMPTS
 from files.models import Upload
 from tenants.models import Tenant, User
 from tests import stores
@@ -236,7 +237,7 @@ def test_worker_that_lacked_memory_builds_it_when_it_has_some(api: Api, bob: Use
         feed()
         close_old_connections()  # as Celery does behind each task
         assert (row(request).status, attempts(request)) == ("approved", 1)
-        assert schedule.build_packages(now=timezone.now() + timedelta(minutes=6))
+        assert jobs.build_packages(now=timezone.now() + timedelta(minutes=6))
 
     assert in_worker(partial(starve_in_reading, 4 * MIB), work) == 0
     go_on_given(22)
@@ -246,12 +247,12 @@ def test_worker_that_lacked_memory_builds_it_when_it_has_some(api: Api, bob: Use
 def test_request_for_which_no_worker_has_the_memory_is_given_up(api: Api, bob: User, people: dict[str, User]) -> None:
     """F-27: it fails after a few attempts, with nothing left."""
     request = approved(api, bob, people, fill(api(bob), files=LARGE))
-    for attempt in range(packaging.MOST_ATTEMPTS):
+    for attempt in range(MOST_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
-        in_worker(partial(starve_in_reading, 4 * MIB), partial(schedule.build_packages, now=now))
+        in_worker(partial(starve_in_reading, 4 * MIB), partial(jobs.build_packages, now=now))
         assert (row(request).status, attempts(request)) == ("approved", attempt + 1)
-    go_on_given(6 * packaging.MOST_ATTEMPTS)
-    go_on_given(6 * packaging.MOST_ATTEMPTS + 16)
+    go_on_given(6 * MOST_ATTEMPTS)
+    go_on_given(6 * MOST_ATTEMPTS + 16)
     assert row(request).status == "failed"
     assert "could not be built in 5 attempts" in row(request).problem
     assert in_bucket("release") == []

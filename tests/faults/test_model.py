@@ -19,7 +19,7 @@ from hypothesis import HealthCheck
 from hypothesis.stateful import run_state_machine_as_test
 from pytest_django import Settings
 
-from egress import schedule, staging
+from egress import jobs, staging
 from files import uploads
 from tests import stores
 from tests.api import paths
@@ -42,7 +42,7 @@ def broken_store(
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(uploads, "HEARTBEAT_SECONDS", -1)
     monkeypatch.setattr(staging, "ThreadPoolExecutor", Here)  # things are asked for one after the other
-    monkeypatch.setattr(schedule, "TICK", 600.0)  # on a busy machine, too, a tick does all there is
+    monkeypatch.setattr(jobs, "TICK", 600.0)  # on a busy machine, too, a tick does all there is
     with ExitStack() as stack:
         if request.param == "s3":
             stack.enter_context(stores.stored_in(stores.moto(), settings))

@@ -14,7 +14,7 @@ import pytest
 from pytest_django import Settings
 
 from files.models import Collection
-from purge import destroying
+from purge import destruction as destroying
 from tenants.models import User
 from tests import stores
 from tests.contracts.test_s3_faults import answer, answering, is_request, reply, s3_error

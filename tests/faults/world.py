@@ -26,12 +26,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant
 from rest_framework.test import APIClient
 
 from config.logs import JsonFormatter
-from egress import schedule
+from egress import jobs
 from egress.models import Decision, Download, EgressPolicy, EgressRequest, Item, Step
 from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
 from files.tasks import tick
 from files.transfers import TransferEnded
-from tenants import tokens
+from tenants.auth import tokens
 from tenants.models import AuditHead, Mail, Tenant, User
 from tests import invariants, nonces
 from tests.api import paths
@@ -224,9 +224,9 @@ class World(RuleBasedStateMachine):
 
     def tick_egress(self) -> None:
         """Copies are made, packages of what was approved, and copies wiped."""
-        schedule.tick(now=self.now)
-        schedule.pack()
-        schedule.tick(now=self.now)
+        jobs.tick(now=self.now)
+        jobs.pack()
+        jobs.tick(now=self.now)
 
     # --- What the model knows ---
 

@@ -18,7 +18,7 @@ from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from egress.models import EgressRequest
 from files import access, links, sharing
 from files.models import Collection, Grant, Hold, Level, StoredFile
-from tenants import tokens
+from tenants.auth import tokens
 from tenants.models import Tenant, User
 from tenants.people import invite, token_of
 from tests.clients import Clients

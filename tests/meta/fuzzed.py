@@ -10,7 +10,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from files.models import Collection, DownloadLink, Grant
-from tenants import tokens
+from tenants.auth import tokens
 from tenants.models import ApiKey, Invitation, Tenant, User
 from tenants.people import invite
 from tests.factories import make_destruction, make_member, make_tenant

@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from files.models import Collection, Hold
-from tenants import tokens
+from tenants.auth import tokens
 from tests.meta.addresses import routes
 from tests.meta.fuzzed import HOLD, SLUG, November, make_november
 from tests.worlds import starts_from

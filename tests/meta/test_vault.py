@@ -12,8 +12,8 @@ VAULT: Final = Path(settings.BASE_DIR) / "vault"
 HTTP: Final = ("django.http", "django.urls", "django.views", "django.shortcuts", "http", "wsgiref")
 # Beside these: the trail and its heads are what checkpoints are made of, and services refuse with the errors that all apps share.
 OF_TENANTS: Final = {
-    "tenants.audit", "tenants.errors.Unavailable", "tenants.models.AuditEvent", "tenants.models.AuditHead", "tenants.retries",
-    "tenants.triggers",
+    "tenants.audit", "tenants.errors.Unavailable", "tenants.models.AuditEvent", "tenants.models.AuditHead",
+    "tenants.work.deadlocks", "tenants.work.triggers",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 from time_machine import travel
 
-from egress import schedule
+from egress import jobs
 from egress.models import EgressRequest, Item
 from files import erasing
 from files.models import Collection
@@ -64,17 +64,17 @@ def decide(client: APIClient, request: Any, verdict: str = "approve", reason: st
 def work_on() -> None:
     """All that goes on by itself, until there is nothing left to do, however long a busy machine takes for it."""
     for _ in range(20):
-        schedule.tick(now=timezone.now())
-        while schedule.work(now=timezone.now(), until=float("inf")):
+        jobs.tick(now=timezone.now())
+        while jobs.work(now=timezone.now(), until=float("inf")):
             pass
-        if not schedule.build_packages(now=timezone.now()):
+        if not jobs.build_packages(now=timezone.now()):
             break
 
 
 def work_later() -> None:
     """When whoever had a lease and showed no sign of life is taken for dead."""
-    now = timezone.now() + schedule.PATIENCE + timedelta(minutes=1)
-    while schedule.work(now=now, until=float("inf")) or schedule.build_packages(now=now):
+    now = timezone.now() + jobs.PATIENCE + timedelta(minutes=1)
+    while jobs.work(now=now, until=float("inf")) or jobs.build_packages(now=now):
         pass
 
 
@@ -112,7 +112,7 @@ def go_on(minutes: int) -> None:
     """All that is to be done so much later, by which time those who work now are taken for dead if that is long enough."""
     with travel(timezone.now() + timedelta(minutes=minutes)):
         now = timezone.now()
-        while schedule.work(now=now, until=float("inf")) or schedule.build_packages(now=now):
+        while jobs.work(now=now, until=float("inf")) or jobs.build_packages(now=now):
             pass
         erasing.give_up_stalled_uploads(now=now)
         erasing.erase_due(now=now)
@@ -121,7 +121,7 @@ def go_on(minutes: int) -> None:
 def go_on_given(minutes: int) -> None:
     """As `go_on`, but the time is only given: S3 refuses what is signed at another than its own."""
     now = timezone.now() + timedelta(minutes=minutes)
-    while schedule.work(now=now, until=float("inf")) or schedule.build_packages(now=now):
+    while jobs.work(now=now, until=float("inf")) or jobs.build_packages(now=now):
         pass
     erasing.give_up_stalled_uploads(now=now)
     erasing.erase_due(now=now)

@@ -9,11 +9,11 @@ from typing import Any
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from egress import schedule
+from egress import jobs
 from egress.models import Item
-from tenants import outbox
 from tenants import services as tenants
 from tenants.models import Membership, User
+from tenants.work import outbox
 from tests.mailbox import Mailbox
 from tests.services.egress import Api, decide, fill, path, row, see, submit, work_on
 
@@ -124,7 +124,7 @@ def send_back(api: Api, request: Any, people: dict[str, User]) -> None:
 def expire(api: Api, request: Any, people: dict[str, User]) -> None:
     approve(api, request, people["grace"])
     outbox.send_due(now=timezone.now())
-    schedule.end_overdue(now=timezone.now() + 22 * DAY)
+    jobs.end_overdue(now=timezone.now() + 22 * DAY)
 
 
 def revoke(api: Api, request: Any, people: dict[str, User]) -> None:

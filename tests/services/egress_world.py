@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import Model
 from django.utils import timezone
 
-from egress import schedule
+from egress import jobs
 from egress.models import Contributor, Decision, Download, EgressRequest, Item, Step
 from egress.states import State
 from files.models import Collection, DownloadLink, Hold
@@ -90,11 +90,11 @@ def _requests(clients: Clients, requester: User) -> dict[str, Any]:
         assert decide(grace, made[start]).status_code == 201
     assert decide(ruth, made["failed"]).status_code == 201
     User.objects.filter(pk=requester.pk).update(is_active=False)
-    assert schedule.build_packages(now=timezone.now())
+    assert jobs.build_packages(now=timezone.now())
     User.objects.filter(pk=requester.pk).update(is_active=True)
     for start in ("released", "closed", "revoked"):
         assert decide(ruth, made[start]).status_code == 201
-        assert schedule.build_packages(now=timezone.now())
+        assert jobs.build_packages(now=timezone.now())
     assert decide(ruth, made["approved"]).status_code == 201
     assert decide(grace, made["rejected"], "reject").status_code == 201
     assert decide(grace, made["returned"], "return").status_code == 201
@@ -103,7 +103,7 @@ def _requests(clients: Clients, requester: User) -> dict[str, Any]:
     past = timezone.now() - timedelta(minutes=1)
     EgressRequest.objects.filter(pk=made["expired"]["id"]).update(expires_at=past)
     EgressRequest.objects.filter(pk=made["closed"]["id"]).update(available_until=past)
-    schedule.end_overdue(now=timezone.now())
+    jobs.end_overdue(now=timezone.now())
     work_on()
     assert not Item.objects.filter(status=Item.Status.WIPING).exists()
     made["submitted"] = _submit(clients, "submitted")
@@ -120,7 +120,7 @@ def _submit(clients: Clients, start: str) -> Any:
 
 def work_on() -> None:
     """Copies and wiping, of all that wait for it."""
-    while schedule.work(now=timezone.now(), until=float("inf")):
+    while jobs.work(now=timezone.now(), until=float("inf")):
         pass
 
 

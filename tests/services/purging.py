@@ -7,7 +7,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
-from purge import destroying
+from purge import destruction as destroying
 from purge.models import Destruction
 from tenants import audit
 from tenants.models import AuditEvent, User

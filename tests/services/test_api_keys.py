@@ -21,7 +21,8 @@ from config.logs import JsonFormatter
 from files import transfers, uploads
 from files.models import Collection, DownloadLink, StoredFile, Upload
 from files.transfers import TransferEnded
-from tenants import apikeys, audit
+from tenants import audit
+from tenants.auth import api_keys
 from tenants.errors import NotFound
 from tenants.models import ApiKey, AuditEvent, Scope, Tenant, User
 from tests.api import paths
@@ -53,7 +54,7 @@ def november(own_buckets: object, built: int) -> Collection:
 
 
 def revoke(bob: User) -> None:
-    apikeys.revoke(ApiKey.objects.get(), by=bob, now=datetime.now(UTC))
+    api_keys.revoke(ApiKey.objects.get(), by=bob, now=datetime.now(UTC))
 
 
 def expire(bob: User) -> None:
@@ -132,7 +133,7 @@ def test_link_that_was_claimed_names_the_key_on_record(api: Api, bob: User, nove
 def test_upload_under_way_is_not_kept_when_its_key_ends(
     bob: User, november: Collection, now: datetime, end: Callable[[User], None]
 ) -> None:
-    key = apikeys.authenticate(make_key(bob, "write"), now=now)
+    key = api_keys.authenticate(make_key(bob, "write"), now=now)
     assert key
     collection = Collection.objects.select_related("tenant", "key").get(pk=november.pk)
     begin = partial(uploads.begin, collection=collection, content_type="", notes="", size=None, conditions=None, now=now)
@@ -174,7 +175,7 @@ def test_revoked_while_in_use_opens_nothing_from_the_answer_on(api: Api, bob: Us
 def test_keys_made_at_once_do_not_overshoot_the_limit(
     api: Api, acme: Tenant, bob: User, carol: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apikeys, "MAX_LIVE_KEYS", 5)
+    monkeypatch.setattr(api_keys, "MAX_LIVE_KEYS", 5)
     for _ in range(3):
         make_key(bob)
 

@@ -15,8 +15,9 @@ from django.db import DatabaseError, connection, models, transaction
 from django.db.models import F
 from rest_framework.test import APIClient
 
-from tenants import audit, triggers
+from tenants import audit
 from tenants.models import AuditEvent, AuditHead, Tenant, User
+from tenants.work import triggers
 from tests.races import race
 
 

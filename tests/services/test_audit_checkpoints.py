@@ -21,8 +21,9 @@ from pytest_django import Settings
 
 from config.celery import app
 from files.tasks import tick
-from tenants import audit, triggers
+from tenants import audit
 from tenants.models import AuditEvent, AuditHead, Tenant, User
+from tenants.work import triggers
 from tests import stores
 from tests.races import race
 from tests.services.keyrings import RETIRED, ROTATED

@@ -18,7 +18,7 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.exceptions import APIException
 
-from egress import schedule, staging
+from egress import jobs, staging
 from egress.models import EgressRequest
 from files.models import Upload
 from tenants.models import Tenant, User
@@ -83,8 +83,8 @@ POINTS = {  # of the 17, 79 and 18 that there are
 def assert_taken_up_again(request: Any, api: Api, bob: User, people: dict[str, User], phase: str, kind: str, point: int) -> bool:
     """Whether there were fewer points than that."""
     if phase == "wiping":
-        schedule.build_packages(now=timezone.now())
-    work = schedule.build_packages if phase == "packaging" else partial(schedule.work, until=0)
+        jobs.build_packages(now=timezone.now())
+    work = jobs.build_packages if phase == "packaging" else partial(jobs.work, until=0)
     is_over = break_off(point, kind, partial(work, now=timezone.now()))
     go_on(16)
     if phase == "staging":
@@ -151,7 +151,7 @@ def test_what_keeps_copies_from_being_wiped_is_told(
 ) -> None:
     """No longer than that. All of the 18 points are tried with --long."""
     assert decide(api(people["grace"]), in_review, "reject").status_code == 201
-    assert not break_off(point, kind, partial(schedule.work, now=timezone.now(), until=float("inf")))
+    assert not break_off(point, kind, partial(jobs.work, now=timezone.now(), until=float("inf")))
     go_on(6)
     assert_wiped(in_review)
     assert row(in_review).problem == ""
@@ -168,7 +168,7 @@ def test_what_kept_copies_from_being_wiped_is_told_no_longer_than_that(
         request = submit(api(bob), fill(api(bob), f"Number {point}", files={"a.csv": b"a"}))
         work_on()
         assert decide(api(people["grace"]), request, "reject").status_code == 201
-        is_over = break_off(point, kind, partial(schedule.work, now=timezone.now(), until=float("inf")))
+        is_over = break_off(point, kind, partial(jobs.work, now=timezone.now(), until=float("inf")))
         go_on(6)
         assert_wiped(request)
         assert row(request).problem == ""

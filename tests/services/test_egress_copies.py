@@ -13,7 +13,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from egress import schedule, staging
+from egress import jobs, staging
 from egress.models import EgressRequest, Item
 from files.models import StoredFile
 from tenants.models import AuditEvent, Tenant, User
@@ -64,12 +64,12 @@ def test_worker_whose_copy_takes_long_is_alive_and_nobody_wipes_behind_it(
     """INV-07: a listing that finds nothing means that nothing will come."""
     monkeypatch.setattr(staging, "BEAT", 0.05)
     gate, request = Gate(monkeypatch), submit(api(bob), fill(api(bob), files={"a.csv": b"a"}))
-    worker = in_thread(partial(schedule.work, now=timezone.now(), until=float("inf")))
+    worker = in_thread(partial(jobs.work, now=timezone.now(), until=float("inf")))
     assert gate.begun.wait(10)
     assert api(bob).post(path(request, "withdraw/"), {}).status_code == 200
     first = row(request).lease_at
     wait_for(lambda: row(request).lease_at != first)
-    assert not schedule.work(now=timezone.now(), until=float("inf"))
+    assert not jobs.work(now=timezone.now(), until=float("inf"))
     assert Item.objects.get(request=request["id"]).status == "wiping"
     gate.open.set()
     worker.join(30)
@@ -82,7 +82,7 @@ def test_copy_that_came_behind_its_tombstone_is_erased(
 ) -> None:
     """The worker could not show a sign of life for six minutes, another has wiped meanwhile, and then the store is done."""
     gate, request = Gate(monkeypatch), submit(api(bob), fill(api(bob), files={"a.csv": b"a"}))
-    worker = in_thread(partial(schedule.work, now=timezone.now(), until=float("inf")))
+    worker = in_thread(partial(jobs.work, now=timezone.now(), until=float("inf")))
     assert gate.begun.wait(10)
     assert api(bob).post(path(request, "withdraw/"), {}).status_code == 200
     EgressRequest.objects.update(lease_at=timezone.now() - timedelta(minutes=6))
@@ -101,7 +101,7 @@ def test_large_request_takes_turns_with_others(
     large = submit(api(bob), fill(api(bob), "Large", files={f"{number}.csv": b"a" for number in range(5)}))
     small = submit(api(bob), fill(api(bob), "Small", files={"a.csv": b"a"}))
     for _ in range(4):
-        assert schedule.work(now=timezone.now(), until=0)
+        assert jobs.work(now=timezone.now(), until=0)
     assert (row(large).status, row(small).status) == ("submitted", "in_review")
 
 

@@ -7,7 +7,7 @@ import pytest
 import time_machine
 from django.utils import timezone
 
-from egress import schedule
+from egress import jobs
 from egress.models import EgressRequest, Item
 from egress.states import OPEN, State
 from files.models import Collection, Hold
@@ -31,7 +31,7 @@ def copies(request: Any) -> list[str]:
 def wait_until(moment: datetime) -> None:
     """A tick, and what follows from it."""
     with time_machine.travel(moment, tick=True):
-        schedule.tick(now=moment)
+        jobs.tick(now=moment)
         work_on()
 
 
@@ -70,11 +70,11 @@ def test_abandoned_request_leaves_by_itself(world: World, start: str) -> None:
 def test_step_that_somebody_took_moves_the_deadline(world: World) -> None:
     request = world.requests["second stage"]
     first = deadline(request)
-    schedule.end_overdue(now=first - SECOND)
+    jobs.end_overdue(now=first - SECOND)
     assert row(request).status == "in_review"
     assert decide(world.clients["ruth"], request, "return").status_code == 201
     assert deadline(request) > first
-    schedule.end_overdue(now=first)
+    jobs.end_overdue(now=first)
     assert row(request).status == "returned"
 
 

@@ -13,7 +13,7 @@ import pytest
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from egress import schedule
+from egress import jobs
 from egress.models import EgressRequest
 from files import links
 from files.transfers import TransferEnded
@@ -182,7 +182,7 @@ def revoke(client: APIClient, request: Any) -> int:
 
 
 def close(request: Any) -> int:
-    schedule.end_overdue(now=timezone.now() + timedelta(days=8))
+    jobs.end_overdue(now=timezone.now() + timedelta(days=8))
     return 200
 
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from egress import downloads, schedule
+from egress import downloads, jobs
 from egress.models import Download
 from files import links, transfers
 from files.models import Collection, DownloadLink
@@ -198,7 +198,7 @@ def revoke(request: Any, api: Api, alice: User) -> None:
 
 
 def close(request: Any, api: Api, alice: User) -> None:
-    schedule.end_overdue(now=timezone.now() + timedelta(days=8))
+    jobs.end_overdue(now=timezone.now() + timedelta(days=8))
 
 
 ENDS = [revoke, close]
@@ -627,13 +627,13 @@ def test_package_is_not_closed_under_who_has_fetched_it_for_hours(
         for piece in answer.streaming_content:
             received += len(piece)
             clock.shift(timedelta(minutes=20))
-            schedule.end_overdue(now=timezone.now())
+            jobs.end_overdue(now=timezone.now())
             if received > 3 * MIB:
                 break
         assert row(released).status == "released"
         answer.close()
-        clock.shift(schedule.RESUMABLE + timedelta(minutes=1))
-        schedule.end_overdue(now=timezone.now())
+        clock.shift(jobs.RESUMABLE + timedelta(minutes=1))
+        jobs.end_overdue(now=timezone.now())
     assert row(released).status == "closed"
     assert AuditEvent.objects.filter(action="egress.close").count() == 1
     invariants.check_slots()

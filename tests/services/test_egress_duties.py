@@ -11,7 +11,7 @@ import pytest
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from egress import schedule
+from egress import jobs
 from egress.models import Decision
 from egress.states import OPEN, PINNING
 from files.models import Collection, StoredFile
@@ -34,8 +34,8 @@ def put(world: World, who: str, slug: str, filename: str, content: bytes) -> int
 
 
 def build() -> None:
-    assert schedule.build_packages(now=timezone.now())
-    while schedule.build_packages(now=timezone.now()):
+    assert jobs.build_packages(now=timezone.now())
+    while jobs.build_packages(now=timezone.now()):
         pass
 
 

@@ -16,8 +16,9 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from egress import packaging, schedule, staging
+from egress import jobs, staging
 from egress.models import Item
+from egress.package import build
 from files.models import Collection, StoredFile, Upload
 from tenants import audit
 from tenants.models import AuditEvent, Mail, Tenant, User
@@ -283,15 +284,15 @@ def test_attempts_that_are_used_up_fail_and_leave_nothing(
     """F-27. An operator's retry begins to count anew."""
     with monkeypatch.context() as patch:
         patch.setattr("vault.stores.local.LocalWriter.commit", raising(StoreRefused("AccessDenied")))
-        for attempt in range(packaging.MOST_ATTEMPTS):
+        for attempt in range(build.MOST_ATTEMPTS):
             go_on(6 * attempt)
             assert row(request_).status == "approved"
-        go_on(6 * packaging.MOST_ATTEMPTS)
+        go_on(6 * build.MOST_ATTEMPTS)
     assert_failed(request_, "could not be built in 5 attempts. The storage does not do what it is asked")
     assert len(in_bucket("staging")) == len(FILES)  # for the retry
 
     retry(api(root), request_)
-    go_on(6 * packaging.MOST_ATTEMPTS + 6)
+    go_on(6 * build.MOST_ATTEMPTS + 6)
     assert_released_once(request_, api(bob))
 
 
@@ -304,9 +305,9 @@ def test_store_that_is_away_uses_up_no_attempt_for_a_day(
         patch.setattr("vault.stores.local.LocalWriter.commit", raising(StoreUnavailable("no answer")))
         for minutes in range(0, 23 * 60, step):
             go_on(minutes)
-        assert row(request_).attempts > 2 * packaging.MOST_ATTEMPTS
+        assert row(request_).attempts > 2 * build.MOST_ATTEMPTS
         assert row(request_).status == "approved"
-        for attempt in range(packaging.MOST_ATTEMPTS + 1):
+        for attempt in range(build.MOST_ATTEMPTS + 1):
             go_on(25 * 60 + 6 * attempt)
         assert_failed(request_, "could not be built in 5 attempts. The storage does not do what it is asked")
 
@@ -369,7 +370,7 @@ def test_right_that_is_lost_while_the_package_is_written_keeps_it_from_being_rel
         return create(self, key, **options)
 
     monkeypatch.setattr(LocalStore, "create", meddling)
-    schedule.build_packages(now=timezone.now())
+    jobs.build_packages(now=timezone.now())
     found = row(request_)
     assert (found.status, found.stage) == (status, stage), found.problem
     assert len(in_bucket("release")) == (1 if status == "released" else 0)
@@ -427,7 +428,7 @@ def test_rejected_copies_are_nobodys_at_once_and_gone_within_a_tick(api: Api, pe
     assert decide(grace, request, "reject").status_code == 201
     assert grace.get(path(request, "items/2/content")).status_code == 409
     assert len(in_bucket("staging")) == len(FILES)
-    schedule.tick(now=timezone.now())
+    jobs.tick(now=timezone.now())
     assert_wiped(request)
 
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from egress.models import Contributor, Decision, EgressRequest, Item, Step
 from egress.states import TRANSITIONS, State, pairs
-from tenants import triggers
+from tenants.work import triggers
 from tests.services.egress import REASON, row
 from tests.services.egress_world import STARTS, World, everything, make_world, undone
 from tests.worlds import starts_from
@@ -41,7 +41,7 @@ def at(world: World, start: str) -> EgressRequest:
 
 
 def write_step(request: EgressRequest, to: str, **wrong: Any) -> Step:
-    """As `egress.moving` does, by somebody who writes it himself."""
+    """As `egress.transitions` does, by somebody who writes it himself."""
     request.step += 1
     wish = {"number": request.step, "from_status": request.status, "round": request.round, "stage": request.stage} | wrong
     return Step.objects.create(request=request, to_status=to, at=timezone.now(), by_name="nobody", **wish)

@@ -13,7 +13,8 @@ from rest_framework.test import APIClient
 
 from egress.models import EgressRequest
 from files.models import Collection, Hold, StoredFile
-from purge import destroying, schedule
+from purge import jobs
+from purge.destruction import begin
 from purge.models import Destruction
 from tenants.models import Tenant, User
 from tests import invariants
@@ -85,7 +86,7 @@ def test_destroyed_package_leaves_the_request_and_its_manifest(request_: Any, ap
     Collection.objects.filter(pk=release.pk).update(purge_at=timezone.now() - timedelta(minutes=1))
     before = api(bob).get(path(request_, "manifest/")).json()
     work_on()
-    schedule.tick(now=timezone.now())
+    jobs.tick(now=timezone.now())
     purging.work_on()
 
     assert purging.of(release).status == "done"
@@ -101,9 +102,9 @@ def test_collection_with_an_open_request_waits_for_its_end(api: Api, people: dic
     request = in_review
     source = collection_of(request)
     purging.expire(source)
-    assert destroying.begin(source, by=None, now=timezone.now()) is None
+    assert begin(source, by=None, now=timezone.now()) is None
     assert decide(api(people["grace"]), request, "reject").status_code == 201
-    assert destroying.begin(source, by=None, now=timezone.now())
+    assert begin(source, by=None, now=timezone.now())
     purging.work_on()
     work_on()
     assert purging.of(source).status == "done"
@@ -131,7 +132,7 @@ def test_open_request_of_a_restored_database_ends_with_its_collection(
 
     restore(backup)
     assert row(request).status == state
-    schedule.tick(now=timezone.now())
+    jobs.tick(now=timezone.now())
     work_on()
 
     assert purging.of(source).status == "done"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from egress import schedule
-from tenants import outbox
+from egress import jobs
 from tenants.models import Tenant, User
+from tenants.work import outbox
 from tests.factories import make_member
 from tests.mailbox import Mailbox
 from tests.needs import mark_users
@@ -63,7 +63,7 @@ def test_release_that_was_revoked_meanwhile_is_not_announced(
 
 
 def close(api: Api, request: Any, bob: User) -> None:
-    schedule.end_overdue(now=timezone.now() + 8 * DAY)
+    jobs.end_overdue(now=timezone.now() + 8 * DAY)
     assert see(api(bob), request)["status"] == "closed"
 
 

@@ -11,9 +11,9 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from egress import letters
-from tenants import outbox
+from egress import notifications
 from tenants.models import Tenant, User
+from tenants.work import outbox
 from tests.factories import make_user
 from tests.mailbox import Mailbox
 from tests.services.egress import Api, make_reviewers, row
@@ -49,7 +49,7 @@ def people(acme: Tenant, alice: User, carol: User, root: User) -> dict[str, User
 def remind(mailbox: Mailbox, at: datetime) -> list[EmailMessage]:
     before = len(mailbox.messages)
     for _ in range(3):
-        letters.remind(now=at)
+        notifications.remind(now=at)
         outbox.send_due(now=at)
     return mailbox.messages[before:]
 
@@ -74,7 +74,7 @@ def test_nobody_is_reminded_of_what_they_did(
     """Not even if the reminder was written before."""
     request = in_review
     late = deadline_of(request) - DAY
-    letters.remind(now=late)
+    notifications.remind(now=late)
     approve(api, request, people["grace"])
     assert outbox.send_due(now=timezone.now()) == 2  # the next stage's calls
     assert mailbox.recipients[-2:] == to(people["rick"], people["ruth"])
@@ -138,9 +138,9 @@ def test_operators_and_the_requester_are_reminded_of_what_failed(
     retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
     said = {
         "bob@example.org": f"Your request {what} The operators, who are reminded, too, can have it built again, and you can "
-        f"withdraw it. Otherwise it ends by itself on {letters._moment(deadline)}.",
+        f"withdraw it. Otherwise it ends by itself on {notifications._moment(deadline)}.",
         "root@example.org": f"The request of bob@example.org {what} Once what is in the way is seen to, have it built again: "
-        f"{button} {retry}. Otherwise it ends by itself on {letters._moment(deadline)}.",
+        f"{button} {retry}. Otherwise it ends by itself on {notifications._moment(deadline)}.",
     }
     for message in reminded:
         assert re.fullmatch(
@@ -162,7 +162,7 @@ def test_nobody_is_reminded_of_what_is_built_again(
     fail(api, request, people, own_buckets)
     go_on(mailbox)
     late = deadline_of(request) - DAY
-    letters.remind(now=late)
+    notifications.remind(now=late)
     retry(api, request, people)
     assert remind(mailbox, late) == []
     assert states(api(people["root"]), request, "egress_reminder") == ["dropped"] * 2
@@ -173,7 +173,7 @@ def test_reminder_that_was_dropped_comes_if_there_is_a_reason_again(
 ) -> None:
     request = in_review
     late = deadline_of(request) - DAY
-    letters.remind(now=late)
+    notifications.remind(now=late)
     Tenant.objects.filter(pk=acme.pk).update(is_active=False)
     assert remind(mailbox, late) == []
     Tenant.objects.filter(pk=acme.pk).update(is_active=True)
@@ -189,5 +189,5 @@ def test_looking_for_whom_to_remind_costs_little_once_they_are(
     late = deadline_of(request) - DAY
     remind(mailbox, late)
     with CaptureQueriesContext(connection) as queries:
-        letters.remind(now=late)
+        notifications.remind(now=late)
     assert len(queries) == 2

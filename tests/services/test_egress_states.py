@@ -14,11 +14,11 @@ from django.db.models import F
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from egress import schedule
+from egress import jobs
 from egress.errors import WrongState
 from egress.models import EgressRequest
-from egress.moving import lock_request, move
 from egress.states import FINAL, OPEN, OWNERS, PINNING, TRANSITIONS, By, State, pairs
+from egress.transitions import lock_request, move
 from tenants.models import Membership, User
 from tests.services.egress import REASON, body, decide, path, row
 from tests.services.egress_world import ROLES, STARTS, Tables, World, everything, give_roles, make_world, undone, work_on
@@ -254,15 +254,15 @@ def run(name: str, world: World) -> None:
     if name == "copies":
         work_on()
     elif name == "deadline":
-        schedule.end_overdue(now=now + timedelta(days=400))
+        jobs.end_overdue(now=now + timedelta(days=400))
     elif name == "downloads used":
-        schedule.end_overdue(now=now)
+        jobs.end_overdue(now=now)
     else:
         if name == "package, requester gone":
             User.objects.filter(username="bob").update(is_active=False)
         if name == "package, approver gone":
             Membership.objects.filter(user=world.people["ruth"]).delete()
-        schedule.build_packages(now=now)
+        jobs.build_packages(now=now)
 
 
 # --- Past the services ---

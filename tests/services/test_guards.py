@@ -20,11 +20,11 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files.models import Collection
-from purge import destroying
+from purge.destruction import _block, begin, try_again, work
 from purge.models import Destruction
-from tenants import triggers
 from tenants.apps import lift_guards
 from tenants.models import User
+from tenants.work import triggers
 from tests.lifted import empty_database
 from tests.needs import mark_users
 from tests.services import worlds
@@ -52,7 +52,7 @@ class Case:
 
 
 def work_on() -> None:
-    while destroying.work(now=timezone.now(), seconds=60):
+    while work(now=timezone.now(), seconds=60):
         pass
 
 
@@ -75,7 +75,7 @@ def going(november: Collection, tmp_path: Path) -> Case:
     call_command("dumpdata", "vault.key", "files.collection", "files.storedfile", output=dump, verbosity=0)
     key = november.key
     Collection.objects.filter(pk=november.pk).update(purge_at=timezone.now() - timedelta(minutes=1))
-    destruction = destroying.begin(november, by=None, now=timezone.now())
+    destruction = begin(november, by=None, now=timezone.now())
     assert destruction
     return Case(november, key, destruction, dump)
 
@@ -258,9 +258,9 @@ def test_legal_moves_are_not_in_the_way(going: Case, settings: Settings, alice: 
         {"slug": "x", "purge_at": now},
     ):
         assert others.update(**change) == 1
-    destroying._block(going.destruction, "a lock")
+    _block(going.destruction, "a lock")
     assert Collection.objects.get(pk=going.collection.pk).status == "blocked"
-    assert destroying.try_again(going.destruction, by=alice, now=now)
+    assert try_again(going.destruction, by=alice, now=now)
 
     settings.KEYRING = ROTATED
     assert list(keys.rotate(now=now)) == [(1, 0)]

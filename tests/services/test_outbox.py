@@ -18,8 +18,9 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from tenants import outbox, tasks
+from tenants import tasks
 from tenants.models import AuditEvent, Invitation, Mail, Membership, Tenant, User
+from tenants.work import outbox
 from tests.mailbox import HangsUp, Mailbox
 from tests.races import race
 

@@ -19,7 +19,7 @@ from rest_framework.test import APIClient
 from files import access, downloads, errors, links, recounting, uploads
 from files.models import Collection, DownloadLink, StoredFile, Upload
 from files.transfers import SLOTS, Slots
-from purge import announcing, due, pacing, schedule
+from purge import expiry_warnings, jobs, limits, rules
 from purge.models import Destruction
 from tenants.errors import NotFound
 from tenants.models import AuditEvent, Mail, Tenant, User
@@ -294,21 +294,21 @@ def test_counts_of_a_package_are_mended_too(package: StoredFile, now: datetime) 
 
 def test_nobody_is_warned_of_the_end_of_a_package(package: StoredFile, alice: User, now: datetime) -> None:
     StoredFile.objects.update(keep_until=now + DAY / 2)
-    announcing.announce(now=now)
+    expiry_warnings.announce(now=now)
     assert not Mail.objects.exists()
 
     Collection.objects.update(kind=Collection.Kind.FILES)
-    announcing.announce(now=now)
+    expiry_warnings.announce(now=now)
     assert Mail.objects.count() == 2
 
 
 def test_package_that_nobody_fetched_is_not_unused(package: StoredFile, now: datetime, settings: Settings) -> None:
     settings.UNUSED_FILE_DAYS = 30
     StoredFile.objects.update(created_at=now - 90 * DAY)
-    assert not due.NeverUsed().due(now).exists()
+    assert not rules.NeverUsed().due(now).exists()
 
     Collection.objects.update(kind=Collection.Kind.FILES)
-    assert due.NeverUsed().due(now).exists()
+    assert rules.NeverUsed().due(now).exists()
 
 
 @pytest.mark.both_databases
@@ -321,11 +321,11 @@ def test_package_goes_in_the_tick_behind_the_end_of_its_window(
     """INV-07; a collection waits for the daily run."""
     Collection.objects.update(kind=kind, purge_at=now - timedelta(seconds=seconds))
 
-    schedule.tick(now=now)
+    jobs.tick(now=now)
 
     assert Destruction.objects.exists() == ends
     for _ in range(20):
-        schedule.tick(now=now)
+        jobs.tick(now=now)
     assert bool([entry for _, entry in invariants.entries() if entry.key == package.object_key]) != ends
     assert Collection.objects.exists() != ends
     assert list(Destruction.objects.values_list("why", "status")) == ([("ended", "done")] if ends else [])
@@ -338,7 +338,7 @@ def test_package_neither_waits_for_the_limit_of_a_day_nor_counts(
 ) -> None:
     settings.PURGE_DAILY_LIMIT = 0
     Collection.objects.update(kind=kind, purge_at=now - timedelta(seconds=60))
-    schedule.purge_expired(now=now)
+    jobs.purge_expired(now=now)
     assert Destruction.objects.exists() == goes
     settings.PURGE_DAILY_LIMIT = 1
-    assert pacing.room_for_collections(now) == 1
+    assert limits.room_for_collections(now) == 1

@@ -20,7 +20,8 @@ from pytest_django import Settings
 
 from files import erasing, holds, services, uploads
 from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
-from purge import certificates, destroying, schedule
+from purge import certificates, jobs
+from purge import destruction as destroying
 from purge.models import Destruction, Portion
 from tenants.models import Tenant, User
 from tests.services.purging import NAMES, Api, assert_gone, begin, end, expire, fill, under, work_on
@@ -53,7 +54,7 @@ def test_collection_goes_when_its_purge_date_is_over(filled: Collection, hours: 
     deleted_at = now if status == "deleted" else None
     Collection.objects.update(purge_at=purge_at, status=status, deleted_at=deleted_at)
 
-    assert schedule.purge_expired(now=now) == goes
+    assert jobs.purge_expired(now=now) == goes
 
     assert list(Destruction.objects.values_list("why", "due_at")) == ([("expired", purge_at)] if goes else [])
 
@@ -65,7 +66,7 @@ def test_deleted_collection_goes_when_the_grace_is_over(
     deleted_at = timezone.now()
     services.delete_collection(filled, by=alice, now=deleted_at)
 
-    schedule.tick(now=deleted_at + timedelta(seconds=settings.DELETE_GRACE + seconds))
+    jobs.tick(now=deleted_at + timedelta(seconds=settings.DELETE_GRACE + seconds))
 
     assert Destruction.objects.filter(why="deleted").exists() == goes
     if goes:
@@ -74,7 +75,7 @@ def test_deleted_collection_goes_when_the_grace_is_over(
 
 def test_open_collection_is_nobodys_to_destroy(filled: Collection) -> None:
     assert destroying.begin(filled, by=None, now=timezone.now()) is None
-    schedule.tick(now=timezone.now() + 400 * DAY)
+    jobs.tick(now=timezone.now() + 400 * DAY)
     assert Collection.objects.get().status == "open"
 
 
@@ -83,12 +84,12 @@ def test_hold_keeps_what_is_due_until_it_is_lifted(filled: Collection, alice: Us
     hold = holds.place(filled, filename=filename, ref="", reason="a suit", by=alice, now=timezone.now())
     expire(filled)
 
-    assert schedule.purge_expired(now=timezone.now()) == 0
+    assert jobs.purge_expired(now=timezone.now()) == 0
     assert destroying.begin(filled, by=None, now=timezone.now()) is None
     assert api(alice).get(f"/api/v1/collections/{filled.slug}/content/a.csv").getvalue() == b"a.csv" * 100
 
     holds.lift(hold, by=alice, now=timezone.now())
-    assert schedule.purge_expired(now=timezone.now()) == 1
+    assert jobs.purge_expired(now=timezone.now()) == 1
 
 
 # --- What ---

@@ -16,7 +16,8 @@ from rest_framework.exceptions import APIException
 
 from files import services
 from files.models import Collection
-from purge import destroying, schedule
+from purge import jobs
+from purge.destruction import begin, try_again
 from purge.models import Destruction
 from tenants.models import AuditEvent, User
 from tests.faults.breaking import FUSE, KINDS
@@ -46,14 +47,14 @@ def test_object_that_will_not_go_blocks_with_its_reason(
     work_on()
     assert Destruction.objects.get().status == "blocked"
 
-    schedule.purge_expired(now=timezone.now())  # tomorrow
+    jobs.purge_expired(now=timezone.now())  # tomorrow
     work_on()
     assert Destruction.objects.get().status == "blocked"
     assert AuditEvent.objects.filter(action="collection.purge_blocked").count() == 2
 
     monkeypatch.setattr(Stubborn, "locked", "")
-    assert destroying.try_again(destruction, by=alice, now=timezone.now())
-    assert not destroying.try_again(destruction, by=alice, now=timezone.now())
+    assert try_again(destruction, by=alice, now=timezone.now())
+    assert not try_again(destruction, by=alice, now=timezone.now())
     work_on()
     assert_gone(filled)
 
@@ -85,12 +86,12 @@ def break_off(collection: Collection, kind: str, point: int) -> bool:
     """And take it up again: it is never readable again, and ends the same. Whether there were fewer points than that."""
     expire(collection)
     with FUSE.armed(point, kind), suppress(APIException, DatabaseError):
-        destroying.begin(collection, by=None, now=timezone.now())
+        begin(collection, by=None, now=timezone.now())
         work_on()
     is_over = not FUSE.is_blown
     FUSE.disarm()
 
-    destroying.begin(collection, by=None, now=timezone.now())
+    begin(collection, by=None, now=timezone.now())
     work_later()
     assert_gone(collection)
     return is_over
@@ -127,7 +128,7 @@ def test_many_at_once_do_it_once(filled: Collection) -> None:
     """F-31, F-33."""
     expire(filled)
 
-    begun = race([lambda: destroying.begin(filled, by=None, now=timezone.now())] * 6)
+    begun = race([lambda: begin(filled, by=None, now=timezone.now())] * 6)
     race([work_on] * 4)
     work_on()
 
@@ -146,7 +147,7 @@ def test_restore_against_the_end_of_the_grace(filled: Collection, alice: User, s
             return False
         return True
 
-    is_restored, destruction = race([restore, lambda: destroying.begin(filled, by=None, now=later)])
+    is_restored, destruction = race([restore, lambda: begin(filled, by=None, now=later)])
 
     assert is_restored == (destruction is None) == (Collection.objects.get().status == "open")
     assert (Key.objects.get(pk=filled.key_id).wrapped is None) == (destruction is not None)

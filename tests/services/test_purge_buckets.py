@@ -13,7 +13,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from files.models import Collection
-from purge import schedule
+from purge import jobs
 from tenants.models import User
 from tests import stores
 from tests.live.waiting import wait_for
@@ -176,12 +176,12 @@ def test_object_lock_blocks_and_is_said_so(
         assert "AccessDenied" in destruction.blocked_by
         assert [entry.key for entry in under(november)] == [locked.key]
         assert Key.objects.get(pk=november.key_id).wrapped is None
-        schedule.purge_expired(now=timezone.now())  # the next day changes nothing
+        jobs.purge_expired(now=timezone.now())  # the next day changes nothing
         work_on()
         destruction.refresh_from_db()
         assert (destruction.status, destruction.certificate) == ("blocked", "")
 
         lift()
-        schedule.purge_expired(now=timezone.now())
+        jobs.purge_expired(now=timezone.now())
         work_on()
         assert_gone(november)

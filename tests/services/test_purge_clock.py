@@ -15,8 +15,8 @@ from rest_framework.test import APIClient
 
 from files import services
 from files.models import Collection, StoredFile
-from purge import destroying, pacing, schedule, tasks
-from purge import files as file_ends
+from purge import destruction, jobs, limits, tasks
+from purge import file_destruction as file_ends
 from purge.models import Destruction
 from tenants.models import User
 from tests import stores
@@ -39,11 +39,11 @@ NAMES = ["a.csv", "b.csv", "c.csv", "d.csv", "e.csv"]
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "_told_at", {})
+    monkeypatch.setattr(limits, "_told_at", {})
 
 
 def told(caplog: Any) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "purge.pacing" and record.levelname == "ERROR"]
+    return [record.getMessage() for record in caplog.records if record.name == "purge.limits" and record.levelname == "ERROR"]
 
 
 def expire_all() -> None:
@@ -72,8 +72,8 @@ def test_expired_collections_beyond_the_limit_wait_for_the_next_day(
     expire_all()
     began = []
     for run in range(4):
-        began.append(schedule.purge_expired(now=now + run * DAY - run * timedelta(seconds=2)))  # beat is not so exact
-        assert schedule.purge_expired(now=now + run * DAY + timedelta(hours=1)) == 0
+        began.append(jobs.purge_expired(now=now + run * DAY - run * timedelta(seconds=2)))  # beat is not so exact
+        assert jobs.purge_expired(now=now + run * DAY + timedelta(hours=1)) == 0
     assert began == [2, 2, 1, 0]
     assert len(told(caplog)) == 1  # of the many times: an hour has not passed
     assert "manage.py purge --dry-run" in told(caplog)[0]
@@ -82,8 +82,8 @@ def test_expired_collections_beyond_the_limit_wait_for_the_next_day(
 def test_limit_that_is_just_reached_is_no_error(five: list[Collection], settings: Settings, now: datetime, caplog: Any) -> None:
     settings.PURGE_DAILY_LIMIT = 5
     expire_all()
-    assert schedule.purge_expired(now=now) == 5
-    schedule.tick(now=now)
+    assert jobs.purge_expired(now=now) == 5
+    jobs.tick(now=now)
     assert told(caplog) == []
 
 
@@ -95,16 +95,16 @@ def test_deleted_collections_share_the_limit(
         services.delete_collection(collection, by=alice, now=now)
     expire_all()
     later = now + timedelta(seconds=settings.DELETE_GRACE)
-    schedule.tick(now=later)
+    jobs.tick(now=later)
     assert Destruction.objects.filter(why="deleted").count() == 3
-    assert schedule.purge_expired(now=later) == 1
+    assert jobs.purge_expired(now=later) == 1
 
     services.delete_collection(Collection.objects.get(status="open"), by=alice, now=now)
     for _ in range(3):
-        schedule.tick(now=later)
+        jobs.tick(now=later)
     assert Collection.objects.filter(status="deleted").count() == 1
     assert len(told(caplog)) == 1
-    schedule.tick(now=later + DAY)
+    jobs.tick(now=later + DAY)
     assert not Collection.objects.exists()
 
 
@@ -119,7 +119,7 @@ def test_files_beyond_their_limit_wait_for_the_next_day(
     left = []
     for day in range(3):
         for _ in range(2):
-            schedule.purge_expired(now=now + day * DAY)
+            jobs.purge_expired(now=now + day * DAY)
             left.append(StoredFile.objects.count())
     assert left == [2, 2, 0, 0, 0, 0]
     assert len(told(caplog)) == 1
@@ -143,7 +143,7 @@ def test_what_goes_by_hand_knows_no_limit(
 def test_limit_of_none_leaves_all_of_it_to_the_operator(five: list[Collection], settings: Settings, now: datetime) -> None:
     settings.PURGE_DAILY_LIMIT = 0
     expire_all()
-    assert schedule.purge_expired(now=now) == 0
+    assert jobs.purge_expired(now=now) == 0
     assert run().endswith("5 collections destroyed.\n")
 
 
@@ -204,11 +204,11 @@ def test_nothing_begins_while_it_is_earlier_by_the_vault(
     StoredFile.objects.update(keep_until=now)
     Collection.objects.filter(pk__in=[each.pk for each in five[:2]]).update(purge_at=now)
     Collection.objects.filter(pk=five[2].pk).update(status="deleted", deleted_at=now - 2 * DAY)
-    assert destroying.begin(five[0], by=None, now=now)
+    assert destruction.begin(five[0], by=None, now=now)
     said(None if minutes is None else now - timedelta(minutes=minutes))
 
-    assert schedule.purge_expired(now=now) == (2 if begins else 0)
-    schedule.tick(now=now)
+    assert jobs.purge_expired(now=now) == (2 if begins else 0)
+    jobs.tick(now=now)
 
     assert Collection.objects.count() == (2 if begins else 4)
     assert StoredFile.objects.exists() != begins
@@ -223,19 +223,19 @@ def test_nothing_begins_while_the_vault_does_not_say(
 ) -> None:
     expire_all()
     said(error)
-    assert schedule.purge_expired(now=now + timedelta(minutes=2)) == 0
+    assert jobs.purge_expired(now=now + timedelta(minutes=2)) == 0
     assert len(told(caplog)) == 1
     with pytest.raises(CommandError, match="Nothing was done: HeadBucket: no"):
         run()
     said(timezone.now())
-    assert schedule.purge_expired(now=timezone.now()) == 5
+    assert jobs.purge_expired(now=timezone.now()) == 5
 
 
 def test_vault_is_not_asked_while_nothing_is_due(said: Callable[..., None], five: list[Collection], now: datetime) -> None:
     """The tick comes every five seconds."""
     said(AssertionError("nobody needs to know"))
-    schedule.tick(now=now)
-    schedule.purge_expired(now=now)
+    jobs.tick(now=now)
+    jobs.purge_expired(now=now)
 
 
 def test_command_refuses_and_says_both_times(said: Callable[..., None], five: list[Collection]) -> None:
@@ -252,10 +252,10 @@ def test_command_refuses_and_says_both_times(said: Callable[..., None], five: li
 def test_an_hour_later_it_is_told_again(five: list[Collection], settings: Settings, now: datetime, caplog: Any) -> None:
     settings.PURGE_DAILY_LIMIT = 0
     expire_all()
-    schedule.purge_expired(now=now)
-    pacing._told_at = {problem: at - pacing.TOLD_EVERY for problem, at in pacing._told_at.items()}
-    schedule.purge_expired(now=now)
-    schedule.purge_expired(now=now)
+    jobs.purge_expired(now=now)
+    limits._told_at = {problem: at - limits.TOLD_EVERY for problem, at in limits._told_at.items()}
+    jobs.purge_expired(now=now)
+    jobs.purge_expired(now=now)
     assert len(told(caplog)) == 2
 
 

@@ -22,10 +22,10 @@ from rest_framework.test import APIClient
 
 from files import erasing, holds, services
 from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile
-from purge import files as file_ends
-from purge import schedule
-from purge.due import KeptLongEnough, NeverUsed
+from purge import file_destruction as file_ends
+from purge import jobs
 from purge.models import Destruction
+from purge.rules import KeptLongEnough, NeverUsed
 from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.api import paths
@@ -97,7 +97,7 @@ def test_file_goes_when_its_keep_until_is_over(
     file.keep_until = None if seconds is None else now + timedelta(seconds=seconds)
     file.save()
 
-    schedule.purge_expired(now=now)
+    jobs.purge_expired(now=now)
 
     assert names() == ({"kept.csv"} if goes else {"kept.csv", "a.csv"})
     assert not Destruction.objects.exists()
@@ -112,7 +112,7 @@ def test_file_that_went_is_on_record_with_why(november: Collection, alice: User,
     is_over(file)
     file.refresh_from_db()
 
-    schedule.purge_expired(now=timezone.now())
+    jobs.purge_expired(now=timezone.now())
 
     assert audited("file.purge", "file.delete") == [("file.purge", "system")]
     assert facts("file.purge") == {
@@ -139,7 +139,7 @@ def test_file_of_a_collection_that_is_not_open_stays_for_its_end(
     is_over(put(api(alice), november, "a.csv"))
     Collection.objects.update(status=status, deleted_at=timezone.now())
 
-    schedule.purge_expired(now=timezone.now())
+    jobs.purge_expired(now=timezone.now())
 
     assert names() == {"a.csv"}
 
@@ -150,13 +150,13 @@ def test_held_file_stays_until_the_hold_is_lifted(november: Collection, alice: U
     hold = holds.place(november, filename=filename, ref="", reason="a suit", by=alice, now=timezone.now())
     is_over(held, free)
 
-    schedule.purge_expired(now=timezone.now())
+    jobs.purge_expired(now=timezone.now())
 
     assert names() == ({"a.csv"} if filename else {"a.csv", "b.csv"})
     assert not file_ends.destroy(held, by=None, now=timezone.now())
 
     holds.lift(hold, by=alice, now=timezone.now())
-    schedule.purge_expired(now=timezone.now())
+    jobs.purge_expired(now=timezone.now())
     assert names() == set()
     assert_gone(held)
 
@@ -180,10 +180,10 @@ def test_one_that_fails_does_not_stop_the_others(
     # Its object is queued already, which is a bug: the second row is refused.
     bad = Erasure.objects.create(store="vault", object_key=files[1].object_key, due_at=now + DAY, requested_at=now)
 
-    schedule.purge_expired(now=timezone.now())
+    jobs.purge_expired(now=timezone.now())
 
     assert names() == {"1.csv"}
-    (told,) = [record for record in caplog.records if record.name == "purge.files"]
+    (told,) = [record for record in caplog.records if record.name == "purge.file_destruction"]
     assert told.file == str(files[1].uuid)
     with pytest.raises(CommandError, match="1 single files would not go"):
         run()
@@ -237,7 +237,7 @@ def test_file_that_nobody_used_goes_and_one_that_somebody_did_stays(
 
     later = timezone.now() + 31 * DAY
     assert NeverUsed().due(later).filter(pk=file.pk).exists() == (use in NO_USES)
-    schedule.purge_expired(now=later)
+    jobs.purge_expired(now=later)
 
     assert ("a.csv" in names()) == (use in USES)
     if use in NO_USES:
@@ -249,7 +249,7 @@ def test_archive_from_before_a_file_came_is_no_use_of_it(november: Collection, b
     put(api(bob), november, "b.csv")
     read(api(bob), paths.archive(november.slug))
     put(api(bob), november, "a.csv")
-    schedule.purge_expired(now=timezone.now() + 31 * DAY)
+    jobs.purge_expired(now=timezone.now() + 31 * DAY)
     assert names() == {"b.csv"}
 
 
@@ -259,7 +259,7 @@ def test_unused_file_goes_when_it_is_so_old_and_the_operator_wants_it(
 ) -> None:
     settings.UNUSED_FILE_DAYS = days
     file = put(api(bob), november, "a.csv")
-    schedule.purge_expired(now=file.created_at + age * DAY)
+    jobs.purge_expired(now=file.created_at + age * DAY)
     assert StoredFile.objects.exists() != goes
 
 
@@ -268,7 +268,7 @@ def test_unused_file_whose_object_is_missing_stays(november: Collection, bob: Us
     settings.UNUSED_FILE_DAYS = 30
     put(api(bob), november, "a.csv")
     StoredFile.objects.update(status="missing")
-    schedule.purge_expired(now=timezone.now() + 31 * DAY)
+    jobs.purge_expired(now=timezone.now() + 31 * DAY)
     assert names() == {"a.csv"}
 
 
@@ -416,7 +416,7 @@ def bodies(action: str) -> list[str]:
 def test_objects_go_by_a_tick_and_lie_as_noise_till_then(november: Collection, alice: User, api: Api, own_buckets: Path) -> None:
     file = put(api(alice), november, "a.csv")
     is_over(file)
-    schedule.purge_expired(now=timezone.now())
+    jobs.purge_expired(now=timezone.now())
     assert [entry.key for _, entry in invariants.entries()] == [file.object_key]
     invariants.check_all()
     assert_gone(file)

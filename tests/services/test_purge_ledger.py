@@ -23,7 +23,8 @@ from rest_framework.test import APIClient
 
 from files import holds, services
 from files.models import Collection
-from purge import destroying, ledger, pacing, restoring, schedule
+from purge import jobs, ledger, limits, recovery
+from purge.destruction import begin
 from purge.models import Destruction
 from tenants import audit
 from tenants.models import AuditEvent, Tenant, User
@@ -109,7 +110,7 @@ def run(*args: str) -> str:
 def destroy(*collections: Collection) -> None:
     for collection in collections:
         expire(collection)
-        assert destroying.begin(collection, by=None, now=timezone.now())
+        assert begin(collection, by=None, now=timezone.now())
     work_on()
 
 
@@ -198,7 +199,7 @@ def test_backup_from_before_shows_nothing_of_what_was_destroyed_since(
     upload = api(alice).put(f"/api/v1/collections/{december.slug}/content/new.csv", b"new", content_type="text/csv")
     assert (upload.status_code, upload.json()["code"]) == (503, "database_restored")
 
-    schedule.tick(now=timezone.now())  # one entry, and signed: it is applied by itself
+    jobs.tick(now=timezone.now())  # one entry, and signed: it is applied by itself
 
     assert not Collection.objects.filter(uuid=november.uuid).exists()
     assert under(november) == []
@@ -216,15 +217,15 @@ def test_many_entries_wait_for_an_operator(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(restoring, "FEW", 2)
-    monkeypatch.setattr(pacing, "_told_at", {})
+    monkeypatch.setattr(recovery, "FEW", 2)
+    monkeypatch.setattr(limits, "_told_at", {})
     others = [december, *(fill(api(alice), name) for name in ("January", "February"))]
     backup = back_up()
     destroy(*others)
     restore(backup)
 
-    schedule.tick(now=timezone.now())
-    assert schedule.purge_expired(now=timezone.now()) == 0
+    jobs.tick(now=timezone.now())
+    assert jobs.purge_expired(now=timezone.now()) == 0
     assert caplog.text.count("until an operator has looked") == 1  # of the two times: an hour has not passed
     assert read(api, alice, november) == (503, "database_restored")
     assert not Destruction.objects.exists()
@@ -271,7 +272,7 @@ def test_entry_that_nobody_signed_is_never_applied(
         (vault / identity.MARK_KEY).write_bytes(signing.canonical_json({"id": str(november.uuid), "version": 1}))
     place.write_bytes(b"noise" if damage == "noise" else signing.canonical_json(document))
 
-    schedule.tick(now=timezone.now())
+    jobs.tick(now=timezone.now())
     with pytest.raises(CommandError, match=r"Nothing was applied.*000000/00000000"):
         run("--apply")
 
@@ -292,8 +293,8 @@ def test_backup_that_lost_only_events_serves_and_destroys_nothing(
     restore(backup)
     deleted = timezone.now() + timedelta(days=2)
 
-    assert schedule.purge_expired(now=timezone.now()) == 0
-    schedule.tick(now=deleted)
+    assert jobs.purge_expired(now=timezone.now()) == 0
+    jobs.tick(now=deleted)
     for args in ((), (december.slug,)):
         with pytest.raises(CommandError, match="older than the storage"):
             call_command("purge", *args)
@@ -308,7 +309,7 @@ def test_backup_that_lost_only_events_serves_and_destroys_nothing(
     assert AuditEvent.objects.filter(action="deployment.catch_up").count() == 1
     assert audit_checkpoints.publish(now=timezone.now() + timedelta(minutes=20))
     assert not audit_checkpoints.verify().damages
-    assert schedule.purge_expired(now=timezone.now()) == 1
+    assert jobs.purge_expired(now=timezone.now()) == 1
 
 
 # --- Somebody else's vault ---
@@ -323,8 +324,8 @@ def refused(api: Api, user: User, collection: Collection) -> Iterator[None]:
     upload = api(user).put(f"/api/v1/collections/{collection.slug}/content/new.csv", b"new", content_type="text/csv")
     assert (upload.status_code, upload.json()["code"]) == (503, "foreign_vault")
     expire(collection)
-    assert schedule.purge_expired(now=timezone.now()) == 0
-    schedule.tick(now=timezone.now())
+    assert jobs.purge_expired(now=timezone.now()) == 0
+    jobs.tick(now=timezone.now())
     with pytest.raises(CommandError, match="not the one that belongs"):
         call_command("purge")
     with pytest.raises(CommandError, match="does not have the mark"):
@@ -346,7 +347,7 @@ def test_vault_of_another_database_is_left_alone(
     assert read(api, alice, november) == (200, "")
     if is_begun:
         expire(december)
-        destroying.begin(december, by=None, now=timezone.now())
+        begin(december, by=None, now=timezone.now())
     with refused(api, alice, november):
         vault.rename(vault.with_name("right"))
         vault.mkdir()

@@ -11,7 +11,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from files.models import Collection, StoredFile
-from purge import destroying, schedule
+from purge import destruction as destroying
+from purge import jobs
 from purge.models import Destruction, Portion
 from tenants.models import User
 from tests.services.purging import Api, assert_gone, begin, fill, work_on
@@ -95,6 +96,6 @@ def test_rows_of_many_files_go_in_transactions_of_their_own_and_it_goes_on_after
 def test_deleted_collection_of_many_files_goes_by_ticks(filled: Collection, alice: User, api: Api, many: int) -> None:
     grow(filled, many)
     assert api(alice).delete(f"/api/v1/collections/{filled.slug}/").status_code == 202
-    schedule.tick(now=timezone.now() + timedelta(days=2))
+    jobs.tick(now=timezone.now() + timedelta(days=2))
     work_on()
     assert_gone(filled)

@@ -20,10 +20,10 @@ from rest_framework.test import APIClient
 from config.celery import app
 from files import holds, services
 from files.models import Collection, Grant, StoredFile
-from purge import announcing, tasks
-from tenants import outbox
+from purge import expiry_warnings, tasks
 from tenants import services as tenants
 from tenants.models import Mail, Membership, Role, Tenant, User
+from tenants.work import outbox
 from tests.api import paths
 from tests.factories import make_member
 from tests.mailbox import Mailbox
@@ -64,7 +64,7 @@ def put(client: APIClient, collection: Collection, filename: str, keep_until: da
 
 def announce(now: datetime) -> None:
     """As an hourly run and the ticks behind it do."""
-    announcing.announce(now=now)
+    expiry_warnings.announce(now=now)
     outbox.send_due(now=now)
 
 
@@ -129,7 +129,7 @@ def test_runs_at_once_tell_once(november: Collection, alice: User, bob: User, ca
     expires(november, NOON + DAY)
     put(api(bob), november, "a.csv", NOON + HOUR)
 
-    race([lambda: announcing.announce(now=NOON)] * 6)
+    race([lambda: expiry_warnings.announce(now=NOON)] * 6)
 
     assert Mail.objects.count() == 6
     assert outbox.send_due(now=NOON) == 6
@@ -236,7 +236,7 @@ def test_whoever_is_no_manager_any_more_when_it_is_sent_hears_nothing(
 ) -> None:
     """INV-16."""
     expires(november, NOON + DAY)
-    announcing.announce(now=NOON)
+    expiry_warnings.announce(now=NOON)
     lose(bob, acme)
     assert outbox.send_due(now=NOON) == 0
     assert not Mail.objects.exists()
@@ -309,7 +309,7 @@ def test_nothing_is_told_of_what_will_not_go(
     put(api(bob), november, "a.csv", NOON + 2 * DAY)
     expires(november, NOON + 3 * DAY)
     if is_queued:
-        announcing.announce(now=NOON)
+        expiry_warnings.announce(now=NOON)
         assert Mail.objects.count() == 2
 
     change(november, alice)
@@ -415,7 +415,7 @@ def test_mail_cannot_be_given_headers_or_markup(november: Collection, mailbox: M
 def test_mail_that_was_late_gives_way_to_the_next_one(november: Collection, mailbox: Mailbox) -> None:
     """F-34: the mail server was down for days."""
     expires(november, NOON + 7 * DAY)
-    announcing.announce(now=NOON)
+    expiry_warnings.announce(now=NOON)
     announce(NOON + 6 * DAY + HOUR)
     assert queued() == [("collection_expires", "1")]
     assert len(mailbox.messages) == 1

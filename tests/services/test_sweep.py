@@ -23,7 +23,8 @@ from egress import services as egress
 from egress.models import Item
 from files import erasing, recounting
 from files.models import Collection, Erasure, StoredFile, Upload
-from purge import destroying, sweeping
+from purge import destruction
+from purge import orphans as sweeping
 from tenants import audit
 from tenants.models import AuditEvent, AuditHead, Tenant, User
 from tests import invariants, stores
@@ -193,7 +194,7 @@ def test_key_that_is_not_ours_is_left_alone(november: Collection, later: datetim
 def test_collection_that_is_being_destroyed_is_left_to_that(november: Collection, later: datetime) -> None:
     leave_orphan(november)
     expire(november)
-    destroying.begin(november, by=None, now=timezone.now())
+    destruction.begin(november, by=None, now=timezone.now())
     before = keys()
     assert sweep(later) == 0
     assert keys() == before

@@ -14,7 +14,8 @@ from django.db import IntegrityError, transaction
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 
-from tenants import audit, services, tasks, tokens
+from tenants import audit, services, tasks
+from tenants.auth import tokens
 from tenants.errors import Conflict, Invalid, LastAdmin, NotFound, Refused
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.factories import PASSWORD, make_member

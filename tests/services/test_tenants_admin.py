@@ -10,7 +10,8 @@ from django.contrib import admin
 from django.test import Client
 from django.urls import reverse
 
-from tenants import people, tokens
+from tenants import people
+from tenants.auth import tokens
 from tenants.models import AuditEvent, Invitation, Mail, Membership, Tenant, User
 from tests.factories import PASSWORD
 

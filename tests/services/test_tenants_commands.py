@@ -15,8 +15,8 @@ from django.core.management.base import BaseCommand
 from django.db import connection
 from rest_framework.test import APIClient
 
-from tenants import triggers
 from tenants.models import AuditEvent, Membership, Tenant, User
+from tenants.work import triggers
 from tests.factories import PASSWORD
 
 

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from files.models import Erasure
-from tenants.leases import LeaseLost, claim
+from tenants.work.leases import LeaseLost, claim
 from tests.races import race
 
 

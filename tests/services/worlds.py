@@ -11,8 +11,8 @@ from django.test import override_settings
 from django.utils import timezone
 
 from files.models import Collection
-from tenants import outbox
 from tenants.models import User
+from tenants.work import outbox
 from tests.clients import Clients
 from tests.factories import make_member, make_tenant, make_user
 from tests.services import egress, purging

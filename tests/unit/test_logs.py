@@ -13,7 +13,7 @@ from django.urls import path
 
 from config import problems
 from config.logs import JsonFormatter
-from tenants.context import request_id
+from tenants.request_context import request_id
 
 
 # The end of a request looks after the database connection that an earlier test of this process may have left open.

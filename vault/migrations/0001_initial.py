@@ -4,7 +4,7 @@ import uuid
 
 from django.db import migrations, models
 
-from tenants import triggers
+from tenants.work import triggers
 
 
 class Migration(migrations.Migration):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.conf import settings
 from storages.backends.s3 import S3Storage
 
-from tenants.retries import pause
+from tenants.work.deadlocks import pause
 from vault.stores import EraseFailure, PortOnly, Stat, StoreEntry, StoreError, StoreRefused, StoreUnavailable
 from vault.stores.s3_client import Endpoint, SharedClient, UploadGone, client_for
 

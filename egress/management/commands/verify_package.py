@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from egress import manifests, verifying
+from egress.package import verify
+from egress.package.manifest import signing_keys
 
 
 class Command(BaseCommand):
@@ -31,10 +32,10 @@ class Command(BaseCommand):
     def handle(self, *, package: Path, public_key: list[Path] | None, **options: Any) -> None:
         try:
             pems = [path.read_bytes() for path in public_key] if public_key else _own_keys()
-            manifest = verifying.verify(package, [_load(pem) for pem in pems])
+            manifest = verify.verify(package, [_load(pem) for pem in pems])
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}") from None
-        except verifying.BadPackage as error:
+        except verify.BadPackage as error:
             raise CommandError(f"This is not a package as it was released: {error}.") from None
         request, files = manifest["request"], manifest["files"]
         self.stdout.write(
@@ -56,7 +57,7 @@ def _in_one_line(words: str) -> str:
 def _own_keys() -> list[bytes]:
     if not settings.KEYRING:
         raise CommandError("There is no installation here: name the key with --public-key.")
-    keys = [key.public_key.encode() for key in manifests.signing_keys()]
+    keys = [key.public_key.encode() for key in signing_keys()]
     if not keys:
         raise CommandError("This installation has released nothing yet: name the key with --public-key.")
     return keys

@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from purge import restoring
+from purge import recovery
 from vault import errors, identity
 from vault.crypto import WrongKey
 from vault.stores import StoreError
@@ -35,7 +35,7 @@ class Command(BaseCommand):
                 f"The vault does not have the mark of this database, {uuid}, in {identity.MARK_KEY}. It is another bucket or "
                 "database, or it was emptied or moved: --adopt marks one that has no mark at all."
             ) from None
-        except restoring.NotBelieved as error:
+        except recovery.NotBelieved as error:
             raise CommandError(
                 f"Nothing was applied. Look at these objects, and remove what nobody can explain: {error}"
             ) from None
@@ -47,11 +47,11 @@ class Command(BaseCommand):
         identity.clear_checks()
         with suppress(errors.DatabaseRestored):  # which is what we are here to tell
             identity.check(now=now)
-        gap = restoring.find_gap(now=now)
+        gap = recovery.find_gap(now=now)
         if apply:
-            destroyed = restoring.close_gap(gap, now=now, lost_too=True)
+            destroyed = recovery.close_gap(gap, now=now, lost_too=True)
             self.stdout.write(f"{len(gap.entries)} entries applied: {destroyed} collections are being destroyed again.")
-            gap = restoring.find_gap(now=now)
+            gap = recovery.find_gap(now=now)
         for entry in gap.entries:
             self.stdout.write(f"{entry.number}  {entry.began_at:%Y-%m-%d %H:%M}  {entry.why}  collection {entry.collection}")
         for problem in gap.problems:

@@ -10,11 +10,12 @@ from django.utils import timezone
 from rest_framework.exceptions import APIException
 
 from files import erasing
-from purge import destroying, pacing
-from purge.due import Due, DueFiles, find_due, find_due_files
-from purge.files import destroy_each, find_free
+from purge import limits
+from purge.destruction import begin, try_again, work
+from purge.file_destruction import destroy_each, find_free
+from purge.jobs import TICK
 from purge.models import Destruction, Portion
-from purge.schedule import TICK
+from purge.rules import Due, DueFiles, find_due, find_due_files
 from vault import identity
 from vault.crypto import WrongKey
 from vault.stores import StoreError
@@ -48,12 +49,12 @@ class Command(BaseCommand):
             return
         self._refuse_in_doubt(now)
         for destruction in begun.filter(status=Destruction.Status.BLOCKED):
-            destroying.try_again(destruction, by=None, now=now)
+            try_again(destruction, by=None, now=now)
         destructions = list(begun)
         for each in due:
             if each.is_held:
                 self.stdout.write(f"{each.collection.slug}: held, and stays")
-            elif new := destroying.begin(each.collection, by=None, now=now):
+            elif new := begin(each.collection, by=None, now=now):
                 destructions.append(new)
         remaining = self._destroy_files(collection, now) if due_files else 0
         self._finish(destructions)
@@ -64,10 +65,10 @@ class Command(BaseCommand):
         try:
             identity.check(now=now)
             identity.check_history(now=now)
-            pacing.check_clock(now)
+            limits.check_clock(now)
         except (APIException, WrongKey) as error:
             raise CommandError(f"Nothing was done: {error} See manage.py ledger.") from error
-        except (pacing.ClockAhead, StoreError) as error:
+        except (limits.ClockAhead, StoreError) as error:
             raise CommandError(f"Nothing was done: {error}") from error
 
     def _destroy_files(self, slugs: list[str], now: datetime) -> int:
@@ -124,7 +125,7 @@ class Command(BaseCommand):
         running = Destruction.objects.filter(pk__in=pks, status=Destruction.Status.RUNNING)
         expected = sum(each.file_count for each in destructions)
         while running.exists():
-            if not destroying.work(now=timezone.now(), seconds=TICK, only=destructions):
+            if not work(now=timezone.now(), seconds=TICK, only=destructions):
                 time.sleep(0.2)  # a worker of the server is at it, or an upload is just ending
             self._show(pks, expected)
         blocked = Destruction.objects.filter(pk__in=pks, status=Destruction.Status.BLOCKED)

@@ -5,8 +5,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 from rest_framework.exceptions import APIException
 
-from purge import sweeping
-from purge.sweeping import Survey
+from purge import orphans
+from purge.orphans import Survey
 from vault.crypto import WrongKey
 from vault.stores import StoreError
 
@@ -26,14 +26,14 @@ class Command(BaseCommand):
     def handle(self, *, apply: bool, at_most: int | None, **options: Any) -> None:
         now, missing = timezone.now(), 0
         try:
-            found = list(sweeping.survey(now=now))  # all of them before the first is changed
+            found = list(orphans.survey(now=now))  # all of them before the first is changed
             for each in found:
                 missing += len(each.missing)
                 self._print(each)
                 if apply:
-                    gone = sweeping.sweep(each, at_most=at_most, now=now)
+                    gone = orphans.sweep(each, at_most=at_most, now=now)
                     self.stdout.write(f"  {gone} destroyed, {len(each.missing)} marked missing, {len(each.found)} found again")
-        except sweeping.TooMany as error:
+        except orphans.TooMany as error:
             raise CommandError(
                 f"{error}: more than is likely, and nothing of it was changed. Is this the right bucket, and the right database? "
                 "--at-most N allows it."

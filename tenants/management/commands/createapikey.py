@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from tenants import apikeys
+from tenants.auth import api_keys
 from tenants.management.operator import OperatorCommand
 from tenants.models import Scope, Tenant, User
 
@@ -41,5 +41,5 @@ class Command(OperatorCommand):
             raise CommandError(f"There is nobody with the username {user}.")
         now = timezone.now()
         expires_at = None if lifetime is None else now + lifetime
-        _, text = apikeys.create(tenant=found, owner=owner, name=name, scopes=scopes, expires_at=expires_at, by=None, now=now)
+        _, text = api_keys.create(tenant=found, owner=owner, name=name, scopes=scopes, expires_at=expires_at, by=None, now=now)
         self.stdout.write(text)

@@ -3,7 +3,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from tenants import apikeys
+from tenants.auth import api_keys
 from tenants.management.operator import OperatorCommand
 from tenants.models import ApiKey
 
@@ -21,5 +21,5 @@ class Command(OperatorCommand):
         key = ApiKey.objects.filter(prefix=prefix).first()
         if key is None:
             raise CommandError(f"There is no key {prefix}.")
-        apikeys.revoke(key, by=None, now=timezone.now())
+        api_keys.revoke(key, by=None, now=timezone.now())
         self.stdout.write(f"{prefix} opens nothing any more.")

@@ -9,17 +9,18 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from tenants import access, apikeys, service_accounts
-from tenants.addresses import absolute_url
-from tenants.apikey_serializers import (
+from tenants import access
+from tenants.absolute_urls import absolute_url
+from tenants.auth import api_keys, service_accounts
+from tenants.auth.api_key_serializers import (
     ApiKeyOutput,
     CreateApiKeyInput,
     CreateServiceAccountInput,
     NewApiKeyOutput,
     ServiceAccountOutput,
 )
+from tenants.auth.permissions import PEOPLE_ONLY, user_of
 from tenants.models import ApiKey, User
-from tenants.permissions import PEOPLE_ONLY, user_of
 
 
 class ApiKeyFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter has no types
@@ -47,7 +48,7 @@ class ApiKeysView(generics.GenericAPIView[ApiKey]):
     def get(self, request: Request, tenant: str) -> Response:
         """Your API keys in this tenant, revoked and expired ones too; to its admins and auditors, everybody's."""
         user = user_of(request)
-        keys = apikeys.visible_keys(user, access.get_tenant(user, tenant))
+        keys = api_keys.visible_keys(user, access.get_tenant(user, tenant))
         page = self.paginate_queryset(self.filter_queryset(keys))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
@@ -59,9 +60,9 @@ class ApiKeysView(generics.GenericAPIView[ApiKey]):
         given = CreateApiKeyInput(data=request.data)
         given.is_valid(raise_exception=True)
         wish = given.validated_data
-        key, text = apikeys.create(
+        key, text = api_keys.create(
             tenant=found,
-            owner=apikeys.get_owner(user, found, wish.get("owner", user.username)),
+            owner=api_keys.get_owner(user, found, wish.get("owner", user.username)),
             name=wish["name"],
             scopes=wish["scopes"],
             expires_at=wish.get("expires_at"),
@@ -80,14 +81,14 @@ class ApiKeyView(APIView):
     @extend_schema(operation_id="api_keys_retrieve", responses=ApiKeyOutput)
     def get(self, request: Request, tenant: str, prefix: str) -> Response:
         user = user_of(request)
-        return Response(ApiKeyOutput(apikeys.get_key(user, access.get_tenant(user, tenant), prefix)).data)
+        return Response(ApiKeyOutput(api_keys.get_key(user, access.get_tenant(user, tenant), prefix)).data)
 
     @extend_schema(operation_id="api_keys_revoke", responses={204: None})
     def delete(self, request: Request, tenant: str, prefix: str) -> Response:
         """Revokes the key: it opens nothing any more, and what it started ends within seconds. It stays in the list."""
         user = user_of(request)
-        key = apikeys.get_key(user, access.get_tenant(user, tenant), prefix)
-        apikeys.revoke(key, by=user, now=timezone.now())
+        key = api_keys.get_key(user, access.get_tenant(user, tenant), prefix)
+        api_keys.revoke(key, by=user, now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 

@@ -20,7 +20,7 @@ from django.utils.crypto import get_random_string
 from tenants import access, audit
 from tenants.errors import Conflict, Invalid, NotFound, Refused
 from tenants.models import ApiKey, Membership, Role, Scope, Tenant, User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 MARK: Final = "sr_"

@@ -19,9 +19,10 @@ from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, Ou
 from rest_framework_simplejwt.tokens import AccessToken, Token
 from rest_framework_simplejwt.tokens import RefreshToken as SimpleRefreshToken
 
-from tenants import apikeys, audit
+from tenants import audit
+from tenants.auth import api_keys
 from tenants.models import ApiKey, User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 CHALLENGE: Final = 'Bearer realm="strongroom"'
@@ -55,8 +56,8 @@ class BearerAuthentication(BaseAuthentication):
         scheme, _, raw = request.headers.get("Authorization", "").partition(" ")
         if scheme != "Bearer":
             return None
-        if raw.startswith(apikeys.MARK):  # no JWT does: it begins with a brace in base64
-            key = apikeys.authenticate(raw, now=timezone.now())
+        if raw.startswith(api_keys.MARK):  # no JWT does: it begins with a brace in base64
+            key = api_keys.authenticate(raw, now=timezone.now())
             if key is None:
                 raise InvalidToken
             return key.owner, key

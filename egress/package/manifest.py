@@ -1,4 +1,4 @@
-"""The manifest of a package: what left, who asked for it, and who let it out. Signed; `egress.verifying` needs nothing else.
+"""The manifest of a package: what left, who asked for it, and who let it out. Signed; `egress.package.verify` needs nothing else.
 
 `manifest.json` is canonical JSON; `manifest.json.sig` is the base64 of Ed25519 (RFC 8032) over CONTEXT and exactly its bytes.
 """

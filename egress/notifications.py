@@ -16,8 +16,8 @@ from django.db.models import OuterRef, Q, Subquery
 from egress import access
 from egress.models import EgressRequest, Step
 from egress.states import State
-from tenants import outbox
 from tenants.models import Mail, Role, User
+from tenants.work import outbox
 
 
 log = logging.getLogger(__name__)

@@ -19,19 +19,19 @@ from django.db import connection, transaction
 from django.db.models import Count, Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
-from egress import forgetting
+from egress import retention
 from files import holds
 from files.locks import lock_collection
 from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
 from purge import certificates, ledger
-from purge.due import rule_for
 from purge.ledger import Entry
 from purge.models import Destruction, Portion
+from purge.rules import rule_for
 from tenants import audit
 from tenants.errors import NotFound
-from tenants.leases import LeaseLost, claim
 from tenants.models import User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
+from tenants.work.leases import LeaseLost, claim
 from vault import identity, keys
 from vault.models import Cipher
 from vault.stores import EraseFailure, ObjectStore, StoreError, StoreUnavailable, get_store
@@ -79,7 +79,7 @@ def begin_again(collection: Collection, entry: Entry, *, now: datetime) -> Destr
         locked = lock_collection(collection)
         if locked.status in {Collection.Status.PURGING, Collection.Status.BLOCKED}:
             return None
-        forgetting.end_all(locked, now=now)
+        retention.end_all(locked, now=now)
         Hold.objects.filter(collection=locked).delete()
         return _shred(
             locked, why=entry.why, due_at=entry.began_at, by=None, now=now, number=entry.number, entered_at=entry.began_at
@@ -267,7 +267,7 @@ def _finish(destruction: Destruction) -> None:
             destruction.release()
             return
         destruction.heartbeat(timezone.now())
-    forgetting.let_go_of_rows(collection)
+    retention.let_go_of_rows(collection)
     for rows in (
         DownloadLink.objects.filter(collection=collection),
         Grant.objects.filter(collection=collection),

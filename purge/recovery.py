@@ -8,11 +8,11 @@ from typing import Final
 from django.db import transaction
 
 from files.models import Collection
-from purge import destroying, ledger
+from purge import destruction, ledger
 from purge.ledger import Entry
-from purge.pacing import tell
+from purge.limits import tell
 from tenants import audit
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 from vault import audit_checkpoints, errors, identity
 from vault.audit_checkpoints import Checkpoint
 from vault.crypto import WrongKey
@@ -54,7 +54,7 @@ def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
     destroyed = 0
     for entry in gap.entries:
         if collection := Collection.objects.filter(uuid=entry.collection).first():
-            destroyed += destroying.begin_again(collection, entry, now=now) is not None
+            destroyed += destruction.begin_again(collection, entry, now=now) is not None
     _note(gap, destroyed, lost_until=gap.lost.key if gap.lost and lost_too else "", now=now)
     identity.clear_checks()
     return destroyed

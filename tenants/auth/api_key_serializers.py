@@ -2,7 +2,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from tenants.apikeys import MAX_NAME_LENGTH
+from tenants.auth.api_keys import MAX_NAME_LENGTH
 from tenants.models import SERVICE_ROLES, ApiKey, Scope, User, check_slug
 from tenants.serializers import Moment
 

@@ -11,8 +11,8 @@ from uuid import uuid4
 from django.db import connection, models, transaction
 from django.db.models import QuerySet
 
-from tenants.context import request_id
 from tenants.models import AuditEvent, AuditHead, Tenant, User
+from tenants.request_context import request_id
 
 
 PLATFORM: Final = "platform"

@@ -6,9 +6,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from tenants import access, audit
-from tenants.audit_serializers import AuditInput, EventOutput
+from tenants.audit.serializers import AuditInput, EventOutput
+from tenants.auth.permissions import PEOPLE_ONLY, user_of
 from tenants.models import AuditEvent, Scope, Tenant
-from tenants.permissions import PEOPLE_ONLY, user_of
 
 
 class Audit(generics.GenericAPIView[AuditEvent]):

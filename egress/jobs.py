@@ -12,12 +12,13 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils import timezone
 
-from egress import letters, packaging, staging
+from egress import notifications, staging
 from egress.models import Download, EgressRequest, Item
-from egress.moving import lock_request, move
+from egress.package import build
 from egress.states import State
-from tenants.leases import LeaseLost, claim
-from tenants.retries import retried
+from egress.transitions import lock_request, move
+from tenants.work.deadlocks import retried
+from tenants.work.leases import LeaseLost, claim
 from vault.errors import StorageUnavailable
 from vault.stores import StoreError, StoreRefused
 
@@ -37,7 +38,7 @@ Step = Callable[[EgressRequest], None]
 
 def tick(*, now: datetime) -> None:
     end_overdue(now=now)
-    letters.remind(now=now)
+    notifications.remind(now=now)
     until = time.monotonic() + TICK
     while time.monotonic() < until and work(now=timezone.now(), until=until):
         pass
@@ -119,7 +120,7 @@ def build_packages(*, now: datetime) -> bool:
     if _at_work(approved, now) >= settings.EGRESS_PACKAGES_AT_ONCE:
         return False
     for request in _claim(approved.order_by("changed_at"), now=now):
-        _attempt(request, lambda claimed: packaging.build(claimed, now=now))
+        _attempt(request, lambda claimed: build.build(claimed, now=now))
         return True
     return False
 

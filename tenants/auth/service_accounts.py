@@ -12,10 +12,11 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import F, Prefetch, Q, QuerySet
 
-from tenants import access, apikeys, audit
+from tenants import access, audit
+from tenants.auth import api_keys
 from tenants.errors import Conflict, NotFound
 from tenants.models import SERVICE_ROLES, Membership, Tenant, User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 def visible_accounts(user: User, tenant: Tenant) -> QuerySet[User]:
@@ -62,7 +63,7 @@ def deactivate(account: User, *, by: User, now: datetime) -> None:
         if not account.is_active:
             raise Conflict("The service account is deactivated already.")
         User.objects.filter(pk=account.pk).update(is_active=False)
-        apikeys.revoke_all(account, now=now)
+        api_keys.revoke_all(account, now=now)
         audit.record("service_account.deactivate", by=by, tenant=tenant, target=account, now=now, name=account.username)
 
 

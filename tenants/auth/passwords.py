@@ -9,10 +9,12 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from tenants import outbox, services, tokens
+from tenants import services
+from tenants.auth import tokens
 from tenants.errors import BadToken, Invalid
 from tenants.models import Mail, User
-from tenants.retries import retried
+from tenants.work import outbox
+from tenants.work.deadlocks import retried
 
 
 RESET: Final = "password_reset"  # the kind of mail

@@ -10,10 +10,11 @@ from django.db.models import Exists
 from django.utils import timezone
 
 from files.models import Collection
-from purge import destroying, pacing, restoring
-from purge.due import HOLDS, Deleted, Ended, find_due
-from purge.files import destroy_each, find_free
+from purge import limits, recovery
+from purge.destruction import begin, try_again, work
+from purge.file_destruction import destroy_each, find_free
 from purge.models import Destruction
+from purge.rules import HOLDS, Deleted, Ended, find_due
 
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,10 @@ TICK: Final = 4.0  # seconds: a tick is over before the next one
 
 def purge_expired(*, now: datetime) -> int:
     """Begins the end of whatever is due and not held; returns of how many collections. What was blocked is tried again."""
-    if not restoring.catch_up(now=now):
+    if not recovery.catch_up(now=now):
         return 0
     for destruction in Destruction.objects.filter(status=Destruction.Status.BLOCKED).order_by("began_at"):
-        destroying.try_again(destruction, by=None, now=now)
+        try_again(destruction, by=None, now=now)
     begun = _begin_each((due.collection for due in find_due(now) if not due.is_held), now=now)
     _destroy_files(now=now)
     return begun
@@ -34,18 +35,18 @@ def purge_expired(*, now: datetime) -> int:
 
 def tick(*, now: datetime) -> None:
     """Deleted collections go when their grace is over, and packages with their window, at whatever hour."""
-    if not restoring.catch_up(now=now):
+    if not recovery.catch_up(now=now):
         return
     for rule in (Deleted(), Ended()):
         _begin_each(rule.due(now).filter(~Exists(HOLDS)).order_by("deleted_at", "purge_at")[:20], now=now)
     until = time.monotonic() + TICK
-    while (left := until - time.monotonic()) > 0 and destroying.work(now=timezone.now(), seconds=left):
+    while (left := until - time.monotonic()) > 0 and work(now=timezone.now(), seconds=left):
         pass
 
 
 def _may_begin(now: datetime) -> bool:
     """Whether the clock and the database are to be believed. Asked only when something is due."""
-    return pacing.is_time(now) and restoring.has_whole_history(now=now)
+    return limits.is_time(now) and recovery.has_whole_history(now=now)
 
 
 def _begin_each(collections: Iterable[Collection], *, now: datetime) -> int:
@@ -54,8 +55,8 @@ def _begin_each(collections: Iterable[Collection], *, now: datetime) -> int:
         if number == 0 and not _may_begin(now):
             break
         # Counted each time: other workers may be at the same. A package is a copy that had its time: it waits for nothing.
-        if collection.kind == Collection.Kind.FILES and not pacing.room_for_collections(now):
-            pacing.tell_that_some_wait("collections")
+        if collection.kind == Collection.Kind.FILES and not limits.room_for_collections(now):
+            limits.tell_that_some_wait("collections")
             break
         begun += _begin(collection, now=now)
     return begun
@@ -65,16 +66,16 @@ def _destroy_files(*, now: datetime) -> None:
     for number, files in enumerate(find_free(now)):
         if number == 0 and not _may_begin(now):
             break
-        room = pacing.room_for_files(now)
+        room = limits.room_for_files(now)
         destroy_each(files[:room], by=None, now=now)
         if room < len(files):
-            pacing.tell_that_some_wait("files")
+            limits.tell_that_some_wait("files")
             break
 
 
 def _begin(collection: Collection, *, now: datetime) -> bool:
     try:
-        return destroying.begin(collection, by=None, now=now) is not None
+        return begin(collection, by=None, now=now) is not None
     except Exception:  # one collection that cannot go must not hold up the rest
         log.exception("a destruction did not begin", extra={"collection": str(collection.uuid)})
         return False

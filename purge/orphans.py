@@ -24,7 +24,7 @@ from egress.models import Item
 from files.models import Collection, Erasure, StoredFile, Upload
 from tenants import audit
 from tenants.models import Tenant
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 from vault import identity
 from vault.stores import ObjectStore, StoreEntry, get_store
 

@@ -14,9 +14,9 @@ from django.db.models.functions import TruncDate
 
 from files import access
 from files.models import Collection, Level, StoredFile
-from purge.due import FILE_HOLDS, HOLDS
-from tenants import outbox
+from purge.rules import FILE_HOLDS, HOLDS
 from tenants.models import Mail, Membership, Role, User
+from tenants.work import outbox
 
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from egress import errors, letters
+from egress import errors, notifications
 from egress.models import EgressRequest, Item, Step
 from egress.states import FINAL, OPEN, PINNING, TRANSITIONS, State
 from files.models import Collection, Hold
@@ -66,7 +66,7 @@ def move(
         set_egress_status(locked, _about_collection(locked, to))
     if to in FINAL and locked.package_collection_id is not None:
         Collection.objects.filter(package_of=locked).update(purge_at=now)  # the next tick destroys it
-    letters.announce(locked, now=now)
+    notifications.announce(locked, now=now)
     audit.record(
         action,
         by=by,

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Final
 
-from tenants.triggers import Guard, register
+from tenants.work.triggers import Guard, register
 
 
 TABLE: Final = "tenants_auditevent"

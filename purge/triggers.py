@@ -3,7 +3,7 @@
 from typing import Final
 
 from files.guards import COLLECTIONS
-from tenants.triggers import Guard, register
+from tenants.work.triggers import Guard, register
 
 
 DESTRUCTIONS: Final = "purge_destruction"

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from egress.states import pairs
-from tenants.triggers import Guard, register
+from tenants.work.triggers import Guard, register
 
 
 REQUESTS: Final = "egress_egressrequest"

@@ -19,13 +19,13 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from egress import access, manifests
-from egress.manifests import Manifest
+from egress import access
 from egress.models import Decision, EgressPolicy, EgressRequest, Item
-from egress.moving import lock_request, move
+from egress.package.manifest import NAME, SIGNATURE, Manifest, digest_of, listed, make
+from egress.package.zip_format import new_member
 from egress.staging import BEAT, check_ours, heartbeat
 from egress.states import State
-from egress.zips import new_member
+from egress.transitions import lock_request, move
 from files import access as file_access
 from files import uploads
 from files.locks import lock_collection
@@ -34,9 +34,9 @@ from files.names import unique_key
 from files.transfers import Slots
 from tenants import audit
 from tenants.errors import NotFound
-from tenants.leases import LeaseLost
 from tenants.models import User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
+from tenants.work.leases import LeaseLost
 from vault import keys
 from vault.content import copied_content
 from vault.content_reader import Content
@@ -147,9 +147,9 @@ def _check_requester(locked: EgressRequest) -> None:
 
 def _build(request: EgressRequest, release: Collection, *, now: datetime) -> None:
     items = list(request.items.filter(round=request.round).select_related("file__collection__key").order_by("number"))
-    if manifests.digest_of(manifests.listed(items)) != request.content_sha256:
+    if digest_of(listed(items)) != request.content_sha256:
         raise Unreleasable("The request names other files than were decided on.")
-    manifest = manifests.make(request, items, now=now)
+    manifest = make(request, items, now=now)
     filename = f"egress-{request.pk}.zip"
     draft = StoredFile(
         uuid=uuid4(),
@@ -247,7 +247,7 @@ def _write(package: Package, items: list[Item], manifest: Manifest) -> None:
             with archive.open(new_member(item.filename, item.length), "w") as member:
                 for piece in _verified(item):
                     member.write(piece)
-        for name, text in ((manifests.NAME, manifest.text), (manifests.SIGNATURE, manifest.signature)):
+        for name, text in ((NAME, manifest.text), (SIGNATURE, manifest.signature)):
             archive.writestr(new_member(name, len(text)), text)
 
 

@@ -12,11 +12,11 @@ from files import holds
 from files.locks import lock_file
 from files.models import StoredFile
 from files.services import drop_file
-from purge.due import FILE_RULES, file_rule_for, files_due
+from purge.rules import FILE_RULES, file_rule_for, files_due
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User
-from tenants.retries import retried
+from tenants.work.deadlocks import retried
 
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from egress.manifests import CONTEXT, NAME, SIGNATURE, digest_of
-from egress.zips import OtherForm, check
+from egress.package.manifest import CONTEXT, NAME, SIGNATURE, digest_of
+from egress.package.zip_format import OtherForm, check
 
 
 # What zipfile and json raise over bytes that mean nothing, or that point outside the file.

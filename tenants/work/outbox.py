@@ -20,8 +20,8 @@ from django.db.models import QuerySet
 from django.template.loader import render_to_string
 from django.utils import timezone
 
-from tenants.leases import LeaseLost, claim
 from tenants.models import Mail
+from tenants.work.leases import LeaseLost, claim
 
 
 log = logging.getLogger(__name__)

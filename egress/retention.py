@@ -5,8 +5,8 @@ from datetime import datetime
 from django.db import transaction
 
 from egress.models import EgressRequest, Item
-from egress.moving import lock_request, move
 from egress.states import OPEN, State
+from egress.transitions import lock_request, move
 from files.models import Collection, StoredFile
 
 
