@@ -31,11 +31,11 @@ CRYPTO, STREAMS, LINKS = "tests/unit/test_crypto", "tests/services/test_streams.
 TESTS = {
     "files/access.py": ["tests/api/test_levels.py", "tests/api/test_grants.py", STREAMS],
     "vault/crypto.py": [f"{CRYPTO}.py", f"{CRYPTO}_damage.py", f"{CRYPTO}_vectors.py"],
-    "files/headers.py": ["tests/unit/test_headers.py"],
+    "files/http/headers.py": ["tests/unit/test_headers.py"],
     "files/links.py": [LINKS, "tests/services/test_races.py", "-k", "link"],
     "vault/content.py": [STREAMS, "tests/services/test_open.py", "tests/services/test_none_cipher.py"],
     "vault/content_reader.py": [STREAMS, "tests/services/test_open.py", "tests/services/test_none_cipher.py"],
-    "files/transfers.py": ["tests/unit/test_transfers.py", STREAMS, "tests/api/test_content.py", LINKS],
+    "files/http/streaming.py": ["tests/unit/test_transfers.py", STREAMS, "tests/api/test_content.py", LINKS],
 }
 PAIRS = ["Lt LtE", "Gt GtE", "Eq NotEq", "Is IsNot", "In NotIn", "And Or", "Add Sub", "Mult FloorDiv", "min max"]
 OTHER = {one: other for pair in PAIRS for one, other in (pair.split(), pair.split()[::-1])} | dict.fromkeys(

@@ -21,7 +21,8 @@ from egress.models import Download, EgressRequest, Item, Opening
 from egress.package.build import staged
 from egress.states import State
 from files import links
-from files.downloads import AUDIT_RANGES_EVERY, Answer, Source, Wanted, open_source, read_verified, source_of
+from files.downloads import AUDIT_RANGES_EVERY, Source, open_source, read_verified, source_of
+from files.http.responses import Answer, Wanted
 from files.links import PAID_IN_ADVANCE, RESUME_EXTRA, RESUME_WINDOW, Budget
 from files.models import Collection, DownloadLink, StoredFile
 from tenants import audit

@@ -17,9 +17,9 @@ from egress.states import OPEN, State
 from egress.transitions import lock_request, move
 from files import access as file_access
 from files.errors import NotOpen
+from files.filenames import unique_key
 from files.locks import lock_collection
 from files.models import Collection, Hold, StoredFile
-from files.names import unique_key
 from tenants import access as people
 from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused

@@ -17,8 +17,8 @@ from django.utils import timezone
 from egress.models import EgressRequest, Item
 from egress.states import State
 from egress.transitions import lock_request, move
+from files.cleanup import erase_object
 from files.downloads import note_missing
-from files.erasing import erase_object
 from files.models import StoredFile
 from tenants import audit
 from tenants.work.deadlocks import retried

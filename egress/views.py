@@ -30,8 +30,8 @@ from egress.serializers import (
     SubmitInput,
 )
 from files import access as file_access
+from files.http.responses import BYTES, CONTENT, WANTED, link_created, render, respond, wanted
 from files.serializers import LinkOutput
-from files.views import BYTES, CONTENT, WANTED, minted, render, respond, wanted
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import ADMINISTER, PEOPLE_ONLY, user_of
 from tenants.models import Scope, User
@@ -210,7 +210,7 @@ class DownloadsView(APIView):
         """A one-off link to the package. It counts as a download when it is used."""
         user = user_of(request)
         found = access.get_request(user, request_id)
-        return minted(self, request, downloads.mint(found, by=user, now=timezone.now()))
+        return link_created(self, request, downloads.mint(found, by=user, now=timezone.now()))
 
 
 class ManifestView(APIView):

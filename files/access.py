@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 from django.db.models import Case, Exists, F, IntegerField, Max, OuterRef, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Coalesce, Greatest
 
+from files.filenames import unique_key
 from files.models import Collection, Grant, Hold, Level, StoredFile
-from files.names import unique_key
 from tenants import access as people
 from tenants.access import Standing
 from tenants.errors import Invalid, NotFound, Refused

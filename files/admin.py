@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from files import sharing
+from files import grants
 from files.models import Collection, Erasure, Grant, Hold, Upload
 from tenants.models import User
 
@@ -73,7 +73,7 @@ class GrantAdmin(ReadOnly):
     @admin.action(description="Take away", permissions=["revoke"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Grant]) -> None:
         for grant in queryset:
-            sharing.revoke(grant, by=cast(User, request.user), now=timezone.now(), as_operator=True)
+            grants.revoke(grant, by=cast(User, request.user), now=timezone.now(), as_operator=True)
         self.message_user(request, f"{len(queryset)} taken away.")
 
 

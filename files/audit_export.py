@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from django.db.models import QuerySet
 
-from files.downloads import Answer, begin, byte_headers
-from files.transfers import SLOTS, Transfer, return_connection
+from files.downloads import begin
+from files.http.responses import Answer, byte_headers
+from files.http.streaming import SLOTS, Transfer, return_connection
 from tenants import access, audit
 from tenants.models import AuditEvent, Tenant, User
 

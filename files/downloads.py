@@ -7,7 +7,7 @@ document and not a broken download. What fails later ends the response visibly s
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
@@ -15,14 +15,14 @@ from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
-from django.conf import settings
 from django.db import transaction
 from zipstream import ZipStream
 
 from files import access, errors
-from files.headers import Unsatisfiable, content_disposition, if_match, if_none_match, if_range, parse_range, repr_digest
+from files.http.headers import Unsatisfiable, if_match, if_none_match, if_range, parse_range, repr_digest
+from files.http.responses import Answer, Wanted, byte_headers
+from files.http.streaming import SLOTS, Meter, Transfer, TransferEnded, return_connection
 from files.models import Collection, Level, StoredFile
-from files.transfers import SLOTS, Meter, Transfer, TransferEnded, return_connection
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User
@@ -38,26 +38,6 @@ log = logging.getLogger(__name__)
 
 AUDIT_RANGES_EVERY: Final = timedelta(minutes=15)
 MAX_ARCHIVE_FILES: Final = 100_000
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a request asks of a file: its method and its conditional and range headers."""
-
-    head: bool = False
-    range: str | None = None
-    if_range: str | None = None
-    if_match: str | None = None
-    if_none_match: str | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response without HTTP's framework: `body` is None for HEAD and 304."""
-
-    status: int
-    headers: dict[str, str] = field(default_factory=dict)
-    body: Transfer | None = None
 
 
 @dataclass(frozen=True)
@@ -307,19 +287,6 @@ def _record_download(file: StoredFile, by: User, now: datetime, first: int, coun
 
 def _record_archive(collection: Collection, by: User, now: datetime, count: int) -> None:
     audit.record("collection.archive", by=by, tenant=collection.tenant, target=collection, now=now, files=count)
-
-
-def byte_headers(disposition: str, filename: str, content_type: str) -> dict[str, str]:
-    return {
-        "Content-Type": content_type,
-        "Content-Disposition": content_disposition(disposition, filename),  # type: ignore[arg-type]
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "sandbox; default-src 'none'",
-        "Cache-Control": "private, no-store",
-        "Cross-Origin-Resource-Policy": settings.FILES_RESOURCE_POLICY,
-        "Referrer-Policy": "no-referrer",
-        "X-Accel-Buffering": "no",  # nginx would spool plaintext (T-9)
-    }
 
 
 class _Member:

@@ -7,9 +7,9 @@ from django.db.models import Q, QuerySet
 
 from files import errors
 from files.access import check_can_hold
+from files.filenames import unique_key
 from files.locks import lock_collection
 from files.models import Collection, Hold, StoredFile
-from files.names import unique_key
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User

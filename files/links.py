@@ -19,11 +19,12 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 
 from files import access, downloads
-from files.downloads import Answer, Start, Wanted
+from files.downloads import Start
 from files.errors import LinkDead
-from files.headers import Unsatisfiable, if_range, parse_range
+from files.http.headers import Unsatisfiable, if_range, parse_range
+from files.http.responses import Answer, Wanted
+from files.http.streaming import TransferEnded
 from files.models import Collection, DownloadLink, StoredFile
-from files.transfers import TransferEnded
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User

@@ -7,12 +7,12 @@ from django.db import IntegrityError, transaction
 from django.db.models import F
 from django.utils.text import slugify
 
-from files import errors, holds, sharing
+from files import errors, grants, holds
 from files.access import check_can_edit, check_can_manage, check_can_rename
-from files.headers import if_match as etag_matches
+from files.filenames import check_filename, unique_key
+from files.http.headers import if_match as etag_matches
 from files.locks import lock_collection, lock_file
 from files.models import Collection, StoredFile
-from files.names import check_filename, unique_key
 from files.uploads import erase_later, is_media_type
 from tenants import access as people
 from tenants import audit
@@ -58,7 +58,7 @@ def create_collection(
     with transaction.atomic():
         collection.key = keys.create_data_key(collection, now=now)
         _insert(collection)
-        sharing.grant_first(collection, by=by, now=now)
+        grants.grant_first(collection, by=by, now=now)
         audit.record(
             "collection.create",
             by=by,

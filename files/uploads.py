@@ -16,16 +16,16 @@ from typing import Any, ClassVar, Final, Self
 from django.conf import settings
 from django.core.files.uploadhandler import FileUploadHandler
 from django.db import IntegrityError, InterfaceError, OperationalError, transaction
-from django.db.models import F, Sum
+from django.db.models import F
 from django.utils import timezone
 
-from files import errors, holds
+from files import errors, holds, quota
 from files.access import check_can_upload
-from files.erasing import erase_object
-from files.headers import if_match, if_none_match
+from files.cleanup import erase_object
+from files.filenames import check_filename, unique_key
+from files.http.headers import if_match, if_none_match
+from files.http.streaming import SLOTS, Slots, return_connection
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.names import check_filename, unique_key
-from files.transfers import SLOTS, Slots, return_connection
 from tenants import audit
 from tenants.errors import Invalid
 from tenants.models import Tenant, User
@@ -244,7 +244,7 @@ class Incoming:
             replaced = self._lock_replaced()
             if replaced:
                 holds.check_free(collection, replaced)
-            _check_quota(
+            quota.check_quota(
                 collection, more_files=0 if replaced else 1, more_bytes=file.length - (replaced.length if replaced else 0)
             )
             file.updated_at, file.updated_by = now, by
@@ -339,7 +339,7 @@ def begin(
         holds.check_free(collection, existing)
     if size is not None and size > settings.FILES_MAX_UPLOAD_BYTES:
         raise errors.TooLarge
-    _check_quota(collection, more_files=0 if existing else 1, more_bytes=(size or 0) - (existing.length if existing else 0))
+    quota.check_quota(collection, more_files=0 if existing else 1, more_bytes=(size or 0) - (existing.length if existing else 0))
     draft = StoredFile(
         collection=collection,
         uuid=existing.uuid if existing else uuid.uuid4(),
@@ -380,26 +380,7 @@ def erase_later(file: StoredFile, *, due_after: int, now: datetime) -> None:
 
 def _lock_collection(pk: int) -> Collection:
     collection = Collection.objects.select_for_update(of=("self",)).select_related("tenant").get(pk=pk)
-    if _has_quota(collection.tenant):
+    if quota.has_quota(collection.tenant):
         # The other contenders are commits into the tenant's other collections: what one counts, the next has to see.
         Tenant.objects.select_for_update(no_key=True).get(pk=collection.tenant_id)
     return collection
-
-
-def _has_quota(tenant: Tenant) -> bool:
-    return tenant.quota_files is not None or tenant.quota_bytes is not None
-
-
-def _check_quota(collection: Collection, *, more_files: int, more_bytes: int) -> None:
-    tenant = collection.tenant
-    if not _has_quota(tenant):
-        return
-    # A package is no use of the quota: it goes by itself, and a release must not fail for want of room.
-    used = Collection.objects.filter(tenant=tenant, kind=Collection.Kind.FILES).aggregate(
-        files=Sum("file_count", default=0), length=Sum("total_length", default=0)
-    )
-    # What adds nothing is let through: a tenant whose quota was lowered must be able to get below it again.
-    if more_files > 0 and tenant.quota_files is not None and used["files"] + more_files > tenant.quota_files:
-        raise errors.OverQuota(f"The tenant may keep {tenant.quota_files} files.")
-    if more_bytes > 0 and tenant.quota_bytes is not None and used["length"] + more_bytes > tenant.quota_bytes:
-        raise errors.OverQuota(f"The tenant may keep {tenant.quota_bytes} bytes.")

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from files.guards import COLLECTIONS
+from files.triggers import COLLECTIONS
 from tenants.work.triggers import Guard, register
 
 

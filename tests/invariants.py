@@ -7,8 +7,8 @@ from django.db.models import Sum
 
 from egress.models import Contributor, Decision, EgressRequest, Item
 from egress.states import PINNING
+from files.http.streaming import SLOTS
 from files.models import Collection, Erasure, Hold, StoredFile, Upload
-from files.transfers import SLOTS
 from tenants import audit
 from vault import identity
 from vault.content_reader import OPEN_BODIES

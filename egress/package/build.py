@@ -28,10 +28,10 @@ from egress.states import State
 from egress.transitions import lock_request, move
 from files import access as file_access
 from files import uploads
+from files.filenames import unique_key
+from files.http.streaming import Slots
 from files.locks import lock_collection
 from files.models import Collection, StoredFile, Upload
-from files.names import unique_key
-from files.transfers import Slots
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pytest_django import DjangoAssertNumQueries, Settings
 from rest_framework.test import APIClient
 
-from files import downloads, transfers
+from files import downloads
+from files.http import streaming
+from files.http.streaming import SLOTS, TransferEnded
 from files.models import Collection, StoredFile
-from files.transfers import SLOTS, TransferEnded
 from tenants import services
 from tenants.models import Membership, User
 from tests.api import paths
@@ -219,7 +220,7 @@ def test_a_running_archive_ends_when_its_reader_may_read_no_more(
 ) -> None:
     for change in ["leaves", "is-deleted"]:
         with case(change):
-            monkeypatch.setattr(transfers, "CHECK_SECONDS", -1.0)
+            monkeypatch.setattr(streaming, "CHECK_SECONDS", -1.0)
             admin, pieces = api(alice), iter(api(bob).get(paths.archive(filled)))
             next(pieces)
             if change == "leaves":

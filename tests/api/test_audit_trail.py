@@ -13,8 +13,9 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
 
-from files import audit_export, transfers
-from files.transfers import TransferEnded
+from files import audit_export
+from files.http import streaming
+from files.http.streaming import TransferEnded
 from tenants import audit
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tenants.work import triggers
@@ -339,7 +340,7 @@ def test_export_ends_where_the_trail_ended_when_it_began(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asks before each page whether it may go on, and has pages of one event."""
     monkeypatch.setattr(audit_export, "PAGE", 1)
-    monkeypatch.setattr(transfers, "CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1.0)
 
 
 def test_export_ends_short_when_its_reader_loses_the_role(api: Api, trail: None, erin: User, impatient: None) -> None:
@@ -353,7 +354,7 @@ def test_export_ends_short_when_its_reader_loses_the_role(api: Api, trail: None,
 
 
 def test_export_takes_a_slot_and_without_one_leaves_no_record(api: Api, trail: None, alice: User, monkeypatch: Any) -> None:
-    slots = transfers.Slots(1)
+    slots = streaming.Slots(1)
     monkeypatch.setattr(audit_export, "SLOTS", slots)
     slots.take()
     refusal = api(alice).get(f"{ACME}.csv")

@@ -16,9 +16,10 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import tasks, transfers
+from files import tasks
+from files.http import streaming
+from files.http.streaming import SLOTS, TransferEnded
 from files.models import Collection, Erasure, StoredFile
-from files.transfers import SLOTS, TransferEnded
 from tenants import services
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api import paths
@@ -465,7 +466,7 @@ def test_download_whose_object_goes_on_its_way_ends_visibly_short(
 @pytest.fixture
 def asked_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams ask before each piece whether they may go on, not every few seconds."""
-    monkeypatch.setattr(transfers, "CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1.0)
 
 
 def test_a_running_download_goes_on_when_nothing_happens(

@@ -12,9 +12,9 @@ import time_machine
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import transfers
+from files.http import streaming
+from files.http.streaming import TransferEnded
 from files.models import Collection
-from files.transfers import TransferEnded
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, digest, facts, problem
@@ -194,7 +194,7 @@ def test_round_that_there_is_not(api: Api, people: dict[str, User], mended: Any,
 
 @pytest.fixture
 def asked_before_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "CHECK_SECONDS", -1)
+    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1)
 
 
 def demote(api: Api, request: Any, grace: User) -> None:

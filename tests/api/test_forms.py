@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import bodies
+from files.http import form_data
 from files.models import Collection, StoredFile
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
@@ -525,7 +525,7 @@ def test_form_content_may_be_any_type_of_bytes(
         for sizes in [[1], [7, 1, 64], [4096]]:
             with case(content, sizes):
                 monkeypatch.setattr(EventTypes, "content", content)
-                monkeypatch.setattr(bodies, "PushMultipartParser", EventTypes)
+                monkeypatch.setattr(form_data, "PushMultipartParser", EventTypes)
                 body = form(part("notes", "ä"), part("file", CONTENT, filename="a.bin"), part("file", b"", filename="b.bin"))
                 environ: dict[str, Any] = {"wsgi.input": InPieces(body, sizes), "CONTENT_LENGTH": str(len(body))}
                 answer = api(bob).post(paths.files(november), CONTENT_TYPE="multipart/form-data; boundary=b0und", **environ)
@@ -542,7 +542,7 @@ def test_form_parser_event_of_an_unknown_type_stores_nothing(
         for parts in [[part("notes", "ä"), FILE], [FILE]]:
             with case(content, parts):
                 monkeypatch.setattr(EventTypes, "content", staticmethod(content))
-                monkeypatch.setattr(bodies, "PushMultipartParser", EventTypes)
+                monkeypatch.setattr(form_data, "PushMultipartParser", EventTypes)
                 with pytest.raises(TypeError, match="multipart parser"):
                     post(api(bob), paths.files(november), *parts)
                 assert (names(), vault.keys()) == ([], set())
@@ -553,7 +553,7 @@ def test_form_of_every_chunk_size_has_the_same_parts() -> None:
     body = form(part("notes", "ä"), part("file", content, filename="ä.bin"), part("file", b"", filename="b"))
     for size in range(1, len(body) + 1):
         environ: dict[str, Any] = {"wsgi.input": InPieces(body, [size]), "CONTENT_LENGTH": str(len(body))}
-        parts = bodies.read_form(environ | {"CONTENT_TYPE": "multipart/form-data; boundary=b0und"})
+        parts = form_data.read_form(environ | {"CONTENT_TYPE": "multipart/form-data; boundary=b0und"})
         found = [(each.name, each.filename, b"".join(each.data)) for each in parts]
         assert found == [("notes", None, "ä".encode()), ("file", "ä.bin", content), ("file", "b", b"")], size
 

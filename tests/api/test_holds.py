@@ -105,7 +105,7 @@ def test_new_file_comes_into_a_held_collection_and_is_held_with_it(
 def test_replacement_that_began_before_the_hold_is_refused_at_its_end(
     alice: User, filled: str, api: Api, put: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from files import views
+    from files.views import content
 
     etag = api(alice).get(paths.file(filled, HELD))["ETag"]
 
@@ -113,7 +113,7 @@ def test_replacement_that_began_before_the_hold_is_refused_at_its_end(
         place(api(alice), filled, file=HELD)
         yield b"other bytes"
 
-    monkeypatch.setattr(views, "read_body", slow_body)
+    monkeypatch.setattr(content, "read_body", slow_body)
     problem(put(api(alice), filled, HELD, b"", If_Match=etag), 409, "held")
 
     assert api(alice).get(paths.content(filled, HELD)).getvalue() == HELD.encode()

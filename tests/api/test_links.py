@@ -15,9 +15,10 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import links, tasks, transfers
+from files import links, tasks
+from files.http import streaming
+from files.http.streaming import SLOTS, TransferEnded
 from files.models import Collection, DownloadLink, StoredFile
-from files.transfers import SLOTS, TransferEnded
 from tenants import services
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api import paths
@@ -337,7 +338,7 @@ def test_a_running_download_ends_with_the_access_of_its_minter(
     changes: list[Change] = [leave, deactivate, demote, suspend, delete_collection, delete_file]
     for change in changes:
         with case(change):
-            monkeypatch.setattr(transfers, "CHECK_SECONDS", -1.0)
+            monkeypatch.setattr(streaming, "CHECK_SECONDS", -1.0)
             admin, pieces = api(alice), iter(fetch(link))
             assert CONTENT.startswith(next(pieces))
             change(bob=User.objects.get(pk=bob.pk), acme=Tenant.objects.get(pk=acme.pk), admin=admin, slug=november)

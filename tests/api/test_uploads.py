@@ -14,8 +14,8 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
+from files.http.streaming import SLOTS
 from files.models import Collection, Erasure, StoredFile, Upload
-from files.transfers import SLOTS
 from tenants import services
 from tenants.models import Membership, Tenant, User
 from tests.api import paths

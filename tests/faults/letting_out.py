@@ -10,7 +10,7 @@ from hypothesis.stateful import multiple, rule
 
 from egress import jobs
 from egress.models import EgressRequest, Item
-from files.names import unique_key
+from files.filenames import unique_key
 from tenants.models import Membership
 from tests.api import paths
 from tests.faults.asking import EXPIRY, OPEN, PATIENCE, Asking

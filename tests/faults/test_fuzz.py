@@ -22,9 +22,9 @@ from rest_framework.test import APIClient
 from urllib3.filepost import encode_multipart_formdata
 
 from config.parsers import StrictJSONParser
-from files import bodies, headers
 from files.errors import BadBody, TooLarge, UnsupportedBody
-from files.names import check_filename
+from files.filenames import check_filename
+from files.http import form_data, headers
 from tenants.models import User
 from tests.api import paths
 from tests.factories import make_key
@@ -124,7 +124,7 @@ def environ_of(body: bytes, kind: str, *, is_chunked: bool) -> dict[str, Any]:
 
 
 def parts_of(environ: dict[str, Any]) -> list[tuple[str, str | None, bytes]]:
-    return [(part.name, part.filename, b"".join(map(bytes, part.data))) for part in bodies.read_form(environ)]
+    return [(part.name, part.filename, b"".join(map(bytes, part.data))) for part in form_data.read_form(environ)]
 
 
 def form_of_urllib3_is_read(case: tuple[list[tuple[str, bytes]], bool]) -> None:

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
+from files.http.streaming import TransferEnded
 from files.models import StoredFile
-from files.transfers import TransferEnded
 from tenants.models import User
 from tests import stores
 from tests.api import paths

@@ -28,9 +28,9 @@ from rest_framework.test import APIClient
 from config.logs import JsonFormatter
 from egress import jobs
 from egress.models import Decision, Download, EgressPolicy, EgressRequest, Item, Step
+from files.http.streaming import TransferEnded
 from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
 from files.tasks import tick
-from files.transfers import TransferEnded
 from tenants.auth import tokens
 from tenants.models import AuditHead, Mail, Tenant, User
 from tests import invariants, nonces

@@ -16,7 +16,8 @@ from django.test import Client
 from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 
 from egress.models import EgressRequest
-from files import access, links, sharing
+from files import access, links
+from files import grants as sharing
 from files.models import Collection, Grant, Hold, Level, StoredFile
 from tenants.auth import tokens
 from tenants.models import Tenant, User

@@ -13,7 +13,7 @@ from time_machine import travel
 
 from egress import jobs
 from egress.models import EgressRequest, Item
-from files import erasing
+from files import cleanup
 from files.models import Collection
 from tenants.models import Tenant, User
 from tests import invariants
@@ -114,8 +114,8 @@ def go_on(minutes: int) -> None:
         now = timezone.now()
         while jobs.work(now=now, until=float("inf")) or jobs.build_packages(now=now):
             pass
-        erasing.give_up_stalled_uploads(now=now)
-        erasing.erase_due(now=now)
+        cleanup.give_up_stalled_uploads(now=now)
+        cleanup.erase_due(now=now)
 
 
 def go_on_given(minutes: int) -> None:
@@ -123,8 +123,8 @@ def go_on_given(minutes: int) -> None:
     now = timezone.now() + timedelta(minutes=minutes)
     while jobs.work(now=now, until=float("inf")) or jobs.build_packages(now=now):
         pass
-    erasing.give_up_stalled_uploads(now=now)
-    erasing.erase_due(now=now)
+    cleanup.give_up_stalled_uploads(now=now)
+    cleanup.erase_due(now=now)
 
 
 def in_bucket(alias: str) -> list[str]:

@@ -18,9 +18,10 @@ from django.urls import reverse
 from rest_framework.test import APIClient
 
 from config.logs import JsonFormatter
-from files import transfers, uploads
+from files import uploads
+from files.http import streaming
+from files.http.streaming import TransferEnded
 from files.models import Collection, DownloadLink, StoredFile, Upload
-from files.transfers import TransferEnded
 from tenants import audit
 from tenants.auth import api_keys
 from tenants.errors import NotFound
@@ -80,7 +81,7 @@ def test_running_download_ends_with_the_key_that_it_was_asked_with(
     api: Api, bob: User, november: Collection, monkeypatch: pytest.MonkeyPatch, way: str, end: Callable[[User], None]
 ) -> None:
     """And one that the same person runs without it goes on."""
-    monkeypatch.setattr(transfers, "CHECK_SECONDS", -1)
+    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1)
 
     def stream(who: User | str) -> Any:
         match way:

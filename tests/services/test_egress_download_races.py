@@ -16,7 +16,7 @@ from rest_framework.test import APIClient
 from egress import jobs
 from egress.models import EgressRequest
 from files import links
-from files.transfers import TransferEnded
+from files.http.streaming import TransferEnded
 from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.needs import mark_users

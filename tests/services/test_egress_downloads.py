@@ -14,9 +14,10 @@ from rest_framework.test import APIClient
 
 from egress import downloads, jobs
 from egress.models import Download
-from files import links, transfers
+from files import links
+from files.http import streaming
+from files.http.streaming import SLOTS, TransferEnded
 from files.models import Collection, DownloadLink
-from files.transfers import SLOTS, TransferEnded
 from tenants import services as people_services
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants
@@ -567,7 +568,7 @@ def test_extension_is_not_for_the_first_stage_or_the_requester(
 
 @pytest.fixture
 def asked_before_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "CHECK_SECONDS", -1)
+    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1)
 
 
 def end_window(request: Any) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rest_framework.test import APIClient
 
+from files.http.streaming import TransferEnded
 from files.models import StoredFile
-from files.transfers import TransferEnded
 from tenants.models import AuditEvent, Tenant, User
 from vault.stores import get_store
 from vault.stores.local import LocalStore

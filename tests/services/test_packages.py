@@ -16,9 +16,10 @@ from django.test import RequestFactory
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from files import access, downloads, errors, links, recounting, uploads
+from files import access, downloads, errors, links, quota, uploads
+from files.http.responses import Answer, Wanted
+from files.http.streaming import SLOTS, Slots
 from files.models import Collection, DownloadLink, StoredFile, Upload
-from files.transfers import SLOTS, Slots
 from purge import expiry_warnings, jobs, limits, rules
 from purge.models import Destruction
 from tenants.errors import NotFound
@@ -175,7 +176,7 @@ def test_copy_that_is_missing_or_corrupt_says_nothing_of_the_file(package: Store
 # --- Fetched by the rules of another app ---
 
 
-def open_for_bob(link: DownloadLink, *, by: User, wanted: downloads.Wanted, now: datetime) -> downloads.Answer:
+def open_for_bob(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer:
     file = StoredFile.objects.select_related("collection__tenant", "collection__key").get(collection=link.collection)
     if by.username != "bob":
         raise NotFound
@@ -283,9 +284,9 @@ def test_admin_shows_no_package_among_the_collections(package: StoredFile, root:
 @pytest.mark.both_databases
 def test_counts_of_a_package_are_mended_too(package: StoredFile, now: datetime) -> None:
     """F-70: its certificate will say them."""
-    assert recounting.recount(now=now) == 0
+    assert quota.recount(now=now) == 0
     Collection.objects.update(file_count=7)
-    assert recounting.recount(now=now) == 1
+    assert quota.recount(now=now) == 1
     invariants.check_counts()
 
 

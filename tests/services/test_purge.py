@@ -18,7 +18,7 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from files import erasing, holds, services, uploads
+from files import cleanup, holds, services, uploads
 from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
 from purge import certificates, jobs
 from purge import destruction as destroying
@@ -182,7 +182,7 @@ def test_replaced_and_deleted_contents_that_wait_go_with_it(filled: Collection, 
     end(filled)
 
     assert_gone(filled)
-    assert erasing.erase_due(now=timezone.now() + DAY) == 0
+    assert cleanup.erase_due(now=timezone.now() + DAY) == 0
 
 
 @pytest.mark.both_databases
@@ -243,7 +243,7 @@ def test_upload_that_died_is_given_up_and_waited_for_no_longer(filled: Collectio
     work_on()
     assert Destruction.objects.get().status == "running"
 
-    erasing.give_up_stalled_uploads(now=timezone.now() + timedelta(hours=1))
+    cleanup.give_up_stalled_uploads(now=timezone.now() + timedelta(hours=1))
     work_on()
 
     assert_gone(filled)

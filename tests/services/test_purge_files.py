@@ -20,7 +20,7 @@ from pytest_django import Settings
 from rest_framework.exceptions import APIException
 from rest_framework.test import APIClient
 
-from files import erasing, holds, services
+from files import cleanup, holds, services
 from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile
 from purge import file_destruction as file_ends
 from purge import jobs
@@ -77,7 +77,7 @@ def names() -> set[str]:
 
 def assert_gone(file: StoredFile) -> None:
     """Row and object, and what hung on them; what is counted is what there is."""
-    while erasing.erase_due(now=timezone.now()):
+    while cleanup.erase_due(now=timezone.now()):
         pass
     assert not StoredFile.objects.filter(uuid=file.uuid).exists()
     assert file.object_key not in {entry.key for _, entry in invariants.entries()}

@@ -21,7 +21,7 @@ from django.db import connection
 from django.test import override_settings
 from pytest_django import Settings
 
-from files import exports
+from files import offline_decryption
 from files.models import Collection, StoredFile
 from tests import servers
 from tests.needs import mark_users
@@ -67,7 +67,7 @@ def save(collection: Collection) -> list[Saved]:
         _, body = get_store(file.store).open(file.object_key, start=0, length=file.object_size, etag=None)
         with closing(body):
             content = body.read(file.object_size)
-        row = exports.export_row(file)
+        row = offline_decryption.export_row(file)
         secrets = [bytes(file.key_salt), bytes(file.key_commitment), bytes(file.collection.key.wrapped or b"")]
         saved.append(Saved({name: value for name, value in row.items() if name not in SECRET}, content, secrets))
     assert len(saved) == len(CONTENTS)
@@ -167,7 +167,7 @@ def attempts(saved: Saved, key: Key, salt: bytes) -> Iterator[tuple[str, bytes]]
         },
     }  # fmt: skip
     with suppress(crypto.CorruptObject):  # and never WrongKey: that fits
-        yield "ours", b"".join(exports.decrypt(row, io.BytesIO(saved.content)))
+        yield "ours", b"".join(offline_decryption.decrypt(row, io.BytesIO(saved.content)))
     with suppress(stock.Refused):
         segment_size = saved.row["segment_size"]
         yield (

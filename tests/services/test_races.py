@@ -13,9 +13,9 @@ import pytest
 from django.test.utils import override_settings
 from rest_framework.test import APIClient
 
-from files import erasing, errors, links, uploads
+from files import cleanup, errors, links, uploads
+from files.http.streaming import TransferEnded
 from files.models import Collection, DownloadLink, Erasure, StoredFile, Upload
-from files.transfers import TransferEnded
 from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants
@@ -312,13 +312,13 @@ def test_commit_against_clean_up_gives_the_object_to_one_of_them(
         incoming = begin(alice, november, f"{number}.bin", now)
         Upload.objects.update(heartbeat_at=now - 2 * DEAD_AFTER)
 
-        contenders: list[Any] = [partial(finish, incoming, alice, now), partial(erasing.give_up_stalled_uploads, now=now)]
+        contenders: list[Any] = [partial(finish, incoming, alice, now), partial(cleanup.give_up_stalled_uploads, now=now)]
         outcome = race(contenders)
 
         assert outcome in (["committed", 0], ["UploadLost", 1])
         assert StoredFile.objects.filter(filename=f"{number}.bin").exists() == (outcome[1] == 0)
     assert not Upload.objects.exists()
-    erasing.erase_due(now=now)
+    cleanup.erase_due(now=now)
     assert len(invariants.entries()) == StoredFile.objects.count()
     invariants.check_all()
 
@@ -371,9 +371,9 @@ def test_erasures_by_many_workers_at_once_go_once_each(api: Api, alice: User, no
         upload(client, november, f"{number}.bin", b"x")
         client.delete(paths.file(november.slug, f"{number}.bin"))
     kept = upload(client, november, "kept.bin")
-    later = now + erasing.LINKS_KEPT
+    later = now + cleanup.LINKS_KEPT
 
-    erased = race([partial(erasing.erase_due, now=later)] * 4)
+    erased = race([partial(cleanup.erase_due, now=later)] * 4)
 
     assert sum(erased) == 12
     assert not Erasure.objects.exists()
@@ -385,7 +385,7 @@ def test_clean_ups_of_stalled_uploads_at_once_take_each_once(alice: User, novemb
     stalled = [begin(alice, november, f"{number}.bin", now) for number in range(10)]
     later = now + 2 * DEAD_AFTER
 
-    assert sum(race([partial(erasing.give_up_stalled_uploads, now=later)] * 4)) == 10
+    assert sum(race([partial(cleanup.give_up_stalled_uploads, now=later)] * 4)) == 10
     assert Erasure.objects.count() == 10
     for incoming in stalled:
         assert finish(incoming, alice, now) == "UploadLost"

@@ -10,9 +10,10 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from files import sharing, transfers
+from files import grants
+from files.http import streaming
+from files.http.streaming import TransferEnded
 from files.models import Collection, Grant, StoredFile
-from files.transfers import TransferEnded
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.needs import mark_users
@@ -43,7 +44,7 @@ def november(own_buckets: Path, built: int) -> Collection:
 
 @pytest.fixture
 def asked_before_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "CHECK_SECONDS", -1)
+    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1)
 
 
 def stream(client: APIClient, path: str, **headers: str) -> Any:
@@ -85,7 +86,7 @@ def delete_file(bob: User, november: Collection) -> None:
 
 def take_grants(bob: User, november: Collection) -> None:
     for grant in Grant.objects.filter(user=None):
-        sharing.revoke(grant, by=None, now=timezone.now())
+        grants.revoke(grant, by=None, now=timezone.now())
 
 
 WAYS = [deactivate, delete_user, expel, demote, suspend, delete_collection, take_grants]
@@ -134,7 +135,7 @@ def archive_of_grants(api: Api, alice: User, bob: User, november: Collection) ->
 
 
 def take_the_second(bob: User) -> None:
-    sharing.revoke(Grant.objects.get(user=bob, file__filename="b.bin"), by=None, now=timezone.now())
+    grants.revoke(Grant.objects.get(user=bob, file__filename="b.bin"), by=None, now=timezone.now())
 
 
 def test_archive_leaves_out_no_file_silently_that_was_taken_before_its_turn(
@@ -192,7 +193,7 @@ def test_stream_goes_on_while_the_database_is_away_for_a_while(
 def test_stream_ends_when_the_database_stays_away(
     asked_before_every_piece: None, api: Api, bob: User, november: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "BLIND_SECONDS", -1)
+    monkeypatch.setattr(streaming, "BLIND_SECONDS", -1)
     pieces = stream(api(bob), paths.content(november.slug, "a.bin"))
     with connection.execute_wrapper(lost), pytest.raises(TransferEnded):
         b"".join(pieces)

@@ -21,7 +21,7 @@ from rest_framework.test import APIClient
 
 from egress import services as egress
 from egress.models import Item
-from files import erasing, recounting
+from files import cleanup, quota
 from files.models import Collection, Erasure, StoredFile, Upload
 from purge import destruction
 from purge import orphans as sweeping
@@ -74,7 +74,7 @@ def begin_upload(collection: Collection) -> str:
 
 def sweep(now: datetime, *, at_most: int | None = None) -> int:
     swept = sum(sweeping.sweep(found, at_most=at_most, now=now) for found in list(sweeping.survey(now=now)))
-    erasing.erase_due(now=now, limit=1000)
+    cleanup.erase_due(now=now, limit=1000)
     return swept
 
 
@@ -109,7 +109,7 @@ def test_object_that_a_row_names_stays(november: Collection, alice: User, model:
         Erasure.objects.create(due_at=later + WEEKS, requested_at=now, **common)
     else:
         november.files.filter(filename="a.csv").update(object_key=common["object_key"], object_size=5)
-        erasing.erase_object(get_store("vault"), next(iter(keys() - files_of(november))))
+        cleanup.erase_object(get_store("vault"), next(iter(keys() - files_of(november))))
     before = keys()
 
     assert sweep(later) == 0
@@ -282,7 +282,7 @@ def test_too_much_to_be_true_changes_nothing_unless_allowed(
         StoredFile.objects.all().delete()
     else:
         for key in files_of(november):
-            erasing.erase_object(get_store("vault"), key)
+            cleanup.erase_object(get_store("vault"), key)
     before = snapshot()
 
     with pytest.raises(sweeping.TooMany, match=f"3 of 3 are {what} in vault"):
@@ -342,12 +342,12 @@ def test_command_prints_and_only_applies_when_told(november: Collection, setting
 
     call_command("sweep", "--apply", stdout=out)
     assert "  1 destroyed, 0 marked missing, 0 found again" in out.getvalue().splitlines()
-    erasing.erase_due(now=timezone.now())
+    cleanup.erase_due(now=timezone.now())
     assert keys() == files_of(november)
 
 
 def test_command_fails_while_files_are_missing(november: Collection) -> None:
-    erasing.erase_object(get_store("vault"), min(files_of(november)))
+    cleanup.erase_object(get_store("vault"), min(files_of(november)))
     out = StringIO()
     with pytest.raises(CommandError, match="1 files are missing"):
         call_command("sweep", stdout=out)
@@ -404,12 +404,12 @@ def test_counts_that_drifted_are_mended_and_told(
         invariants.check_counts()
         pytest.fail("the drift would not be seen")
 
-    assert recounting.recount(now=timezone.now()) == 1
+    assert quota.recount(now=timezone.now()) == 1
 
     invariants.check_counts()
     assert "drifted" in caplog.text
     event = AuditEvent.objects.get(action="collection.recount")
     assert event.target_id == str(november.uuid)
     assert audit.facts_of(event.body) == {"files": -4, "length": 1499}
-    assert recounting.recount(now=timezone.now()) == 0
+    assert quota.recount(now=timezone.now()) == 0
     assert december.files.count() == 3

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from files.headers import (
+from files.filenames import UNSAFE, check_filename
+from files.http.headers import (
     Range,
     Unsatisfiable,
     content_disposition,
@@ -24,7 +25,6 @@ from files.headers import (
     parse_range,
     repr_digest,
 )
-from files.names import UNSAFE, check_filename
 from tests.unit.test_names import ACCEPTED, REFUSED
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from files.names import check_filename, unique_key
+from files.filenames import check_filename, unique_key
 
 
 REFUSED = {

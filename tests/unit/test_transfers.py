@@ -10,7 +10,7 @@ from django.db import OperationalError, connection, transaction
 from rest_framework.exceptions import NotFound
 
 from files.errors import TransfersFull
-from files.transfers import Slots, Transfer, TransferEnded, return_connection
+from files.http.streaming import Slots, Transfer, TransferEnded, return_connection
 
 
 pytestmark = pytest.mark.django_db  # whatever ran before: a transfer gives back the connection that it finds open

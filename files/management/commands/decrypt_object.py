@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from django.core.management.base import BaseCommand, CommandError
 
-from files import exports
+from files import offline_decryption
 from files.models import StoredFile
 from vault.crypto import CorruptObject, WrongKey
 
@@ -43,12 +43,12 @@ class Command(BaseCommand):
         files = StoredFile.objects.select_related("collection__key").filter(collection__slug=collection, filename=filename)
         if (file := files.first()) is None:
             raise CommandError("There is no such file.")
-        self.stdout.write(json.dumps(exports.export_row(file), indent=2))
+        self.stdout.write(json.dumps(offline_decryption.export_row(file), indent=2))
 
     def _open(self, row: Path, source: Path, output: Path | None) -> None:
         try:
             with source.open("rb") as ciphertext, _new_file(output) if output else nullcontext(sys.stdout.buffer) as sink:
-                for piece in exports.decrypt(json.loads(row.read_text()), ciphertext):
+                for piece in offline_decryption.decrypt(json.loads(row.read_text()), ciphertext):
                     sink.write(piece)
                 sink.flush()
         except (WrongKey, CorruptObject, ValueError, KeyError, TypeError, OSError) as error:

@@ -3,7 +3,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from files import access, sharing
+from files import access, grants
 from files.models import GRANTED, Level
 from tenants.management.operator import OperatorCommand
 
@@ -34,8 +34,8 @@ class Command(OperatorCommand):
             given = access.given_to(target, one, username=user).first()
             if given is None:
                 raise CommandError(f"Nothing is given to {subject} on {what}.")
-            sharing.revoke(given, by=None, now=timezone.now())
+            grants.revoke(given, by=None, now=timezone.now())
             self.stdout.write(f"{subject} has no grant on {what} any more.")
         else:
-            sharing.grant(target, file=one, username=user, level=Level[str(level).upper()], by=None, now=timezone.now())
+            grants.grant(target, file=one, username=user, level=Level[str(level).upper()], by=None, now=timezone.now())
             self.stdout.write(f"{subject} is {level} of {what}.")

@@ -9,7 +9,7 @@ from django.db.models import Sum
 from django.utils import timezone
 from rest_framework.exceptions import APIException
 
-from files import erasing
+from files import cleanup
 from purge import limits
 from purge.destruction import begin, try_again, work
 from purge.file_destruction import destroy_each, find_free
@@ -74,7 +74,7 @@ class Command(BaseCommand):
     def _destroy_files(self, slugs: list[str], now: datetime) -> int:
         """Returns how many are left."""
         gone = sum(destroy_each(files, by=None, now=now) for files in find_free(now, slugs=slugs))
-        while erasing.erase_due(now=timezone.now()):
+        while cleanup.erase_due(now=timezone.now()):
             pass
         self.stdout.write(f"{gone} single files destroyed.")
         return sum(each.count for each in find_due_files(now, slugs=slugs) if not each.is_held)

@@ -9,11 +9,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from files import access, sharing
+from files import access
 from files.filters import GrantFilter
+from files.grants import grant as grant_access
+from files.grants import revoke as revoke_grant
+from files.http.responses import render
 from files.models import Collection, Grant, StoredFile
 from files.serializers import GrantInput, GrantOutput
-from files.views import render
 from tenants import access as people
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import user_of
@@ -54,7 +56,7 @@ class GrantsView(generics.GenericAPIView[Grant]):
         given = GrantInput(data=request.data)
         given.is_valid(raise_exception=True)
         wish = given.validated_data
-        grant, is_new = sharing.grant(
+        grant, is_new = grant_access(
             collection, file=file, username=wish.get("user"), level=wish["level"], by=user, now=timezone.now()
         )
         address = {"slug": slug, "grant_id": str(grant.pk)}
@@ -79,7 +81,7 @@ class GrantView(APIView):
     def delete(self, request: Request, slug: str, grant_id: str, filename: str | None = None) -> Response:
         """Takes it away, from the next request on. What the person has by role or by another grant stays."""
         user = user_of(request)
-        sharing.revoke(access.get_grant(user, grant_id, *load(user, slug, filename)), by=user, now=timezone.now())
+        revoke_grant(access.get_grant(user, grant_id, *load(user, slug, filename)), by=user, now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 

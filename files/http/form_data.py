@@ -1,7 +1,4 @@
-"""Request bodies, read as they arrive and never kept: raw ones, and the parts of a form (RFC 7578).
-
-Nothing here lets Django touch the body: its parsers write what is larger than 2.5 MB to a temporary file, in plaintext (A-5).
-"""
+"""The parts of a form (multipart/form-data, RFC 7578), read as they arrive and never kept."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,43 +15,14 @@ from multipart import (
     parse_options_header,
 )
 
-from files.errors import BadBody, BodyTimeout, FormTooLarge, TooLarge, UnsupportedBody
+from files.errors import BadBody, FormTooLarge, TooLarge, UnsupportedBody
+from files.http.bodies import announced_length, read_body
 
 
 Bytes = bytes | bytearray | memoryview
-CHUNK = 256 * 1024
 MAX_FORM_PARTS = 1000
 MAX_AROUND_FILES = 1024**2  # bytes of a form that are not its files'
 MAX_FIELD = 64 * 1024  # bytes of one plain form field
-
-
-def announced_length(environ: dict[str, Any]) -> int | None:
-    """Content-Length, or None for a chunked body."""
-    value = environ.get("CONTENT_LENGTH") or ""
-    return int(value) if value.isascii() and value.isdigit() else None
-
-
-def read_body(environ: dict[str, Any]) -> Iterator[bytes]:
-    """The body in pieces. Raises unless it arrives to its end, so that a cut upload is never taken for a whole one (T-14)."""
-    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() not in {"", "identity"}:
-        raise UnsupportedBody("Send the body without Content-Encoding.", code="content_encoding")
-    stream, left = environ["wsgi.input"], announced_length(environ)
-    if left is None and not environ.get("wsgi.input_terminated"):
-        return  # neither a length nor chunks: there is no body
-    try:
-        while left is None or left > 0:
-            piece = stream.read(CHUNK if left is None else min(CHUNK, left))
-            if not piece:
-                break
-            if left is not None:
-                left -= len(piece)
-            yield piece
-    except TimeoutError:
-        raise BodyTimeout from None
-    except OSError:  # gunicorn's errors for a broken chunk and for a client that went away
-        raise BadBody from None
-    if left:
-        raise BadBody
 
 
 @dataclass

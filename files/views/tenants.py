@@ -1,20 +1,33 @@
-"""The audit trail as a file. Its pages are in `tenants.audit.views`."""
+"""What `files` adds to the API of a tenant: its usage, and the audit trail as a file (its pages are in `tenants.audit.views`)."""
 
 from django.http import HttpResponseBase
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
+from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from files import audit_export
-from files.views import BYTES, respond
+from files.http.responses import BYTES, respond
+from files.quota import usage_of
+from files.serializers import UsageOutput
 from tenants import access
 from tenants.audit.serializers import AuditInput
-from tenants.auth.permissions import PEOPLE_ONLY, user_of
+from tenants.auth.permissions import ADMINISTER, PEOPLE_ONLY, user_of
 from tenants.models import Scope, Tenant
 
 
 CSV = {(200, "text/csv"): BYTES}
+
+
+class UsageView(APIView):
+    scopes = ADMINISTER
+
+    @extend_schema(operation_id="tenants_usage", responses=UsageOutput)
+    def get(self, request: Request, tenant: str) -> Response:
+        """What the tenant keeps, and its quota. For its admins and auditors, and superusers."""
+        found = access.get_audited_tenant(user_of(request), tenant)
+        return Response(UsageOutput(usage_of(found)).data)
 
 
 class Export(APIView):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
-from files.names import UNSAFE
+from files.filenames import UNSAFE
 
 
 # --- Content-Disposition ---

@@ -8,9 +8,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from files import access, holds
+from files.http.responses import render
 from files.models import Hold
 from files.serializers import HoldInput, HoldOutput
-from files.views import render
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import user_of
 from tenants.models import Scope

@@ -8,7 +8,7 @@ from typing import Any
 from rest_framework.exceptions import APIException
 
 from files import errors, uploads
-from files.bodies import Part, read_field, read_form
+from files.http.form_data import Part, read_field, read_form
 from files.models import Collection, StoredFile
 from tenants.errors import Invalid
 from tenants.models import User

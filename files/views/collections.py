@@ -1,0 +1,90 @@
+"""The API of collections."""
+
+from django.conf import settings
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from files import access, services
+from files.filters import CollectionFilter
+from files.http.responses import render
+from files.models import Collection
+from files.serializers import CollectionOutput, CreateCollectionInput, UpdateCollectionInput
+from tenants.absolute_urls import absolute_url
+from tenants.auth.permissions import user_of
+from tenants.related import with_only
+
+
+class CollectionsView(generics.GenericAPIView[Collection]):
+    filterset_class = CollectionFilter
+    queryset = Collection.objects.none()  # for the schema: what is served comes from `access`
+    serializer_class = CollectionOutput
+
+    @extend_schema(operation_id="collections_list", responses=CollectionOutput(many=True))
+    def get(self, request: Request) -> Response:
+        """Collections that you can read."""
+        collections = with_only(access.visible_collections(user_of(request)), tenant="slug", created_by="username")
+        page = self.paginate_queryset(self.filter_queryset(collections))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    @extend_schema(operation_id="collections_create", request=CreateCollectionInput, responses={201: CollectionOutput})
+    def post(self, request: Request) -> Response:
+        """A new, empty collection with a key of its own."""
+        given = CreateCollectionInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        user, wish = user_of(request), given.validated_data
+        collection = services.create_collection(
+            tenant=services.tenant_for(user, wish.get("tenant")),
+            display_name=wish["display_name"],
+            cipher=wish.get("cipher", settings.FILES_DEFAULT_CIPHER),
+            purge_at=wish.get("purge_at"),
+            by=user,
+            now=timezone.now(),
+        )
+        created = access.get_collection(user, collection.slug)
+        location = absolute_url(request, "collection", slug=collection.slug)
+        return render(self, CollectionOutput, created, status=status.HTTP_201_CREATED, headers={"Location": location})
+
+
+class CollectionView(APIView):
+    @extend_schema(operation_id="collections_retrieve", responses=CollectionOutput)
+    def get(self, request: Request, slug: str) -> Response:
+        return render(self, CollectionOutput, access.get_collection(user_of(request), slug, deleted=True))
+
+    @extend_schema(operation_id="collections_update", request=UpdateCollectionInput, responses=CollectionOutput)
+    def patch(self, request: Request, slug: str) -> Response:
+        """Changes the display name or the purge date. The cipher and the id are final."""
+        user = user_of(request)
+        collection = access.get_collection(user, slug, deleted=True)
+        given = UpdateCollectionInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        wish = given.validated_data
+        keep = "purge_at" in wish and wish["purge_at"] is None
+        services.update_collection(
+            collection,
+            by=user,
+            now=timezone.now(),
+            display_name=wish.get("display_name"),
+            purge_at=wish.get("purge_at"),
+            keep=keep,
+        )
+        return render(self, CollectionOutput, access.get_collection(user, slug))
+
+    @extend_schema(operation_id="collections_delete", responses={202: CollectionOutput})
+    def delete(self, request: Request, slug: str) -> Response:
+        """Unreadable at once; may be restored until the grace is over."""
+        user = user_of(request)
+        services.delete_collection(access.get_collection(user, slug, deleted=True), by=user, now=timezone.now())
+        return render(self, CollectionOutput, access.get_collection(user, slug, deleted=True), status=status.HTTP_202_ACCEPTED)
+
+
+class RestoreView(APIView):
+    @extend_schema(operation_id="collections_restore", request=None, responses=CollectionOutput)
+    def post(self, request: Request, slug: str) -> Response:
+        """Undoes the deletion of a collection."""
+        user = user_of(request)
+        services.restore_collection(access.get_collection(user, slug, deleted=True), by=user, now=timezone.now())
+        return render(self, CollectionOutput, access.get_collection(user, slug))

@@ -1,0 +1,91 @@
+"""The API of content: the bytes of a file."""
+
+from django.http import HttpResponseBase
+from django.utils import timezone
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from files import access, downloads, uploads
+from files.errors import DigestMismatch
+from files.http.bodies import announced_length, read_body
+from files.http.headers import parse_digest
+from files.http.responses import CONTENT, WANTED, header_parameters, respond, wanted
+from files.serializers import FileOutput
+from files.views.files import created
+from tenants.auth.permissions import user_of
+from tenants.errors import Invalid
+
+
+def announced_digest(request: Request) -> bytes | None:
+    """SHA-256 of the content as the client says it. Content-Digest and Repr-Digest name the same bytes here (RFC 9530)."""
+    digests = set()
+    for name in ("Content-Digest", "Repr-Digest"):
+        try:
+            digests.add(parse_digest(request.headers.get(name)))
+        except ValueError as error:
+            raise Invalid(name, str(error), code="bad_digest") from None
+    digests.discard(None)
+    if len(digests) > 1:
+        raise DigestMismatch("Content-Digest and Repr-Digest name different contents.")
+    return digests.pop() if digests else None
+
+
+class ContentView(APIView):
+    takes_chunks = True
+
+    @extend_schema(operation_id="content_download", parameters=WANTED, responses=CONTENT)
+    def get(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
+        """The file, as an attachment. Range, If-Range, If-Match and If-None-Match as in RFC 9110; one range at a time."""
+        user = user_of(request)
+        file = access.get_file(user, slug, filename)
+        return respond(downloads.open_file(file, by=user, wanted=wanted(request), disposition="attachment", now=timezone.now()))
+
+    @extend_schema(operation_id="content_head", responses={200: None})
+    def head(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
+        return self.get(request, slug, filename)
+
+    @extend_schema(
+        operation_id="content_upload",
+        parameters=header_parameters("If-Match", "If-None-Match", "Content-Digest", "Repr-Digest"),
+        request={"application/octet-stream": OpenApiTypes.BINARY},
+        responses={201: FileOutput, 200: FileOutput},
+    )
+    def put(self, request: Request, slug: str, filename: str) -> Response:
+        """The body becomes the file: 201. With If-Match it replaces the file of this name: 200."""
+        user, now = user_of(request), timezone.now()
+        collection = access.get_collection(user, slug)
+        if "Content-Range" in request.headers:
+            # RFC 9110, 14.5. A client that resumes would leave us the end of its file as the whole of it.
+            raise Invalid("Content-Range", "Send the whole content: uploads are not resumed.", code="partial_upload")
+        digest = announced_digest(request)
+        conditions = uploads.Conditions(request.headers.get("If-Match"), request.headers.get("If-None-Match"))
+        with uploads.begin(
+            by=user,
+            collection=collection,
+            filename=filename,
+            content_type=request.headers.get("Content-Type", ""),
+            notes="",
+            size=announced_length(request.META),
+            conditions=conditions,
+            now=now,
+        ) as incoming:
+            for piece in read_body(request.META):
+                incoming.write(piece)
+            file = incoming.commit(by=user, now=timezone.now(), digest=digest)
+        return created(self, request, file, is_new=not incoming.is_replacement)
+
+
+class PreviewView(APIView):
+    @extend_schema(operation_id="preview", parameters=WANTED, responses=CONTENT)
+    def get(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
+        """The same bytes, to be shown: inline and sandboxed."""
+        user = user_of(request)
+        file = access.get_file(user, slug, filename)
+        return respond(downloads.open_file(file, by=user, wanted=wanted(request), disposition="inline", now=timezone.now()))
+
+    @extend_schema(operation_id="preview_head", responses={200: None})
+    def head(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
+        return self.get(request, slug, filename)

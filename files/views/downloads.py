@@ -1,0 +1,90 @@
+"""The API of one-off links, and of archives."""
+
+from django.http import HttpResponseBase
+from django.utils import timezone
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from files import access, downloads, links
+from files.http.responses import BYTES, CONTENT, WANTED, link_created, respond, wanted
+from files.serializers import ArchiveInput, LinkOutput, MintInput
+from tenants.absolute_urls import absolute_url
+from tenants.auth.permissions import user_of
+from tenants.models import Scope
+
+
+FILENAMES = OpenApiParameter("file", str, many=True, description="filename; may be repeated; all files if left out")
+
+
+class FileDownloadView(APIView):
+    scopes = {"POST": Scope.READ}
+
+    @extend_schema(operation_id="file_download_redirect", responses={303: None})
+    def get(self, request: Request, slug: str, filename: str) -> Response:
+        """Redirects to a one-off link, for browsers that follow it without this request's credentials."""
+        user = user_of(request)
+        file = access.get_file(user, slug, filename)
+        token = links.mint(collection=file.collection, file=file, by=user, now=timezone.now())
+        location = absolute_url(request, "download", token=token)
+        return Response(status=status.HTTP_303_SEE_OTHER, headers={"Location": location, "Cache-Control": "no-store"})
+
+    @extend_schema(operation_id="file_download_mint", request=MintInput, responses={201: LinkOutput})
+    def post(self, request: Request, slug: str, filename: str) -> Response:
+        """A one-off link."""
+        user = user_of(request)
+        file = access.get_file(user, slug, filename)
+        given = MintInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        disposition = given.validated_data["disposition"]
+        return link_created(
+            self, request, links.mint(collection=file.collection, file=file, by=user, now=timezone.now(), disposition=disposition)
+        )
+
+
+class ArchiveStreamView(APIView):
+    @extend_schema(operation_id="archive_download", parameters=[FILENAMES], responses={(200, "application/zip"): BYTES})
+    def get(self, request: Request, slug: str) -> HttpResponseBase:
+        """What you can read, or the files that are named, as a zip whose length is announced."""
+        user = user_of(request)
+        collection = access.get_collection(user, slug)
+        names = request.query_params.getlist("file")
+        is_head = request.method == "HEAD"
+        return respond(downloads.open_archive(collection, by=user, filenames=names, head=is_head, now=timezone.now()))
+
+    @extend_schema(operation_id="archive_head", parameters=[FILENAMES], responses={200: None})
+    def head(self, request: Request, slug: str) -> HttpResponseBase:
+        return self.get(request, slug)
+
+
+class ArchiveView(APIView):
+    scopes = {"POST": Scope.READ}
+
+    @extend_schema(operation_id="archive_mint", request=ArchiveInput, responses={201: LinkOutput})
+    def post(self, request: Request, slug: str) -> Response:
+        """A one-off link to the zip."""
+        user = user_of(request)
+        collection = access.get_collection(user, slug)
+        given = ArchiveInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        names = given.validated_data.get("file", [])
+        return link_created(self, request, links.mint(collection=collection, filenames=names, by=user, now=timezone.now()))
+
+
+class DownloadView(APIView):
+    """One-off links: the token is the credential, whatever else the request carries."""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    @extend_schema(operation_id="download", auth=[], parameters=WANTED, responses=CONTENT)
+    def get(self, request: Request, token: str) -> HttpResponseBase:
+        """The bytes, once. A transfer that broke may be resumed with Range."""
+        return respond(links.open_link(token, wanted=wanted(request), now=timezone.now()))
+
+    @extend_schema(operation_id="download_head", auth=[], responses={200: None})
+    def head(self, request: Request, token: str) -> HttpResponseBase:
+        """Consumes nothing."""
+        return self.get(request, token)

@@ -1,0 +1,127 @@
+"""The API of files: lists, details, and uploads as a form."""
+
+from datetime import datetime
+from typing import Any, cast
+
+from django.utils import timezone
+from django_filters.rest_framework import DjangoFilterBackend
+from drf_spectacular.utils import extend_schema
+from rest_framework import generics, status
+from rest_framework.exceptions import APIException
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from files import access, form_uploads, services
+from files.filters import FileFilter, StrictOrdering
+from files.http.responses import header_parameters, render
+from files.models import Collection, StoredFile
+from files.serializers import FileForm, FileOutput, FileUploadResults, NamedFileForm, UpdateFileInput
+from tenants.absolute_urls import absolute_url
+from tenants.auth.permissions import user_of
+from tenants.errors import Invalid
+from tenants.related import with_only
+
+
+def receive_form(view: APIView, request: Request, choose: Any, now: datetime) -> Response:
+    outcomes = form_uploads.receive(request.META, by=user_of(request), choose=choose, now=now)
+    context = {"request": request, "view": view}
+    if len(outcomes) == 1:
+        if outcomes[0].problem:
+            raise outcomes[0].problem
+        return created(view, request, cast(StoredFile, outcomes[0].file))
+    results = []
+    for outcome in outcomes:
+        if outcome.file:
+            file = FileOutput(outcome.file, context=context).data
+            results.append({"filename": outcome.filename, "status": status.HTTP_201_CREATED, "file": file})
+        else:
+            handle = view.get_exception_handler()
+            problem = handle(cast(APIException, outcome.problem), view.get_exception_handler_context())
+            results.append({"filename": outcome.filename, "status": problem.status_code, "problem": problem.data})
+    return Response({"results": results})
+
+
+def created(view: APIView, request: Request, file: StoredFile, *, is_new: bool = True) -> Response:
+    location = absolute_url(request, "file", slug=file.collection.slug, filename=file.filename)
+    code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
+    return render(view, FileOutput, file, status=code, headers={"Location": location, "ETag": file.etag})
+
+
+class CollectionFilesView(generics.GenericAPIView[StoredFile]):
+    takes_chunks = True
+    filterset_class = FileFilter
+    filter_backends = (DjangoFilterBackend, StrictOrdering)
+    ordering_fields = ("created_at", "updated_at", "filename", "length")
+    ordering = ("-created_at", "-id")
+    queryset = StoredFile.objects.none()  # for the schema: what is served comes from `access`
+    serializer_class = FileOutput
+
+    @extend_schema(operation_id="files_list", responses=FileOutput(many=True))
+    def get(self, request: Request, slug: str) -> Response:
+        """Files of a collection."""
+        files = with_only(access.visible_files(user_of(request), slug), created_by="username", updated_by="username")
+        page = self.paginate_queryset(self.filter_queryset(files))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+    @extend_schema(
+        operation_id="files_upload",
+        request={"multipart/form-data": FileForm},
+        responses={201: FileOutput, 200: FileUploadResults},
+    )
+    def post(self, request: Request, slug: str) -> Response:
+        """One file: 201. Several: 200 with a result for each; every file is kept or refused by itself."""
+        collection = access.get_collection(user_of(request), slug)
+        return receive_form(self, request, lambda _: collection, timezone.now())
+
+
+class FilesView(APIView):
+    takes_chunks = True
+
+    @extend_schema(
+        operation_id="files_upload_by_name",
+        request={"multipart/form-data": NamedFileForm},
+        responses={201: FileOutput, 200: FileUploadResults},
+    )
+    def post(self, request: Request) -> Response:
+        """Files into the collection that the form names, by its id or display name."""
+        user = user_of(request)
+
+        def choose(fields: dict[str, str]) -> Collection:
+            if not (name := fields.get("collection")):
+                raise Invalid("collection", "Name the collection, before the first file.", code="required")
+            return access.find_collection(user, name, tenant=fields.get("tenant") or None)
+
+        return receive_form(self, request, choose, timezone.now())
+
+
+class FileView(APIView):
+    @extend_schema(operation_id="files_retrieve", responses=FileOutput)
+    def get(self, request: Request, slug: str, filename: str) -> Response:
+        file = access.get_file(user_of(request), slug, filename)
+        return render(self, FileOutput, file, headers={"ETag": file.etag})
+
+    @extend_schema(operation_id="files_update", request=UpdateFileInput, responses=FileOutput)
+    def put(self, request: Request, slug: str, filename: str) -> Response:
+        """As PATCH: what is absent stays."""
+        user = user_of(request)
+        file = access.get_file(user, slug, filename)
+        given = UpdateFileInput(data=request.data)
+        given.is_valid(raise_exception=True)
+        wish = given.validated_data
+        keep = "keep_until" in wish and wish["keep_until"] is None
+        return render(self, FileOutput, services.update_file(file, by=user, now=timezone.now(), keep=keep, **wish))
+
+    @extend_schema(operation_id="files_partial_update", request=UpdateFileInput, responses=FileOutput)
+    def patch(self, request: Request, slug: str, filename: str) -> Response:
+        """Changes the name, the type, the notes or `keep_until`, which null takes away: what is absent stays."""
+        return self.put(request, slug, filename)
+
+    @extend_schema(operation_id="files_delete", parameters=header_parameters("If-Match"), responses={204: None})
+    def delete(self, request: Request, slug: str, filename: str) -> Response:
+        """Honours If-Match."""
+        user = user_of(request)
+        services.delete_file(
+            access.get_file(user, slug, filename), by=user, now=timezone.now(), if_match=request.headers.get("If-Match")
+        )
+        return Response(status=status.HTTP_204_NO_CONTENT)
