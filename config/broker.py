@@ -13,6 +13,9 @@ from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
 
+SOON = 0.4  # seconds, two polls
+
+
 class Channel(filesystem.Channel):
     def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]  # as kombu's own
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
@@ -23,3 +26,8 @@ class Channel(filesystem.Channel):
 
 class Transport(filesystem.Transport):
     Channel = Channel
+    polling_interval = 0.2  # seconds
+
+    def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
+        """Celery gives two seconds to each of these, and stops between two of them: Ctrl-C would wait for three."""
+        super().drain_events(connection, timeout=None if timeout is None else min(timeout, SOON), **kwargs)

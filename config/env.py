@@ -8,7 +8,6 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import environ
-from celery.schedules import ParseException, crontab
 
 
 # Commands for people who have a package, a public key, and no installation.
@@ -48,6 +47,8 @@ def integer(name: str, default: int, *, least: int = 0, most: int | None = None)
 
 def schedule(name: str, default: str) -> str:
     """A crontab's five fields."""
+    from celery.schedules import ParseException, crontab  # not above: bin/run asks this module for BadSetting alone
+
     value = text(name, default)
     try:
         crontab.from_string(value)

@@ -6,6 +6,7 @@
 A test whose needs are absent is skipped; with CI=true it fails. What needs a server of `SERVERS` or a browser is `external`.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,8 +34,7 @@ SERVERS = {  # server: the variable that names it, and how to get one; `tests.se
     "redis": ("TEST_REDIS_URL", "apt-get install redis-server, name it with TEST_REDIS_URL"),
 }
 EXTERNAL = {*SERVERS, "chromium"}
-# Markers that decide in which pass a test runs: bin/test asks for those that there are.
-KINDS = ("both_databases", "external", "quiet", "server")
+KINDS = ("both_databases", "external", "long", "quiet", "server")  # markers that decide in which pass a test runs
 
 Function = TypeVar("Function", bound=Callable[..., object])
 _marks_of_fixtures: dict[Callable[..., object], tuple[pytest.MarkDecorator, ...]] = {}
@@ -88,8 +88,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("quiet"):
             item.add_marker("long")
     if path := os.environ.get("TEST_KINDS"):
-        kinds = {" ".join(sorted(set(KINDS) & {mark.name for mark in item.iter_markers()})) for item in items}
-        Path(path).write_text("\n".join(sorted(kinds)))
+        kinds = {(str(item.path), *sorted({*KINDS} & {mark.name for mark in item.iter_markers()})) for item in items}
+        Path(path).write_text(json.dumps(sorted(kinds)))
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """To collect a module takes longer than most tests: bin/test names those that have a test of the present pass."""
+    files = os.environ.get("TEST_FILES")
+    return True if files and collection_path.is_file() and str(collection_path) not in files.split("\n") else None
 
 
 @pytest.hookimpl(tryfirst=True)

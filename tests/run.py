@@ -12,6 +12,7 @@ program must be installed.
 
 import argparse
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -158,6 +159,11 @@ def check_all_present() -> None:
         sys.exit("bin/test: with CI=true nothing may be missing\n" + "\n".join(f"bin/test: {line}" for line in missing))
 
 
+def files_of(chosen: Pass, kinds: list[list[str]], *, is_long: bool) -> list[str]:
+    """The files that have a test of this pass: `kinds` are a file and the markers of one of its tests each."""
+    return sorted({file for file, *kind in kinds if chosen.has({*kind}) and (is_long or "long" not in kind)})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         "bin/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -181,11 +187,14 @@ def main() -> int:
     with run_folder(16 * GIB if options.long else 2 * GIB) as folder:
         runner, kinds = Runner(folder), folder / "kinds"
         for each in passes(found, present, is_bare=options.bare, is_external=options.external, is_long=options.long):
-            if kinds.exists() and not any(each.has({*line.split()}) for line in kinds.read_text().split("\n")):
-                continue
+            environment = each.environment | {"TEST_KINDS": str(kinds)}
+            if kinds.exists():  # the first pass has collected everything
+                files = files_of(each, json.loads(kinds.read_text()), is_long=options.long)
+                if not files:
+                    continue
+                environment = each.environment | {"TEST_FILES": "\n".join(files)}
             print(f"== {each.name}", flush=True)
             started = time.monotonic()
-            environment = each.environment | {"TEST_KINDS": str(kinds)}
             selected = ["-m", pace + each.selection]
             last = [*arguments, "-n", "0"] if each.is_quiet else [*workers, *arguments]
             results.append(runner.run([*common, *selected, *last], environment))

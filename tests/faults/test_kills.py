@@ -207,7 +207,7 @@ def test_erasure_whose_worker_is_killed_is_done_by_the_next(
         wait_for(lambda: proxy.happened)
         assert server.sql("SELECT attempts FROM files_erasure WHERE object_key = ?", key) == [(1,)]
         assert server.process
-        (worker,) = [child for child in psutil.Process(server.process.pid).children() if "worker" in child.cmdline()]
+        (worker,) = [child for child in psutil.Process(server.process.pid).children() if child.name() == "celery worker"]
         worker.kill()
         assert server.process.wait(LIMIT) == 1
     assert server.processes() == []

@@ -95,6 +95,19 @@ def test_commands_work_beside_the_running_server(server: Server) -> None:
     assert server.request("GET", "/api/v1/me/", token=pair["access"])[1]["username"] == "member"
 
 
+def test_port_is_the_web_servers_and_home_is_the_supervisors(server: Server) -> None:
+    """What the others inherited would outlive those."""
+    assert server.process
+    listening, holding = set(), set()
+    for process in server.processes():
+        if any(each.status == psutil.CONN_LISTEN for each in process.net_connections("tcp")):
+            listening.add(process.name())
+        if server.home in [descriptor.resolve() for descriptor in Path(f"/proc/{process.pid}/fd").iterdir()]:
+            holding.add(process.pid)
+    assert listening == {"gunicorn"}
+    assert holding == {server.process.pid}
+
+
 @pytest.mark.parametrize(
     ("send", "number"),
     [
@@ -124,14 +137,14 @@ def test_kill_of_the_supervisor_leaves_nothing_behind(ready_server: NewServer) -
     ("program", "name"),
     [
         ("gunicorn", "the web server"),
-        pytest.param("worker", "the Celery worker", marks=pytest.mark.long),
-        pytest.param("beat", "Celery beat", marks=pytest.mark.long),
+        pytest.param("celery worker", "the Celery worker", marks=pytest.mark.long),
+        pytest.param("celery beat", "Celery beat", marks=pytest.mark.long),
     ],
 )
 def test_child_that_dies_brings_all_down(ready_server: NewServer, program: str, name: str) -> None:
     server = ready_server().start()
     assert server.process
-    (child,) = [child for child in psutil.Process(server.process.pid).children() if program in child.cmdline()]
+    (child,) = [child for child in psutil.Process(server.process.pid).children() if child.name() == program]
     child.kill()
     assert server.process.wait(LIMIT) == 1
     assert f"strongroom: {name} ended with -9" in server.log

@@ -125,7 +125,7 @@ class Server:
     def workers(self) -> list[psutil.Process]:
         """Those that answer."""
         assert self.process is not None
-        (master,) = [child for child in psutil.Process(self.process.pid).children() if "gunicorn" in child.cmdline()]
+        (master,) = [child for child in psutil.Process(self.process.pid).children() if child.name() == "gunicorn"]
         workers: list[psutil.Process] = master.children()
         return workers
 

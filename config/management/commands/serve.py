@@ -1,19 +1,21 @@
 import fcntl
+import gc
 import http.client
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError, call_command
-from django.db import connection
 from django.utils import timezone
 
 from config import demo
+from config.processes import fork, run_module
 
 
 STOPPING = 10.0  # seconds that the children have for what is going on; clients resume, uploads are tried again
@@ -28,20 +30,17 @@ class Command(BaseCommand):
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        _hold_home()
-        listener = _bind()
+        lock, listener = _hold_home(), _bind()
         url = settings.PUBLIC_URL or f"http://127.0.0.1:{settings.PORT}"
-        call_command("prepare")
-        demo.create(url=url, now=timezone.now())
-        connection.close()
-        if hasattr(connection, "close_pool"):
-            connection.close_pool()
-        sys.exit(self._supervise(listener, url))
+        # In a child, because connections that this process had made would be those of its other children, too.
+        preparing = fork("prepare", partial(_prepare, url), closed=[lock, listener.fileno()])
+        preparing.join()
+        sys.exit(preparing.exitcode or self._supervise(lock, listener, url))
 
-    def _supervise(self, listener: socket.socket, url: str) -> int:
+    def _supervise(self, lock: int, listener: socket.socket, url: str) -> int:
         awaited = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, awaited | {signal.SIGCHLD})
-        children = _start(listener)
+        children = _start(lock, listener)
         listener.close()
         is_announced = False
         while True:
@@ -49,9 +48,9 @@ class Command(BaseCommand):
             if arrived and arrived.si_signo in awaited:
                 return _stop(children, awaited)
             for name, child in children.items():
-                if child.poll() is not None:
+                if child.exitcode is not None:
                     # Not started again here: whoever started us does that, and a crash that repeats stays visible.
-                    self.stderr.write(f"strongroom: {name} ended with {child.returncode}; stopping everything")
+                    self.stderr.write(f"strongroom: {name} ended with {child.exitcode}; stopping everything")
                     _stop(children, awaited)
                     return 1
             if not is_announced and _answers():
@@ -62,13 +61,19 @@ class Command(BaseCommand):
                 self.stdout.flush()
 
 
-def _hold_home() -> None:
-    """One installation, one server: the lock goes with this process, however it ends."""
+def _prepare(url: str) -> None:
+    call_command("prepare")
+    demo.create(url=url, now=timezone.now())
+
+
+def _hold_home() -> int:
+    """One installation, one server: the lock goes with the descriptor that this returns, and so with this process."""
     handle = os.open(settings.HOME, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise CommandError(f"another bin/run serves {settings.HOME}: stop it, or set another STRONGROOM_HOME") from None
+    return handle
 
 
 def _bind() -> socket.socket:
@@ -84,26 +89,24 @@ def _bind() -> socket.socket:
     return listener
 
 
-def _start(listener: socket.socket) -> dict[str, subprocess.Popen[bytes]]:
-    celery = ["celery", "--app", "config.celery", "--quiet"]
-    commands = {
-        "the web server": [
-            *("gunicorn", "--config", "config/gunicorn.conf.py", "--bind", f"fd://{listener.fileno()}"),
-            *("--graceful-timeout", str(int(STOPPING / 2)), "config.wsgi"),
-        ],
-        "the Celery worker": [
-            *(*celery, "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"),
-            *("--pool", "threads", "--concurrency", str(settings.EGRESS_PACKAGES_AT_ONCE + TICKS_AT_ONCE)),
-        ],
-        "Celery beat": [*celery, "beat"],
-    }
+def _start(lock: int, listener: socket.socket) -> dict[str, BaseProcess]:
+    """All have what this process has imported: to start another Python for each took most of the time of a start."""
+    os.chdir(settings.BASE_DIR)
+    gc.freeze()  # memory that nothing collects stays shared
+    gunicorn = [
+        *("--config", "config/gunicorn.conf.py", "--bind", f"fd://{listener.fileno()}"),
+        *("--graceful-timeout", str(int(STOPPING / 2)), "config.wsgi"),
+    ]
+    celery = ["--app", "config.celery", "--quiet"]
+    worker = [
+        *(*celery, "worker", "--without-gossip", "--without-mingle", "--without-heartbeat"),
+        *("--pool", "threads", "--concurrency", str(settings.EGRESS_PACKAGES_AT_ONCE + TICKS_AT_ONCE)),
+    ]
+    others = [lock, listener.fileno()]
     return {
-        name: subprocess.Popen(  # noqa: S603  our own programs
-            [sys.executable, "-m", "config.processes", str(os.getpid()), *command],
-            cwd=settings.BASE_DIR,
-            pass_fds=[listener.fileno()] if "gunicorn" in command else [],
-        )
-        for name, command in commands.items()
+        "the web server": fork("gunicorn", partial(run_module, "gunicorn", *gunicorn), closed=[lock]),
+        "the Celery worker": fork("celery worker", partial(run_module, "celery", *worker), closed=others),
+        "Celery beat": fork("celery beat", partial(run_module, "celery", *celery, "beat"), closed=others),
     }
 
 
@@ -119,16 +122,16 @@ def _answers() -> bool:
     return True
 
 
-def _stop(children: dict[str, subprocess.Popen[bytes]], awaited: set[signal.Signals]) -> int:
+def _stop(children: dict[str, BaseProcess], awaited: set[signal.Signals]) -> int:
     """Lets what is going on come to an end, unless it takes long or the signal comes again."""
     for child in children.values():
         child.terminate()
     deadline = time.monotonic() + STOPPING
-    while any(child.poll() is None for child in children.values()) and time.monotonic() < deadline:
+    while any(child.exitcode is None for child in children.values()) and time.monotonic() < deadline:
         arrived = signal.sigtimedwait(awaited | {signal.SIGCHLD}, 0.5)
         if arrived and arrived.si_signo in awaited:
             break
     for child in children.values():
         child.kill()
-        child.wait()
+        child.join()
     return 0
