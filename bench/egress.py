@@ -150,7 +150,7 @@ def empty(bucket: str, prefix: str) -> None:
 
 def round_of(people: dict[str, "User"], egress: "Worker", bare: "Worker", *, files: int, mib: int) -> tuple[Sample, float]:
     """One package: what building it took, and its rate as a part of the raw one's."""
-    from egress.models import EgressRequest, Item
+    from egress.models import EgressRequest, StagedFile
     from files.models import StoredFile
 
     release = os.environ["S3_RELEASE_BUCKET"]
@@ -163,7 +163,7 @@ def round_of(people: dict[str, "User"], egress: "Worker", bare: "Worker", *, fil
     print(f"staging: {files / staged.seconds:,.0f} copies/s, CopyObject alone {files / plain.seconds:,.0f}/s, "
           f"ratio {plain.seconds / staged.seconds:.2f}, memory +{staged.growth:.1f} MiB", flush=True)  # fmt: skip
     approve(pk, people["grace"], people["ruth"])
-    keys = list(Item.objects.filter(request__pk=pk).values_list("object_key", flat=True))
+    keys = list(StagedFile.objects.filter(request__pk=pk).values_list("object_key", flat=True))
     raw = [timed(bare, pump, keys, mib * MIB)]
     empty(release, "raw")
     built = timed(egress, build)

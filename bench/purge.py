@@ -200,10 +200,10 @@ def destroy(collection: "Collection", workers: list[Worker]) -> tuple[float, flo
     started = time.time()
     total = seconds_of(*((each, work, collection.slug) for each in workers))
     destruction = Destruction.objects.get(slug=collection.slug)
-    portions = list(destruction.portions.values_list("erased", "verified_at"))
-    assert sum(erased for erased, _ in portions) == destruction.file_count, portions
+    shards = list(destruction.shards.values_list("erased", "verified_at"))
+    assert sum(erased for erased, _ in shards) == destruction.file_count, shards
     assert "Versions" not in endpoint().client.list_object_versions(Bucket=os.environ["S3_BUCKET"], Prefix=collection.prefix)
-    for_objects = max(at for _, at in portions if at).timestamp() - started
+    for_objects = max(at for _, at in shards if at).timestamp() - started
     return for_objects, total - for_objects
 
 

@@ -13,12 +13,12 @@ class Connection(psycopg.Connection[Any]):
     connection breaks.
     """
 
-    patience: ClassVar[float | None] = None
+    timeout: ClassVar[float | None] = None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         is_ours = timeout is None
         try:
-            return super().wait(gen, interval, self.patience if is_ours else timeout)
+            return super().wait(gen, interval, self.timeout if is_ours else timeout)
         except psycopg.errors._WaitTimeout:
             if not is_ours:
                 raise

@@ -148,7 +148,7 @@ else:
     _database["CONN_MAX_AGE"] = 0  # the pool keeps the connections, and refuses to start with anything else
     _database["CONN_HEALTH_CHECKS"] = True  # a restart of PostgreSQL costs a round trip, not a request for each connection
     _timeout = env.integer("DATABASE_TIMEOUT", 10, least=2)
-    Connection.patience = _timeout + 2  # the server's own word comes first: it rolls back what it gives up
+    Connection.timeout = _timeout + 2  # the server's own word comes first: it rolls back what it gives up
     _database["OPTIONS"] = {
         "connect_timeout": _timeout,
         "options": f"-c lock_timeout={_timeout}s",

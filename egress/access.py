@@ -16,11 +16,11 @@ from django.utils import timezone
 from rest_framework.exceptions import APIException
 
 from egress import errors
-from egress.models import Contributor, Decision, EgressPolicy, EgressRequest, Item, Opening
+from egress.models import Contributor, Decision, EgressPolicy, EgressRequest, ReadReceipt, StagedFile
 from egress.states import TRANSITIONS, State
 from files.errors import NotOpen
 from tenants import access as people
-from tenants.access import Standing
+from tenants.access import Principal
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import SERVICE_ROLES, Mail, Membership, Role, Tenant, User
 from tenants.request_context import tenant_id
@@ -32,14 +32,14 @@ REQUESTER: Final = "requester"  # among a policy's downloaders
 
 
 @dataclass(frozen=True)
-class Viewer:
+class Actor:
     """Somebody, and what they are at this moment."""
 
     user: User
-    standing: Standing
+    principal: Principal
 
     def roles_in(self, request: EgressRequest) -> frozenset[str]:
-        return self.standing.roles.get(request.tenant_id, frozenset())
+        return self.principal.roles.get(request.tenant_id, frozenset())
 
     def is_requester(self, request: EgressRequest) -> bool:
         return request.requester_id == self.user.pk
@@ -49,24 +49,24 @@ class Viewer:
         return self.user.key is None and self.user.service_of_id is None
 
 
-def viewer_of(user: User) -> Viewer:
-    return Viewer(user, people.standing_of(user))
+def actor_of(user: User) -> Actor:
+    return Actor(user, people.principal_of(user))
 
 
 # --- Seeing ---
 
 
 def visible_requests(user: User) -> QuerySet[EgressRequest]:
-    standing = people.standing_of(user)
+    principal = people.principal_of(user)
     current = [
         Prefetch("decisions", Decision.objects.order_by("at", "pk")),
         Prefetch("contributors", Contributor.objects.all()),
     ]
     requests = EgressRequest.objects.select_related("tenant").prefetch_related(*current).defer("manifest")
-    if standing.is_superuser:
+    if principal.is_superuser:
         return requests
-    there = Q(tenant__in=standing.holding(Role.ADMIN, Role.AUDITOR)) | Q(tenant__in=list(standing.roles), requester=user.pk)
-    for tenant, held in standing.roles.items():
+    there = Q(tenant__in=principal.holding(Role.ADMIN, Role.AUDITOR)) | Q(tenant__in=list(principal.roles), requester=user.pk)
+    for tenant, held in principal.roles.items():
         for role in held.difference(SERVICE_ROLES):
             there |= Q(tenant=tenant, roles__contains=f'"{role}"')
         for role in held - {REQUESTER}:
@@ -98,7 +98,7 @@ def get_detail(user: User, request_id: str, *, round_number: int | None = None) 
         raise Invalid("round", f"The request is in round {request.round}.", code="no_such_round")
     request.shown_round = round_number or request.round
     request.shown_items = request.items.filter(round=request.shown_round).order_by("number").values(*SHOWN)
-    opened = Opening.objects.filter(item__request=request, item__round=request.shown_round).order_by("first_at")
+    opened = ReadReceipt.objects.filter(item__request=request, item__round=request.shown_round).order_by("first_at")
     request.opened = opened.values_list("item__number", "by_name", "first_at")
     request.progress_made = _progress(request)
     request.timeline = request.steps.order_by("number")
@@ -111,7 +111,7 @@ def get_detail(user: User, request_id: str, *, round_number: int | None = None) 
 def _notifications(user: User, request: EgressRequest) -> QuerySet[Mail]:
     """What became of its mails. Who the operators are is nobody's business in the tenant."""
     mails = outbox.mails_about(str(request.pk))
-    if people.standing_of(user).is_superuser:
+    if people.principal_of(user).is_superuser:
         return mails
     operators = User.objects.filter(is_superuser=True).exclude(memberships__tenant=request.tenant_id)
     return mails.exclude(recipient__in=operators.values("email"))
@@ -120,7 +120,7 @@ def _notifications(user: User, request: EgressRequest) -> QuerySet[Mail]:
 def _progress(request: EgressRequest) -> dict[str, int] | None:
     """How many bytes the worker has behind it, of how many."""
     if request.status == State.SUBMITTED:
-        staged = request.items.filter(round=request.round, status=Item.Status.STAGED)
+        staged = request.items.filter(round=request.round, status=StagedFile.Status.STAGED)
         return {"done": staged.aggregate(sum=Sum("length", default=0))["sum"], "of": request.total_length}
     if request.status == State.APPROVED:
         return {"done": min(request.packed, request.total_length), "of": request.total_length}
@@ -139,7 +139,7 @@ def file_type(filename: str) -> str:
     return extension.lower() if dot and stem else ""
 
 
-def get_item(user: User, request_id: str, number: int) -> Item:
+def get_item(user: User, request_id: str, number: int) -> StagedFile:
     """Of the round that the request is in."""
     request = get_request(user, request_id)
     item = request.items.select_related("file__collection__key").filter(round=request.round, number=number).first()
@@ -152,7 +152,7 @@ def get_item(user: User, request_id: str, number: int) -> Item:
 def awaiting(requests: QuerySet[EgressRequest], user: User) -> QuerySet[EgressRequest]:
     """Those of them that the user can decide on now."""
     theirs = Q(pk__in=[])
-    for tenant, held in people.standing_of(user).roles.items():
+    for tenant, held in people.principal_of(user).roles.items():
         theirs |= Q(tenant=tenant, awaited_role__in=held)
     here = {"request": OuterRef("pk"), "round": OuterRef("round")}
     return (
@@ -163,48 +163,48 @@ def awaiting(requests: QuerySet[EgressRequest], user: User) -> QuerySet[EgressRe
     )
 
 
-def sees_collection(viewer: Viewer, request: EgressRequest) -> bool:
+def sees_collection(actor: Actor, request: EgressRequest) -> bool:
     """Whether the collection is there for them. Roles of stages see none; somebody who lost it since finds nothing there."""
     if request.collection_id is None:
         return False
-    return viewer.is_requester(request) or bool(viewer.roles_in(request) & {Role.ADMIN, Role.AUDITOR})
+    return actor.is_requester(request) or bool(actor.roles_in(request) & {Role.ADMIN, Role.AUDITOR})
 
 
 # --- Deciding ---
 
 
-def check_can_decide(viewer: Viewer, request: EgressRequest) -> None:
+def check_can_decide(actor: Actor, request: EgressRequest) -> None:
     """At this stage, at this moment."""
-    _check_reviewer(viewer, request)
+    _check_reviewer(actor, request)
     if request.status != State.IN_REVIEW:
         raise errors.WrongState(request.status)
-    if request.awaited_role not in viewer.roles_in(request):
+    if request.awaited_role not in actor.roles_in(request):
         raise errors.NotYourStage(request.awaited_role)
-    if any(decision.by_id == viewer.user.pk for decision in standing_decisions(request)):
+    if any(decision.by_id == actor.user.pk for decision in standing_decisions(request)):
         raise errors.AlreadyDecided
 
 
-def check_can_send_back(viewer: Viewer, request: EgressRequest) -> None:
+def check_can_send_back(actor: Actor, request: EgressRequest) -> None:
     """What failed, to its requester: whoever may decide at its last stage."""
-    _check_reviewer(viewer, request)
+    _check_reviewer(actor, request)
     if request.status != State.FAILED:
         raise errors.WrongState(request.status)
-    _check_last_stage(viewer, request)
+    _check_last_stage(actor, request)
 
 
-def _check_reviewer(viewer: Viewer, request: EgressRequest) -> None:
-    if not viewer.is_person:
+def _check_reviewer(actor: Actor, request: EgressRequest) -> None:
+    if not actor.is_person:
         raise errors.PersonOnly
-    if not viewer.roles_in(request) & set(request.stages):
+    if not actor.roles_in(request) & set(request.stages):
         raise errors.NotAReviewer
-    if viewer.is_requester(request):
+    if actor.is_requester(request):
         raise errors.OwnRequest
-    if is_contributor(viewer.user.pk, request):
+    if is_contributor(actor.user.pk, request):
         raise errors.OwnContribution
 
 
-def _check_last_stage(viewer: Viewer, request: EgressRequest) -> None:
-    if request.stages[-1] not in viewer.roles_in(request):
+def _check_last_stage(actor: Actor, request: EgressRequest) -> None:
+    if request.stages[-1] not in actor.roles_in(request):
         raise Refused(f"This takes the role {request.stages[-1]}.")
 
 
@@ -222,7 +222,7 @@ def still_counts(decision: Decision, request: EgressRequest) -> bool:
     user = User.objects.filter(pk=decision.by_id, service_of=None).first()
     if user is None or user.pk == request.requester_id or is_contributor(user.pk, request):
         return False
-    return decision.role in people.standing_of(user).roles.get(request.tenant_id, ())
+    return decision.role in people.principal_of(user).roles.get(request.tenant_id, ())
 
 
 def reviewers(request: EgressRequest) -> QuerySet[User]:
@@ -243,41 +243,41 @@ def _holders(tenant: Tenant, role: str) -> QuerySet[Membership]:
 # --- The requester's ---
 
 
-def check_can_withdraw(viewer: Viewer, request: EgressRequest) -> None:
-    _check_requester(viewer, request)
+def check_can_withdraw(actor: Actor, request: EgressRequest) -> None:
+    _check_requester(actor, request)
     if State.WITHDRAWN not in TRANSITIONS[State(request.status)]:
         raise errors.WrongState(request.status)
 
 
-def check_can_resubmit(viewer: Viewer, request: EgressRequest) -> None:
-    _check_requester(viewer, request)
+def check_can_resubmit(actor: Actor, request: EgressRequest) -> None:
+    _check_requester(actor, request)
     if request.status != State.RETURNED:
         raise errors.WrongState(request.status)
-    check_can_submit(viewer, request.tenant)
+    check_can_submit(actor, request.tenant)
     if request.collection_id is None:
         raise NotOpen
 
 
-def _check_requester(viewer: Viewer, request: EgressRequest) -> None:
-    if not viewer.is_requester(request) or not viewer.roles_in(request):
+def _check_requester(actor: Actor, request: EgressRequest) -> None:
+    if not actor.is_requester(request) or not actor.roles_in(request):
         raise Refused("This is the requester's to do.")
 
 
-def check_can_submit(viewer: Viewer, tenant: Tenant) -> None:
+def check_can_submit(actor: Actor, tenant: Tenant) -> None:
     """From any collection that they can read: its tenant is theirs, too."""
-    if viewer.user.service_of_id is not None:
+    if actor.user.service_of_id is not None:
         raise errors.PersonOnly("A request is made by a person, for whom a key of theirs may do it: no service account.")
-    if not viewer.standing.roles.get(tenant.pk, frozenset()) & {Role.ADMIN, Role.MEMBER}:
+    if not actor.principal.roles.get(tenant.pk, frozenset()) & {Role.ADMIN, Role.MEMBER}:
         raise Refused("Requests are made by members of the tenant.")
 
 
 # --- After the release ---
 
 
-def check_can_revoke(viewer: Viewer, request: EgressRequest) -> None:
-    held = viewer.roles_in(request)
-    if not viewer.standing.is_superuser:
-        if not viewer.is_person:
+def check_can_revoke(actor: Actor, request: EgressRequest) -> None:
+    held = actor.roles_in(request)
+    if not actor.principal.is_superuser:
+        if not actor.is_person:
             raise errors.PersonOnly
         if Role.ADMIN not in held and not held & set(request.stages):
             raise errors.NotAReviewer
@@ -285,24 +285,24 @@ def check_can_revoke(viewer: Viewer, request: EgressRequest) -> None:
         raise errors.WrongState(request.status)
 
 
-def check_can_extend(viewer: Viewer, request: EgressRequest) -> None:
-    _check_reviewer(viewer, request)
-    _check_last_stage(viewer, request)
+def check_can_extend(actor: Actor, request: EgressRequest) -> None:
+    _check_reviewer(actor, request)
+    _check_last_stage(actor, request)
     _check_to_be_had(request)
 
 
-def check_can_retry(viewer: Viewer, request: EgressRequest) -> None:
-    if not viewer.standing.is_superuser:
+def check_can_retry(actor: Actor, request: EgressRequest) -> None:
+    if not actor.principal.is_superuser:
         raise Refused("This is an operator's to do.")
     if request.status != State.FAILED:
         raise errors.WrongState(request.status)
 
 
-def check_can_fetch(viewer: Viewer, request: EgressRequest) -> None:
+def check_can_fetch(actor: Actor, request: EgressRequest) -> None:
     """Whether the package is theirs to fetch, however often it was fetched before."""
     named = set(request.policy["downloaders"])
-    held = viewer.roles_in(request)
-    if not held or not ((REQUESTER in named and viewer.is_requester(request)) or held & (named - {REQUESTER})):
+    held = actor.roles_in(request)
+    if not held or not ((REQUESTER in named and actor.is_requester(request)) or held & (named - {REQUESTER})):
         raise Refused("The package is for whom the tenant's policy names.")
     _check_to_be_had(request)
 
@@ -315,19 +315,19 @@ def _check_to_be_had(request: EgressRequest) -> None:
         raise errors.PackageGone
 
 
-def check_can_download(viewer: Viewer, request: EgressRequest) -> None:
+def check_can_download(actor: Actor, request: EgressRequest) -> None:
     """A further time."""
-    check_can_fetch(viewer, request)
+    check_can_fetch(actor, request)
     if request.downloads_left <= 0:
         raise errors.DownloadsUsed
 
 
-def check_can_read_items(viewer: Viewer, request: EgressRequest) -> None:
+def check_can_read_items(actor: Actor, request: EgressRequest) -> None:
     """Bytes in staging: while it is in review, and for who has a say in it."""
-    held = viewer.roles_in(request)
+    held = actor.roles_in(request)
     if not held & set(request.stages):
         raise errors.NotAReviewer
-    if viewer.is_requester(request):
+    if actor.is_requester(request):
         raise errors.OwnRequest
     if request.status != State.IN_REVIEW:
         raise errors.WrongState(request.status)
@@ -336,7 +336,7 @@ def check_can_read_items(viewer: Viewer, request: EgressRequest) -> None:
 # --- All of it ---
 
 
-ACTIONS: Final[dict[str, Callable[[Viewer, EgressRequest], None]]] = {
+ACTIONS: Final[dict[str, Callable[[Actor, EgressRequest], None]]] = {
     "read_items": check_can_read_items,
     "decide": check_can_decide,
     "return": check_can_send_back,
@@ -349,16 +349,16 @@ ACTIONS: Final[dict[str, Callable[[Viewer, EgressRequest], None]]] = {
 }
 
 
-def can(check: Callable[[Viewer, EgressRequest], None], viewer: Viewer, request: EgressRequest) -> bool:
+def can(check: Callable[[Actor, EgressRequest], None], actor: Actor, request: EgressRequest) -> bool:
     try:
-        check(viewer, request)
+        check(actor, request)
     except APIException:
         return False
     return True
 
 
-def allowed_actions(viewer: Viewer, request: EgressRequest) -> list[str]:
-    return [action for action, check in ACTIONS.items() if can(check, viewer, request)]
+def allowed_actions(actor: Actor, request: EgressRequest) -> list[str]:
+    return [action for action, check in ACTIONS.items() if can(check, actor, request)]
 
 
 # --- Policies ---

@@ -18,7 +18,7 @@ from rest_framework.exceptions import APIException
 from rest_framework.serializers import Serializer
 
 from egress import services
-from egress.models import Decision, Download, EgressPolicy, EgressRequest, Item, Step
+from egress.models import Decision, Download, EgressPolicy, EgressRequest, StagedFile, Transition
 from egress.serializers import OptionalReasonInput, ReasonInput
 from files.admin import ReadOnly
 from tenants.models import User
@@ -41,13 +41,13 @@ class AtStages(Rows):
     readonly_fields = ("at_stage",)
 
     @admin.display(description="stage")
-    def at_stage(self, found: Step | Decision) -> int:
+    def at_stage(self, found: Transition | Decision) -> int:
         """From 1, as the API and the mails have it."""
         return found.stage + 1
 
 
 class Steps(AtStages):
-    model = Step
+    model = Transition
     verbose_name_plural = "timeline"
     fields = ("number", "at", "from_status", "to_status", "round", "at_stage", "by_name", "reason")
     ordering = ("number",)
@@ -94,7 +94,7 @@ class EgressRequestAdmin(ReadOnly):
     @admin.display
     def files(self, found: EgressRequest) -> SafeString:
         """There may be ten thousand: they have a page of their own."""
-        url = reverse("admin:egress_item_changelist")
+        url = reverse("admin:egress_stagedfile_changelist")
         return format_html('<a href="{}?request__id__exact={}">{} in this round</a>', url, found.pk, found.file_count)
 
     @admin.display
@@ -144,8 +144,8 @@ def _words_of(error: APIException) -> str:
     return str(detail)
 
 
-@admin.register(Item)
-class ItemAdmin(ReadOnly):
+@admin.register(StagedFile)
+class StagedFileAdmin(ReadOnly):
     """Files of a request, and what became of their copies in staging. The request's page leads here."""
 
     list_display = ("number", "round", "filename", "length", "status", "wiped_at", "opened_by", "collection")
@@ -159,17 +159,17 @@ class ItemAdmin(ReadOnly):
     )  # fmt: skip
     readonly_fields: ClassVar = ("request_id", "opened_by")
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Item]:
-        found: QuerySet[Item] = super().get_queryset(request)
-        return found.prefetch_related("openings")
+    def get_queryset(self, request: HttpRequest) -> QuerySet[StagedFile]:
+        found: QuerySet[StagedFile] = super().get_queryset(request)
+        return found.prefetch_related("receipts")
 
     @admin.display
-    def collection(self, item: Item) -> str:
+    def collection(self, item: StagedFile) -> str:
         return item.request.collection_slug
 
     @admin.display
-    def opened_by(self, item: Item) -> str:
-        return ", ".join(sorted(opening.by_name for opening in item.openings.all()))
+    def opened_by(self, item: StagedFile) -> str:
+        return ", ".join(sorted(opening.by_name for opening in item.receipts.all()))
 
 
 @admin.register(EgressPolicy)

@@ -16,8 +16,8 @@ from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from egress import access, errors
-from egress.access import Viewer, viewer_of
-from egress.models import Download, EgressRequest, Item, Opening
+from egress.access import Actor, actor_of
+from egress.models import Download, EgressRequest, ReadReceipt, StagedFile
 from egress.package.build import staged
 from egress.states import State
 from files import links
@@ -28,7 +28,7 @@ from files.models import Collection, DownloadLink, StoredFile
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,9 @@ TOUCH_SECONDS: Final = 60.0  # of a download that goes on
 # --- Staged files ---
 
 
-def open_item(item: Item, *, by: User, wanted: Wanted, now: datetime) -> Answer:
+def open_item(item: StagedFile, *, by: User, wanted: Wanted, now: datetime) -> Answer:
     """A staged copy, as its reviewers read it: shown in place, and on record with who had it."""
-    access.check_can_read_items(viewer_of(by), item.request)
+    access.check_can_read_items(actor_of(by), item.request)
     source = Source(
         filename=item.filename,
         content_type=item.content_type,
@@ -54,7 +54,7 @@ def open_item(item: Item, *, by: User, wanted: Wanted, now: datetime) -> Answer:
     return open_source(source, wanted=wanted, disposition="inline", start=partial(_record_opening, item, by, now))
 
 
-def _read_item(item: Item, start: int, stop: int, *, by: User, now: datetime) -> Generator[bytes, None, None]:
+def _read_item(item: StagedFile, start: int, stop: int, *, by: User, now: datetime) -> Generator[bytes, None, None]:
     return read_verified(
         partial(staged, item),
         start,
@@ -66,20 +66,20 @@ def _read_item(item: Item, start: int, stop: int, *, by: User, now: datetime) ->
     )
 
 
-def _alarm(action: str, item: Item, by: User, now: datetime, error: Exception) -> None:
+def _alarm(action: str, item: StagedFile, by: User, now: datetime, error: Exception) -> None:
     log.error(action, extra={"request": str(item.request_id), "item": item.number, "error": str(error)})
     with transaction.atomic():
         _record(action, item.request, by, now, item=item.number, error=type(error).__name__)
 
 
-def _record_opening(item: Item, by: User, now: datetime, first: int, count: int) -> None:
+def _record_opening(item: StagedFile, by: User, now: datetime, first: int, count: int) -> None:
     """One row per reviewer and file on the request; in the audit trail one for each time, or quarter of an hour for parts."""
-    _, is_new = Opening.objects.get_or_create(item=item, by=by, defaults={"by_name": by.username, "first_at": now})
+    _, is_new = ReadReceipt.objects.get_or_create(item=item, by=by, defaults={"by_name": by.username, "first_at": now})
     if is_new or count == item.length or not _seen_lately("egress.read", item, by, now):
         _record("egress.read", item.request, by, now, item=item.number, file=str(item.file_uuid), first=first, count=count)
 
 
-def _seen_lately(action: str, item: Item, by: User, now: datetime) -> bool:
+def _seen_lately(action: str, item: StagedFile, by: User, now: datetime) -> bool:
     return audit.seen(action, by=by, target=item.request, since=now - AUDIT_RANGES_EVERY)
 
 
@@ -88,7 +88,7 @@ def _seen_lately(action: str, item: Item, by: User, now: datetime) -> bool:
 
 def open_package(request: EgressRequest, *, by: User, wanted: Wanted, now: datetime) -> Answer:
     """The package itself: a further download, or with Range the rest of one that broke."""
-    access.check_can_fetch(viewer_of(by), request)
+    access.check_can_fetch(actor_of(by), request)
     package = _package_of(request)
     resumed = _resumable(request.downloads.filter(by=by), package, wanted)
     return _open(request, package, resumed, by=by, wanted=wanted, now=now)
@@ -96,7 +96,7 @@ def open_package(request: EgressRequest, *, by: User, wanted: Wanted, now: datet
 
 def mint(request: EgressRequest, *, by: User, now: datetime) -> str:
     """A token for one download, which is counted when it is used."""
-    access.check_can_download(viewer_of(by), request)
+    access.check_can_download(actor_of(by), request)
     package = _package_of(request)
     return links.issue(collection=package.collection, file=package, by=by, now=now)
 
@@ -104,7 +104,7 @@ def mint(request: EgressRequest, *, by: User, now: datetime) -> str:
 def open_link(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer:
     """What a link to a package opens. Its resuming is that of its download, for as long as links may be resumed."""
     request = EgressRequest.objects.select_related("tenant").filter(package_collection=link.collection_id).first()
-    if request is None or not access.can(access.check_can_fetch, viewer_of(by), request):
+    if request is None or not access.can(access.check_can_fetch, actor_of(by), request):
         raise NotFound
     package = _package_of(request)
     resumed = None
@@ -164,14 +164,14 @@ class Grant(Budget):
         self._download, self._is_new, self._is_used = download, download._state.adding, False
         self._touched = time.monotonic()
 
-    def pay(self, count: int, *, left: int) -> None:
-        super().pay(count, left=left)
+    def reserve(self, count: int, *, left: int) -> None:
+        super().reserve(count, left=left)
         self._is_used = True
         if time.monotonic() - self._touched > TOUCH_SECONDS:
             self._touch()  # a package is not closed under who has fetched it for hours
 
-    def settle(self) -> None:
-        super().settle()
+    def refund(self) -> None:
+        super().refund()
         if self._is_used:
             self._touch()
         elif self._is_new and not self._download._state.adding:
@@ -200,7 +200,7 @@ def _resume(download: Download, package: StoredFile, by: User, now: datetime, fi
         _record("egress.download_resume", download.request, by, now, download=str(download.pk), first=first, count=count)
 
 
-@retried
+@retry_on_deadlock
 def _give_back(download: Download) -> None:
     with transaction.atomic():
         # The other contender is a Range request for the same grant: whatever it has paid stays paid, and counts.
@@ -221,10 +221,10 @@ def _package_of(request: EgressRequest) -> StoredFile:
     return found
 
 
-def _may_still(check: Callable[[Viewer, EgressRequest], None], request: EgressRequest, by: User) -> bool:
+def _may_still(check: Callable[[Actor, EgressRequest], None], request: EgressRequest, by: User) -> bool:
     """Whether a stream that was allowed to begin may go on: by the request as it is now, and in the same round."""
     now = EgressRequest.objects.select_related("tenant").filter(pk=request.pk, round=request.round).first()
-    return now is not None and access.can(check, viewer_of(by), now)
+    return now is not None and access.can(check, actor_of(by), now)
 
 
 def _record(action: str, request: EgressRequest, by: User | None, now: datetime, **facts: str | int) -> None:

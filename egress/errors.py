@@ -10,7 +10,7 @@ class WrongState(Conflict):
         super().__init__(f"The request is {status.replace('_', ' ')}: this is not the moment for it.")
 
 
-class OneIsOpen(Conflict):
+class RequestAlreadyOpen(Conflict):
     default_code = "request_open"
 
     def __init__(self, known: str) -> None:
@@ -19,7 +19,7 @@ class OneIsOpen(Conflict):
         super().__init__(f"A collection has one open request at a time, and {which} is open already.")
 
 
-class MovedOn(Conflict):
+class StaleDecision(Conflict):
     default_code = "moved_on"
 
     def __init__(self, round_number: int, stage: int) -> None:

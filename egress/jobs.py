@@ -13,11 +13,11 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from egress import notifications, staging
-from egress.models import Download, EgressRequest, Item
+from egress.models import Download, EgressRequest, StagedFile
 from egress.package import build
 from egress.states import State
 from egress.transitions import lock_request, move
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from tenants.work.leases import LeaseLost, claim
 from vault.errors import StorageUnavailable
 from vault.stores import StoreError, StoreRefused
@@ -32,7 +32,7 @@ RESUMABLE: Final = timedelta(hours=1)  # for which the last download may still b
 COPIED_AT_ONCE: Final = 2  # requests, by all workers together: a copy may take long, and there is other work
 BATCH: Final = 100
 
-WIPING: Final = Item.objects.filter(status=Item.Status.WIPING)
+WIPING: Final = StagedFile.objects.filter(status=StagedFile.Status.WIPING)
 Step = Callable[[EgressRequest], None]
 
 
@@ -64,7 +64,7 @@ def _over(now: datetime) -> QuerySet[EgressRequest]:
     return EgressRequest.objects.filter(Q(available_until__lte=now) | fetched, status=State.RELEASED)
 
 
-@retried
+@retry_on_deadlock
 def _end(request: EgressRequest, *, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_request(request)
@@ -136,7 +136,7 @@ def _at_work(requests: QuerySet[EgressRequest], now: datetime) -> int:
 def _claim(requests: QuerySet[EgressRequest], *, now: datetime) -> list[EgressRequest]:
     """The first of them that did not fail just now: those rest, and the others have their turn."""
     rested = requests.exclude(lease_owner="", lease_at__gt=now - PATIENCE).select_related("tenant")
-    return claim(rested, now=now, limit=1, patience=PATIENCE)
+    return claim(rested, now=now, limit=1, timeout=PATIENCE)
 
 
 def _attempt(request: EgressRequest, step: Step) -> None:

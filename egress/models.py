@@ -172,7 +172,7 @@ class EgressRequest(Leased):
         return self.max_downloads - self.download_count if self.status == State.RELEASED else 0
 
 
-class Step(models.Model):
+class Transition(models.Model):
     """One change of state: the timeline of a request. Nothing changes it, and no status changes without one."""
 
     request = models.ForeignKey(EgressRequest, models.PROTECT, related_name="steps")
@@ -193,7 +193,7 @@ class Step(models.Model):
         return f"step {self.number} of {self.request_id}"
 
 
-class Item(models.Model):
+class StagedFile(models.Model):
     """A file as it was pinned, and its copy in staging: the same ciphertext, under a key of its own."""
 
     class Status(models.TextChoices):
@@ -284,16 +284,16 @@ class Decision(models.Model):
         return f"{self.verdict} of {self.request_id}"
 
 
-class Opening(models.Model):
+class ReadReceipt(models.Model):
     """A reviewer had bytes of a staged file."""
 
-    item = models.ForeignKey(Item, models.PROTECT, related_name="openings")
+    item = models.ForeignKey(StagedFile, models.PROTECT, related_name="receipts")
     by = person()
     by_name = models.CharField(max_length=150)
     first_at = models.DateTimeField()
 
     class Meta:
-        constraints: ClassVar = [models.UniqueConstraint("item", "by", name="opening_once_per_person")]
+        constraints: ClassVar = [models.UniqueConstraint("item", "by", name="receipt_once_per_person")]
 
     def __str__(self) -> str:
         return f"opening of {self.item_id}"

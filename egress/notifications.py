@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import OuterRef, Q, Subquery
 
 from egress import access
-from egress.models import EgressRequest, Step
+from egress.models import EgressRequest, Transition
 from egress.states import State
 from tenants.models import Mail, Role, User
 from tenants.work import outbox
@@ -99,7 +99,7 @@ def remind(*, now: datetime) -> None:
     waiting = [State.IN_REVIEW, State.RETURNED, State.FAILED]
     open_ones = EgressRequest.objects.filter(status__in=waiting, tenant__is_active=True)
     near = open_ones.filter(expires_at__gt=now, expires_at__lte=now + REMIND_BEFORE).select_related("tenant").defer("manifest")
-    asked_at = Step.objects.filter(request=OuterRef("pk"), number=OuterRef("step")).values("at")
+    asked_at = Transition.objects.filter(request=OuterRef("pk"), number=OuterRef("step")).values("at")
     late = [request for request in near.annotate(asked_at=Subquery(asked_at)) if _is_late(request, request.asked_at, now)]
     mails = Mail.objects.filter(kind=REMINDER, about__in=[str(request.pk) for request in late], is_dropped=False)
     reminded = {(about, str(step)) for about, step in mails.values_list("about", "facts__step").distinct()}
@@ -244,7 +244,7 @@ def _telling(mail: Mail, now: datetime) -> outbox.Letter | None:
     }
 
 
-def _is_theirs(mail: Mail, request: EgressRequest, step: Step) -> bool:
+def _is_theirs(mail: Mail, request: EgressRequest, step: Transition) -> bool:
     """Whether whoever it is for may hear of it still: of a package not without the role that they were told for (INV-16)."""
     if not _present([mail.recipient], request):
         return False
@@ -253,7 +253,7 @@ def _is_theirs(mail: Mail, request: EgressRequest, step: Step) -> bool:
     return mail.recipient in {_requester(request)} | _deciders(request, stage=0) | _downloaders(request)
 
 
-def _words(request: EgressRequest, step: Step, address: str, now: datetime) -> tuple[str, str, str]:
+def _words(request: EgressRequest, step: Transition, address: str, now: datetime) -> tuple[str, str, str]:
     """As in WORDS, to this reader, at this moment."""
     if step.to_status == State.RELEASED and _is_over(request, now):
         return OVER
@@ -287,7 +287,7 @@ def _facts(request: EgressRequest) -> dict[str, str]:
     }
 
 
-def _approvals(request: EgressRequest, step: Step) -> str:
+def _approvals(request: EgressRequest, step: Transition) -> str:
     """Who approved and why, a line for each: nobody's words begin a line that could pass for another's."""
     decisions = request.decisions.filter(round=step.round, voided_at=None).order_by("stage")
     return "\n".join(f"{each.by_name} ({_plain(each.role)}): {' '.join(each.reason.split())}" for each in decisions)

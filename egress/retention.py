@@ -4,7 +4,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from egress.states import OPEN, State
 from egress.transitions import lock_request, move
 from files.models import Collection, StoredFile
@@ -30,9 +30,9 @@ def _move(locked: EgressRequest, to: State, action: str, now: datetime) -> None:
     move(locked, to, by=None, now=now, action=action, reason="The collection was destroyed.")
 
 
-def let_go_of_rows(collection: Collection) -> None:
+def detach_rows(collection: Collection) -> None:
     """Nothing here points at the collection or its files any more. Requests stay, with what they were about."""
     with transaction.atomic():
-        Item.objects.filter(file__in=StoredFile.objects.filter(collection=collection)).update(file=None)
+        StagedFile.objects.filter(file__in=StoredFile.objects.filter(collection=collection)).update(file=None)
         EgressRequest.objects.filter(collection=collection).update(collection=None)
         EgressRequest.objects.filter(package_collection=collection).update(package_collection=None)

@@ -8,7 +8,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from egress import access, downloads
-from egress.models import LONGEST_DAYS, MOST_FILES, Decision, Download, EgressPolicy, EgressRequest, Item, Step
+from egress.models import LONGEST_DAYS, MOST_FILES, Decision, Download, EgressPolicy, EgressRequest, StagedFile, Transition
 from egress.states import OWNERS, State
 from tenants.absolute_urls import absolute_url
 from tenants.models import SERVICE_ROLES, Mail, MailState, Role
@@ -250,9 +250,9 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
     @extend_schema_field(RequestLinks)
     def get_links(self, request: EgressRequest) -> dict[str, str | None]:
         """Those that open something for the reader."""
-        http, viewer, where = self.context["request"], self.context["viewer"], {"request_id": str(request.pk)}
-        collection = request.collection_slug if access.sees_collection(viewer, request) else None
-        package = access.can(access.check_can_fetch, viewer, request)
+        http, actor, where = self.context["request"], self.context["viewer"], {"request_id": str(request.pk)}
+        collection = request.collection_slug if access.sees_collection(actor, request) else None
+        package = access.can(access.check_can_fetch, actor, request)
         return {
             "self": absolute_url(http, "egress-request", **where),
             "collection": absolute_url(http, "collection", slug=collection) if collection else None,
@@ -261,12 +261,12 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
         }
 
 
-class OpeningOutput(serializers.Serializer[Any]):
+class ReadReceiptOutput(serializers.Serializer[Any]):
     by = serializers.CharField()
     at = Moment()
 
 
-class ItemOutput(serializers.Serializer[Item]):
+class StagedFileOutput(serializers.Serializer[StagedFile]):
     """There may be ten thousand of them, for which this would take seconds: it says what `RequestDetail.get_items` makes."""
 
     number = serializers.IntegerField()
@@ -274,13 +274,13 @@ class ItemOutput(serializers.Serializer[Item]):
     content_type = serializers.CharField()
     length = serializers.IntegerField()
     sha256 = serializers.CharField()
-    status = serializers.ChoiceField(choices=Item.Status.choices, help_text="of its copy in staging")
+    status = serializers.ChoiceField(choices=StagedFile.Status.choices, help_text="of its copy in staging")
     wiped_at = Moment(allow_null=True, help_text="the copy was listed as absent")
-    opened_by = OpeningOutput(many=True)
+    opened_by = ReadReceiptOutput(many=True)
     links = serializers.DictField(child=serializers.URLField(allow_null=True))
 
 
-class StepOutput(serializers.Serializer[Step]):
+class TransitionOutput(serializers.Serializer[Transition]):
     number = serializers.IntegerField()
     at = Moment()
     by = serializers.CharField(source="by_name")
@@ -289,7 +289,7 @@ class StepOutput(serializers.Serializer[Step]):
     stage = serializers.SerializerMethodField(help_text="from 1: that it came to, or left")
     reason = serializers.CharField()
 
-    def get_stage(self, step: Step) -> int:
+    def get_stage(self, step: Transition) -> int:
         return step.stage + 1
 
 
@@ -332,11 +332,11 @@ class RequestDetail(RequestOutput):
     policy = PolicyOutput(help_text="as it was when this was submitted")
     file_types = serializers.SerializerMethodField()
     items = serializers.SerializerMethodField()
-    timeline = StepOutput(many=True)
+    timeline = TransitionOutput(many=True)
     downloads = DownloadOutput(many=True, source="downloads_made")
     notifications = NotificationOutput(many=True)
 
-    @extend_schema_field(ItemOutput(many=True))
+    @extend_schema_field(StagedFileOutput(many=True))
     def get_items(self, request: Any) -> list[dict[str, Any]]:
         moment = Moment().to_representation
         opened_by = defaultdict(list)

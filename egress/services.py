@@ -10,8 +10,8 @@ from django.db import IntegrityError, transaction
 from django.forms.models import model_to_dict
 
 from egress import access, errors, transitions
-from egress.access import viewer_of
-from egress.models import LONGEST_DAYS, MOST_FILES, Contributor, Decision, EgressPolicy, EgressRequest, Item
+from egress.access import actor_of
+from egress.models import LONGEST_DAYS, MOST_FILES, Contributor, Decision, EgressPolicy, EgressRequest, StagedFile
 from egress.package import manifest
 from egress.states import OPEN, State
 from egress.transitions import lock_request, move
@@ -24,7 +24,7 @@ from tenants import access as people
 from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import ApiKey, Tenant, User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from vault import identity
 from vault.models import Cipher
 
@@ -36,7 +36,7 @@ RESERVED: Final = (manifest.NAME, manifest.SIGNATURE)  # names that the package 
 # --- The requester's ---
 
 
-@retried
+@retry_on_deadlock
 def submit(
     *, collection: Collection, filenames: Sequence[str] | None, justification: str, by: User, now: datetime
 ) -> EgressRequest:
@@ -44,7 +44,7 @@ def submit(
     identity.check(now=now)
     with transaction.atomic():
         locked = lock_collection(collection)
-        access.check_can_submit(viewer_of(by), locked.tenant)
+        access.check_can_submit(actor_of(by), locked.tenant)
         if locked.status != Collection.Status.OPEN:
             raise NotOpen
         policy = access.policy_of(locked.tenant)
@@ -52,7 +52,7 @@ def submit(
         open_one = EgressRequest.objects.filter(collection_uuid=locked.uuid, status__in=OPEN)
         if open_one.exists():
             seen = access.visible_requests(by).filter(pk__in=open_one.values("pk")).first()
-            raise errors.OneIsOpen(str(seen.pk) if seen else "")
+            raise errors.RequestAlreadyOpen(str(seen.pk) if seen else "")
         files = _wanted(locked, filenames, by)
         _check_files(files, policy)
         request = EgressRequest(
@@ -95,7 +95,7 @@ def submit(
     return request
 
 
-@retried
+@retry_on_deadlock
 def resubmit(
     request: EgressRequest, *, filenames: Sequence[str] | None, justification: str | None, by: User, now: datetime
 ) -> EgressRequest:
@@ -103,7 +103,7 @@ def resubmit(
     identity.check(now=now)
     with transaction.atomic():
         locked = lock_request(request)
-        access.check_can_resubmit(viewer_of(by), locked)
+        access.check_can_resubmit(actor_of(by), locked)
         collection = _collection_of(locked)
         if filenames is None:
             filenames = list(locked.items.filter(round=locked.round).values_list("filename", flat=True))
@@ -129,11 +129,11 @@ def resubmit(
     return locked
 
 
-@retried
+@retry_on_deadlock
 def withdraw(request: EgressRequest, *, reason: str, by: User, now: datetime) -> EgressRequest:
     with transaction.atomic():
         locked = lock_request(request)
-        access.check_can_withdraw(viewer_of(by), locked)
+        access.check_can_withdraw(actor_of(by), locked)
         move(locked, State.WITHDRAWN, by=by, now=now, reason=reason, action="egress.withdraw")
     return locked
 
@@ -141,7 +141,7 @@ def withdraw(request: EgressRequest, *, reason: str, by: User, now: datetime) ->
 # --- The reviewers' ---
 
 
-@retried
+@retry_on_deadlock
 def decide(
     request: EgressRequest,
     *,
@@ -154,16 +154,16 @@ def decide(
 ) -> EgressRequest:
     """What `by` says at the stage that it is at. The last approval has its package built, and what failed can be returned.
 
-    Raises MovedOn if it is in another round, or at another stage (from 1), than the given ones, which `by` has looked at.
+    Raises StaleDecision if it is in another round, or at another stage (from 1), than the given ones, which `by` has looked at.
     """
     with transaction.atomic():
         locked = lock_request(request)
         if locked.status == State.FAILED and verdict == Decision.Verdict.RETURN:
-            access.check_can_send_back(viewer_of(by), locked)
+            access.check_can_send_back(actor_of(by), locked)
         else:
-            access.check_can_decide(viewer_of(by), locked)
+            access.check_can_decide(actor_of(by), locked)
         if round_number not in {None, locked.round} or stage_number not in {None, locked.stage + 1}:
-            raise errors.MovedOn(locked.round, locked.stage + 1)
+            raise errors.StaleDecision(locked.round, locked.stage + 1)
         _check_length("reason", reason, locked.policy["min_reason_length"])
         to, stage, facts = State.RETURNED, locked.stage, {}
         if locked.status == State.IN_REVIEW:
@@ -208,33 +208,33 @@ def _write_decision(locked: EgressRequest, verdict: str, reason: str, by: User, 
 # --- After the last decision ---
 
 
-@retried
+@retry_on_deadlock
 def revoke(request: EgressRequest, *, reason: str, by: User, now: datetime) -> EgressRequest:
     """Nobody fetches the package from here on; running downloads end within seconds, and it is destroyed."""
     with transaction.atomic():
         locked = lock_request(request)
-        access.check_can_revoke(viewer_of(by), locked)
+        access.check_can_revoke(actor_of(by), locked)
         _check_length("reason", reason, locked.policy["min_reason_length"])
         move(locked, State.REVOKED, by=by, now=now, reason=reason, action="egress.revoke")
     return locked
 
 
-@retried
+@retry_on_deadlock
 def retry(request: EgressRequest, *, reason: str, by: User, now: datetime) -> EgressRequest:
     """Builds the package of a request that failed once more. What was approved stands, and is checked again."""
     with transaction.atomic():
         locked = lock_request(request)
-        access.check_can_retry(viewer_of(by), locked)
+        access.check_can_retry(actor_of(by), locked)
         move(locked, State.APPROVED, by=by, now=now, reason=reason, action="egress.retry")
     return locked
 
 
-@retried
+@retry_on_deadlock
 def extend(request: EgressRequest, *, downloads: int, days: int, reason: str, by: User, now: datetime) -> EgressRequest:
     """So many more downloads, and so many more days."""
     with transaction.atomic():
         locked = lock_request(request)
-        access.check_can_extend(viewer_of(by), locked)
+        access.check_can_extend(actor_of(by), locked)
         _check_length("reason", reason, locked.policy["min_reason_length"])
         if locked.package_collection is None or lock_collection(locked.package_collection).status != Collection.Status.OPEN:
             raise errors.PackageGone  # its purge came first
@@ -259,7 +259,7 @@ def extend(request: EgressRequest, *, downloads: int, days: int, reason: str, by
 # --- Policies ---
 
 
-@retried
+@retry_on_deadlock
 def set_policy(tenant: Tenant, *, by: User, now: datetime, version: int | None = None, **wish: Any) -> EgressPolicy:
     """The whole policy: what is not given has its default. For requests that are submitted from now on.
 
@@ -381,8 +381,8 @@ def _pin(request: EgressRequest, files: list[StoredFile], *, by: User, now: date
         )
         for file in files
     )
-    Item.objects.bulk_create(
-        Item(
+    StagedFile.objects.bulk_create(
+        StagedFile(
             request=request,
             round=round_number,
             number=number,

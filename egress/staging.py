@@ -14,14 +14,14 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from egress.states import State
 from egress.transitions import lock_request, move
 from files.cleanup import erase_object
 from files.downloads import note_missing
 from files.models import StoredFile
 from tenants import audit
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from tenants.work.leases import LeaseLost
 from vault.stores import EraseFailure, StoreRefused, StoreUnavailable, get_store
 
@@ -35,7 +35,7 @@ BEAT: Final = 5.0  # seconds between signs of life
 
 def copy_some(request: EgressRequest, *, until: float) -> bool:
     """Copies pinned files that have no copy yet; True once all have. Raises LeaseLost, StoreError, FileNotFoundError."""
-    pinned = request.items.filter(round=request.round, status=Item.Status.PINNED).select_related("file").order_by("number")
+    pinned = request.items.filter(round=request.round, status=StagedFile.Status.PINNED).select_related("file").order_by("number")
     with ThreadPoolExecutor(AT_ONCE, "staging") as pool:
         while items := list(pinned[:AT_ONCE]):
             heartbeat(request, State.SUBMITTED)
@@ -45,7 +45,7 @@ def copy_some(request: EgressRequest, *, until: float) -> bool:
     return True
 
 
-def _finish(request: EgressRequest, copies: Mapping[Future[str], Item]) -> None:
+def _finish(request: EgressRequest, copies: Mapping[Future[str], StagedFile]) -> None:
     """Waits for all of them, whatever becomes of one or of the request, and shows signs of life as long as the store is at it.
 
     A large copy takes longer than a silent worker is waited for, and nobody is to list what is gone while one is still coming.
@@ -67,7 +67,7 @@ def _finish(request: EgressRequest, copies: Mapping[Future[str], Item]) -> None:
         raise trouble
 
 
-def _settle(item: Item, copy: Future[str]) -> None:
+def _settle(item: StagedFile, copy: Future[str]) -> None:
     """What has come of a copy. If the request ended meanwhile, it goes again: who wipes may have looked for it before it came."""
     try:
         etag = copy.result()
@@ -76,13 +76,13 @@ def _settle(item: Item, copy: Future[str]) -> None:
             note_missing(item.file, None, timezone.now(), error)
         raise
     # The other contender is whoever ends the request: what it marked for wiping stays marked.
-    pinned = Item.objects.filter(pk=item.pk, status=Item.Status.PINNED)
-    is_marked = pinned.update(status=Item.Status.STAGED, object_etag=etag) == 1
-    if not is_marked and not Item.objects.filter(pk=item.pk, status=Item.Status.STAGED).exists():
+    pinned = StagedFile.objects.filter(pk=item.pk, status=StagedFile.Status.PINNED)
+    is_marked = pinned.update(status=StagedFile.Status.STAGED, object_etag=etag) == 1
+    if not is_marked and not StagedFile.objects.filter(pk=item.pk, status=StagedFile.Status.STAGED).exists():
         erase_object(get_store(item.store), item.object_key)
 
 
-def _copy(item: Item) -> str:
+def _copy(item: StagedFile) -> str:
     file = item.file
     if file is None:
         raise LeaseLost  # the request ended just now
@@ -93,12 +93,12 @@ def _copy(item: Item) -> str:
         return store.stat(item.object_key).etag
 
 
-@retried
+@retry_on_deadlock
 def begin_review(request: EgressRequest, *, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_request(request)
         check_ours(request, locked, State.SUBMITTED)
-        if locked.items.filter(round=locked.round).exclude(status=Item.Status.STAGED).exists():
+        if locked.items.filter(round=locked.round).exclude(status=StagedFile.Status.STAGED).exists():
             return
         move(locked, State.IN_REVIEW, by=None, now=now, action="egress.review")
 
@@ -111,14 +111,14 @@ def check_ours(request: EgressRequest, locked: EgressRequest, status: State) -> 
 
 def wipe(request: EgressRequest, *, now: datetime) -> None:
     """Deletes every version of the copies that nobody needs, and puts on record that a listing does not find them any more."""
-    for store in request.items.filter(status=Item.Status.WIPING).order_by().values_list("store", flat=True).distinct():
-        while items := list(request.items.filter(status=Item.Status.WIPING, store=store).order_by("pk")[:BATCH]):
+    for store in request.items.filter(status=StagedFile.Status.WIPING).order_by().values_list("store", flat=True).distinct():
+        while items := list(request.items.filter(status=StagedFile.Status.WIPING, store=store).order_by("pk")[:BATCH]):
             request.heartbeat(timezone.now())
             _erase(request, items)
             _tombstone(request, items, now=now)
 
 
-def _erase(request: EgressRequest, items: list[Item]) -> None:
+def _erase(request: EgressRequest, items: list[StagedFile]) -> None:
     """Two passes of one listing: what the first finds is deleted, and the second has to find nothing."""
     store, keys = get_store(items[0].store), {item.object_key for item in items}
     prefix = items[0].object_key.rpartition("/")[0] + "/"
@@ -134,14 +134,16 @@ def _erase(request: EgressRequest, items: list[Item]) -> None:
         raise (StoreRefused if refused else StoreUnavailable)(refused.reason if refused else "staged copies remain")
 
 
-@retried
-def _tombstone(request: EgressRequest, items: list[Item], *, now: datetime) -> None:
+@retry_on_deadlock
+def _tombstone(request: EgressRequest, items: list[StagedFile], *, now: datetime) -> None:
     with transaction.atomic():
         request.heartbeat(now)
         # Nothing is in the way any more. What a request failed for stays to be read: these were an earlier round's copies.
         request.fenced().exclude(status=State.FAILED).update(problem="")
-        wiping: QuerySet[Item] = Item.objects.filter(pk__in=[item.pk for item in items], status=Item.Status.WIPING)
-        count = wiping.update(status=Item.Status.WIPED, wiped_at=now)
+        wiping: QuerySet[StagedFile] = StagedFile.objects.filter(
+            pk__in=[item.pk for item in items], status=StagedFile.Status.WIPING
+        )
+        count = wiping.update(status=StagedFile.Status.WIPED, wiped_at=now)
         audit.record("egress.wipe", by=None, tenant=request.tenant, target=request, now=now, files=count)
 
 

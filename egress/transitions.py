@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from egress import errors, notifications
-from egress.models import EgressRequest, Item, Step
+from egress.models import EgressRequest, StagedFile, Transition
 from egress.states import FINAL, OPEN, PINNING, TRANSITIONS, State
 from files.models import Collection, Hold
 from tenants import audit
@@ -83,7 +83,7 @@ def move(
 
 
 def write_step(request: EgressRequest, came_from: str, *, by: User | None, now: datetime, reason: str) -> None:
-    Step.objects.create(
+    Transition.objects.create(
         request=request,
         number=request.step,
         from_status=came_from,
@@ -111,4 +111,6 @@ def set_egress_status(request: EgressRequest, status: Collection.EgressStatus) -
 def _let_go(request: EgressRequest) -> None:
     """Its files may be changed again, and nobody reads the copies from here on. The tick deletes them."""
     Hold.objects.filter(collection=request.collection_id, kind=Hold.Kind.EGRESS, ref=str(request.pk)).delete()
-    request.items.filter(status__in=[Item.Status.PINNED, Item.Status.STAGED]).update(status=Item.Status.WIPING, file=None)
+    request.items.filter(status__in=[StagedFile.Status.PINNED, StagedFile.Status.STAGED]).update(
+        status=StagedFile.Status.WIPING, file=None
+    )

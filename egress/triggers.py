@@ -10,8 +10,8 @@ from tenants.work.triggers import Guard, register
 
 
 REQUESTS: Final = "egress_egressrequest"
-STEPS: Final = "egress_step"
-ITEMS: Final = "egress_item"
+STEPS: Final = "egress_transition"
+ITEMS: Final = "egress_stagedfile"
 DECISIONS: Final = "egress_decision"
 CONTRIBUTORS: Final = "egress_contributor"
 
@@ -28,7 +28,7 @@ APPROVALS: Final = (
     " AND voided_at IS NULL AND content_sha256 = NEW.content_sha256)"
 )
 STEP: Final = (
-    "EXISTS (SELECT 1 FROM egress_step WHERE request_id = NEW.id AND number = NEW.step AND to_status = NEW.status"
+    "EXISTS (SELECT 1 FROM egress_transition WHERE request_id = NEW.id AND number = NEW.step AND to_status = NEW.status"
     " AND round = NEW.round AND stage = NEW.stage AND from_status ="
 )
 BEGINS: Final = (

@@ -43,7 +43,7 @@ PACKAGE = {(200, "application/zip"): BYTES, (206, "application/zip"): BYTES, 304
 def detail(view: APIView, user: User, request_id: str, *, round_number: int | None = None, **kwargs: Any) -> Response:
     """The request as it is now, with all that there is to know of it."""
     found = access.get_detail(user, request_id, round_number=round_number)
-    context = {"request": view.request, "view": view, "viewer": access.viewer_of(user)}
+    context = {"request": view.request, "view": view, "viewer": access.actor_of(user)}
     return Response(RequestDetail(found, context=context).data, **kwargs)
 
 
@@ -60,7 +60,7 @@ class RequestsView(generics.GenericAPIView[EgressRequest]):
     serializer_class = RequestOutput
 
     def get_serializer_context(self) -> dict[str, Any]:
-        return {**super().get_serializer_context(), "viewer": access.viewer_of(user_of(self.request))}
+        return {**super().get_serializer_context(), "viewer": access.actor_of(user_of(self.request))}
 
     @extend_schema(operation_id="egress_requests_list", responses=RequestOutput(many=True))
     def get(self, request: Request) -> Response:
@@ -175,7 +175,7 @@ class ExtendView(APIView):
 # --- Bytes ---
 
 
-class ItemView(APIView):
+class StagedFileView(APIView):
     @extend_schema(operation_id="egress_item_content", parameters=WANTED, responses=CONTENT)
     def get(self, request: Request, request_id: str, number: int) -> HttpResponseBase:
         """A staged file, for whoever has a say in the request. Who opened it is on record."""

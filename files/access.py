@@ -14,7 +14,7 @@ from django.db.models.functions import Coalesce, Greatest
 from files.filenames import unique_key
 from files.models import Collection, Grant, Hold, Level, StoredFile
 from tenants import access as people
-from tenants.access import Standing
+from tenants.access import Principal
 from tenants.errors import Invalid, NotFound, Refused
 from tenants.models import Role, Tenant, User
 from tenants.request_context import tenant_id
@@ -32,12 +32,12 @@ ON_COLLECTION: Final = Case(When(file=None, then=F("level")), default=Value(Leve
 def visible_collections(user: User) -> QuerySet[Collection]:
     """Open collections of which the user may know at least the name, each with `my_level`."""
     open_ones = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
-    return _with_level(open_ones, user, people.standing_of(user))
+    return _with_level(open_ones, user, people.principal_of(user))
 
 
 def get_collection(user: User, slug: str, *, deleted: bool = False) -> Collection:
     """With `deleted`, a manager also sees a collection that waits for its destruction."""
-    return _get_collection(user, people.standing_of(user), slug, deleted=deleted)
+    return _get_collection(user, people.principal_of(user), slug, deleted=deleted)
 
 
 def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
@@ -58,19 +58,19 @@ def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
 
 def visible_files(user: User, slug: str) -> QuerySet[StoredFile]:
     """Files of a collection that the user may know of, each with `my_level`."""
-    standing = people.standing_of(user)
-    return _files(user, standing, _get_collection(user, standing, slug), least=Level.METADATA)
+    principal = people.principal_of(user)
+    return _files(user, principal, _get_collection(user, principal, slug), least=Level.METADATA)
 
 
 def readable_files(user: User, collection: Collection) -> QuerySet[StoredFile]:
     """Files whose bytes are the user's to read, in a collection that came from here."""
-    return _files(user, people.standing_of(user), collection, least=Level.VIEWER)
+    return _files(user, people.principal_of(user), collection, least=Level.VIEWER)
 
 
 def get_file(user: User, slug: str, filename: str) -> StoredFile:
-    standing = people.standing_of(user)
-    collection = _get_collection(user, standing, slug)
-    files = _files(user, standing, collection, least=Level.METADATA).select_related("created_by", "updated_by")
+    principal = people.principal_of(user)
+    collection = _get_collection(user, principal, slug)
+    files = _files(user, principal, collection, least=Level.METADATA).select_related("created_by", "updated_by")
     file = files.filter(name_key=unique_key(filename)).first()
     if file is None:
         raise NotFound
@@ -86,10 +86,10 @@ def check_can_read(file: StoredFile) -> None:
 
 def get_readable_files(user: User, collection: Collection, filenames: Iterable[str] = ()) -> QuerySet[StoredFile]:
     """The named files, or all that the user can read, of a collection that came from here. Raises NotFound, Refused."""
-    standing = people.standing_of(user)
-    readable = _files(user, standing, collection, least=Level.VIEWER)
+    principal = people.principal_of(user)
+    readable = _files(user, principal, collection, least=Level.VIEWER)
     if names := {unique_key(name) for name in filenames}:
-        known = _files(user, standing, collection, least=Level.METADATA).filter(name_key__in=names)
+        known = _files(user, principal, collection, least=Level.METADATA).filter(name_key__in=names)
         readable = readable.filter(name_key__in=names)
         if known.count() != len(names):
             raise NotFound
@@ -102,16 +102,16 @@ def get_readable_files(user: User, collection: Collection, filenames: Iterable[s
 
 def may_read(user: User, collection_id: int, file_id: int | None = None) -> bool:
     """Whether a stream that was allowed to begin may go on: of one file, or of whatever the collection has."""
-    standing = people.standing_of(user)
+    principal = people.principal_of(user)
     collections = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
     if file_id is not None:
         collections = collections.filter(files=file_id)
-    collection = _find(collections, user, standing, pk=collection_id)
+    collection = _find(collections, user, principal, pk=collection_id)
     if collection is None:
         return False
     if file_id is None or level_of(collection) >= Level.VIEWER:
         return level_of(collection) >= Level.VIEWER
-    return _files(user, standing, collection, least=Level.VIEWER).filter(pk=file_id).exists()
+    return _files(user, principal, collection, least=Level.VIEWER).filter(pk=file_id).exists()
 
 
 # --- Levels ---
@@ -124,13 +124,13 @@ def level_of(thing: Collection | StoredFile) -> Level:
 
 def level_on(user: User, collection: Collection, file: StoredFile | None = None) -> int:
     """As it is now, in whatever state the collection is; NONE for strangers. To be called on the locked row."""
-    standing = people.standing_of(user)
-    found = _find(Collection.objects.all(), user, standing, pk=collection.pk)
+    principal = people.principal_of(user)
+    found = _find(Collection.objects.all(), user, principal, pk=collection.pk)
     if found is None:
         return NONE
     if file is None:
         return level_of(found)
-    same = _files(user, standing, found, least=Level.METADATA).filter(pk=file.pk).first()
+    same = _files(user, principal, found, least=Level.METADATA).filter(pk=file.pk).first()
     return level_of(found) if same is None else level_of(same)
 
 
@@ -224,13 +224,13 @@ def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
 
 def check_can_hold(user: User, collection: Collection) -> None:
     """Legal holds are for the tenant's admins alone: no grant, and no superuser, reaches that far."""
-    if collection.tenant_id not in people.standing_of(user).holding(Role.ADMIN):
+    if collection.tenant_id not in people.principal_of(user).holding(Role.ADMIN):
         raise Refused("Legal holds are placed and lifted by the tenant's admins.")
 
 
 def _check_can_oversee(user: User, collection: Collection, file: StoredFile | None = None) -> None:
     is_manager = level_of(file or collection) >= Level.MANAGER
-    if not is_manager and collection.tenant_id not in people.standing_of(user).holding(Role.AUDITOR):
+    if not is_manager and collection.tenant_id not in people.principal_of(user).holding(Role.AUDITOR):
         raise Refused
 
 
@@ -253,40 +253,40 @@ def get_target_as_operator(slug: str, filename: str | None) -> tuple[Collection,
 # --- How levels come about ---
 
 
-def _get_collection(user: User, standing: Standing, slug: str, *, deleted: bool = False) -> Collection:
+def _get_collection(user: User, principal: Principal, slug: str, *, deleted: bool = False) -> Collection:
     statuses = [Collection.Status.OPEN, Collection.Status.DELETED] if deleted else [Collection.Status.OPEN]
     collections = Collection.objects.filter(status__in=statuses, kind=Collection.Kind.FILES)
-    collection = _find(collections.select_related("tenant", "key", "created_by"), user, standing, slug=slug)
+    collection = _find(collections.select_related("tenant", "key", "created_by"), user, principal, slug=slug)
     if collection is None or (collection.status != Collection.Status.OPEN and level_of(collection) < Level.MANAGER):
         raise NotFound
     tenant_id.set(str(collection.tenant_id))
     return collection
 
 
-def _find(collections: QuerySet[Collection], user: User, standing: Standing, **name: str | int) -> Collection | None:
+def _find(collections: QuerySet[Collection], user: User, principal: Principal, **name: str | int) -> Collection | None:
     """The one of this name, if it is there for the user: as `_with_level`, at two thirds of the time.
 
     Both queries are made whatever the first one finds, so that not even the time tells a stranger more (INV-01).
     """
-    if not standing.is_active:
+    if not principal.is_active:
         return None
     collection = _annotate(collections, is_held=HELD).filter(**name).first()
-    grants = _grants(user, standing).filter(**{f"collection__{field}": value for field, value in name.items()})
+    grants = _grants(user, principal).filter(**{f"collection__{field}": value for field, value in name.items()})
     given: int = grants.aggregate(best=Max(ON_COLLECTION))["best"] or NONE
     if collection is None:
         return None
     by_role = (Level.MANAGER, Role.ADMIN), (Level.METADATA, Role.AUDITOR)
-    held = [level for level, role in by_role if collection.tenant_id in standing.holding(role)]
+    held = [level for level, role in by_role if collection.tenant_id in principal.holding(role)]
     collection.my_level = max(given, *held, NONE)
     return collection if collection.my_level > NONE else None
 
 
-def _with_level(collections: QuerySet[Collection], user: User, standing: Standing) -> QuerySet[Collection]:
+def _with_level(collections: QuerySet[Collection], user: User, principal: Principal) -> QuerySet[Collection]:
     """Those of them that are there for the user."""
-    if not standing.is_active:
+    if not principal.is_active:
         return collections.none()
-    given = _grants(user, standing).filter(collection=OuterRef("pk"))
-    managed, audited = standing.holding(Role.ADMIN), standing.holding(Role.AUDITOR)
+    given = _grants(user, principal).filter(collection=OuterRef("pk"))
+    managed, audited = principal.holding(Role.ADMIN), principal.holding(Role.AUDITOR)
     by_role = Case(
         When(tenant__in=managed, then=Value(Level.MANAGER)),
         When(tenant__in=audited, then=Value(Level.METADATA)),
@@ -297,13 +297,13 @@ def _with_level(collections: QuerySet[Collection], user: User, standing: Standin
     return _annotate(there, my_level=Greatest(by_role, _highest(given, "collection", ON_COLLECTION)))
 
 
-def _files(user: User, standing: Standing, collection: Collection, *, least: Level) -> QuerySet[StoredFile]:
+def _files(user: User, principal: Principal, collection: Collection, *, least: Level) -> QuerySet[StoredFile]:
     held = Hold.objects.filter(Q(file=OuterRef("pk")) | Q(file=None), collection=collection)
     files = _annotate(collection.files.exclude(status=StoredFile.Status.DELETING), is_held=Exists(held))
     level = level_of(collection)
     if level == Level.MANAGER:
         return _annotate(files, my_level=Value(level, output_field=IntegerField()))
-    given = _grants(user, standing).filter(collection=collection, file__isnull=False)
+    given = _grants(user, principal).filter(collection=collection, file__isnull=False)
     by_grant = _highest(given.filter(file=OuterRef("pk")), "file", F("level"))
     if level < least:
         files = files.filter(pk__in=given.values("file"))
@@ -320,11 +320,11 @@ def _highest(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
     return Coalesce(Subquery(best, output_field=IntegerField()), Value(NONE))
 
 
-def _grants(user: User, standing: Standing) -> QuerySet[Grant]:
+def _grants(user: User, principal: Principal) -> QuerySet[Grant]:
     """Those that count for the user: their own and everybody's where they are a member, their own where they are none."""
     counting = Q(user=user) | Q(user=None)
-    counting &= Q(tenant__in=standing.holding(Role.ADMIN, Role.MEMBER))
-    if standing.only is None:
+    counting &= Q(tenant__in=principal.holding(Role.ADMIN, Role.MEMBER))
+    if principal.only is None:
         sharing = Q(tenant__is_active=True, tenant__allow_external_sharing=True)
-        counting |= Q(user=user, membership=None) & sharing & ~Q(tenant__in=list(standing.roles))
+        counting |= Q(user=user, membership=None) & sharing & ~Q(tenant__in=list(principal.roles))
     return Grant.objects.filter(counting)

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from files import grants
-from files.models import Collection, Erasure, Grant, Hold, Upload
+from files.models import Collection, Grant, Hold, PendingDeletion, Upload
 from tenants.models import User
 
 
@@ -102,7 +102,7 @@ class UploadAdmin(ReadOnly):
     ordering = ("heartbeat_at",)
 
 
-@admin.register(Erasure)
+@admin.register(PendingDeletion)
 class ErasureAdmin(ReadOnly):
     list_display = ("object_key", "store", "due_at", "attempts", "lease_at")
     ordering = ("due_at",)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from django.db import transaction
 
-from files.models import DownloadLink, Erasure, StoredFile, Upload
+from files.models import DownloadLink, PendingDeletion, StoredFile, Upload
 from tenants.work.leases import LeaseLost, claim
 from vault.stores import ObjectStore, StoreError, get_store
 
@@ -24,7 +24,7 @@ def erase_object(store: ObjectStore, key: str) -> None:
 def erase_due(*, now: datetime, limit: int = 20) -> int:
     """Erases objects that no file needs any more; returns how many are gone."""
     erased = 0
-    for erasure in claim(Erasure.objects.filter(due_at__lte=now).order_by("due_at"), now=now, limit=limit):
+    for erasure in claim(PendingDeletion.objects.filter(due_at__lte=now).order_by("due_at"), now=now, limit=limit):
         try:
             if StoredFile.objects.filter(object_key=erasure.object_key).exists():
                 raise AssertionError("a file still names the object")  # a bug must not become a loss
@@ -47,7 +47,7 @@ def give_up_stalled_uploads(*, now: datetime, limit: int = 100) -> int:
         with transaction.atomic():
             # The other contenders are the upload's own commit and its heartbeat: who deletes the row decides over the object.
             if stalled.filter(pk=upload.pk).delete()[0]:
-                Erasure.objects.create(store=upload.store, object_key=upload.object_key, due_at=now, requested_at=now)
+                PendingDeletion.objects.create(store=upload.store, object_key=upload.object_key, due_at=now, requested_at=now)
                 given_up += 1
     return given_up
 

@@ -26,7 +26,7 @@ from files.models import Collection, Level, StoredFile
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from vault import crypto
 from vault.content import stored_content
 from vault.content_reader import Content
@@ -158,7 +158,7 @@ def open_archive(
 def begin(body: Transfer, record: Callable[[], None]) -> None:
     """What has to be on record before the first byte leaves."""
     try:
-        retried(transaction.atomic(record))()
+        retry_on_deadlock(transaction.atomic(record))()
     except BaseException:
         body.close()
         raise

@@ -62,7 +62,7 @@ class _Pending:
     def __init__(self, part: Part, *, by: User, collection: Collection, notes: str, now: datetime) -> None:
         self._outcome = Outcome(part.filename or "")
         self._by, self._now = by, now
-        self._incoming: uploads.Incoming | None = None
+        self._incoming: uploads.UploadSession | None = None
         try:
             self._incoming = uploads.begin(
                 by=by,

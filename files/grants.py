@@ -13,7 +13,7 @@ from files.models import Collection, Grant, Level, StoredFile
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import Membership, Role, Tenant, User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 EVERYONE: Final = "everyone"
@@ -31,7 +31,7 @@ def grant_first(collection: Collection, *, by: User, now: datetime) -> None:
     Grant.objects.bulk_create(grants)
 
 
-@retried
+@retry_on_deadlock
 def grant(
     collection: Collection, *, file: StoredFile | None = None, username: str | None, level: Level, by: User | None, now: datetime
 ) -> tuple[Grant, bool]:
@@ -66,7 +66,7 @@ def grant(
     return given, is_new
 
 
-@retried
+@retry_on_deadlock
 def revoke(given: Grant, *, by: User | None, now: datetime, as_operator: bool = False) -> None:
     """Takes one grant away. What somebody has by role or by another grant stays. An operator may, whatever they can read."""
     with transaction.atomic():

@@ -13,7 +13,7 @@ from files.models import Collection, Hold, StoredFile
 from tenants import audit
 from tenants.errors import Invalid, NotFound
 from tenants.models import User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 def holding(collection: Collection, file: StoredFile | None = None) -> QuerySet[Hold]:
@@ -31,7 +31,7 @@ def check_free(collection: Collection, file: StoredFile | None = None) -> None:
         raise errors.Held(f"This stays as it is: it is under {' and '.join(f'{kind} hold' for kind in kinds)}.")
 
 
-@retried
+@retry_on_deadlock
 def place(collection: Collection, *, filename: str | None, ref: str, reason: str, by: User, now: datetime) -> Hold:
     """A legal hold on one file, or on the collection with all that it has and will have."""
     with transaction.atomic():
@@ -53,7 +53,7 @@ def place(collection: Collection, *, filename: str | None, ref: str, reason: str
     return hold
 
 
-@retried
+@retry_on_deadlock
 def lift(hold: Hold, *, by: User, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_collection(hold.collection)

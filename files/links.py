@@ -28,7 +28,7 @@ from files.models import Collection, DownloadLink, StoredFile
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 RESUME_WINDOW: Final = timedelta(minutes=10)
@@ -69,7 +69,7 @@ def mint(
     return issue(collection=collection, file=file, selection=selection, disposition=disposition, by=by, now=now)
 
 
-@retried
+@retry_on_deadlock
 def issue(
     *,
     collection: Collection,
@@ -178,7 +178,7 @@ class Budget:
         self._row = row
         self._paid = 0
 
-    def pay(self, count: int, *, left: int) -> None:
+    def reserve(self, count: int, *, left: int) -> None:
         missing = count - self._paid
         # Never for bytes that do not come: they are other transfers', when a client fetches many parts at once.
         advance = max(missing, min(PAID_IN_ADVANCE, left - self._paid))
@@ -186,7 +186,7 @@ class Budget:
             raise TransferEnded("the budget is used up")
         self._paid -= count
 
-    def settle(self) -> None:
+    def refund(self) -> None:
         if self._paid:
             self._row.update(bytes_left=F("bytes_left") + self._paid)
             self._paid = 0

@@ -286,7 +286,7 @@ class Upload(models.Model):
         return str(self.object_id)
 
 
-class Erasure(Leased):
+class PendingDeletion(Leased):
     """An object that no file needs any more. The tick erases it with every version and then this row."""
 
     store = models.CharField(max_length=50, help_text="STORAGES alias")

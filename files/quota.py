@@ -14,7 +14,7 @@ from files.models import Collection, Upload
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import Tenant
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def recount(*, now: datetime) -> int:
     return sum(_mend(collection, now) for collection in list(drifted.order_by("pk")))
 
 
-@retried
+@retry_on_deadlock
 def _mend(collection: Collection, now: datetime) -> bool:
     """Counted again under the lock: an upload may have committed between the counts."""
     with suppress(NotFound), transaction.atomic():

@@ -18,7 +18,7 @@ from tenants import access as people
 from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused, Unavailable
 from tenants.models import Role, Tenant, User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from vault import keys
 
 
@@ -36,11 +36,11 @@ def tenant_for(user: User, slug: str | None) -> Tenant:
         raise Invalid("tenant", "You belong to no tenant of this name.", code="unknown_tenant") from None
 
 
-@retried
+@retry_on_deadlock
 def create_collection(
     *, tenant: Tenant, display_name: str, by: User, now: datetime, cipher: str, purge_at: datetime | None
 ) -> Collection:
-    if tenant.pk not in people.standing_of(by).holding(Role.ADMIN, Role.MEMBER):
+    if tenant.pk not in people.principal_of(by).holding(Role.ADMIN, Role.MEMBER):
         raise Refused
     if cipher not in tenant.allowed_ciphers:
         raise Invalid("cipher", f"The tenant allows {', '.join(tenant.allowed_ciphers)}.", code="cipher_not_allowed")
@@ -90,7 +90,7 @@ def _insert(collection: Collection) -> None:
     raise Unavailable
 
 
-@retried
+@retry_on_deadlock
 def update_collection(
     collection: Collection,
     *,
@@ -122,7 +122,7 @@ def update_collection(
         audit.record("collection.update", by=by, tenant=locked.tenant, target=locked, now=now, **changes)
 
 
-@retried
+@retry_on_deadlock
 def delete_collection(collection: Collection, *, by: User, now: datetime) -> None:
     """Unreadable at once; destroyed when the grace is over, until then `restore_collection` undoes it."""
     with transaction.atomic():
@@ -135,7 +135,7 @@ def delete_collection(collection: Collection, *, by: User, now: datetime) -> Non
         audit.record("collection.delete", by=by, tenant=locked.tenant, target=locked, now=now)
 
 
-@retried
+@retry_on_deadlock
 def restore_collection(collection: Collection, *, by: User, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_collection(collection)
@@ -147,7 +147,7 @@ def restore_collection(collection: Collection, *, by: User, now: datetime) -> No
         audit.record("collection.restore", by=by, tenant=locked.tenant, target=locked, now=now)
 
 
-@retried
+@retry_on_deadlock
 def update_file(
     file: StoredFile,
     *,
@@ -191,7 +191,7 @@ def update_file(
         return locked
 
 
-@retried
+@retry_on_deadlock
 def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | None = None) -> None:
     """Its row is the only place of its key salt: with the row gone, the object is noise. The object goes within a tick or two."""
     with transaction.atomic():

@@ -1,8 +1,8 @@
-"""Bytes coming in: encrypted segment by segment on their way to the store, and a file only once everything is there.
+"""Uploads: content is encrypted segment by segment on its way to the store, and becomes a file once all of it is there.
 
-`begin` checks and leaves an `Upload` row, the bytes go through `Incoming.write` without a database connection, `commit` makes
-the file in one transaction. Whatever goes wrong before that, `abandon` leaves nothing behind; what a kill leaves is cleared by
-the tick.
+`begin` checks the request and writes an `Upload` row. `UploadSession.write` takes the bytes without a database connection, and
+`commit` creates the file in one transaction. If anything fails before that, `abandon` removes everything; a tick removes what a
+killed process leaves.
 """
 
 import mimetypes
@@ -25,11 +25,11 @@ from files.cleanup import erase_object
 from files.filenames import check_filename, unique_key
 from files.http.headers import if_match, if_none_match
 from files.http.streaming import SLOTS, Slots, return_connection
-from files.models import Collection, Erasure, StoredFile, Upload
+from files.models import Collection, PendingDeletion, StoredFile, Upload
 from tenants import audit
 from tenants.errors import Invalid
 from tenants.models import Tenant, User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from vault import content, identity
 from vault.content import ContentWriter
 from vault.errors import StorageUnavailable
@@ -75,7 +75,7 @@ class Conditions:
             raise errors.PreconditionFailed
 
 
-class Incoming:
+class UploadSession:
     """One content on its way in: `write` as often as needed, then `commit`. Leaving its `with` block without that abandons it.
 
     This is somebody's upload. What a worker writes is a subclass, which makes another kind of file, in other limits.
@@ -134,7 +134,7 @@ class Incoming:
                 upload.delete()  # nothing has reached the store
                 raise
         except BaseException:
-            cls.slots.give_back()
+            cls.slots.release()
             raise
         return_connection()  # bytes may take hours; they take no database connection with them
         return cls(upload=upload, writer=ContentWriter(encryptor, writer), draft=draft, replaces=replaces, store=store)
@@ -208,7 +208,7 @@ class Incoming:
     def _settle(self) -> None:
         """From here on there is nothing to abandon."""
         if self._slots is not None:
-            self._slots.give_back()
+            self._slots.release()
             self._slots = None
 
     def _heartbeat(self) -> None:
@@ -227,7 +227,7 @@ class Incoming:
         if not beating:
             raise errors.NotOpen  # it would be refused at its end, and a destruction waits for it
 
-    @retried
+    @retry_on_deadlock
     def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
         """The row, in a transaction that also deletes the `Upload` row; sets `_is_committing` as its last act."""
         assert by is not None  # noqa: S101  for the type checker: an upload is somebody's
@@ -318,7 +318,7 @@ def begin(
     size: int | None,
     conditions: Conditions | None,
     now: datetime,
-) -> Incoming:
+) -> UploadSession:
     """Checks what can be checked before the bytes, and leaves an `Upload` row. `size` is the announced number of plaintext bytes.
 
     Without `conditions` (a form) an existing name is a conflict; with them (PUT) it needs an If-Match that fits.
@@ -353,7 +353,7 @@ def begin(
         store=collection.tenant.vault_alias,
     )
     draft.object_key = collection.object_key(draft.object_id)
-    return Incoming.receive(draft, by=by, size=size, now=now, replaces=existing)
+    return UploadSession.receive(draft, by=by, size=size, now=now, replaces=existing)
 
 
 def media_type(given: str, filename: str) -> str:
@@ -370,7 +370,7 @@ def is_media_type(value: str) -> bool:
 
 def erase_later(file: StoredFile, *, due_after: int, now: datetime) -> None:
     """Queues the object of a content that no row will name any more. To be called in the transaction that unnames it."""
-    Erasure.objects.create(
+    PendingDeletion.objects.create(
         store=file.store,
         object_key=file.object_key,
         due_at=now + timedelta(seconds=due_after),

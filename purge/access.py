@@ -9,15 +9,15 @@ from tenants.models import Role, User
 
 
 def visible_destructions(user: User) -> QuerySet[Destruction]:
-    """Each with how far it is: `erased`, `portions_done` of `portions_count`."""
-    standing = people.standing_of(user)
+    """Each with how far it is: `erased`, `shards_done` of `shards_count`."""
+    principal = people.principal_of(user)
     destructions = Destruction.objects.select_related("tenant")
-    if not standing.is_superuser:
-        destructions = destructions.filter(tenant__in=standing.holding(Role.ADMIN, Role.AUDITOR))
+    if not principal.is_superuser:
+        destructions = destructions.filter(tenant__in=principal.holding(Role.ADMIN, Role.AUDITOR))
     return destructions.annotate(
-        erased=Sum("portions__erased", default=0),
-        portions_count=Count("portions"),
-        portions_done=Count("portions", filter=Q(portions__verified_at__isnull=False)),
+        erased=Sum("shards__erased", default=0),
+        shards_count=Count("shards"),
+        shards_done=Count("shards", filter=Q(shards__verified_at__isnull=False)),
     )
 
 

@@ -38,20 +38,20 @@ class DestructionAdmin(ReadOnly):
         "due_at", "began_at", "began_by", "status", "blocked_by", "erased", "done_at", "certificate", "signature",
     )  # fmt: skip
     readonly_fields = ("erased",)
-    actions = ("try_again",)
+    actions = ("retry_blocked",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         found: QuerySet[Destruction] = super().get_queryset(request)
-        return found.annotate(total_erased=Sum("portions__erased"))
+        return found.annotate(total_erased=Sum("shards__erased"))
 
     @admin.display(description="objects and versions erased")
     def erased(self, destruction: Any) -> int:
         return destruction.total_erased or 0
 
-    def has_try_again_permission(self, request: HttpRequest) -> bool:
+    def has_retry_blocked_permission(self, request: HttpRequest) -> bool:
         return isinstance(request.user, User) and request.user.is_superuser
 
-    @admin.action(description="Try again what is blocked", permissions=["try_again"])
-    def try_again(self, request: HttpRequest, queryset: QuerySet[Destruction]) -> None:
-        tried = sum(destroying.try_again(each, by=cast(User, request.user), now=timezone.now()) for each in queryset)
+    @admin.action(description="Retry blocked destructions", permissions=["retry_blocked"])
+    def retry_blocked(self, request: HttpRequest, queryset: QuerySet[Destruction]) -> None:
+        tried = sum(destroying.retry_blocked(each, by=cast(User, request.user), now=timezone.now()) for each in queryset)
         self.message_user(request, f"{tried} will be tried again.")

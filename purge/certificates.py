@@ -31,7 +31,7 @@ class Certificate:
 def make(destruction: Destruction, collection: Collection, *, now: datetime) -> Certificate:
     """Raises WrongKey if the keyring does not open the signing key."""
     key = audit_checkpoints.ensure_signing_key(now=now)
-    stores = destruction.portions.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
+    stores = destruction.shards.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
     encrypted = destruction.file_count - destruction.unencrypted_count
     text = signing.canonical_json(
         {

@@ -22,15 +22,15 @@ from django.utils import timezone
 from egress import retention
 from files import holds
 from files.locks import lock_collection
-from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
+from files.models import Collection, DownloadLink, Grant, Hold, PendingDeletion, StoredFile, Upload
 from purge import certificates, ledger
 from purge.ledger import Entry
-from purge.models import Destruction, Portion
+from purge.models import Destruction, Shard
 from purge.rules import rule_for
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from tenants.work.leases import LeaseLost, claim
 from vault import identity, keys
 from vault.models import Cipher
@@ -40,7 +40,7 @@ from vault.stores import EraseFailure, ObjectStore, StoreError, StoreUnavailable
 log = logging.getLogger(__name__)
 
 BATCH: Final = 1_000  # objects in one request, which is what S3 takes
-MANY: Final = 16 * BATCH  # files in one bucket from which on they are shared out among workers, in 16 portions
+MANY: Final = 16 * BATCH  # files in one bucket from which on they are shared out among workers, in 16 shards
 ROWS: Final = 2_000  # in one transaction
 PATIENCE: Final = timedelta(minutes=5)  # without a sign of life, before another worker takes over
 
@@ -52,7 +52,7 @@ class Blocked(Exception):
 # --- The beginning ---
 
 
-@retried
+@retry_on_deadlock
 def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruction | None:
     """Destroys the key. None if there is no reason to, as the locked row stands, or a hold against it."""
     with suppress(NotFound), transaction.atomic():
@@ -72,8 +72,8 @@ def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruct
     return None  # another worker was faster, and it is gone
 
 
-@retried
-def begin_again(collection: Collection, entry: Entry, *, now: datetime) -> Destruction | None:
+@retry_on_deadlock
+def redo_from_ledger(collection: Collection, entry: Entry, *, now: datetime) -> Destruction | None:
     """What the ledger says is destroyed, and a restored database brought back. A hold from then counts no more."""
     with suppress(NotFound), transaction.atomic():
         locked = lock_collection(collection)
@@ -113,7 +113,7 @@ def _shred(
         began_at=now,
         began_by=by.username if by else "system",
     )
-    Portion.objects.bulk_create(_portions(destruction, locked))
+    Shard.objects.bulk_create(_shards(destruction, locked))
     keys.destroy(locked.key_id, now=now)
     DownloadLink.objects.filter(collection=locked).delete()
     Collection.objects.filter(pk=locked.pk).update(status=Collection.Status.PURGING)
@@ -132,7 +132,7 @@ def _shred(
     return destruction
 
 
-def _portions(destruction: Destruction, collection: Collection) -> list[Portion]:
+def _shards(destruction: Destruction, collection: Collection) -> list[Shard]:
     """In every bucket that there is: a certificate says of each that nothing was left."""
     stores = {*settings.BUCKETS, collection.tenant.vault_alias}
     stores |= set(collection.uploads.values_list("store", flat=True))
@@ -140,7 +140,7 @@ def _portions(destruction: Destruction, collection: Collection) -> list[Portion]
     counts |= dict(collection.files.values_list("store").annotate(Count("pk")))
     whole, ways = [collection.prefix], [f"{collection.prefix}{digit}" for digit in "0123456789abcdef"]
     return [
-        Portion(destruction=destruction, store=store, prefix=prefix)
+        Shard(destruction=destruction, store=store, prefix=prefix)
         for store, count in sorted(counts.items())
         for prefix in (ways if count > MANY else whole)
     ]
@@ -154,24 +154,24 @@ def work(*, now: datetime, seconds: float, only: Iterable[Destruction] | None = 
     running = Destruction.objects.filter(status=Destruction.Status.RUNNING)
     if only is not None:
         running = running.filter(pk__in=[each.pk for each in only])
-    for destruction in claim(running.filter(ledgered_at=None).order_by("number"), now=now, limit=1, patience=PATIENCE):
+    for destruction in claim(running.filter(ledgered_at=None).order_by("number"), now=now, limit=1, timeout=PATIENCE):
         _attempt(destruction, partial(_enter, destruction), destruction)
         return True
     running = running.exclude(ledgered_at=None)
     # What is still arriving would lie there behind our listing: it ends first, or is given up for dead.
     arriving = Upload.objects.filter(collection__destruction=OuterRef("destruction"))
-    portions = Portion.objects.filter(destruction__in=running, verified_at=None).exclude(Exists(arriving))
-    for portion in claim(portions.select_related("destruction").order_by("attempts", "pk"), now=now, limit=1, patience=PATIENCE):
-        _attempt(portion.destruction, partial(_erase, portion, until=time.monotonic() + seconds), portion)
+    shards = Shard.objects.filter(destruction__in=running, verified_at=None).exclude(Exists(arriving))
+    for shard in claim(shards.select_related("destruction").order_by("attempts", "pk"), now=now, limit=1, timeout=PATIENCE):
+        _attempt(shard.destruction, partial(_erase, shard, until=time.monotonic() + seconds), shard)
         return True
-    unverified = Portion.objects.filter(destruction=OuterRef("pk"), verified_at=None)
-    for destruction in claim(running.exclude(Exists(unverified)).order_by("began_at"), now=now, limit=1, patience=PATIENCE):
+    unverified = Shard.objects.filter(destruction=OuterRef("pk"), verified_at=None)
+    for destruction in claim(running.exclude(Exists(unverified)).order_by("began_at"), now=now, limit=1, timeout=PATIENCE):
         _attempt(destruction, partial(_finish, destruction), destruction)
         return True
     return False
 
 
-def _attempt(destruction: Destruction, step: Any, leased: Portion | Destruction) -> None:
+def _attempt(destruction: Destruction, step: Any, leased: Shard | Destruction) -> None:
     """What goes wrong with one collection must not hold up the others."""
     try:
         step()
@@ -189,25 +189,25 @@ def _attempt(destruction: Destruction, step: Any, leased: Portion | Destruction)
 
 def _enter(destruction: Destruction) -> None:
     """Before the first object goes: a database from before must not be believed any more (INV-08)."""
-    ledger.enter(destruction)
+    ledger.append_entry(destruction)
     if destruction.fenced().update(ledgered_at=timezone.now(), lease_owner="", lease_at=None) != 1:
         raise LeaseLost
 
 
-def _erase(portion: Portion, *, until: float) -> None:
+def _erase(shard: Shard, *, until: float) -> None:
     """Every version of every object, until a listing finds none."""
-    store = get_store(portion.store)
-    while _erase_pass(portion, store, until=until):
+    store = get_store(shard.store)
+    while _erase_pass(shard, store, until=until):
         if time.monotonic() > until:
-            portion.release()
+            shard.release()
             return
-    if portion.fenced().update(verified_at=timezone.now(), lease_owner="", lease_at=None) != 1:
+    if shard.fenced().update(verified_at=timezone.now(), lease_owner="", lease_at=None) != 1:
         raise LeaseLost
 
 
-def _erase_pass(portion: Portion, store: ObjectStore, *, until: float) -> int:
+def _erase_pass(shard: Shard, store: ObjectStore, *, until: float) -> int:
     """Deletes what a listing finds; returns how much that was. The next page is listed while the one before it is deleted."""
-    entries, found = store.entries(portion.prefix), 0
+    entries, found = store.entries(shard.prefix), 0
     remaining: dict[bool, EraseFailure] = {}  # one of those that may pass, and one of those that will not
     with ThreadPoolExecutor(1, "purge-listing") as lister:
         batch = list(islice(entries, BATCH // 2))  # a whole page ends with what a store gives away only when it has the next
@@ -217,7 +217,7 @@ def _erase_pass(portion: Portion, store: ObjectStore, *, until: float) -> int:
             found += len(batch)
             remaining |= {failure.is_transient: failure for failure in failures}
             gone = F("erased") + len(batch) - len(failures)
-            if portion.fenced().update(erased=gone, lease_at=timezone.now()) != 1:
+            if shard.fenced().update(erased=gone, lease_at=timezone.now()) != 1:
                 raise LeaseLost
             if time.monotonic() > until and not remaining:
                 return found
@@ -229,18 +229,18 @@ def _erase_pass(portion: Portion, store: ObjectStore, *, until: float) -> int:
     return found
 
 
-@retried
+@retry_on_deadlock
 def _block(destruction: Destruction, reason: str) -> None:
     with transaction.atomic():
         running = Destruction.objects.filter(pk=destruction.pk, status=Destruction.Status.RUNNING)
         if running.update(status=Destruction.Status.BLOCKED, blocked_by=reason[:500]) != 1:
-            return  # another worker's portion met the same
+            return  # another worker's shard met the same
         _set_status(destruction, Collection.Status.BLOCKED)
         _record("collection.purge_blocked", destruction, by=None, now=timezone.now(), reason=reason[:500])
 
 
-@retried
-def try_again(destruction: Destruction, *, by: User | None, now: datetime) -> bool:
+@retry_on_deadlock
+def retry_blocked(destruction: Destruction, *, by: User | None, now: datetime) -> bool:
     """Whatever was in the way may have gone: a lock that ran out, a permission that was given."""
     with transaction.atomic():
         blocked = Destruction.objects.filter(pk=destruction.pk, status=Destruction.Status.BLOCKED)
@@ -261,17 +261,17 @@ def _set_status(destruction: Destruction, status: str) -> None:
 def _finish(destruction: Destruction) -> None:
     """Looks once more, then removes the rows and leaves the certificate in their place."""
     collection = Collection.objects.get(destruction=destruction)
-    for portion in destruction.portions.all():
-        if next(get_store(portion.store).entries(portion.prefix), None) is not None:
-            Portion.objects.filter(pk=portion.pk).update(verified_at=None)  # an upload that had been given up for dead was not
+    for shard in destruction.shards.all():
+        if next(get_store(shard.store).entries(shard.prefix), None) is not None:
+            Shard.objects.filter(pk=shard.pk).update(verified_at=None)  # an upload that had been given up for dead was not
             destruction.release()
             return
         destruction.heartbeat(timezone.now())
-    retention.let_go_of_rows(collection)
+    retention.detach_rows(collection)
     for rows in (
         DownloadLink.objects.filter(collection=collection),
         Grant.objects.filter(collection=collection),
-        Erasure.objects.filter(object_key__startswith=collection.prefix),
+        PendingDeletion.objects.filter(object_key__startswith=collection.prefix),
         StoredFile.objects.filter(collection=collection),
     ):
         _delete(rows, destruction)
@@ -289,7 +289,7 @@ def _delete(rows: QuerySet[Any], destruction: Destruction) -> None:
             rows.model._default_manager.filter(pk__in=pks)._raw_delete(connection.alias)
 
 
-@retried
+@retry_on_deadlock
 def _certify(destruction: Destruction, collection: Collection) -> None:
     now = timezone.now()
     certificate = certificates.make(destruction, collection, now=now)
@@ -297,7 +297,7 @@ def _certify(destruction: Destruction, collection: Collection) -> None:
     with transaction.atomic():
         Collection.objects.select_for_update().get(pk=collection.pk)
         if Upload.objects.filter(collection=collection).exists():  # it began in the moment of the shredding
-            destruction.portions.update(verified_at=None)
+            destruction.shards.update(verified_at=None)
             destruction.release()
             return
         done = destruction.fenced().update(

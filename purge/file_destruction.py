@@ -16,7 +16,7 @@ from purge.rules import FILE_RULES, file_rule_for, files_due
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 BATCH: Final = 500
 
 
-def find_free(now: datetime, *, slugs: list[str] | None = None) -> Iterator[list[StoredFile]]:
+def find_destroyable(now: datetime, *, slugs: list[str] | None = None) -> Iterator[list[StoredFile]]:
     """Files that can go and that nothing holds, in batches. Of these collections only, if any are given."""
     for rule in FILE_RULES:
         free, last = files_due(rule, now, is_held=False, slugs=slugs).order_by("pk"), 0
@@ -38,7 +38,7 @@ def destroy_each(files: Iterable[StoredFile], *, by: User | None, now: datetime)
     return sum(_attempt(file, by=by, now=now) for file in files)
 
 
-@retried
+@retry_on_deadlock
 def destroy(file: StoredFile, *, by: User | None, now: datetime) -> bool:
     """False if there is no reason to, as the locked rows stand, or a hold against it. The object goes within a tick or two."""
     with suppress(NotFound), transaction.atomic():

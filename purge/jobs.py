@@ -11,8 +11,8 @@ from django.utils import timezone
 
 from files.models import Collection
 from purge import limits, recovery
-from purge.destruction import begin, try_again, work
-from purge.file_destruction import destroy_each, find_free
+from purge.destruction import begin, retry_blocked, work
+from purge.file_destruction import destroy_each, find_destroyable
 from purge.models import Destruction
 from purge.rules import HOLDS, Deleted, Ended, find_due
 
@@ -27,7 +27,7 @@ def purge_expired(*, now: datetime) -> int:
     if not recovery.catch_up(now=now):
         return 0
     for destruction in Destruction.objects.filter(status=Destruction.Status.BLOCKED).order_by("began_at"):
-        try_again(destruction, by=None, now=now)
+        retry_blocked(destruction, by=None, now=now)
     begun = _begin_each((due.collection for due in find_due(now) if not due.is_held), now=now)
     _destroy_files(now=now)
     return begun
@@ -55,21 +55,21 @@ def _begin_each(collections: Iterable[Collection], *, now: datetime) -> int:
         if number == 0 and not _may_begin(now):
             break
         # Counted each time: other workers may be at the same. A package is a copy that had its time: it waits for nothing.
-        if collection.kind == Collection.Kind.FILES and not limits.room_for_collections(now):
-            limits.tell_that_some_wait("collections")
+        if collection.kind == Collection.Kind.FILES and not limits.remaining_collections(now):
+            limits.log_that_some_wait("collections")
             break
         begun += _begin(collection, now=now)
     return begun
 
 
 def _destroy_files(*, now: datetime) -> None:
-    for number, files in enumerate(find_free(now)):
+    for number, files in enumerate(find_destroyable(now)):
         if number == 0 and not _may_begin(now):
             break
-        room = limits.room_for_files(now)
+        room = limits.remaining_files(now)
         destroy_each(files[:room], by=None, now=now)
         if room < len(files):
-            limits.tell_that_some_wait("files")
+            limits.log_that_some_wait("files")
             break
 
 

@@ -28,7 +28,7 @@ class Entry:
     began_at: datetime
 
 
-def enter(destruction: Destruction) -> None:
+def append_entry(destruction: Destruction) -> None:
     """Writes the entry, once. Raises StoreError; StoreRefused if the number has somebody else's entry."""
     store, name = get_store("vault"), identity.ledger_key(destruction.number)
     key = audit_checkpoints.ensure_signing_key(now=timezone.now())

@@ -39,27 +39,29 @@ def is_time(now: datetime) -> bool:
     try:
         check_clock(now)
     except (ClockAhead, StoreError) as error:
-        tell("nothing is destroyed by itself: the vault does not confirm this host's clock", error=str(error))
+        log_throttled("nothing is destroyed by itself: the vault does not confirm this host's clock", error=str(error))
         return False
     return True
 
 
-def room_for_collections(now: datetime) -> int:
+def remaining_collections(now: datetime) -> int:
     """How many more may begin today. What was begun by hand counts, too: the system's name is on both. Packages are copies."""
     begun = Destruction.objects.filter(began_by="system", began_at__gt=now - DAY).exclude(why=Destruction.Why.ENDED)
     return max(0, settings.PURGE_DAILY_LIMIT - begun.count())
 
 
-def room_for_files(now: datetime) -> int:
+def remaining_files(now: datetime) -> int:
     gone = AuditEvent.objects.filter(action="file.purge", actor_id="", at__gt=now - DAY).count()
     return max(0, settings.PURGE_DAILY_FILE_LIMIT - gone)
 
 
-def tell_that_some_wait(what: str) -> None:
-    tell(f"more {what} are due than may go by themselves in a day, and the rest waits: look at `manage.py purge --dry-run`")
+def log_that_some_wait(what: str) -> None:
+    log_throttled(
+        f"more {what} are due than may go by themselves in a day, and the rest waits: look at `manage.py purge --dry-run`"
+    )
 
 
-def tell(problem: str, **facts: str) -> None:
+def log_throttled(problem: str, **facts: str) -> None:
     """In the log, once an hour from each process."""
     if time.monotonic() - _told_at.get(problem, -TOLD_EVERY) >= TOLD_EVERY:
         _told_at[problem] = time.monotonic()

@@ -69,10 +69,10 @@ class Destruction(Leased):
         return f"destruction of {self.slug}"
 
 
-class Portion(Leased):
+class Shard(Leased):
     """One part of the objects, by the beginning of their keys. Several workers share a large destruction."""
 
-    destruction = models.ForeignKey(Destruction, models.CASCADE, related_name="portions")
+    destruction = models.ForeignKey(Destruction, models.CASCADE, related_name="shards")
     store = models.CharField(max_length=50, help_text="STORAGES alias")
     prefix = models.CharField(max_length=200)
     erased = models.BigIntegerField(default=0, help_text="objects, old versions, delete markers and unfinished uploads")
@@ -80,7 +80,7 @@ class Portion(Leased):
 
     class Meta:
         constraints: ClassVar = [
-            models.UniqueConstraint("destruction", "store", "prefix", name="portion_once_per_destruction"),
+            models.UniqueConstraint("destruction", "store", "prefix", name="shard_once_per_destruction"),
         ]
 
     def __str__(self) -> str:

@@ -20,11 +20,11 @@ from django.db import models, transaction
 from django.db.models import Count
 from django.utils import timezone
 
-from egress.models import Item
-from files.models import Collection, Erasure, StoredFile, Upload
+from egress.models import StagedFile
+from files.models import Collection, PendingDeletion, StoredFile, Upload
 from tenants import audit
 from tenants.models import Tenant
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from vault import identity
 from vault.stores import ObjectStore, StoreEntry, get_store
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # Every model whose rows name objects, in the order in which a name moves from one to the next: whoever asks them in this order
 # does not miss one on its way.
-HOLDERS: Final[tuple[type[models.Model], ...]] = (Upload, StoredFile, Erasure, Item)
+HOLDERS: Final[tuple[type[models.Model], ...]] = (Upload, StoredFile, PendingDeletion, StagedFile)
 UUID_FORM: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 KEY: Final = re.compile(rf"[0-9a-f]{{4}}/({UUID_FORM})/({UUID_FORM})/{UUID_FORM}")
 BATCH: Final = 1_000
@@ -160,7 +160,9 @@ def _named(alias: str, keys: set[str]) -> dict[str, Any]:
 
 def _rows(model: type[models.Model], alias: str, keys: set[str]) -> models.QuerySet[Any]:
     rows = model._default_manager.filter(store=alias, object_key__in=keys)
-    return rows.exclude(status=Item.Status.WIPED) if model is Item else rows  # its tombstone names what has to be gone
+    return (
+        rows.exclude(status=StagedFile.Status.WIPED) if model is StagedFile else rows
+    )  # its tombstone names what has to be gone
 
 
 def _ending(collections: set[str]) -> set[str]:
@@ -193,7 +195,7 @@ def _is_there(store: ObjectStore, file: StoredFile) -> bool:
 # --- Changing ---
 
 
-@retried
+@retry_on_deadlock
 def _mark(file: StoredFile, old: StoredFile.Status, new: StoredFile.Status, action: str, now: datetime) -> None:
     with transaction.atomic():
         row = StoredFile.objects.filter(pk=file.pk, object_id=file.object_id, status=old)
@@ -214,12 +216,12 @@ def _destroy(alias: str, orphans: list[StoreEntry], now: datetime) -> int:
     return len(aborted) - len(failures) + queued
 
 
-@retried
+@retry_on_deadlock
 def _queue(alias: str, keys: set[str], aborted: int, now: datetime) -> int:
     with transaction.atomic():
         free = keys - _named(alias, keys).keys()
-        Erasure.objects.bulk_create(
-            [Erasure(store=alias, object_key=key, due_at=now, requested_at=timezone.now()) for key in sorted(free)]
+        PendingDeletion.objects.bulk_create(
+            [PendingDeletion(store=alias, object_key=key, due_at=now, requested_at=timezone.now()) for key in sorted(free)]
         )
         audit.record("sweep.destroy", by=None, tenant=None, target=None, now=now, store=alias, objects=len(free), uploads=aborted)
     return len(free)

@@ -10,9 +10,9 @@ from django.db import transaction
 from files.models import Collection
 from purge import destruction, ledger
 from purge.ledger import Entry
-from purge.limits import tell
+from purge.limits import log_throttled
 from tenants import audit
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from vault import audit_checkpoints, errors, identity
 from vault.audit_checkpoints import Checkpoint
 from vault.crypto import WrongKey
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 FEW: Final = 10  # entries that are applied without an operator
 
 
-class NotBelieved(Exception):
+class UnsignedEntries(Exception):
     """There are entries that nobody signed. The text names them."""
 
 
@@ -47,20 +47,20 @@ def find_gap(*, now: datetime) -> Gap:
 def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
     """Destroys what the entries name, as far as the database brought it back; returns how many collections that is.
 
-    `lost_too`: an operator accepts that events are lost. Raises NotBelieved, and has done nothing then.
+    `lost_too`: an operator accepts that events are lost. Raises UnsignedEntries, and has done nothing then.
     """
     if gap.problems:
-        raise NotBelieved("; ".join(gap.problems))
+        raise UnsignedEntries("; ".join(gap.problems))
     destroyed = 0
     for entry in gap.entries:
         if collection := Collection.objects.filter(uuid=entry.collection).first():
-            destroyed += destruction.begin_again(collection, entry, now=now) is not None
+            destroyed += destruction.redo_from_ledger(collection, entry, now=now) is not None
     _note(gap, destroyed, lost_until=gap.lost.key if gap.lost and lost_too else "", now=now)
     identity.clear_checks()
     return destroyed
 
 
-@retried
+@retry_on_deadlock
 def _note(gap: Gap, destroyed: int, *, lost_until: str, now: datetime) -> None:
     here = identity.this_deployment()
     changes: dict[str, int | str] = {}
@@ -90,8 +90,8 @@ def catch_up(*, now: datetime) -> bool:
             close_gap(gap, now=now, lost_too=False)
             log.warning("a restored database: the ledger was applied", extra={"entries": len(gap.entries)})
             identity.check(now=now)
-    except (errors.ForeignVault, errors.DatabaseRestored, NotBelieved, WrongKey) as error:
-        tell("nothing is destroyed until an operator has looked: manage.py ledger", error=str(error))
+    except (errors.ForeignVault, errors.DatabaseRestored, UnsignedEntries, WrongKey) as error:
+        log_throttled("nothing is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
     except (StoreError, FileNotFoundError, errors.StorageUnavailable):
         return False
@@ -103,7 +103,7 @@ def has_whole_history(*, now: datetime) -> bool:
     try:
         identity.check_history(now=now)
     except (errors.DatabaseRestored, WrongKey) as error:
-        tell("nothing new is destroyed until an operator has looked: manage.py ledger", error=str(error))
+        log_throttled("nothing new is destroyed until an operator has looked: manage.py ledger", error=str(error))
         return False
     except errors.StorageUnavailable:
         return False

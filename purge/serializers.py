@@ -13,8 +13,8 @@ class Progress(serializers.Serializer[Any]):
     """Objects, old versions, delete markers and unfinished uploads that are gone; parts of the buckets that were listed empty."""
 
     erased = serializers.IntegerField()
-    parts = serializers.IntegerField(source="portions_count")
-    parts_verified = serializers.IntegerField(source="portions_done")
+    parts = serializers.IntegerField(source="shards_count")
+    parts_verified = serializers.IntegerField(source="shards_done")
 
 
 class DestructionLinks(serializers.Serializer[Any]):

@@ -12,7 +12,7 @@ from tenants.request_context import tenant_id
 
 
 @dataclass(frozen=True)
-class Standing:
+class Principal:
     """What a person is at this moment, read from the database and kept nowhere: the next request may find it changed (INV-16)."""
 
     is_active: bool
@@ -25,7 +25,7 @@ class Standing:
         return [tenant for tenant, held in self.roles.items() if held & set(roles)]
 
 
-def standing_of(user: User) -> Standing:
+def principal_of(user: User) -> Principal:
     """One query. Whoever is deactivated, or came with a key that opens nothing any more, is nobody."""
     found = User.objects.filter(pk=user.pk, is_active=True)
     only = user.key.tenant_id if user.key else None
@@ -37,7 +37,7 @@ def standing_of(user: User) -> Standing:
         is_active = True
         if tenant_is_active and only in {None, tenant}:
             roles[tenant] = frozenset(held)
-    return Standing(is_active=is_active, is_superuser=is_superuser and user.key is None, roles=roles, only=only)
+    return Principal(is_active=is_active, is_superuser=is_superuser and user.key is None, roles=roles, only=only)
 
 
 def live_keys() -> QuerySet[ApiKey]:
@@ -59,10 +59,10 @@ def memberships_of(user: User) -> QuerySet[Membership]:
 
 def visible_tenants(user: User) -> QuerySet[Tenant]:
     """Those that the person is a member of; all of them to a superuser, who alone sees a suspended one."""
-    standing = standing_of(user)
-    if standing.is_superuser:
+    principal = principal_of(user)
+    if principal.is_superuser:
         return Tenant.objects.all()
-    return Tenant.objects.filter(pk__in=standing.roles)
+    return Tenant.objects.filter(pk__in=principal.roles)
 
 
 def get_tenant(user: User, slug: str, *, suspended: bool = False) -> Tenant:
@@ -121,34 +121,34 @@ def get_invitation(user: User, slug: str, pk: str) -> Invitation:
     return invitation
 
 
-def can_administer(standing: Standing, tenant: Tenant) -> bool:
-    return standing.is_superuser or Role.ADMIN in standing.roles.get(tenant.pk, ())
+def can_administer(principal: Principal, tenant: Tenant) -> bool:
+    return principal.is_superuser or Role.ADMIN in principal.roles.get(tenant.pk, ())
 
 
-def can_audit(standing: Standing, tenant: Tenant) -> bool:
-    return can_administer(standing, tenant) or Role.AUDITOR in standing.roles.get(tenant.pk, ())
+def can_audit(principal: Principal, tenant: Tenant) -> bool:
+    return can_administer(principal, tenant) or Role.AUDITOR in principal.roles.get(tenant.pk, ())
 
 
 def check_can_administer(user: User, tenant: Tenant) -> None:
     """Raises NotFound for strangers, Refused for who is no admin of it. To be called on the locked row."""
-    standing = standing_of(user)
-    if not can_administer(standing, tenant):
-        raise Refused if tenant.pk in standing.roles else NotFound
+    principal = principal_of(user)
+    if not can_administer(principal, tenant):
+        raise Refused if tenant.pk in principal.roles else NotFound
 
 
 def check_can_audit(user: User, tenant: Tenant) -> None:
     """As `check_can_administer`, for its admins and auditors."""
-    standing = standing_of(user)
-    if not can_audit(standing, tenant):
-        raise Refused if tenant.pk in standing.roles else NotFound
+    principal = principal_of(user)
+    if not can_audit(principal, tenant):
+        raise Refused if tenant.pk in principal.roles else NotFound
 
 
 def check_can_operate(user: User) -> None:
     """For what concerns the platform, or a tenant's bounds: superusers."""
-    if not standing_of(user).is_superuser:
+    if not principal_of(user).is_superuser:
         raise Refused
 
 
 def check_can_audit_platform(user: User) -> None:
-    if not standing_of(user).is_superuser:
+    if not principal_of(user).is_superuser:
         raise Refused

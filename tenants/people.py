@@ -17,7 +17,7 @@ from tenants import access, audit, services
 from tenants.errors import AlreadyMember, BadToken, Invalid, NotFound, Refused
 from tenants.models import Invitation, Mail, Membership, Role, Tenant, User
 from tenants.work import outbox
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 # What a tenant does not decide for itself.
@@ -30,7 +30,7 @@ PAUSE: Final = timedelta(minutes=5)  # between two mails of one invitation
 # --- Tenants ---
 
 
-@retried
+@retry_on_deadlock
 def create_tenant(*, settings: Mapping[str, Any], by: User, now: datetime) -> Tenant:
     access.check_can_operate(by)
     tenant = Tenant(**settings, created_at=now)
@@ -38,11 +38,11 @@ def create_tenant(*, settings: Mapping[str, Any], by: User, now: datetime) -> Te
     return tenant
 
 
-@retried
+@retry_on_deadlock
 def update_tenant(tenant: Tenant, *, settings: Mapping[str, Any], by: User, now: datetime) -> None:
     with transaction.atomic():
         locked = _administer(tenant, by)
-        if (beyond := sorted(settings.keys() & OF_THE_PLATFORM)) and not access.standing_of(by).is_superuser:
+        if (beyond := sorted(settings.keys() & OF_THE_PLATFORM)) and not access.principal_of(by).is_superuser:
             raise Refused(f"Only a superuser sets {', '.join(beyond)}.")
         for name, value in settings.items():
             setattr(locked, name, value)
@@ -52,7 +52,7 @@ def update_tenant(tenant: Tenant, *, settings: Mapping[str, Any], by: User, now:
 # --- Members ---
 
 
-@retried
+@retry_on_deadlock
 def add_member(*, tenant: Tenant, username: str, roles: Sequence[str], by: User, now: datetime) -> Membership:
     with transaction.atomic():
         user = _known_to(by, _administer(tenant, by)).filter(username=username).first()
@@ -63,14 +63,14 @@ def add_member(*, tenant: Tenant, username: str, roles: Sequence[str], by: User,
         return services.add_member(tenant=tenant, user=user, roles=roles, by=by, now=now)
 
 
-@retried
+@retry_on_deadlock
 def set_roles(membership: Membership, *, roles: Sequence[str], by: User, now: datetime) -> None:
     with transaction.atomic():
         _administer(membership.tenant, by)
         services.set_roles(membership=membership, roles=roles, by=by, now=now)
 
 
-@retried
+@retry_on_deadlock
 def remove_member(membership: Membership, *, by: User, now: datetime) -> None:
     with transaction.atomic():
         _administer(membership.tenant, by)
@@ -80,7 +80,7 @@ def remove_member(membership: Membership, *, by: User, now: datetime) -> None:
 # --- Invitations ---
 
 
-@retried
+@retry_on_deadlock
 def invite(*, tenant: Tenant, email: str, roles: Sequence[str], by: User, now: datetime) -> Invitation:
     """Offers membership to whoever reads the mailbox. Tells nobody whether it is a person's already. Again: renews the offer."""
     email = email.lower()
@@ -99,7 +99,7 @@ def invite(*, tenant: Tenant, email: str, roles: Sequence[str], by: User, now: d
     return invitation
 
 
-@retried
+@retry_on_deadlock
 def withdraw(invitation: Invitation, *, by: User, now: datetime) -> None:
     with transaction.atomic():
         _administer(invitation.tenant, by)
@@ -109,7 +109,7 @@ def withdraw(invitation: Invitation, *, by: User, now: datetime) -> None:
         audit.record("invitation.withdraw", by=by, tenant=invitation.tenant, target=invitation, now=now, email=invitation.email)
 
 
-@retried
+@retry_on_deadlock
 def accept(*, token: str, username: str | None, password: str | None, now: datetime) -> Membership:
     """Makes a member of whoever has the invited e-mail address, and first a person if nobody has."""
     try:
@@ -153,7 +153,7 @@ def _live(invitations: QuerySet[Invitation], pk: UUID, now: datetime) -> Invitat
     found = invitations.select_related("tenant", "invited_by").filter(pk=pk, expires_at__gt=now, tenant__is_active=True).first()
     if found is None or found.invited_by is None:
         return None
-    return found if access.can_administer(access.standing_of(found.invited_by), found.tenant) else None
+    return found if access.can_administer(access.principal_of(found.invited_by), found.tenant) else None
 
 
 def _newcomer(email: str, username: str | None, password: str | None, now: datetime) -> User:
@@ -169,10 +169,10 @@ def _known_to(by: User, tenant: Tenant) -> QuerySet[User]:
     A service account is of its own tenant alone.
     """
     people = User.objects.filter(Q(service_of=None) | Q(service_of=tenant))
-    standing = access.standing_of(by)
-    if standing.is_superuser:
+    principal = access.principal_of(by)
+    if principal.is_superuser:
         return people
-    return people.filter(pk__in=Membership.objects.filter(tenant__in=standing.holding(Role.ADMIN)).values("user"))
+    return people.filter(pk__in=Membership.objects.filter(tenant__in=principal.holding(Role.ADMIN)).values("user"))
 
 
 def _administer(tenant: Tenant, by: User) -> Tenant:

@@ -30,7 +30,7 @@ from tenants.views import TokenView
 
 
 def shown(request: Request, tenant: Tenant) -> dict[str, Any]:
-    return TenantOutput(tenant, context={"standing": access.standing_of(user_of(request))}).data
+    return TenantOutput(tenant, context={"principal": access.principal_of(user_of(request))}).data
 
 
 # --- Tenants ---
@@ -42,7 +42,7 @@ class TenantsView(generics.GenericAPIView[Tenant]):
     serializer_class = TenantOutput
 
     def get_serializer_context(self) -> dict[str, Any]:
-        return {"standing": access.standing_of(user_of(self.request))}
+        return {"principal": access.principal_of(user_of(self.request))}
 
     @extend_schema(operation_id="tenants_list", responses=TenantOutput(many=True))
     def get(self, request: Request) -> Response:

@@ -133,18 +133,18 @@ class TenantOutput(serializers.Serializer[Tenant]):
 
     @extend_schema_field(serializers.ListField(child=serializers.CharField()))
     def get_my_roles(self, tenant: Tenant) -> list[str]:
-        return sorted(self.context["standing"].roles.get(tenant.pk, ()))
+        return sorted(self.context["principal"].roles.get(tenant.pk, ()))
 
     @extend_schema_field(
         serializers.ListField(child=serializers.ChoiceField(choices=["update", "manage_members", "list_members", "set_limits"]))
     )
     def get_allowed_actions(self, tenant: Tenant) -> list[str]:
-        standing = self.context["standing"]
+        principal = self.context["principal"]
         actions = {
-            "update": can_administer(standing, tenant),
-            "manage_members": tenant.is_active and can_administer(standing, tenant),
-            "list_members": tenant.is_active and can_audit(standing, tenant),
-            "set_limits": standing.is_superuser,
+            "update": can_administer(principal, tenant),
+            "manage_members": tenant.is_active and can_administer(principal, tenant),
+            "list_members": tenant.is_active and can_audit(principal, tenant),
+            "set_limits": principal.is_superuser,
         }
         return [action for action, may in actions.items() if may]
 

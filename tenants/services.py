@@ -23,7 +23,7 @@ from tenants.auth import api_keys, tokens
 from tenants.errors import Conflict, Invalid, LastAdmin, NotFound, Refused, TooManyAttempts
 from tenants.models import Invitation, Membership, Role, Tenant, User
 from tenants.work import outbox
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 INVITATIONS_KEPT: Final = timedelta(days=30)  # after they expired: so long may an admin see that nobody came
@@ -80,7 +80,7 @@ def update(thing: Tenant | User, *, changed: Collection[str], by: User | None, n
         audit.record(f"{_kind(thing)}.update", by=by, tenant=_tenant(thing), target=thing, now=now, **values)
 
 
-@retried
+@retry_on_deadlock
 def set_password(*, user: User, password: str, by: User | None, now: datetime, field: str = "password") -> None:
     """`field` is what the request calls the password, for the refusal of a weak one."""
     _set_password(user, password, field=field)
@@ -105,7 +105,7 @@ def add_member(*, tenant: Tenant, user: User, roles: Sequence[str], by: User | N
     return membership
 
 
-def enrol(*, slug: str, username: str, email: str, roles: Sequence[str], by: User | None, now: datetime) -> Membership:
+def ensure_member(*, slug: str, username: str, email: str, roles: Sequence[str], by: User | None, now: datetime) -> Membership:
     """Adds a member by name, and creates the person if there is none of that name."""
     with transaction.atomic():
         tenant = Tenant.objects.filter(slug=slug).first()
@@ -142,7 +142,9 @@ def remove_member(*, membership: Membership, by: User | None, now: datetime) -> 
         audit.record("member.remove", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
 
 
-def found(*, slug: str, name: str, username: str, email: str, password: str | None, now: datetime) -> tuple[Tenant, User]:
+def bootstrap_tenant(
+    *, slug: str, name: str, username: str, email: str, password: str | None, now: datetime
+) -> tuple[Tenant, User]:
     """The first tenant and its superuser, who is its admin too. Whatever of it exists already stays as it is."""
     with transaction.atomic():
         tenant = Tenant.objects.filter(slug=slug).first() or create_tenant(slug=slug, name=name, by=None, now=now)
@@ -161,13 +163,13 @@ def found(*, slug: str, name: str, username: str, email: str, password: str | No
 
 
 def sign_in(*, request: HttpRequest, username: str, password: str, now: datetime) -> tokens.Pair:
-    user = recognise(request=request, username=username, password=password, now=now)
+    user = verify_credentials(request=request, username=username, password=password, now=now)
     if user is None:
         raise AuthenticationFailed("No active account has this name and password.", code="invalid_credentials")
     return open_session(user, now)
 
 
-def recognise(*, request: HttpRequest, username: str, password: str, now: datetime) -> User | None:
+def verify_credentials(*, request: HttpRequest, username: str, password: str, now: datetime) -> User | None:
     """Whose name and password these are. Failures count; after too many, the right password is refused too."""
     user = authenticate(request, username=username, password=password)
     if getattr(request, "axes_locked_out", False):
@@ -181,7 +183,7 @@ def recognise(*, request: HttpRequest, username: str, password: str, now: dateti
     return user
 
 
-@retried
+@retry_on_deadlock
 def open_session(user: User, now: datetime) -> tokens.Pair:
     with transaction.atomic():
         pair = tokens.mint(user)
@@ -208,7 +210,7 @@ def end_sessions(*, user: User, by: User | None, now: datetime) -> None:
         audit.record("session.end_all", by=by, tenant=None, target=user, now=now)
 
 
-def forget_expired(*, now: datetime) -> dict[str, int]:
+def delete_expired(*, now: datetime) -> dict[str, int]:
     """Deletes what no longer opens, closes or tells anything. Returns how many rows of each kind."""
     sessions, _ = Session.objects.filter(expire_date__lt=now).delete()
     invitations, _ = Invitation.objects.filter(expires_at__lt=now - INVITATIONS_KEPT).delete()
@@ -218,7 +220,7 @@ def forget_expired(*, now: datetime) -> dict[str, int]:
         "sessions": sessions,
         "failed logins": attempts,
         "invitations": invitations,
-        "mails": outbox.forget_old(now=now),
+        "mails": outbox.delete_settled(now=now),
     }
 
 

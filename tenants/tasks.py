@@ -7,7 +7,7 @@ from tenants.work import outbox
 
 @shared_task
 def tick() -> None:
-    services.forget_expired(now=timezone.now())
+    services.delete_expired(now=timezone.now())
 
 
 @shared_task

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from django.conf import settings
 from django.db.models import Sum
 
-from egress.models import Contributor, Decision, EgressRequest, Item
+from egress.models import Contributor, Decision, EgressRequest, StagedFile
 from egress.states import PINNING
 from files.http.streaming import SLOTS
-from files.models import Collection, Erasure, Hold, StoredFile, Upload
+from files.models import Collection, Hold, PendingDeletion, StoredFile, Upload
 from tenants import audit
 from vault import identity
 from vault.content_reader import OPEN_BODIES
@@ -28,9 +28,9 @@ def check_objects() -> None:
     for file in StoredFile.objects.filter(status=StoredFile.Status.READY):
         assert get_store(file.store).stat(file.object_key).size == file.object_size
     known: set[tuple[str, str]] = set()
-    for rows in (StoredFile.objects, Upload.objects, Erasure.objects):
+    for rows in (StoredFile.objects, Upload.objects, PendingDeletion.objects):
         known |= set(rows.values_list("store", "object_key"))
-    known |= set(Item.objects.exclude(status=Item.Status.WIPED).values_list("store", "object_key"))
+    known |= set(StagedFile.objects.exclude(status=StagedFile.Status.WIPED).values_list("store", "object_key"))
     assert {(alias, entry.key) for alias, entry in entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)} <= known
 
 
@@ -45,7 +45,7 @@ def check_egress() -> None:
     """INV-10, INV-11, INV-13, as rows have it: what is asked for stays as it was, and at most one package comes of it."""
     for request in EgressRequest.objects.all():
         holds = Hold.objects.filter(kind=Hold.Kind.EGRESS, ref=str(request.pk))
-        kept = request.items.exclude(status__in=[Item.Status.WIPING, Item.Status.WIPED]).select_related("file")
+        kept = request.items.exclude(status__in=[StagedFile.Status.WIPING, StagedFile.Status.WIPED]).select_related("file")
         if request.status not in PINNING:
             assert not kept.exists()
             assert not holds.exists()
@@ -82,7 +82,7 @@ def check_slots() -> None:
     with ExitStack() as taken:
         for _ in range(settings.FILES_MAX_TRANSFERS):
             SLOTS.take()
-            taken.callback(SLOTS.give_back)
+            taken.callback(SLOTS.release)
         for _ in range(32):
             assert OPEN_BODIES.acquire(blocking=False)
             taken.callback(OPEN_BODIES.release)

@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models import F
 
 from tenants import audit
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from vault import audit_checkpoints, errors, signing
 from vault.models import Deployment
 from vault.stores import ObjectStore, StoreError, get_store
@@ -128,7 +128,7 @@ def unknown_ledger_keys(store: ObjectStore, *, every: bool = False) -> list[str]
 # --- The mark ---
 
 
-@retried
+@retry_on_deadlock
 def adopt_vault(*, now: datetime) -> None:
     """Marks a vault that has no mark as this database's, on an operator's decision: it was moved, or emptied intentionally.
 

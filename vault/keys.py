@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db import IntegrityError, connection, transaction
 
 from tenants import audit
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from vault import crypto
 from vault.keyring import keyring
 from vault.models import Key
@@ -43,7 +43,7 @@ def find_signing_key(purpose: Key.Purpose) -> Key | None:
     return Key.objects.filter(purpose=purpose, owner=DEPLOYMENT).first()
 
 
-@retried
+@retry_on_deadlock
 def ensure_signing_key(purpose: Key.Purpose, *, now: datetime) -> Key:
     """The deployment's signing key for this purpose: an Ed25519 seed, created when it is first needed."""
     if key := find_signing_key(purpose):

@@ -322,7 +322,7 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
-            name="Item",
+            name="StagedFile",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("round", models.PositiveIntegerField()),
@@ -364,7 +364,7 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
-            name="Opening",
+            name="ReadReceipt",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("by_name", models.CharField(max_length=150)),
@@ -381,12 +381,14 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "item",
-                    models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name="openings", to="egress.item"),
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="receipts", to="egress.stagedfile"
+                    ),
                 ),
             ],
         ),
         migrations.CreateModel(
-            name="Step",
+            name="Transition",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("number", models.PositiveIntegerField()),
@@ -566,17 +568,17 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.AddIndex(
-            model_name="item",
+            model_name="stagedfile",
             index=models.Index(models.F("status"), models.F("request"), name="item_by_status_and_request"),
         ),
         migrations.AddConstraint(
-            model_name="item",
+            model_name="stagedfile",
             constraint=models.UniqueConstraint(
                 models.F("request"), models.F("round"), models.F("number"), name="item_number_once_in_round"
             ),
         ),
         migrations.AddConstraint(
-            model_name="item",
+            model_name="stagedfile",
             constraint=models.CheckConstraint(
                 condition=models.Q(
                     models.Q(("status", "wiped"), ("wiped_at__isnull", False)),
@@ -587,11 +589,11 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.AddConstraint(
-            model_name="opening",
-            constraint=models.UniqueConstraint(models.F("item"), models.F("by"), name="opening_once_per_person"),
+            model_name="readreceipt",
+            constraint=models.UniqueConstraint(models.F("item"), models.F("by"), name="receipt_once_per_person"),
         ),
         migrations.AddConstraint(
-            model_name="step",
+            model_name="transition",
             constraint=models.UniqueConstraint(models.F("request"), models.F("number"), name="step_number_once_in_request"),
         ),
         migrations.RunPython(triggers.install_in_migration, migrations.RunPython.noop),

@@ -20,7 +20,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from egress import access
-from egress.models import Decision, EgressPolicy, EgressRequest, Item
+from egress.models import Decision, EgressPolicy, EgressRequest, StagedFile
 from egress.package.manifest import NAME, SIGNATURE, Manifest, digest_of, listed, make
 from egress.package.zip_format import new_member
 from egress.staging import BEAT, check_ours, heartbeat
@@ -35,7 +35,7 @@ from files.models import Collection, StoredFile, Upload
 from tenants import audit
 from tenants.errors import NotFound
 from tenants.models import User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 from tenants.work.leases import LeaseLost
 from vault import keys
 from vault.content import copied_content
@@ -74,7 +74,7 @@ def build(request: EgressRequest, *, now: datetime) -> None:
         _fail(request, str(error), now=timezone.now())
 
 
-@retried
+@retry_on_deadlock
 def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
     """The hidden collection that is to hold the package. None if the request went back to review."""
     with transaction.atomic():
@@ -131,7 +131,7 @@ def _lost(locked: EgressRequest) -> list[Decision]:
 def _check_requester(locked: EgressRequest) -> None:
     """Whoever asked has to be there still, and able to read what they asked for."""
     requester = User.objects.filter(pk=locked.requester_id).first()
-    if requester is None or not access.viewer_of(requester).roles_in(locked):
+    if requester is None or not access.actor_of(requester).roles_in(locked):
         raise Unreleasable("The requester is no active member of the tenant any more.")
     try:
         collection = file_access.get_collection(requester, locked.collection_slug)
@@ -176,7 +176,7 @@ def _build(request: EgressRequest, release: Collection, *, now: datetime) -> Non
             raise Unreleasable("The package is to be plain, and its bucket does not encrypt it by itself.") from error
 
 
-class Package(uploads.Incoming):
+class Package(uploads.UploadSession):
     """A zip on its way to the release bucket, which becomes a file in the transaction that releases it."""
 
     slots = Slots(64)  # a worker's own; there is a setting for how many packages are built at once
@@ -191,7 +191,7 @@ class Package(uploads.Incoming):
             self._beaten = time.monotonic()
             heartbeat(self.request, State.APPROVED, packed=self.length)
 
-    @retried
+    @retry_on_deadlock
     def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
         """The release. Whoever lost a right while the bytes were written is found here (F-49)."""
         package, self._is_committing = self.draft, False
@@ -240,7 +240,7 @@ class Sink(io.RawIOBase):
         return len(data)
 
 
-def _write(package: Package, items: list[Item], manifest: Manifest) -> None:
+def _write(package: Package, items: list[StagedFile], manifest: Manifest) -> None:
     """The files in their order, and then what says that they are these."""
     with zipfile.ZipFile(Sink(package), "w") as archive:
         for item in items:
@@ -251,7 +251,7 @@ def _write(package: Package, items: list[Item], manifest: Manifest) -> None:
             archive.writestr(new_member(name, len(text)), text)
 
 
-def _verified(item: Item) -> Iterator[bytes]:
+def _verified(item: StagedFile) -> Iterator[bytes]:
     """Plaintext of the copy in staging. Raises Unreleasable, if only behind its last piece, unless it is what was pinned.
 
     The digest tells (INV-11), and no ETag: a copy that an operator put back has another.
@@ -269,7 +269,7 @@ def _verified(item: Item) -> Iterator[bytes]:
         raise Unreleasable(f"File {item.number} is not what was approved.")
 
 
-def staged(item: Item) -> Content:
+def staged(item: StagedFile) -> Content:
     """The bytes of a copy, and the key to them. FileNotFoundError if the content that was pinned is not there any more."""
     file = item.file
     if file is None or file.object_id != item.object_id:
@@ -280,7 +280,7 @@ def staged(item: Item) -> Content:
 # --- When it does not come to that ---
 
 
-@retried
+@retry_on_deadlock
 def _fail(request: EgressRequest, problem: str, *, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_request(request)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from egress.access import standing_decisions
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from files.models import StoredFile
 from tenants.models import User
 from vault import crypto, keys, signing
@@ -33,11 +33,11 @@ def digest_of(files: Iterable[dict[str, Any]]) -> str:
     return hashlib.sha256(signing.canonical_json({"files": list(files)})).hexdigest()
 
 
-def listed(files: Iterable[Item | StoredFile]) -> list[dict[str, Any]]:
+def listed(files: Iterable[StagedFile | StoredFile]) -> list[dict[str, Any]]:
     return [{"name": file.filename, "length": file.length, "sha256": file.sha256} for file in files]
 
 
-def make(request: EgressRequest, items: Iterable[Item], *, now: datetime) -> Manifest:
+def make(request: EgressRequest, items: Iterable[StagedFile], *, now: datetime) -> Manifest:
     """Of a request that was approved at every stage: the same each time, so that its package is, too. Raises WrongKey."""
     key = keys.ensure_signing_key(Key.Purpose.EGRESS, now=now)
     requester = User.objects.filter(pk=request.requester_id).first()

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from egress.package.manifest import CONTEXT, NAME, SIGNATURE, digest_of
-from egress.package.zip_format import OtherForm, check
+from egress.package.zip_format import NonCanonicalZip, check
 
 
 # What zipfile and json raise over bytes that mean nothing, or that point outside the file.
@@ -45,7 +45,7 @@ def _verify(file: BinaryIO, public_keys: list[Ed25519PublicKey]) -> dict[str, An
                 raise BadPackage("its manifest names other files than were decided on")
             _check_files(package, manifest["files"])
             check(package, file)
-    except OtherForm:
+    except NonCanonicalZip:
         raise BadPackage("its files were released, but it was packed anew, or has bytes that belong to none of them") from None
     except UNREADABLE as error:
         raise BadPackage(f"it cannot be read as a package: {error}") from None

@@ -20,7 +20,7 @@ MASKED: Final = 0xFFFFFFFF  # in place of a number that stands in the extra fiel
 DESCRIBED, UTF8 = 0x08, 0x800  # flags: CRC and lengths are behind the content; the name is not ASCII (4.4.4)
 
 
-class OtherForm(Exception):
+class NonCanonicalZip(Exception):
     """It was packed by something else, or has bytes that belong to no file."""
 
 
@@ -32,7 +32,7 @@ def new_member(name: str, length: int) -> zipfile.ZipInfo:
 
 
 def check(package: zipfile.ZipFile, file: BinaryIO) -> None:
-    """That each byte of the file is as `zipfile` writes such members to a stream. Raises OtherForm.
+    """That each byte of the file is as `zipfile` writes such members to a stream. Raises NonCanonicalZip.
 
     Whoever calls it has read the members, which proves their lengths and CRCs. From which length on numbers take 64 bits is the
     writer's own business; how it then says so differs between Python up to 3.11.2 and later ones, of which each is right.
@@ -49,7 +49,7 @@ def check(package: zipfile.ZipFile, file: BinaryIO) -> None:
         _expect(file, list(_entries(member)))
     _expect(file, list(_ends(len(members), start, file.tell())))
     if file.read(1):
-        raise OtherForm
+        raise NonCanonicalZip
 
 
 def _expect(file: BinaryIO, forms: Sequence[bytes]) -> int:
@@ -59,7 +59,7 @@ def _expect(file: BinaryIO, forms: Sequence[bytes]) -> int:
         file.seek(start)
         if file.read(len(form)) == form:
             return number
-    raise OtherForm
+    raise NonCanonicalZip
 
 
 def _name(member: zipfile.ZipInfo) -> tuple[bytes, int]:

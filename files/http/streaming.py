@@ -39,7 +39,7 @@ class Slots:
         if not self._free.acquire(blocking=False):
             raise TransfersFull
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._free.release()
 
 
@@ -47,10 +47,10 @@ SLOTS: Final = Slots(settings.FILES_MAX_TRANSFERS)
 
 
 class Meter(Protocol):
-    def pay(self, count: int, *, left: int) -> None:
+    def reserve(self, count: int, *, left: int) -> None:
         """Pays for the next `count` of the `left` bytes to come. Raises TransferEnded when the budget is used up."""
 
-    def settle(self) -> None:
+    def refund(self) -> None:
         """Takes back what was paid and not sent."""
 
 
@@ -92,7 +92,7 @@ class Transfer:
         piece, self._first = (self._first, None) if self._first is not None else (self._next(), None)
         if self._meter:
             try:
-                self._meter.pay(len(piece), left=len(piece) if self.length is None else self.length - self._sent)
+                self._meter.reserve(len(piece), left=len(piece) if self.length is None else self.length - self._sent)
             except (OperationalError, InterfaceError):
                 raise TransferEnded("the database did not take the payment") from None
         self._sent += len(piece)
@@ -135,10 +135,10 @@ class Transfer:
         try:
             self._pieces.close()
             if self._meter:
-                self._meter.settle()
+                self._meter.refund()
         except (OperationalError, InterfaceError):
             # Budgets allow for it, as for a process that was killed.
             log.warning("a transfer could not take back what it had paid")
         finally:
-            slots.give_back()
+            slots.release()
             return_connection()

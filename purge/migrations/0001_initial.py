@@ -91,7 +91,7 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
-            name="Portion",
+            name="Shard",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("lease_owner", models.CharField(blank=True, default="", editable=False, max_length=32)),
@@ -106,9 +106,7 @@ class Migration(migrations.Migration):
                 ("verified_at", models.DateTimeField(help_text="a listing found nothing any more", null=True)),
                 (
                     "destruction",
-                    models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="portions", to="purge.destruction"
-                    ),
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="shards", to="purge.destruction"),
                 ),
             ],
         ),
@@ -144,9 +142,9 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.AddConstraint(
-            model_name="portion",
+            model_name="shard",
             constraint=models.UniqueConstraint(
-                models.F("destruction"), models.F("store"), models.F("prefix"), name="portion_once_per_destruction"
+                models.F("destruction"), models.F("store"), models.F("prefix"), name="shard_once_per_destruction"
             ),
         ),
         migrations.RunPython(triggers.install_in_migration, migrations.RunPython.noop),

@@ -20,7 +20,7 @@ from django.utils.crypto import get_random_string
 from tenants import access, audit
 from tenants.errors import Conflict, Invalid, NotFound, Refused
 from tenants.models import ApiKey, Membership, Role, Scope, Tenant, User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 MARK: Final = "sr_"
@@ -42,8 +42,8 @@ class TooManyKeys(Conflict):
 def visible_keys(user: User, tenant: Tenant) -> QuerySet[ApiKey]:
     """One's own; to admins and auditors of the tenant, all of them. The tenant came from `access`."""
     keys = tenant.api_keys.select_related("owner", "created_by", "tenant")
-    standing = access.standing_of(user)
-    sees_all = standing.is_superuser or tenant.pk in standing.holding(Role.ADMIN, Role.AUDITOR)
+    principal = access.principal_of(user)
+    sees_all = principal.is_superuser or tenant.pk in principal.holding(Role.ADMIN, Role.AUDITOR)
     return keys if sees_all else keys.filter(owner=user)
 
 
@@ -67,7 +67,7 @@ def get_owner(user: User, tenant: Tenant, username: str) -> User:
 
 def check_can_create(user: User, tenant: Tenant, owner: User) -> None:
     """Members for themselves, admins for service accounts: a key of another person would act in that person's name."""
-    roles = access.standing_of(user).roles.get(tenant.pk, frozenset())
+    roles = access.principal_of(user).roles.get(tenant.pk, frozenset())
     is_own = owner == user and bool(roles)
     is_service_account = owner.service_of_id == tenant.pk and Role.ADMIN in roles
     if not (is_own or is_service_account):
@@ -77,7 +77,7 @@ def check_can_create(user: User, tenant: Tenant, owner: User) -> None:
 # --- Verbs ---
 
 
-@retried
+@retry_on_deadlock
 def create(
     *,
     tenant: Tenant,
@@ -133,7 +133,7 @@ def create(
     return key, f"{key.prefix}.{secret}"
 
 
-@retried
+@retry_on_deadlock
 def revoke(key: ApiKey, *, by: User | None, now: datetime) -> None:
     """It opens nothing from here on, and what it started ends within seconds. By its owner or an admin of the tenant."""
     with transaction.atomic():

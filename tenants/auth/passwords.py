@@ -14,7 +14,7 @@ from tenants.auth import tokens
 from tenants.errors import BadToken, Invalid
 from tenants.models import Mail, User
 from tenants.work import outbox
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 RESET: Final = "password_reset"  # the kind of mail
@@ -26,14 +26,14 @@ _secrets = PasswordResetTokenGenerator()  # dies with the password, the last log
 
 def change(*, request: HttpRequest, user: User, current_password: str, new_password: str, now: datetime) -> tokens.Pair:
     """Ends every token of the person but the pair that this returns. A wrong password counts as a failed sign-in."""
-    recognised = services.recognise(request=request, username=user.username, password=current_password, now=now)
+    recognised = services.verify_credentials(request=request, username=user.username, password=current_password, now=now)
     if recognised is None:
         raise Invalid("current_password", "This is not your password.", code="invalid_credentials")
     services.set_password(user=recognised, password=new_password, by=recognised, now=now, field="new_password")
     return services.open_session(recognised, now)
 
 
-@retried
+@retry_on_deadlock
 def request_reset(*, email: str, now: datetime) -> None:
     """Takes the same for everybody: whether the address is a person's is only asked when the mail is due."""
     with transaction.atomic():
@@ -41,7 +41,7 @@ def request_reset(*, email: str, now: datetime) -> None:
             outbox.queue(RESET, to=email.lower(), now=now, once_in=PAUSE)
 
 
-@retried
+@retry_on_deadlock
 def confirm_reset(*, token: str, new_password: str, now: datetime) -> None:
     number, _, secret = token.partition("-")
     if not re.fullmatch("[0-9]{1,18}", number):

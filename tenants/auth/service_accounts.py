@@ -16,7 +16,7 @@ from tenants import access, audit
 from tenants.auth import api_keys
 from tenants.errors import Conflict, NotFound
 from tenants.models import SERVICE_ROLES, Membership, Tenant, User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 def visible_accounts(user: User, tenant: Tenant) -> QuerySet[User]:
@@ -33,7 +33,7 @@ def get_account(user: User, tenant: Tenant, username: str) -> User:
     return account
 
 
-@retried
+@retry_on_deadlock
 def create(*, tenant: Tenant, name: str, roles: Sequence[str], by: User, now: datetime) -> User:
     with transaction.atomic():
         # The other contender creates an account of the same name, in the same tenant: others have other names.
@@ -52,7 +52,7 @@ def create(*, tenant: Tenant, name: str, roles: Sequence[str], by: User, now: da
     return account
 
 
-@retried
+@retry_on_deadlock
 def deactivate(account: User, *, by: User, now: datetime) -> None:
     """Its keys are revoked too. The row stays, and so its name is taken: the audit trail knows it."""
     with transaction.atomic():

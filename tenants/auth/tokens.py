@@ -22,7 +22,7 @@ from rest_framework_simplejwt.tokens import RefreshToken as SimpleRefreshToken
 from tenants import audit
 from tenants.auth import api_keys
 from tenants.models import ApiKey, User
-from tenants.work.deadlocks import retried
+from tenants.work.deadlocks import retry_on_deadlock
 
 
 CHALLENGE: Final = 'Bearer realm="strongroom"'
@@ -82,7 +82,7 @@ def mint(user: User, lifetime: timedelta | None = None) -> Pair:
     return _sign(user, access=access, refresh=refresh)
 
 
-@retried
+@retry_on_deadlock
 def refresh(raw: str, *, now: datetime) -> Pair:
     """A new pair for a refresh token that was never used. One that was used is in two hands: every token of the person ends."""
     used = _read(RefreshToken, raw)
@@ -99,7 +99,7 @@ def refresh(raw: str, *, now: datetime) -> Pair:
     return pair
 
 
-@retried
+@retry_on_deadlock
 def revoke(raw: str, *, now: datetime) -> None:
     """Ends the session of a refresh token. One that opens nothing any more is as dead as it was asked to be (RFC 7009, 2.2)."""
     with transaction.atomic():

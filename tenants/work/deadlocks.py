@@ -22,7 +22,7 @@ def pause(attempt: int) -> None:
     time.sleep(random.uniform(0.5, 1) * 0.1 * 3**attempt)  # noqa: S311  jitter is no secret
 
 
-def retried(work: Callable[Given, Result]) -> Callable[Given, Result]:
+def retry_on_deadlock(work: Callable[Given, Result]) -> Callable[Given, Result]:
     """For a function that does all its work in one transaction of its own. The caller's transaction is the caller's to repeat.
 
     SQLite needs none of this: it waits for the lock before the transaction begins.

@@ -44,14 +44,14 @@ LeasedRow = TypeVar("LeasedRow", bound=Leased)
 
 
 def claim(
-    queryset: QuerySet[LeasedRow], *, now: datetime, limit: int, patience: timedelta = timedelta(minutes=5)
+    queryset: QuerySet[LeasedRow], *, now: datetime, limit: int, timeout: timedelta = timedelta(minutes=5)
 ) -> list[LeasedRow]:
     """Up to `limit` rows of the queryset that nobody has shown a sign of life on for `patience`, now leased to the caller.
 
     The rest of a row is as the queryset read it: what else must hold (its status) belongs into the fenced write.
     """
     claimed = []
-    for row in queryset.filter(Q(lease_owner="") | Q(lease_at__lt=now - patience))[:limit]:
+    for row in queryset.filter(Q(lease_owner="") | Q(lease_at__lt=now - timeout))[:limit]:
         owner = token_hex(16)
         # The other contenders are another worker's tick that read the same row, and the last owner, alive after all. `attempts`
         # grows with every claim and is never set back; `lease_at` moves with every sign of life.

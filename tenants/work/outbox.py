@@ -124,7 +124,7 @@ def send_due(*, now: datetime, limit: int = 50) -> int:
     return sent
 
 
-def forget_old(*, now: datetime) -> int:
+def delete_settled(*, now: datetime) -> int:
     """Deletes mails whose fate was settled long ago. Returns how many."""
     settled = Mail.objects.filter(created_at__lt=now - KEPT).exclude(sent_at=None, failed_at=None)
     return settled.delete()[0]

@@ -18,7 +18,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from config.wsgi import application
-from files.models import Collection, Erasure, StoredFile, Upload
+from files.models import Collection, PendingDeletion, StoredFile, Upload
 from tenants import audit
 from tenants.auth import tokens
 from tenants.models import Tenant, User
@@ -98,7 +98,7 @@ def assert_rows_add_up(store: WatchedStore) -> None:
     ready = StoredFile.objects.filter(status=StoredFile.Status.READY, store="vault").values_list("object_key", flat=True)
     stored = store.keys()
     objects = {key for key in stored if not key.startswith(identity.SYSTEM_PREFIX)}
-    assert objects == {*ready, *Erasure.objects.values_list("object_key", flat=True)}  # INV-06
+    assert objects == {*ready, *PendingDeletion.objects.values_list("object_key", flat=True)}  # INV-06
     assert not Upload.objects.exists()
     assert not store.bodies
     invariants.check_counts()

@@ -250,7 +250,7 @@ def test_an_archive_beyond_the_transfers_of_this_server_is_503(bob: User, filled
     problem(api(bob).get(paths.archive(filled)), 503, "transfers_full")
     assert api(bob).head(paths.archive(filled)).status_code == 200
     for _ in range(current.FILES_MAX_TRANSFERS):
-        SLOTS.give_back()
+        SLOTS.release()
     assert audited("collection.archive") == []
 
 

@@ -362,7 +362,7 @@ def test_export_takes_a_slot_and_without_one_leaves_no_record(api: Api, trail: N
     assert refusal["Retry-After"]
     assert not AuditEvent.objects.filter(action="audit.export").exists()
     for _ in range(2):  # and gives it back
-        slots.give_back()
+        slots.release()
         exported(api(alice))
         slots.take()
 

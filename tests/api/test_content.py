@@ -19,7 +19,7 @@ from rest_framework.test import APIClient
 from files import tasks
 from files.http import streaming
 from files.http.streaming import SLOTS, TransferEnded
-from files.models import Collection, Erasure, StoredFile
+from files.models import Collection, PendingDeletion, StoredFile
 from tenants import services
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api import paths
@@ -443,7 +443,7 @@ def test_a_lost_file_can_be_replaced(
     api(bob).delete(paths.file(november, "a.csv"))
     with time_machine.travel(timezone.now() + timedelta(hours=2)):
         tasks.tick()  # erases the object that is lost as if it were there
-    assert not Erasure.objects.exists()
+    assert not PendingDeletion.objects.exists()
 
 
 def test_download_whose_object_goes_on_its_way_ends_visibly_short(
@@ -572,7 +572,7 @@ def test_download_beyond_the_transfers_of_this_server_is_503(
         assert whole(client.get(paths.content(november, "a.csv"))) == CONTENT
     finally:
         for _ in range(current.FILES_MAX_TRANSFERS - 1):
-            SLOTS.give_back()
+            SLOTS.release()
     assert audited("file.download") == [("file.download", "bob")] * 2
 
 

@@ -16,7 +16,7 @@ from rest_framework.test import APIClient
 
 from files.models import Collection
 from purge.destruction import begin, work
-from purge.models import Destruction, Portion
+from purge.models import Destruction, Shard
 from tenants.models import Tenant, User
 from tests.api.answers import problem
 from tests.factories import make_destruction, make_key
@@ -73,7 +73,7 @@ def test_blocked_destruction_says_by_what(begun: Destruction, alice: User, api: 
 def test_destructions_are_filtered_and_paged(acme: Tenant, globex: Tenant, alice: User, mallory: User, api: Api) -> None:
     mine = [make_destruction(acme, name) for name in ("October", "November", "December")]
     make_destruction(globex, "Theirs")
-    Portion.objects.create(destruction=mine[0], store="vault", prefix="x/", erased=7)
+    Shard.objects.create(destruction=mine[0], store="vault", prefix="x/", erased=7)
 
     client = api(alice)
     page = client.get(f"{DESTRUCTIONS}?page_size=2").json()

@@ -13,7 +13,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
 
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from files.models import Collection, StoredFile
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests.api import paths
@@ -150,7 +150,7 @@ def test_unreadable_file_is_as_one_that_is_not_there(api: Api, alice: User, bob:
     says = [refused(answer, "files", "unknown_file") for answer in answers]
     assert says[0].replace("b.csv", "c.csv") == says[1]
     refused(ask(api(carol), slug), "collection", "unknown_collection")
-    assert not Item.objects.exists()
+    assert not StagedFile.objects.exists()
 
     made = submit(api(bob), slug)
 

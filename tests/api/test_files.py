@@ -13,7 +13,7 @@ from pytest_django import DjangoAssertNumQueries
 from rest_framework.test import APIClient
 
 from files import tasks
-from files.models import Erasure, StoredFile
+from files.models import PendingDeletion, StoredFile
 from tenants import services
 from tenants.models import Membership, User
 from tests.api import paths
@@ -272,7 +272,7 @@ def test_delete_takes_the_file_and_its_object(
     assert audited("file.delete") == [("file.delete", "alice")]
 
     tasks.tick()
-    assert not Erasure.objects.exists()
+    assert not PendingDeletion.objects.exists()
     assert vault.keys() == {kept}
 
 

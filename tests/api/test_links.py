@@ -192,7 +192,7 @@ def test_a_full_server_uses_nothing_up(link: str) -> None:
         SLOTS.take()
     problem(fetch(link), 503, "transfers_full")
     for _ in range(current.FILES_MAX_TRANSFERS):
-        SLOTS.give_back()
+        SLOTS.release()
     assert b"".join(fetch(link)) == CONTENT
 
 

@@ -15,7 +15,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files.http.streaming import SLOTS
-from files.models import Collection, Erasure, StoredFile, Upload
+from files.models import Collection, PendingDeletion, StoredFile, Upload
 from tenants import services
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
@@ -52,7 +52,7 @@ def send(client: APIClient, slug: str, filename: str, body: Any, *, announced: i
 
 
 def assert_nothing_was_kept(vault: WatchedStore, before: int = 0) -> None:
-    assert (StoredFile.objects.count(), Erasure.objects.count(), Upload.objects.count()) == (before, 0, 0)
+    assert (StoredFile.objects.count(), PendingDeletion.objects.count(), Upload.objects.count()) == (before, 0, 0)
     assert len(vault.keys()) == before
     assert audited("file.create", "file.replace") == [("file.create", "bob")] * before
 
@@ -178,7 +178,7 @@ def test_put_with_if_match_replaces_the_content_and_keeps_the_rest(
             )
             for field in ("object_id", "object_key", "key_salt", "key_commitment", "header"):
                 assert getattr(after, field) != getattr(before, field)
-            assert Erasure.objects.get().object_key == before.object_key
+            assert PendingDeletion.objects.get().object_key == before.object_key
             assert b"".join(api(bob).get(paths.content(november, "a.csv"))) == b"newer"
             assert audited("file.create", "file.replace") == [("file.create", "bob"), ("file.replace", "alice")]
             shown = api(bob).get(paths.collection(november)).json()
@@ -546,7 +546,7 @@ def test_put_beyond_the_transfers_of_this_server_is_503_and_reads_nothing(
         assert_nothing_was_kept(vault)
     finally:
         for _ in range(current.FILES_MAX_TRANSFERS):
-            SLOTS.give_back()
+            SLOTS.release()
     assert put(client, november, "a.csv", b"1").status_code == 201
 
 

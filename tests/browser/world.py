@@ -15,7 +15,7 @@ def make() -> None:
     # Models can be imported only now: this is a program of its own.
     from config import demo
     from egress.models import EgressPolicy
-    from files.models import Collection, Erasure, Grant, Hold, Level, Upload
+    from files.models import Collection, Grant, Hold, Level, PendingDeletion, Upload
     from tenants.people import invite
     from tests.factories import make_destruction, make_user
     from tests.services import egress_world
@@ -41,7 +41,7 @@ def make() -> None:
     )
     times = {"started_at": now, "heartbeat_at": now}
     Upload.objects.create(store="vault", object_id=uuid4(), object_key="11/22", collection=collection, started_by=bob, **times)
-    Erasure.objects.create(store="vault", object_key="33/44", due_at=now + timedelta(hours=1), requested_at=now)
+    PendingDeletion.objects.create(store="vault", object_key="33/44", due_at=now + timedelta(hours=1), requested_at=now)
     EgressPolicy.objects.create(tenant=acme, contact_email="data-out@acme.example")
     make_destruction(acme, "October", began_by="alice")
 

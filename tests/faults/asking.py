@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from hypothesis.stateful import invariant
 
-from egress.models import Item
+from egress.models import StagedFile
 from egress.states import TRANSITIONS, State
 from files.models import StoredFile
 from tests import invariants
@@ -106,7 +106,7 @@ class Asking(GoingIn):
     def address(self, number: int, what: str = "") -> str:
         return f"{paths.REQUESTS}{self.seen['request', number]}/{what}"
 
-    def settle(self, number: int, *after: Request, is_done: bool) -> None:
+    def refund(self, number: int, *after: Request, is_done: bool) -> None:
         """Which of these the request has become, or whether it is what it was: only a GET tells what was broken off."""
         candidates = [*after] if is_done else [self.requests.get(number), *after]
         if len(candidates) > 1:
@@ -123,7 +123,7 @@ class Asking(GoingIn):
         response = self.attempt(lambda: call(self.address(number, what), data), expect, fault=fault)
         if expect < 400:
             is_done = not FUSE.is_blown or (response is not None and response.status_code < 400)
-            self.settle(number, replace(self.requests[number], **changes), is_done=is_done)
+            self.refund(number, replace(self.requests[number], **changes), is_done=is_done)
 
     # --- What goes on by itself ---
 
@@ -162,9 +162,9 @@ class Asking(GoingIn):
         if request.status != "approved":
             return request
         stages = STAGES[request.tenant]
-        standing = {stage: who for stage, who in request.decided.items() if self.roles[who] == stages[stage]}
-        if lost := request.decided.keys() - standing.keys():
-            return replace(request, status="in_review", stage=min(lost), decided=standing, expires_at=until)
+        principal = {stage: who for stage, who in request.decided.items() if self.roles[who] == stages[stage]}
+        if lost := request.decided.keys() - principal.keys():
+            return replace(request, status="in_review", stage=min(lost), decided=principal, expires_at=until)
         if self.roles[request.requester] not in INSIDE:
             return replace(request, status="failed", expires_at=until)
         return replace(request, status="released", expires_at=None, available_until=self.now + WINDOW)
@@ -243,8 +243,8 @@ class Asking(GoingIn):
     @invariant()
     def egress_holds(self) -> None:
         """INV-10..INV-13, and nothing in staging but the copies of those that are in review, or about to be packed."""
-        staged = Item.objects.filter(status=Item.Status.STAGED).values_list("object_key", flat=True)
-        due = Item.objects.exclude(status=Item.Status.WIPED).values_list("object_key", flat=True)
+        staged = StagedFile.objects.filter(status=StagedFile.Status.STAGED).values_list("object_key", flat=True)
+        due = StagedFile.objects.exclude(status=StagedFile.Status.WIPED).values_list("object_key", flat=True)
         found = {entry.key for alias, entry in invariants.entries() if alias == "staging"}
         assert set(staged) <= found <= set(due)
 
@@ -252,13 +252,13 @@ class Asking(GoingIn):
 def shown(detail: Any) -> dict[str, object]:
     """As `Request.shown`."""
     touched = [moment(download["last_at"]) for download in detail["downloads"]]
-    standing = [each for each in detail["decisions"] if each["round"] == detail["round"] and not each["voided_at"]]
+    principal = [each for each in detail["decisions"] if each["round"] == detail["round"] and not each["voided_at"]]
     return {
         "status": detail["status"],
         "round": detail["round"],
         "awaited_role": detail["awaited_role"],
         "files": {item["filename"]: (item["length"], item["sha256"]) for item in detail["items"]},
-        "decided": {each["stage"] - 1: each["by"] for each in standing},
+        "decided": {each["stage"] - 1: each["by"] for each in principal},
         "expires_at": moment(detail["expires_at"]),
         "available_until": moment(detail["available_until"]),
         "max_downloads": detail["max_downloads"],

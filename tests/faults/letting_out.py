@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import multiple, rule
 
 from egress import jobs
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from files.filenames import unique_key
 from tenants.models import Membership
 from tests.api import paths
@@ -55,7 +55,7 @@ class LettingOut(Asking):
         most = MAX_DOWNLOADS[mine.tenant]
         made = Request(case, mine.tenant, str(who), in_order(files or []), until, max_downloads=most)
         is_done = not FUSE.is_blown or (response is not None and response.status_code < 400)
-        self.settle(number, made, is_done=is_done)
+        self.refund(number, made, is_done=is_done)
         self.agrees()
         return number if number in self.requests else multiple()
 
@@ -90,7 +90,7 @@ class LettingOut(Asking):
         if not expect:
             count = request.download_count + (0 if is_resumed else 1)
             after = replace(request, download_count=count, touched_at=self.now)
-            self.settle(number, after, is_done=not FUSE.is_blown)
+            self.refund(number, after, is_done=not FUSE.is_blown)
 
     @rule(who=ANYBODY, number=REQUESTS, fault=FAULT)
     def take_by_link(self, who: str | None, number: int, fault: Fault) -> None:
@@ -103,7 +103,7 @@ class LettingOut(Asking):
             self.secrets.append(url.rpartition("/")[2])
             self.fetch(None, url, 200, content, fault)
             after = replace(request, download_count=request.download_count + 1, touched_at=self.now)
-            self.settle(number, after, is_done=not FUSE.is_blown)
+            self.refund(number, after, is_done=not FUSE.is_blown)
             if not FUSE.is_blown:
                 self.fetch(None, url, 404, b"", None)
 
@@ -190,7 +190,7 @@ class LettingOut(Asking):
         for number, request in self.requests.items():
             self.check_package(number, request)
         if is_whole and not is_stalled:
-            assert not Item.objects.filter(status__in=[Item.Status.PINNED, Item.Status.WIPING]).exists()
+            assert not StagedFile.objects.filter(status__in=[StagedFile.Status.PINNED, StagedFile.Status.WIPING]).exists()
             assert not EgressRequest.objects.exclude(status="failed").exclude(problem="").exists()
             before = rows()
             jobs.tick(now=self.now)

@@ -24,7 +24,7 @@ from rest_framework.test import APIClient
 
 from config.processes import die_with_parent
 from egress import jobs
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from egress.package.build import MOST_ATTEMPTS
 from files.models import Collection, Upload
 from tenants.models import Tenant, User
@@ -189,11 +189,11 @@ def assert_nothing_early(request: Any, phase: str) -> None:
     """What a dead worker leaves says no more than it has done."""
     request = row(request)
     if request.status == "in_review":
-        assert not request.items.exclude(status=Item.Status.STAGED).exists()
+        assert not request.items.exclude(status=StagedFile.Status.STAGED).exists()
     if request.status == "released":
         assert request.package_collection is not None
         assert request.package_collection.files.count() == 1
-    for item in request.items.filter(status=Item.Status.WIPED):
+    for item in request.items.filter(status=StagedFile.Status.WIPED):
         assert item.object_key not in in_bucket("staging")
     assert request.status in {"staging": ("submitted", "in_review"), "packaging": ("approved", "released")}.get(
         phase, ("released",)

@@ -188,7 +188,7 @@ ERASING = [
     pytest.param(S3, rb"^GET \S+versions", "request", id="before-it-looks"),
     pytest.param(S3, rb"^POST \S+\?delete", "request", id="before-it-deletes"),
     pytest.param(S3, rb"^POST \S+\?delete", "answer", id="deleted-unheard"),
-    pytest.param(DATABASE, rb'DELETE FROM "files_erasure"', "request", id="before-the-row-goes"),
+    pytest.param(DATABASE, rb'DELETE FROM "files_pendingdeletion"', "request", id="before-the-row-goes"),
 ]
 
 
@@ -205,7 +205,7 @@ def test_erasure_whose_worker_is_killed_is_done_by_the_next(
     with proxy.during(Fault(request=request_held, way=way, then="hang")):  # type: ignore[arg-type]
         assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
         wait_for(lambda: proxy.happened)
-        assert server.sql("SELECT attempts FROM files_erasure WHERE object_key = ?", key) == [(1,)]
+        assert server.sql("SELECT attempts FROM files_pendingdeletion WHERE object_key = ?", key) == [(1,)]
         assert server.process
         (worker,) = [child for child in psutil.Process(server.process.pid).children() if child.name() == "celery worker"]
         worker.kill()
@@ -213,7 +213,9 @@ def test_erasure_whose_worker_is_killed_is_done_by_the_next(
     assert server.processes() == []
     server.check()
     server.start()
-    assert server.sql("SELECT count(*) FROM files_erasure WHERE object_key = ?", key) == [(1,)]  # until its lease runs out
+    assert server.sql("SELECT count(*) FROM files_pendingdeletion WHERE object_key = ?", key) == [
+        (1,)
+    ]  # until its lease runs out
     server.forget_heartbeats()
     wait_for(server.is_tidy)
     assert key not in server.stored()

@@ -301,5 +301,5 @@ def test_file_is_replaced_under_its_readers(
 
 
 def forget_grace(site: Site, key: str) -> None:
-    site.server.sql("UPDATE files_erasure SET due_at = ? WHERE object_key = ?", datetime(2020, 1, 1, tzinfo=UTC), key)
+    site.server.sql("UPDATE files_pendingdeletion SET due_at = ? WHERE object_key = ?", datetime(2020, 1, 1, tzinfo=UTC), key)
     wait_for(lambda: key not in site.server.stored())

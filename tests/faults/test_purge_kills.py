@@ -69,7 +69,7 @@ def purge(server: Server) -> Iterator["subprocess.Popen[str]"]:
 def has_begun(server: Server) -> int:
     """Grows with each destruction, and with each time that a worker takes up a part of one."""
     attempts = "SELECT count(*) + coalesce(sum(attempts), 0) FROM "
-    return sum(int(server.sql(attempts + table)[0][0]) for table in ("purge_destruction", "purge_portion"))
+    return sum(int(server.sql(attempts + table)[0][0]) for table in ("purge_destruction", "purge_shard"))
 
 
 def kill_at_work(server: Server, delay: float) -> None:
@@ -95,7 +95,7 @@ def assert_gone(server: Server, *people: Person) -> None:
     for action in ("collection.shred", "collection.purge"):
         events = server.sql("SELECT target_id FROM tenants_auditevent WHERE action = ?", action)
         assert sorted(target for (target,) in events) == sorted(uuids)
-    assert server.sql("SELECT count(*) FROM purge_portion WHERE verified_at IS NULL") == [(0,)]
+    assert server.sql("SELECT count(*) FROM purge_shard WHERE verified_at IS NULL") == [(0,)]
     server.manage("verify_audit")
     server.check()
 
@@ -203,7 +203,7 @@ S3, DATABASE = "s3", "database"
 MOMENTS = [
     pytest.param(DATABASE, rb'INSERT INTO "purge_destruction"', "request", id="begins", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'UPDATE "vault_key" SET "wrapped"', "answer", id="key-not-committed", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'UPDATE "purge_portion"', "request", id="claims", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'UPDATE "purge_shard"', "request", id="claims", marks=pytest.mark.long),
     pytest.param(S3, rb"^GET \S+versions", "request", id="lists", marks=pytest.mark.long),
     pytest.param(S3, rb"^POST \S+\?delete", "request", id="deletes", marks=pytest.mark.long),
     pytest.param(S3, rb"^POST \S+\?delete", "answer", id="deleted-unheard"),

@@ -141,16 +141,16 @@ def test_deletion_that_fails_in_part_is_repeated_for_what_remains(
     asked = sum(is_request(environ, *DELETE) for environ in seen)
     if code == "AccessDenied":
         assert (destruction.status, destruction.blocked_by, asked) == ("blocked", "AccessDenied: a fault", 1)
-        assert destroying.try_again(destruction, by=None, now=destruction.began_at)
+        assert destroying.retry_blocked(destruction, by=None, now=destruction.began_at)
     elif times > 2:
         assert asked == 4
         assert_waits(filled)
     if destruction.status != "done":
         assert [entry.key for entry in under(filled)] == [kept]
-        assert sum(destruction.portions.values_list("erased", flat=True)) == len(NAMES) - 1
+        assert sum(destruction.shards.values_list("erased", flat=True)) == len(NAMES) - 1
         work_later()
     assert_gone(filled)
-    assert sum(of(filled).portions.values_list("erased", flat=True)) == len(NAMES)
+    assert sum(of(filled).shards.values_list("erased", flat=True)) == len(NAMES)
 
 
 @pytest.mark.parametrize("code", ["", "NoSuchKey", "NoSuchVersion"])

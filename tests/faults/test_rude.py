@@ -57,8 +57,8 @@ class Asked:
     def quantile(self, part: float) -> float:
         return sorted(self.seconds)[int(part * len(self.seconds))]
 
-    def check(self, patience: tuple[float, float]) -> None:
-        part, seconds = patience
+    def check(self, timeout: tuple[float, float]) -> None:
+        part, seconds = timeout
         assert self.quantile(part) < seconds
 
 
@@ -145,7 +145,7 @@ def cpu_of(server: Server) -> float:
     ],
 )
 def test_slow_readers_delay_nobody(
-    busy_site: Site, member: Person, count: int, seconds: int, pace: float, patience: tuple[float, float]
+    busy_site: Site, member: Person, count: int, seconds: int, pace: float, timeout: tuple[float, float]
 ) -> None:
     """T-5: 16 KiB/s each. The figures: `--log-cli-level=info`."""
     server, s3 = busy_site.server, busy_site.s3
@@ -171,7 +171,7 @@ def test_slow_readers_delay_nobody(
     log.info("%s; %d S3 connections, %d MiB more memory, %.2f cores", answer, most_s3, (most_memory - memory) / MIB, busy)
     assert answer["outcomes"] == {"reading": count}
     assert answer["slowest"] > pace * seconds * 16 * KIB  # a busy machine reads more slowly, too
-    others.check(patience)
+    others.check(timeout)
     assert most_s3 <= 64
     wait_for(lambda: is_settled(busy_site, before))
 
@@ -180,14 +180,14 @@ def test_slow_readers_delay_nobody(
     "patience",
     [pytest.param(PATIENCE_WHEN_BUSY, id="short"), pytest.param(PATIENCE_SHORT, id="short-quiet", marks=QUIET)],
 )
-def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member: Person, patience: tuple[float, float]) -> None:
+def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member: Person, timeout: tuple[float, float]) -> None:
     """T-12."""
     before = descriptors(busy_site)
     request = f"GET /api/v1/me/ HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {member.token}\r\nConnection: close\r\n\r\n".encode()
     with asked(member) as others, clients(5, request, member) as stayed:
         time.sleep(4)
         assert all(client.recv(65536) for client in stayed)
-    others.check(patience)
+    others.check(timeout)
     wait_for(lambda: is_settled(busy_site, before))
 
 
@@ -201,7 +201,7 @@ def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member
 )
 @pytest.mark.parametrize("kind", ["stalled readers", pytest.param("trickling uploads", marks=pytest.mark.long)])
 def test_clients_without_pace_are_cut_off_and_delay_nobody(
-    busy_site: Site, member: Person, kind: str, seconds: int, arriving: int, patience: tuple[float, float]
+    busy_site: Site, member: Person, kind: str, seconds: int, arriving: int, timeout: tuple[float, float]
 ) -> None:
     """In the short form they lose patience first."""
     before = descriptors(busy_site)
@@ -219,7 +219,7 @@ def test_clients_without_pace_are_cut_off_and_delay_nobody(
         if seconds == CUT_OFF:
             assert sockets(busy_site)[0] <= 2  # who asks for `me/`
             assert busy_site.server.is_tidy()
-    others.check(patience)
+    others.check(timeout)
     wait_for(lambda: is_settled(busy_site, before))
     assert member.filenames() == {"a.bin"}
 

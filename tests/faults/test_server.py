@@ -25,7 +25,7 @@ from tests.needs import mark_users
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = HastyWorker.patience
+PATIENCE = HastyWorker.timeout
 PROMPT = 2  # seconds; who is starved waits for `head_patience`, which is 3
 KEEPALIVE = 5  # seconds, of config/gunicorn.conf.py
 QUIET = pytest.mark.quiet

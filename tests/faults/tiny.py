@@ -16,7 +16,7 @@ worker: "HastyWorker"
 class HastyWorker(Worker):
     """As in production, with less patience."""
 
-    patience = 1.0
+    timeout = 1.0
     head_patience = 3.0
 
     def init_process(self) -> None:

@@ -27,9 +27,9 @@ from rest_framework.test import APIClient
 
 from config.logs import JsonFormatter
 from egress import jobs
-from egress.models import Decision, Download, EgressPolicy, EgressRequest, Item, Step
+from egress.models import Decision, Download, EgressPolicy, EgressRequest, StagedFile, Transition
 from files.http.streaming import TransferEnded
-from files.models import Collection, DownloadLink, Erasure, Grant, Hold, StoredFile, Upload
+from files.models import Collection, DownloadLink, Grant, Hold, PendingDeletion, StoredFile, Upload
 from files.tasks import tick
 from tenants.auth import tokens
 from tenants.models import AuditHead, Mail, Tenant, User
@@ -46,8 +46,8 @@ from vault.stores import get_store
 
 COUNTED: Counter[tuple[int, str, int | None]] = Counter()  # requests by the status that was due, the fault, and the status
 ROWS: Sequence[type[models.Model]] = (
-    Collection, StoredFile, Upload, Erasure, Grant, Key, DownloadLink, Hold,
-    EgressRequest, Step, Decision, Item, Download, Mail, AuditHead,
+    Collection, StoredFile, Upload, PendingDeletion, Grant, Key, DownloadLink, Hold,
+    EgressRequest, Transition, Decision, StagedFile, Download, Mail, AuditHead,
 )  # fmt: skip
 ROLES = {
     "alice": "admin", "bob": "member", "grace": "information_governance", "gary": "information_governance",
@@ -203,12 +203,12 @@ class World(RuleBasedStateMachine):
                 tick()
                 self.tick_egress()
             there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)}
-            staged = Item.objects.filter(status=Item.Status.STAGED)
+            staged = StagedFile.objects.filter(status=StagedFile.Status.STAGED)
             assert there == {key for rows in (StoredFile.objects, staged) for key in rows.values_list("object_key", flat=True)}
-            assert not Item.objects.filter(status__in=[Item.Status.PINNED, Item.Status.WIPING]).exists()
+            assert not StagedFile.objects.filter(status__in=[StagedFile.Status.PINNED, StagedFile.Status.WIPING]).exists()
             assert not EgressRequest.objects.filter(status__in=["submitted", "approved"]).exists()
             assert not Upload.objects.exists()
-            assert not Erasure.objects.exists()
+            assert not PendingDeletion.objects.exists()
             assert not DownloadLink.objects.exists()
         finally:
             for alias, entry in invariants.entries():

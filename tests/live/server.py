@@ -158,7 +158,7 @@ class Server:
         """Nothing is under way, and nothing waits to be cleared away but replaced contents in their hour of grace."""
         soon = datetime.now(UTC) + timedelta(minutes=1)
         return not self.sql(
-            "SELECT object_key FROM files_upload UNION SELECT object_key FROM files_erasure WHERE due_at < ?", soon
+            "SELECT object_key FROM files_upload UNION SELECT object_key FROM files_pendingdeletion WHERE due_at < ?", soon
         )
 
     def stored(self) -> dict[str, int]:
@@ -178,7 +178,7 @@ class Server:
         stored = self.stored()
         assert [key for key, size in files if stored.get(key) != size] == []
         known = self.sql("SELECT object_key FROM files_storedfile")
-        known += self.sql("SELECT object_key FROM files_upload UNION SELECT object_key FROM files_erasure")
+        known += self.sql("SELECT object_key FROM files_upload UNION SELECT object_key FROM files_pendingdeletion")
         assert [key for key in stored if (key.partition(".")[0],) not in known] == []
         counted = "SELECT id, file_count, total_length FROM files_collection"
         there = """
@@ -191,7 +191,7 @@ class Server:
         """As if uploads had been silent for a quarter of an hour, and the leases of the clean-up and of purges had run out."""
         long_ago = datetime(2020, 1, 1, tzinfo=UTC)
         self.sql("UPDATE files_upload SET heartbeat_at = ?", long_ago)
-        for table in ("files_erasure", "purge_portion", "purge_destruction"):
+        for table in ("files_pendingdeletion", "purge_shard", "purge_destruction"):
             self.sql(f"UPDATE {table} SET lease_at = ? WHERE lease_at IS NOT NULL", long_ago)  # noqa: S608  our own tables
 
     def objects(self) -> list[Path]:

@@ -12,7 +12,7 @@ from rest_framework.test import APIClient
 from time_machine import travel
 
 from egress import jobs
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from files import cleanup
 from files.models import Collection
 from tenants.models import Tenant, User
@@ -134,7 +134,7 @@ def in_bucket(alias: str) -> list[str]:
 def assert_wiped(request: Any) -> None:
     """A tombstone for each copy, and nothing in staging."""
     assert in_bucket("staging") == []
-    for item in Item.objects.filter(request=request["id"]):
+    for item in StagedFile.objects.filter(request=request["id"]):
         assert (item.status, item.wiped_at is not None) == ("wiped", True)
         assert item.object_key
         assert len(item.sha256) == 64

@@ -10,7 +10,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from egress import jobs
-from egress.models import Item
+from egress.models import StagedFile
 from tenants import services as tenants
 from tenants.models import Membership, User
 from tenants.work import outbox
@@ -79,7 +79,7 @@ def release(api: Api, request: Any, people: dict[str, User]) -> None:
 
 def fail(api: Api, request: Any, people: dict[str, User], own_buckets: Path) -> None:
     approve(api, request, people["grace"], people["ruth"])
-    (own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key).unlink()
+    (own_buckets / "staging" / StagedFile.objects.get(request=request["id"], number=1).object_key).unlink()
     work_on()
 
 

@@ -16,7 +16,7 @@ from django.db.models import Model
 from django.utils import timezone
 
 from egress import jobs
-from egress.models import Contributor, Decision, Download, EgressRequest, Item, Step
+from egress.models import Contributor, Decision, Download, EgressRequest, StagedFile, Transition
 from egress.states import State
 from files.models import Collection, DownloadLink, Hold
 from tenants.models import AuditEvent, Mail, Membership, User
@@ -105,7 +105,7 @@ def _requests(clients: Clients, requester: User) -> dict[str, Any]:
     EgressRequest.objects.filter(pk=made["closed"]["id"]).update(available_until=past)
     jobs.end_overdue(now=timezone.now())
     work_on()
-    assert not Item.objects.filter(status=Item.Status.WIPING).exists()
+    assert not StagedFile.objects.filter(status=StagedFile.Status.WIPING).exists()
     made["submitted"] = _submit(clients, "submitted")
     assert {start: row(request).status for start, request in made.items()} == STARTS
     return made
@@ -130,7 +130,7 @@ def give_roles(person: User, *roles: str) -> None:
 
 Tables = dict[str, list[dict[str, Any]]]
 MODELS: Final[list[type[Model]]] = [
-    EgressRequest, Step, Decision, Item, Contributor, Download, Hold, Collection, DownloadLink, AuditEvent, Mail,
+    EgressRequest, Transition, Decision, StagedFile, Contributor, Download, Hold, Collection, DownloadLink, AuditEvent, Mail,
 ]  # fmt: skip
 
 

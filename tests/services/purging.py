@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
+from files.models import Collection, DownloadLink, Grant, PendingDeletion, StoredFile, Upload
 from purge import destruction as destroying
 from purge.models import Destruction
 from tenants import audit
@@ -73,7 +73,7 @@ def under(collection: Collection) -> list[StoreEntry]:
 
 def assert_gone(collection: Collection) -> Destruction:
     """INV-07, of the only collection that had files."""
-    for model in (StoredFile, Grant, DownloadLink, Upload, Erasure):
+    for model in (StoredFile, Grant, DownloadLink, Upload, PendingDeletion):
         assert not model._default_manager.exists()
     return assert_destroyed(collection)
 

@@ -11,7 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from egress.models import Decision, EgressPolicy, EgressRequest, Item, Step
+from egress.models import Decision, EgressPolicy, EgressRequest, StagedFile, Transition
 from egress.states import State
 from tenants.models import AuditEvent, Tenant, User
 from tests.services.egress import FILES, Api, body, decide, fill, make_reviewers, path, row, see, submit, work_on
@@ -56,7 +56,7 @@ def approve(api: Api, request: Any, people: dict[str, User]) -> None:
 def failed(api: Api, bob: User, approved: Any, own_buckets: Any) -> Any:
     """Its first copy was gone from staging for a while: it is back by now."""
     request = approved
-    copy = own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key
+    copy = own_buckets / "staging" / StagedFile.objects.get(request=request["id"], number=1).object_key
     away = copy.rename(own_buckets / "away")
     work_on()
     away.rename(copy)
@@ -174,7 +174,7 @@ def test_policy_is_shown_and_not_edited(site: Client, api: Api, alice: User) -> 
 
 def test_nothing_of_a_request_is_edited_added_or_deleted(site: Client, released: Any) -> None:
     """INV-12, F-61."""
-    item = Item.objects.get(request=released["id"], number=1)
+    item = StagedFile.objects.get(request=released["id"], number=1)
     for model, pk in (("egressrequest", released["id"]), ("item", item.pk)):
         form = {
             "status": "rejected", "max_downloads": "9", "policy": "{}", "post": "yes",
@@ -187,13 +187,13 @@ def test_nothing_of_a_request_is_edited_added_or_deleted(site: Client, released:
         assert site.get(url(f"{model}_add")).status_code == 403
         site.post(url(f"{model}_changelist"), {"action": "delete_selected", "_selected_action": [pk], "post": "yes"})
     assert (row(released).status, row(released).max_downloads, Decision.objects.count()) == ("released", 1, 2)
-    assert Item.objects.filter(pk=item.pk).exists()
+    assert StagedFile.objects.filter(pk=item.pk).exists()
 
 
 def test_decisions_steps_and_openings_have_no_page_of_their_own() -> None:
     names = {model.__name__ for model in admin.site._registry}
-    assert {"EgressRequest", "Item", "EgressPolicy"} <= names
-    assert not names & {"Decision", "Step", "Opening", "Download", "Contributor"}
+    assert {"EgressRequest", "StagedFile", "EgressPolicy"} <= names
+    assert not names & {"Decision", "Transition", "ReadReceipt", "Download", "Contributor"}
 
 
 @pytest.mark.parametrize("page", [REQUESTS, "item_changelist", "egresspolicy_changelist"])
@@ -236,7 +236,7 @@ def test_operator_revokes_and_says_why(site: Client, api: Api, bob: User, releas
 
     assert said(press(site, "revoke", released, reason=WHY)) == [f"Revoke: egress request {released['id']}: done."]
     assert see(api(bob), released)["status"] == "revoked"
-    step = Step.objects.filter(request=released["id"]).latest("number")
+    step = Transition.objects.filter(request=released["id"]).latest("number")
     assert (step.to_status, step.by_name, step.reason) == ("revoked", "root", WHY)
     event = AuditEvent.objects.filter(action="egress.revoke").get()
     assert (event.actor, event.target_id) == ("root", released["id"])

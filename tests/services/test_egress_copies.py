@@ -14,7 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from egress import jobs, staging
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from files.models import StoredFile
 from tenants.models import AuditEvent, Tenant, User
 from tests.live.waiting import wait_for
@@ -70,7 +70,7 @@ def test_worker_whose_copy_takes_long_is_alive_and_nobody_wipes_behind_it(
     first = row(request).lease_at
     wait_for(lambda: row(request).lease_at != first)
     assert not jobs.work(now=timezone.now(), until=float("inf"))
-    assert Item.objects.get(request=request["id"]).status == "wiping"
+    assert StagedFile.objects.get(request=request["id"]).status == "wiping"
     gate.open.set()
     worker.join(30)
     work_on()

@@ -8,7 +8,7 @@ import time_machine
 from django.utils import timezone
 
 from egress import jobs
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from egress.states import OPEN, State
 from files.models import Collection, Hold
 from tests.services.egress import decide, row
@@ -24,7 +24,7 @@ ABANDONED = [start for start, state in STARTS.items() if state in OPEN]
 
 def copies(request: Any) -> list[str]:
     """Keys in staging, as a listing has them."""
-    wanted = set(Item.objects.filter(request=request["id"]).values_list("object_key", flat=True))
+    wanted = set(StagedFile.objects.filter(request=request["id"]).values_list("object_key", flat=True))
     return [entry.key for entry in get_store("staging").entries("") if entry.key in wanted]
 
 

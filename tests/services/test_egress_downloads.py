@@ -138,7 +138,7 @@ def test_a_full_server_counts_nothing(api: Api, bob: User, released: Any, settin
         SLOTS.take()
     problem(get(api(bob), released), 503, "transfers_full")
     for _ in range(settings.FILES_MAX_TRANSFERS):
-        SLOTS.give_back()
+        SLOTS.release()
     assert count(released) == 0
     body(get(api(bob), released))
 

@@ -185,8 +185,8 @@ def test_approver_who_is_not_one_any_more_is_asked_again(world: World, harm: str
 
     found = see(world.clients["bob"], request)
     assert (found["status"], row(request).stage, row(request).awaited_role) == ("in_review", stage, ROLES[stage])
-    standing = {decision["by"] for decision in found["decisions"] if decision["voided_at"] is None}
-    assert standing == {"grace", "ruth"} - {who}
+    principal = {decision["by"] for decision in found["decisions"] if decision["voided_at"] is None}
+    assert principal == {"grace", "ruth"} - {who}
     assert (released(request), row(request).manifest) == ([], "")
     assert who in row(request).steps.order_by("number").last().reason  # type: ignore[union-attr]
 

@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from egress import jobs, services
-from egress.models import EgressRequest, Item
+from egress.models import EgressRequest, StagedFile
 from files.models import Collection, StoredFile
 from purge.jobs import purge_expired
 from purge.jobs import tick as purge_tick
@@ -23,7 +23,7 @@ SECOND = timedelta(seconds=1)
 
 def copies(request: Any) -> list[str]:
     """Keys in staging, as a listing has them."""
-    wanted = set(Item.objects.filter(request=request["id"]).values_list("object_key", flat=True))
+    wanted = set(StagedFile.objects.filter(request=request["id"]).values_list("object_key", flat=True))
     return [entry.key for entry in get_store("staging").entries("") if entry.key in wanted]
 
 

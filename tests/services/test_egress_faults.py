@@ -17,7 +17,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from egress import jobs, staging
-from egress.models import Item
+from egress.models import StagedFile
 from egress.package import build
 from files.models import Collection, StoredFile, Upload
 from tenants import audit
@@ -65,7 +65,7 @@ def request_(approved: Any) -> Any:
 
 def staged(request: Any, filename: str) -> Path:
     """Where a copy lies."""
-    item = Item.objects.get(request=request["id"], round=row(request).round, filename=filename)
+    item = StagedFile.objects.get(request=request["id"], round=row(request).round, filename=filename)
     store = get_store(item.store)
     assert isinstance(store, LocalStore)
     return store.root / item.object_key
@@ -365,7 +365,7 @@ def test_right_that_is_lost_while_the_package_is_written_keeps_it_from_being_rel
     create = LocalStore.create
 
     def meddling(self: LocalStore, key: str, **options: Any) -> Any:
-        if key not in set(Item.objects.values_list("object_key", flat=True)):  # the package's
+        if key not in set(StagedFile.objects.values_list("object_key", flat=True)):  # the package's
             meddle(people)
         return create(self, key, **options)
 
@@ -389,7 +389,7 @@ def stubborn(request_: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch)
     """The key of a copy that will not go."""
     staging = settings.STORAGES["staging"]
     settings.STORAGES = settings.STORAGES | {"staging": staging | {"BACKEND": "tests.services.purging.Stubborn"}}
-    key = Item.objects.get(request=request_["id"], filename="b.csv").object_key
+    key = StagedFile.objects.get(request=request_["id"], filename="b.csv").object_key
     monkeypatch.setattr(Stubborn, "locked", key)
     return key
 
@@ -400,7 +400,7 @@ def test_copy_that_will_not_go_is_not_called_wiped(
     """F-17, F-18: nobody reads it, and it is tried again until a listing does not show it."""
     work_on()
     assert in_bucket("staging") == [stubborn]
-    assert not Item.objects.filter(status=Item.Status.WIPED).exists()
+    assert not StagedFile.objects.filter(status=StagedFile.Status.WIPED).exists()
     assert not AuditEvent.objects.filter(action="egress.wipe").exists()
     assert "storage" in row(request_).problem
 
@@ -416,7 +416,7 @@ def test_store_that_only_says_that_it_erased_is_not_believed(
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "erase", lambda self, entries: [])
         work_on()
-        assert not Item.objects.exclude(wiped_at=None).exists()
+        assert not StagedFile.objects.exclude(wiped_at=None).exists()
     go_on(6)
     assert_released_once(request_, api(bob))
 
@@ -438,7 +438,7 @@ def test_old_copies_that_will_not_go_do_not_hold_up_the_next_round(
     request = in_review
     place = settings.STORAGES["staging"]
     settings.STORAGES = settings.STORAGES | {"staging": place | {"BACKEND": "tests.services.purging.Stubborn"}}
-    monkeypatch.setattr(Stubborn, "locked", Item.objects.get(filename="b.csv").object_key)
+    monkeypatch.setattr(Stubborn, "locked", StagedFile.objects.get(filename="b.csv").object_key)
     assert decide(api(people["grace"]), request, "return").status_code == 201
     work_on()
     assert api(bob).post(path(request, "resubmit/"), {}).status_code == 200
@@ -496,7 +496,7 @@ def test_every_version_of_a_copy_goes(
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     request = submit(api(bob), fill(api(bob)))
     work_on()
-    first, second, _ = Item.objects.order_by("number")
+    first, second, _ = StagedFile.objects.order_by("number")
     client.put_object(Bucket=bucket, Key=first.object_key, Body=b"another")
     client.delete_object(Bucket=bucket, Key=second.object_key)
     assert decide(api(people["grace"]), request, "reject").status_code == 201
@@ -519,7 +519,7 @@ def test_large_copies_are_made_in_parts(
     monkeypatch.setattr(S3Store, "copy_bytes", 5 * MIB)
     files = {"a.csv": FILES["a.csv"], "large.bin": b"0123456789abcdef" * (12 * MIB // 16)}
     request = approve(api, bob, people, fill(api(bob), files=files))
-    large = Item.objects.get(filename="large.bin")
+    large = StagedFile.objects.get(filename="large.bin")
     assert large.object_etag.endswith("-3")
     work_on()
     assert_released_once(request, api(bob), files)

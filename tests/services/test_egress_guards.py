@@ -10,7 +10,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import Model
 from django.utils import timezone
 
-from egress.models import Contributor, Decision, EgressRequest, Item, Step
+from egress.models import Contributor, Decision, EgressRequest, StagedFile, Transition
 from egress.states import TRANSITIONS, State, pairs
 from tenants.work import triggers
 from tests.services.egress import REASON, row
@@ -19,7 +19,7 @@ from tests.worlds import starts_from
 
 
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases, starts_from(make_world)]
-KEPT: Final[list[type[Model]]] = [EgressRequest, Step, Item, Contributor, Decision]
+KEPT: Final[list[type[Model]]] = [EgressRequest, Transition, StagedFile, Contributor, Decision]
 OURS: Final = [guard.refusal for guard in triggers.guards if guard.table.startswith("egress_")]
 REFUSALS: Final = "|".join([*OURS, "constraint", "violates"])  # the database has each rule once
 
@@ -40,11 +40,11 @@ def at(world: World, start: str) -> EgressRequest:
     return row(world.requests[start])
 
 
-def write_step(request: EgressRequest, to: str, **wrong: Any) -> Step:
+def write_step(request: EgressRequest, to: str, **wrong: Any) -> Transition:
     """As `egress.transitions` does, by somebody who writes it himself."""
     request.step += 1
     wish = {"number": request.step, "from_status": request.status, "round": request.round, "stage": request.stage} | wrong
-    return Step.objects.create(request=request, to_status=to, at=timezone.now(), by_name="nobody", **wish)
+    return Transition.objects.create(request=request, to_status=to, at=timezone.now(), by_name="nobody", **wish)
 
 
 def forced(request: EgressRequest, to: str) -> dict[str, Any]:
@@ -346,7 +346,13 @@ def test_files_of_a_round_are_named_when_it_begins(world: World) -> None:
     """INV-11."""
     for start in STARTS:
         item = at(world, start).items.filter(number=1).get()
-        item.pk, item.number, item.object_key, item.status, item.wiped_at = None, 3, f"another-{start}", Item.Status.PINNED, None
+        item.pk, item.number, item.object_key, item.status, item.wiped_at = (
+            None,
+            3,
+            f"another-{start}",
+            StagedFile.Status.PINNED,
+            None,
+        )
         item._state.adding = True
         assert_refused(item.save)
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from egress import notifications
-from egress.models import Item
+from egress.models import StagedFile
 from tenants import services as tenants
 from tenants.models import Mail, Membership, Tenant, User
 from tenants.work import outbox
@@ -298,7 +298,7 @@ def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
 ) -> None:
     request = approved
     outbox.send_due(now=timezone.now())
-    (own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key).unlink()
+    (own_buckets / "staging" / StagedFile.objects.get(request=request["id"], number=1).object_key).unlink()
     told = go_on(mailbox)
 
     assert recipients(told) == to(bob, people["ruth"], people["root"])
@@ -501,7 +501,7 @@ def test_operators_are_shown_to_operators_alone(
 ) -> None:
     """The mail of a failure went to each of them apart, and the request does not give them away either."""
     request = approved
-    (own_buckets / "staging" / Item.objects.get(request=request["id"], number=1).object_key).unlink()
+    (own_buckets / "staging" / StagedFile.objects.get(request=request["id"], number=1).object_key).unlink()
     go_on(mailbox)
     for who in (bob, people["alice"], people["grace"]):
         assert "root@example.org" not in shown(api(who), request)

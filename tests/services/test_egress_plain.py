@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pytest_django import Settings
 
-from egress.models import Item
+from egress.models import StagedFile
 from files.models import Collection, StoredFile
 from tenants.models import Tenant, User
 from tests import stores
@@ -117,7 +117,7 @@ def test_plain_package_is_encrypted_by_its_bucket_and_no_other_object_is(
 ) -> None:
     settings.S3_RELEASE_SSE = encryption
     request = approved(api, bob, people, fill(api(bob)))
-    (first, *_) = Item.objects.order_by("number")
+    (first, *_) = StagedFile.objects.order_by("number")
     client = stores.moto().client
     assert "ServerSideEncryption" not in client.head_object(Bucket=buckets["staging"], Key=first.object_key)
     work_on()

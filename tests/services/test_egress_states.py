@@ -300,7 +300,7 @@ def assert_moved(request: Any, before: Tables, after: Tables, to: State | None, 
     (was,), (now,) = before["egress_egressrequest"], after["egress_egressrequest"]
     assert {name for name in was if was[name] != now[name]} <= CHANGING.get(how, MOVING)
     steps, moves = (
-        new(before, after, "egress_step"),
+        new(before, after, "egress_transition"),
         [event for event in new(before, after, "tenants_auditevent") if "came_to" in event["body"]],
     )
     if to is None:
@@ -314,7 +314,7 @@ def assert_moved(request: Any, before: Tables, after: Tables, to: State | None, 
         "by_name": by,
     }  # fmt: skip
     assert (now["step"], event["actor"]) == (was["step"] + 1, by)
-    assert len(after["egress_step"]) == len(before["egress_step"]) + 1
+    assert len(after["egress_transition"]) == len(before["egress_transition"]) + 1
     assert_decided(before, after, is_review=was["status"] == State.IN_REVIEW, how=how)
     assert_pins(before, after, to=to, how=how)
 
@@ -334,8 +334,8 @@ def assert_decided(before: Tables, after: Tables, *, is_review: bool, how: str) 
 def assert_pins(before: Tables, after: Tables, *, to: State, how: str) -> None:
     """As long as it can go on as it is, its files stay as they are; after that nobody reads the copies."""
     assert bool(after["files_hold"]) == (to in PINNING)
-    copies = {item["status"] for item in after["egress_item"] if item["round"] == after["egress_egressrequest"][0]["round"]}
+    copies = {item["status"] for item in after["egress_stagedfile"] if item["round"] == after["egress_egressrequest"][0]["round"]}
     if to not in PINNING:
         assert copies <= {"wiping", "wiped"}
     elif how not in {"copies", "resubmit"}:
-        assert new(before, after, "egress_item") == []
+        assert new(before, after, "egress_stagedfile") == []

@@ -13,7 +13,7 @@ from rest_framework.test import APIClient
 
 from config.celery import app
 from files import cleanup, uploads
-from files.models import Collection, DownloadLink, Erasure, StoredFile, Upload
+from files.models import Collection, DownloadLink, PendingDeletion, StoredFile, Upload
 from files.tasks import tick
 from tenants.models import User
 from tests import invariants
@@ -40,7 +40,7 @@ def november(own_buckets: Path, built: int) -> Collection:
     return Collection.objects.get(pk=built)
 
 
-def begin(by: User, collection: Collection, filename: str, now: datetime) -> uploads.Incoming:
+def begin(by: User, collection: Collection, filename: str, now: datetime) -> uploads.UploadSession:
     """An upload that has sent bytes and says no more."""
     collection = Collection.objects.select_related("tenant", "key").get(pk=collection.pk)
     incoming = uploads.begin(
@@ -109,14 +109,14 @@ def test_object_of_a_deleted_file_is_erased_at_the_next_tick(api: Api, alice: Us
     assert cleanup.erase_due(now=now + timedelta(minutes=1)) == 1
 
     assert keys() == set()
-    assert not Erasure.objects.exists()
+    assert not PendingDeletion.objects.exists()
     invariants.check_all()
 
 
 def test_replaced_object_is_erased_after_its_grace_and_not_before(api: Api, alice: User, november: Collection) -> None:
     old = put(api(alice), november, "a.bin", b"old")
     new = put(api(alice), november, "a.bin", b"new", if_match=old.etag)
-    due = Erasure.objects.get().due_at
+    due = PendingDeletion.objects.get().due_at
     assert due - new.updated_at == GRACE
 
     assert cleanup.erase_due(now=due - SECOND) == 0
@@ -146,19 +146,19 @@ def test_erasure_that_fails_does_not_hold_up_the_others_and_is_tried_again(
     for number in range(4):
         put(api(alice), november, f"{number}.bin")
         api(alice).delete(paths.file(november.slug, f"{number}.bin"))
-    stuck = Erasure.objects.order_by("due_at")[0]
-    Erasure.objects.filter(pk=stuck.pk).update(store="staging")
+    stuck = PendingDeletion.objects.order_by("due_at")[0]
+    PendingDeletion.objects.filter(pk=stuck.pk).update(store="staging")
     (own_buckets / "staging").rmdir()
     later = now + timedelta(minutes=1)
 
     with caplog.at_level(logging.WARNING):
         assert cleanup.erase_due(now=later, limit=2) == 1
     assert cleanup.erase_due(now=later, limit=2) == 2  # the one that failed is not tried again at once
-    assert [(left.pk, left.attempts) for left in Erasure.objects.all()] == [(stuck.pk, 1)]
+    assert [(left.pk, left.attempts) for left in PendingDeletion.objects.all()] == [(stuck.pk, 1)]
     assert [record.message for record in caplog.records if record.name == "files.cleanup"] == ["erasure failed"]
 
     (own_buckets / "staging").mkdir()
-    Erasure.objects.filter(pk=stuck.pk).update(store="vault")
+    PendingDeletion.objects.filter(pk=stuck.pk).update(store="vault")
     assert cleanup.erase_due(now=later + timedelta(minutes=5)) == 0
     assert cleanup.erase_due(now=later + timedelta(minutes=5, seconds=1)) == 1
     assert keys() == set()
@@ -175,7 +175,7 @@ def test_erasure_of_an_object_that_is_gone_already_is_done(api: Api, alice: User
 
 def test_erasure_of_an_object_that_a_file_names_is_refused(api: Api, alice: User, november: Collection, now: datetime) -> None:
     file = put(api(alice), november, "a.bin")
-    Erasure.objects.create(store="vault", object_key=file.object_key, due_at=now, requested_at=now)
+    PendingDeletion.objects.create(store="vault", object_key=file.object_key, due_at=now, requested_at=now)
     assert cleanup.erase_due(now=now + timedelta(minutes=1)) == 0
     assert read(api(alice), november, "a.bin") == CONTENT
 
@@ -223,7 +223,7 @@ def test_tick_does_all_of_it_and_nothing_the_second_time(api: Api, alice: User, 
         tick()
         assert keys() == {kept.object_key}
         assert not Upload.objects.exists()
-        assert not Erasure.objects.exists()
+        assert not PendingDeletion.objects.exists()
         assert not DownloadLink.objects.exists()
         tick()
         assert keys() == {kept.object_key}

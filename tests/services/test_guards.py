@@ -20,7 +20,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files.models import Collection
-from purge.destruction import _block, begin, try_again, work
+from purge.destruction import _block, begin, retry_blocked, work
 from purge.models import Destruction
 from tenants.apps import lift_guards
 from tenants.models import User
@@ -260,7 +260,7 @@ def test_legal_moves_are_not_in_the_way(going: Case, settings: Settings, alice: 
         assert others.update(**change) == 1
     _block(going.destruction, "a lock")
     assert Collection.objects.get(pk=going.collection.pk).status == "blocked"
-    assert try_again(going.destruction, by=alice, now=now)
+    assert retry_blocked(going.destruction, by=alice, now=now)
 
     settings.KEYRING = ROTATED
     assert list(keys.rotate(now=now)) == [(1, 0)]
@@ -327,7 +327,7 @@ def test_guards_survive_migrations_backwards_and_forwards() -> None:
         call_command("migrate", "files", "zero", verbosity=0)
         names = triggers.missing(connection)
         missing = {guard.table for guard in triggers.guards if guard.name in names}
-        egress = {"egress_contributor", "egress_decision", "egress_egressrequest", "egress_item", "egress_step"}
+        egress = {"egress_contributor", "egress_decision", "egress_egressrequest", "egress_stagedfile", "egress_transition"}
         assert missing == {"files_collection", "vault_key", "purge_destruction"} | egress
         assert [name for name in names if name.startswith("key_")] == ["key_stays_with_its_collection"]  # it asks the collections
     finally:

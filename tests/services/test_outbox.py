@@ -617,8 +617,8 @@ def test_mail_that_was_dropped_is_written_anew_if_there_is_a_reason_again(
 def test_mail_that_was_dropped_is_forgotten_with_the_rest(mailbox: Mailbox, moot: Callable[[], None], now: datetime) -> None:
     tell(now, about=str(uuid4()))
     outbox.send_due(now=now)
-    assert outbox.forget_old(now=now + timedelta(days=29)) == 0
-    assert outbox.forget_old(now=now + timedelta(days=31)) == 1
+    assert outbox.delete_settled(now=now + timedelta(days=29)) == 0
+    assert outbox.delete_settled(now=now + timedelta(days=31)) == 1
 
 
 @pytest.mark.both_databases

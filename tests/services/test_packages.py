@@ -38,7 +38,7 @@ DAY = timedelta(days=1)
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets")]
 
 
-class Package(uploads.Incoming):
+class Package(uploads.UploadSession):
     slots = Slots(1)
     limit = None
 
@@ -101,7 +101,7 @@ def test_package_may_be_larger_than_an_upload_and_takes_none_of_their_slots(
     with ExitStack() as taken:
         for _ in range(current.FILES_MAX_TRANSFERS):
             SLOTS.take()
-            taken.callback(SLOTS.give_back)
+            taken.callback(SLOTS.release)
         with receive(release, now) as incoming:
             assert Upload.objects.get().started_by is None
             incoming.write(CONTENT)
@@ -342,4 +342,4 @@ def test_package_neither_waits_for_the_limit_of_a_day_nor_counts(
     jobs.purge_expired(now=now)
     assert Destruction.objects.exists() == goes
     settings.PURGE_DAILY_LIMIT = 1
-    assert limits.room_for_collections(now) == 1
+    assert limits.remaining_collections(now) == 1

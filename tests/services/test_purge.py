@@ -19,10 +19,10 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from files import cleanup, holds, services, uploads
-from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile, Upload
+from files.models import Collection, DownloadLink, Grant, PendingDeletion, StoredFile, Upload
 from purge import certificates, jobs
 from purge import destruction as destroying
-from purge.models import Destruction, Portion
+from purge.models import Destruction, Shard
 from tenants.models import Tenant, User
 from tests.services.purging import NAMES, Api, assert_gone, begin, end, expire, fill, under, work_on
 from vault import audit_checkpoints, keys
@@ -177,7 +177,7 @@ def test_replaced_and_deleted_contents_that_wait_go_with_it(filled: Collection, 
     address = f"/api/v1/collections/{filled.slug}"
     etag = api(alice).get(f"{address}/files/a.csv/")["ETag"]
     api(alice).put(f"{address}/content/a.csv", b"new", content_type="text/csv", headers={"If-Match": etag})
-    assert (Erasure.objects.count(), len(under(filled))) == (1, 4)
+    assert (PendingDeletion.objects.count(), len(under(filled))) == (1, 4)
 
     end(filled)
 
@@ -190,11 +190,11 @@ def test_many_files_are_shared_out_and_rows_go_in_batches(filled: Collection, mo
     monkeypatch.setattr(destroying, "MANY", 2)
     monkeypatch.setattr(destroying, "ROWS", 2)
     begin(filled)
-    assert Portion.objects.filter(store="vault").count() == 16
+    assert Shard.objects.filter(store="vault").count() == 16
 
     work_on()
 
-    assert sum(Portion.objects.values_list("erased", flat=True)) == len(NAMES)
+    assert sum(Shard.objects.values_list("erased", flat=True)) == len(NAMES)
     assert_gone(filled)
 
 
@@ -253,7 +253,7 @@ def test_upload_that_died_is_given_up_and_waited_for_no_longer(filled: Collectio
 def listed_empty(filled: Collection) -> Collection:
     """All its objects are gone, and nothing else is."""
     begin(filled)
-    while Portion.objects.filter(verified_at=None).exists():
+    while Shard.objects.filter(verified_at=None).exists():
         assert destroying.work(now=timezone.now(), seconds=60)
     return filled
 
@@ -277,7 +277,7 @@ def test_upload_that_began_late_is_waited_for(listed_empty: Collection, alice: U
     )  # fmt: skip
     work_on()
     assert Destruction.objects.get().status == "running"
-    assert set(Portion.objects.values_list("verified_at", flat=True)) == {None}
+    assert set(Shard.objects.values_list("verified_at", flat=True)) == {None}
 
     late.delete()
     work_on()

@@ -17,7 +17,7 @@ from rest_framework.exceptions import APIException
 from files import services
 from files.models import Collection
 from purge import jobs
-from purge.destruction import begin, try_again
+from purge.destruction import begin, retry_blocked
 from purge.models import Destruction
 from tenants.models import AuditEvent, User
 from tests.faults.breaking import FUSE, KINDS
@@ -53,8 +53,8 @@ def test_object_that_will_not_go_blocks_with_its_reason(
     assert AuditEvent.objects.filter(action="collection.purge_blocked").count() == 2
 
     monkeypatch.setattr(Stubborn, "locked", "")
-    assert try_again(destruction, by=alice, now=timezone.now())
-    assert not try_again(destruction, by=alice, now=timezone.now())
+    assert retry_blocked(destruction, by=alice, now=timezone.now())
+    assert not retry_blocked(destruction, by=alice, now=timezone.now())
     work_on()
     assert_gone(filled)
 

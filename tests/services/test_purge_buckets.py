@@ -110,7 +110,7 @@ def test_more_keys_than_a_page_and_a_request_take(vault: Vault, *, is_versioned:
 
     assert_gone(vault.collection)
     vault.assert_empty()
-    assert sum(destruction.portions.values_list("erased", flat=True)) == 3 + count * len(each)
+    assert sum(destruction.shards.values_list("erased", flat=True)) == 3 + count * len(each)
 
 
 # --- What is locked ---

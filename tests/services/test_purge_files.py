@@ -21,7 +21,7 @@ from rest_framework.exceptions import APIException
 from rest_framework.test import APIClient
 
 from files import cleanup, holds, services
-from files.models import Collection, DownloadLink, Erasure, Grant, StoredFile
+from files.models import Collection, DownloadLink, Grant, PendingDeletion, StoredFile
 from purge import file_destruction as file_ends
 from purge import jobs
 from purge.models import Destruction
@@ -164,7 +164,7 @@ def test_held_file_stays_until_the_hold_is_lifted(november: Collection, alice: U
 def test_file_whose_date_was_moved_meanwhile_stays(november: Collection, alice: User, api: Api) -> None:
     file = put(api(alice), november, "a.csv")
     is_over(file)
-    (read,) = next(file_ends.find_free(timezone.now()))
+    (read,) = next(file_ends.find_destroyable(timezone.now()))
     services.update_file(file, by=alice, now=timezone.now(), keep=True)
 
     assert not file_ends.destroy(read, by=None, now=timezone.now())
@@ -178,7 +178,7 @@ def test_one_that_fails_does_not_stop_the_others(
     files = [put(api(alice), november, f"{number}.csv") for number in range(5)]
     is_over(*files)
     # Its object is queued already, which is a bug: the second row is refused.
-    bad = Erasure.objects.create(store="vault", object_key=files[1].object_key, due_at=now + DAY, requested_at=now)
+    bad = PendingDeletion.objects.create(store="vault", object_key=files[1].object_key, due_at=now + DAY, requested_at=now)
 
     jobs.purge_expired(now=timezone.now())
 

@@ -1,4 +1,4 @@
-"""F-60: a collection of any size is deleted, and made unreadable, in the same few queries; the rest is done in portions."""
+"""F-60: a collection of any size is deleted, and made unreadable, in the same few queries; the rest is done in shards."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +13,7 @@ from django.utils import timezone
 from files.models import Collection, StoredFile
 from purge import destruction as destroying
 from purge import jobs
-from purge.models import Destruction, Portion
+from purge.models import Destruction, Shard
 from tenants.models import User
 from tests.services.purging import Api, assert_gone, begin, fill, work_on
 from vault import identity
@@ -89,7 +89,7 @@ def test_rows_of_many_files_go_in_transactions_of_their_own_and_it_goes_on_after
     while destroying.work(now=timezone.now(), seconds=0):
         address = f"/api/v1/purge/destructions/{Destruction.objects.get().pk}/"
         seen.add(api(alice).get(address).json()["progress"]["parts_verified"])
-    assert seen >= set(range(1, Portion.objects.count()))
+    assert seen >= set(range(1, Shard.objects.count()))
     assert_gone(filled)
 
 

@@ -15,7 +15,7 @@ from rest_framework.test import APIClient
 
 from files import cleanup, errors, links, uploads
 from files.http.streaming import TransferEnded
-from files.models import Collection, DownloadLink, Erasure, StoredFile, Upload
+from files.models import Collection, DownloadLink, PendingDeletion, StoredFile, Upload
 from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants
@@ -171,7 +171,7 @@ def test_replacements_with_one_etag_at_once_are_one_200_and_otherwise_412(api: A
 
     assert Counter(statuses) == {200: 1, 412: 7}
     assert received(api(alice), paths.content(november.slug, "a.bin")) == (200, contents[statuses.index(200)])
-    assert Erasure.objects.get().object_key == before.object_key
+    assert PendingDeletion.objects.get().object_key == before.object_key
     assert len(invariants.entries()) == 2
     invariants.check_all()
 
@@ -286,7 +286,7 @@ def test_everything_at_once_in_one_tenant_waits_for_its_turn_and_deadlocks_nowhe
 # --- What takes the ground from under an upload ---
 
 
-def begin(by: User, collection: Collection, filename: str, now: datetime) -> uploads.Incoming:
+def begin(by: User, collection: Collection, filename: str, now: datetime) -> uploads.UploadSession:
     collection = Collection.objects.select_related("tenant", "key").get(pk=collection.pk)
     incoming = uploads.begin(
         by=by, collection=collection, filename=filename, content_type="", notes="", size=None, conditions=None, now=now
@@ -295,7 +295,7 @@ def begin(by: User, collection: Collection, filename: str, now: datetime) -> upl
     return incoming
 
 
-def finish(incoming: uploads.Incoming, by: User, now: datetime) -> str:
+def finish(incoming: uploads.UploadSession, by: User, now: datetime) -> str:
     with incoming:
         try:
             incoming.commit(by=by, now=now)
@@ -376,7 +376,7 @@ def test_erasures_by_many_workers_at_once_go_once_each(api: Api, alice: User, no
     erased = race([partial(cleanup.erase_due, now=later)] * 4)
 
     assert sum(erased) == 12
-    assert not Erasure.objects.exists()
+    assert not PendingDeletion.objects.exists()
     assert [entry.key for _, entry in invariants.entries()] == [kept.object_key]
     invariants.check_all()
 
@@ -386,7 +386,7 @@ def test_clean_ups_of_stalled_uploads_at_once_take_each_once(alice: User, novemb
     later = now + 2 * DEAD_AFTER
 
     assert sum(race([partial(cleanup.give_up_stalled_uploads, now=later)] * 4)) == 10
-    assert Erasure.objects.count() == 10
+    assert PendingDeletion.objects.count() == 10
     for incoming in stalled:
         assert finish(incoming, alice, now) == "UploadLost"
     invariants.check_all()

@@ -20,9 +20,9 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from egress import services as egress
-from egress.models import Item
+from egress.models import StagedFile
 from files import cleanup, quota
-from files.models import Collection, Erasure, StoredFile, Upload
+from files.models import Collection, PendingDeletion, StoredFile, Upload
 from purge import destruction
 from purge import orphans as sweeping
 from tenants import audit
@@ -103,10 +103,10 @@ def test_object_that_a_row_names_stays(november: Collection, alice: User, model:
         Upload.objects.create(
             collection=november, object_id=uuid4(), started_by=alice, started_at=now, heartbeat_at=now, **common
         )
-    elif model is Item:
+    elif model is StagedFile:
         stage(november, alice, common["object_key"])
-    elif model is Erasure:
-        Erasure.objects.create(due_at=later + WEEKS, requested_at=now, **common)
+    elif model is PendingDeletion:
+        PendingDeletion.objects.create(due_at=later + WEEKS, requested_at=now, **common)
     else:
         november.files.filter(filename="a.csv").update(object_key=common["object_key"], object_size=5)
         cleanup.erase_object(get_store("vault"), next(iter(keys() - files_of(november))))
@@ -116,24 +116,24 @@ def test_object_that_a_row_names_stays(november: Collection, alice: User, model:
     assert keys() == before
 
 
-def stage(collection: Collection, by: User, key: str) -> Item:
+def stage(collection: Collection, by: User, key: str) -> StagedFile:
     """An egress request's item that has its copy there."""
     request = egress.submit(collection=collection, filenames=["a.csv"], justification="A good reason.", by=by, now=timezone.now())
     with guards_lifted():
-        Item.objects.update(store="vault", object_key=key, status=Item.Status.STAGED)
+        StagedFile.objects.update(store="vault", object_key=key, status=StagedFile.Status.STAGED)
     return request.items.get()
 
 
-@pytest.mark.parametrize("status", Item.Status)
+@pytest.mark.parametrize("status", StagedFile.Status)
 def test_staged_copy_is_an_orphan_once_it_is_said_to_be_wiped(
-    november: Collection, alice: User, later: datetime, status: Item.Status
+    november: Collection, alice: User, later: datetime, status: StagedFile.Status
 ) -> None:
     item = stage(november, alice, leave_orphan(november))
     with guards_lifted():
-        Item.objects.update(status=status, wiped_at=timezone.now() if status == Item.Status.WIPED else None)
+        StagedFile.objects.update(status=status, wiped_at=timezone.now() if status == StagedFile.Status.WIPED else None)
     before = keys()
-    assert sweep(later) == (1 if status == Item.Status.WIPED else 0)
-    assert keys() == (before - {item.object_key} if status == Item.Status.WIPED else before)
+    assert sweep(later) == (1 if status == StagedFile.Status.WIPED else 0)
+    assert keys() == (before - {item.object_key} if status == StagedFile.Status.WIPED else before)
 
 
 # --- Orphans ---

@@ -247,7 +247,7 @@ def test_remove_member_twice_is_a_conflict(acme: Tenant, bob: User, alice: User,
 
 
 def test_enrol_of_somebody_new_creates_them(acme: Tenant, now: datetime) -> None:
-    services.enrol(slug="acme", username="dora", email="dora@example.org", roles=["member"], by=None, now=now)
+    services.ensure_member(slug="acme", username="dora", email="dora@example.org", roles=["member"], by=None, now=now)
     assert Membership.objects.get(user__username="dora").tenant == acme
     assert sorted(action for action, *_ in audited()) == ["member.add", "user.create"]
 
@@ -268,7 +268,7 @@ def test_enrol_that_is_not_acceptable_leaves_nothing(
     people = User.objects.count()
     arguments = {"slug": "acme", "username": "mallory", "email": "", "roles": ["member"], **wanted}
     with pytest.raises(error):
-        services.enrol(**arguments, by=None, now=now)
+        services.ensure_member(**arguments, by=None, now=now)
     assert User.objects.count() == people
     assert not Membership.objects.filter(tenant=acme).exclude(user=bob).exists()
     assert audited() == []
@@ -279,7 +279,7 @@ def test_enrol_that_is_not_acceptable_leaves_nothing(
 
 def found(now: datetime, **changes: str) -> tuple[Tenant, User]:
     wanted = {"slug": "first", "name": "First", "username": "boss", "email": "boss@example.org", "password": PASSWORD, **changes}
-    return services.found(**wanted, now=now)
+    return services.bootstrap_tenant(**wanted, now=now)
 
 
 def test_found_makes_a_superuser_who_is_admin(db: None, now: datetime) -> None:

@@ -16,19 +16,19 @@ def test_roles_of_a_member_in_one_query(
 ) -> None:
     Membership.objects.create(user=alice, tenant=globex, roles=["auditor", "member"], created_at=datetime.now(UTC))
     with django_assert_num_queries(1):
-        assert access.standing_of(alice).roles == {acme.pk: frozenset({"admin"}), globex.pk: frozenset({"auditor", "member"})}
+        assert access.principal_of(alice).roles == {acme.pk: frozenset({"admin"}), globex.pk: frozenset({"auditor", "member"})}
 
 
 def test_roles_of_a_suspended_tenant_are_none(alice: User, acme: Tenant) -> None:
     Tenant.objects.update(is_active=False)
-    assert access.standing_of(alice).roles == {}
+    assert access.principal_of(alice).roles == {}
 
 
 def test_roles_of_somebody_deactivated_since_are_none(alice: User) -> None:
     """The instance is as old as the download that asks again with it."""
     User.objects.update(is_active=False)
     assert alice.is_active
-    assert access.standing_of(alice).roles == {}
+    assert access.principal_of(alice).roles == {}
 
 
 def test_get_tenant_as_a_member_or_superuser(alice: User, bob: User, root: User, acme: Tenant) -> None:

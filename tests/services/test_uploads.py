@@ -15,7 +15,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import cleanup, errors, uploads
-from files.models import Collection, Erasure, StoredFile, Upload
+from files.models import Collection, PendingDeletion, StoredFile, Upload
 from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants, stores
@@ -58,7 +58,7 @@ def nothing_is_left(store: None) -> Iterator[None]:
     invariants.check_all()
 
 
-def begin(by: User, collection: Collection, filename: str, now: datetime, **wish: Any) -> uploads.Incoming:
+def begin(by: User, collection: Collection, filename: str, now: datetime, **wish: Any) -> uploads.UploadSession:
     collection = Collection.objects.select_related("tenant", "key").get(pk=collection.pk)
     given = {"content_type": "", "notes": "", "size": None, "conditions": None} | wish
     return uploads.begin(by=by, collection=collection, filename=filename, now=now, **given)
@@ -368,6 +368,6 @@ def test_replaced_object_keeps_the_old_content_for_readers_of_before(
     old = StoredFile.objects.get().object_key
     assert put(api(alice), november, "a.bin", b"new", if_match=etag).status_code == 200
     assert get_store("vault").stat(old).size
-    erasure = Erasure.objects.get()
+    erasure = PendingDeletion.objects.get()
     assert (erasure.object_key, erasure.store) == (old, "vault")
     assert erasure.due_at > now + timedelta(minutes=59)

@@ -55,10 +55,10 @@ def test_transfer_that_is_closed_gives_everything_back_once() -> None:
 
 
 class DeadDatabase:
-    def pay(self, count: int, *, left: int) -> None:
+    def reserve(self, count: int, *, left: int) -> None:
         raise OperationalError
 
-    settle = partialmethod(pay, 0, left=0)
+    refund = partialmethod(reserve, 0, left=0)
 
 
 def test_transfer_that_cannot_be_paid_ends_and_gives_its_slot_back() -> None:

@@ -12,6 +12,6 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # or whitenoise warns of it, where nothing was collected
-        Connection.patience = None  # a migration may take hours
+        Connection.timeout = None  # a migration may take hours
         call_command("migrate", interactive=False, verbosity=0)
         stores.ensure_buckets()

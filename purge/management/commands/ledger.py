@@ -35,7 +35,7 @@ class Command(BaseCommand):
                 f"The vault does not have the mark of this database, {uuid}, in {identity.MARK_KEY}. It is another bucket or "
                 "database, or it was emptied or moved: --adopt marks one that has no mark at all."
             ) from None
-        except recovery.NotBelieved as error:
+        except recovery.UnsignedEntries as error:
             raise CommandError(
                 f"Nothing was applied. Look at these objects, and remove what nobody can explain: {error}"
             ) from None

@@ -11,10 +11,10 @@ from rest_framework.exceptions import APIException
 
 from files import cleanup
 from purge import limits
-from purge.destruction import begin, try_again, work
-from purge.file_destruction import destroy_each, find_free
+from purge.destruction import begin, retry_blocked, work
+from purge.file_destruction import destroy_each, find_destroyable
 from purge.jobs import TICK
-from purge.models import Destruction, Portion
+from purge.models import Destruction, Shard
 from purge.rules import Due, DueFiles, find_due, find_due_files
 from vault import identity
 from vault.crypto import WrongKey
@@ -49,7 +49,7 @@ class Command(BaseCommand):
             return
         self._refuse_in_doubt(now)
         for destruction in begun.filter(status=Destruction.Status.BLOCKED):
-            try_again(destruction, by=None, now=now)
+            retry_blocked(destruction, by=None, now=now)
         destructions = list(begun)
         for each in due:
             if each.is_held:
@@ -73,7 +73,7 @@ class Command(BaseCommand):
 
     def _destroy_files(self, slugs: list[str], now: datetime) -> int:
         """Returns how many are left."""
-        gone = sum(destroy_each(files, by=None, now=now) for files in find_free(now, slugs=slugs))
+        gone = sum(destroy_each(files, by=None, now=now) for files in find_destroyable(now, slugs=slugs))
         while cleanup.erase_due(now=timezone.now()):
             pass
         self.stdout.write(f"{gone} single files destroyed.")
@@ -140,7 +140,7 @@ class Command(BaseCommand):
     def _show(self, pks: list[Any], expected: int) -> None:
         if not sys.stderr.isatty():
             return
-        erased = Portion.objects.filter(destruction__in=pks).aggregate(total=Sum("erased", default=0))["total"]
+        erased = Shard.objects.filter(destruction__in=pks).aggregate(total=Sum("erased", default=0))["total"]
         done = min(1.0, erased / expected) if expected else 1.0
         bar = "#" * int(40 * done)
         self.stderr.write(f"\r[{bar:40}] {erased} of about {expected} objects", ending="")

@@ -27,7 +27,7 @@ class Command(OperatorCommand):
         )
 
     def handle(self, *, tenant: str, user: str, email: str, roles: list[str] | None, **options: Any) -> None:
-        membership = services.enrol(
+        membership = services.ensure_member(
             slug=tenant, username=user, email=email, roles=roles or [Role.MEMBER], by=None, now=timezone.now()
         )
         self.stdout.write(f"{user} is {', '.join(membership.roles)} in {tenant}.")

@@ -32,7 +32,9 @@ class Command(OperatorCommand):
             email = self._value("email", email, interactive=interactive)
             if password is None and interactive:
                 password = ask_password()
-        services.found(slug=slug, name=name or slug, username=username, email=email, password=password, now=timezone.now())
+        services.bootstrap_tenant(
+            slug=slug, name=name or slug, username=username, email=email, password=password, now=timezone.now()
+        )
         self.stdout.write(f"Tenant {slug} and its superuser {username} are there.")
 
     def _value(self, option: str, value: str | None, *, interactive: bool) -> str:
