@@ -296,7 +296,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
     "ENUM_NAME_OVERRIDES": {  # of fields that have the same name, and other values
         "EgressStateEnum": "egress.states.State",
-        "EgressItemStatusEnum": "egress.models.Item.Status",
+        "EgressItemStatusEnum": "egress.models.StagedFile.Status",
         "EgressActionEnum": "egress.access.ACTIONS",
     },
     "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "config.schema.add_problem"],
