@@ -137,7 +137,7 @@ def cpu_of(server: Server) -> float:
 
 
 @pytest.mark.parametrize(
-    ("count", "seconds", "pace", "patience"),
+    ("count", "seconds", "pace", "timeout"),
     [
         pytest.param(100, 4, 0.1, PATIENCE_WHEN_BUSY, id="short"),
         pytest.param(100, 5, 0.5, PATIENCE_SHORT, id="short-quiet", marks=QUIET),
@@ -177,7 +177,7 @@ def test_slow_readers_delay_nobody(
 
 
 @pytest.mark.parametrize(
-    "patience",
+    "timeout",
     [pytest.param(PATIENCE_WHEN_BUSY, id="short"), pytest.param(PATIENCE_SHORT, id="short-quiet", marks=QUIET)],
 )
 def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member: Person, timeout: tuple[float, float]) -> None:
@@ -192,7 +192,7 @@ def test_clients_that_ask_to_close_and_stay_delay_nobody(busy_site: Site, member
 
 
 @pytest.mark.parametrize(
-    ("seconds", "arriving", "patience"),
+    ("seconds", "arriving", "timeout"),
     [
         pytest.param(5, 200, PATIENCE_WHEN_BUSY, id="short"),
         pytest.param(5, 50, PATIENCE_SHORT, id="short-quiet", marks=QUIET),

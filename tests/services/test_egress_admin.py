@@ -116,7 +116,7 @@ def test_page_shows_the_request_with_all_that_happened_and_no_content(site: Clie
         assert str(state.label) in page
     assert 'name="_save"' not in page
     assert "a,1" not in page
-    for link in (f"{url('item_changelist')}?request__id__exact={released['id']}", f"/tenants/mail/?q={released['id']}"):
+    for link in (f"{url('stagedfile_changelist')}?request__id__exact={released['id']}", f"/tenants/mail/?q={released['id']}"):
         assert link in page
         assert site.get(link if link.startswith("/admin") else f"/admin{link}").status_code == 200
 
@@ -126,13 +126,13 @@ def test_items_are_listed_by_request_with_their_copies_state(
 ) -> None:
     other = ask(api, bob, "Others")
     assert body(api(people["gary"]).get(path(other, "items/1/content")))
-    page = site.get(url("item_changelist"), {"request__id__exact": released["id"]}).content.decode()
+    page = site.get(url("stagedfile_changelist"), {"request__id__exact": released["id"]}).content.decode()
     for name in FILES:
         assert name in page
     assert page.count('field-status">Wiped') == 3
     assert "other.csv" not in page
     assert "gary" not in page
-    everything = site.get(url("item_changelist")).content.decode()
+    everything = site.get(url("stagedfile_changelist")).content.decode()
     assert "other.csv" in everything
     assert "gary" in everything  # who opened it
 
@@ -148,7 +148,12 @@ def test_pages_take_as_many_queries_for_many_as_for_one(
     site: Client, api: Api, bob: User, people: dict[str, User], in_review: Any
 ) -> None:
     request = in_review
-    pages = [url(REQUESTS), url("item_changelist"), url("egressrequest_change", request["id"]), url("egresspolicy_changelist")]
+    pages = [
+        url(REQUESTS),
+        url("stagedfile_changelist"),
+        url("egressrequest_change", request["id"]),
+        url("egresspolicy_changelist"),
+    ]
     before = [queries_of(site, page) for page in pages]
     for name in ("One", "Two", "Three"):
         ask(api, bob, name)
@@ -175,7 +180,7 @@ def test_policy_is_shown_and_not_edited(site: Client, api: Api, alice: User) -> 
 def test_nothing_of_a_request_is_edited_added_or_deleted(site: Client, released: Any) -> None:
     """INV-12, F-61."""
     item = StagedFile.objects.get(request=released["id"], number=1)
-    for model, pk in (("egressrequest", released["id"]), ("item", item.pk)):
+    for model, pk in (("egressrequest", released["id"]), ("stagedfile", item.pk)):
         form = {
             "status": "rejected", "max_downloads": "9", "policy": "{}", "post": "yes",
             "steps-TOTAL_FORMS": "0", "steps-INITIAL_FORMS": "0",
@@ -196,7 +201,7 @@ def test_decisions_steps_and_openings_have_no_page_of_their_own() -> None:
     assert not names & {"Decision", "Transition", "ReadReceipt", "Download", "Contributor"}
 
 
-@pytest.mark.parametrize("page", [REQUESTS, "item_changelist", "egresspolicy_changelist"])
+@pytest.mark.parametrize("page", [REQUESTS, "stagedfile_changelist", "egresspolicy_changelist"])
 def test_pages_are_closed_to_who_is_no_superuser(api: Api, alice: User, page: str) -> None:
     client = Client()
     client.force_login(alice)
