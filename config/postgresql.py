@@ -9,7 +9,7 @@ from psycopg_pool import ConnectionPool
 class Connection(psycopg.Connection[Any]):
     """A server that is lost without a word, or stands still, never answers, and neither libpq nor psycopg gives up on it.
 
-    `patience` is in seconds, for one answer; None waits for ever. The outcome of what was asked is unknown then, as when a
+    `timeout` is in seconds, for one answer; None waits for ever. The outcome of what was asked is unknown then, as when a
     connection breaks.
     """
 

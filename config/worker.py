@@ -51,13 +51,13 @@ ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: closing throws away what is unsent
 class ClientSocket(socket.socket):
     """A connection whose peer has to keep moving.
 
-    Only time spent waiting for the peer counts, not what the application takes, and the pace is judged over `patience`
-    seconds of it. So a stall ends after one to two `patience`, and a pause in a fast transfer is forgiven.
+    Only time spent waiting for the peer counts, not what the application takes, and the pace is judged over `idle_timeout`
+    seconds of it. So a stall ends after one to two `idle_timeout`, and a pause in a fast transfer is forgiven.
     """
 
-    def __init__(self, accepted: socket.socket, patience: float) -> None:
+    def __init__(self, accepted: socket.socket, idle_timeout: float) -> None:
         super().__init__(fileno=accepted.detach())
-        self.patience = patience
+        self.idle_timeout = idle_timeout
         self._waited = 0.0
         self._moved = 0
 
@@ -79,7 +79,7 @@ class ClientSocket(socket.socket):
     def _judge(self, moved: int, started: float) -> None:
         self._waited += time.monotonic() - started
         self._moved += moved
-        if self._waited >= self.patience:
+        if self._waited >= self.idle_timeout:
             if self._moved < LEAST_PACE * self._waited:
                 raise TimeoutError("the client is too slow")
             self._waited, self._moved = 0.0, 0
@@ -177,8 +177,8 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no type hints
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
-    patience = 60.0  # seconds of waiting over which a client's pace is judged
-    head_patience = 30.0  # seconds for a head and a small body
+    idle_timeout = 60.0  # seconds of waiting over which a client's pace is judged
+    head_timeout = 30.0  # seconds for a head and a small body
 
     # --- In the accept loop: nothing here waits ---
 
@@ -193,7 +193,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         self.nr_conns += 1
         if accepted.family != socket.AF_UNIX:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
-        client = ClientSocket(accepted, self.patience)
+        client = ClientSocket(accepted, self.idle_timeout)
         self._await_request(Connection(self.cfg, client, address, listener.getsockname()))
 
     def on_client_socket_readable(self, conn: Connection, client: ClientSocket) -> None:
@@ -228,7 +228,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         if conn.has_request():
             self.enqueue_req(conn)
             return
-        conn.timeout = time.monotonic() + self.head_patience
+        conn.timeout = time.monotonic() + self.head_timeout
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
@@ -282,7 +282,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
     # --- In a thread of its own ---
 
     def handle_request(self, request: IncomingRequest, conn: Connection) -> bool:
-        conn.sock.settimeout(self.patience)
+        conn.sock.settimeout(self.idle_timeout)
         response, environ = wsgi.create(request, conn.sock, conn.client, conn.server, self.cfg)
         environ["wsgi.multithread"] = True
         del environ["wsgi.file_wrapper"]  # no file leaves without passing through the middleware that counts it

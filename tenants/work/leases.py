@@ -46,7 +46,7 @@ LeasedRow = TypeVar("LeasedRow", bound=Leased)
 def claim(
     queryset: QuerySet[LeasedRow], *, now: datetime, limit: int, timeout: timedelta = timedelta(minutes=5)
 ) -> list[LeasedRow]:
-    """Up to `limit` rows of the queryset that nobody has shown a sign of life on for `patience`, now leased to the caller.
+    """Up to `limit` rows of the queryset that nobody has shown a sign of life on for `timeout`, now leased to the caller.
 
     The rest of a row is as the queryset read it: what else must hold (its status) belongs into the fenced write.
     """

@@ -25,8 +25,8 @@ from tests.needs import mark_users
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = HastyWorker.timeout
-PROMPT = 2  # seconds; who is starved waits for `head_patience`, which is 3
+PATIENCE = HastyWorker.idle_timeout
+PROMPT = 2  # seconds; who is starved waits for `head_timeout`, which is 3
 KEEPALIVE = 5  # seconds, of config/gunicorn.conf.py
 QUIET = pytest.mark.quiet
 GIB = 1024 * MIB
@@ -184,7 +184,7 @@ def test_200_clients_that_stall_at_their_second_request_delay_nobody(server: Ser
         assert server.are_prompt(is_quiet=is_quiet)
 
 
-@within(3 * HastyWorker.head_patience)
+@within(3 * HastyWorker.head_timeout)
 def test_stalled_head_is_closed_without_an_answer(server: Server, seconds: float) -> None:
     started = time.monotonic()
     assert server.exchange(b"GET /hello HTTP/1.1\r\nX-Slow: ") == b""

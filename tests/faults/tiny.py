@@ -16,8 +16,8 @@ worker: "HastyWorker"
 class HastyWorker(Worker):
     """As in production, with less patience."""
 
-    timeout = 1.0
-    head_patience = 3.0
+    idle_timeout = 1.0
+    head_timeout = 3.0
 
     def init_process(self) -> None:
         global worker
