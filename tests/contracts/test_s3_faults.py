@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pytest_django import Settings
 
 from tests import stores
+from tests.live.waiting import within
 from vault.stores import StoreEntry, StoreRefused, StoreUnavailable, s3_client
 from vault.stores.s3 import S3Store
 
@@ -130,15 +131,16 @@ def test_write_survives_a_throttled_request(
     assert vault.stat("a").size == len(content)
 
 
+@within(30)
 @pytest.mark.parametrize("request_kind", [PUT, PART, COMPLETE, ("POST", "^uploads")], ids=["put", "part", "complete", "start"])
 def test_write_against_a_failing_store_ends_in_time_and_leaves_nothing(
-    vault: S3Store, faults: stores.Faults, request_kind: tuple[str, str]
+    vault: S3Store, faults: stores.Faults, request_kind: tuple[str, str], seconds: float
 ) -> None:
     """F-01, F-12."""
     began = time.monotonic()
     with faults.during(failing(*request_kind)) as seen, pytest.raises(StoreUnavailable, match="SlowDown"):
         put(vault, "a", b"1" if request_kind == PUT else BIG)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < seconds
     assert sum(is_request(environ, *request_kind) for environ in seen) == 4  # bounded: one and three retries
     assert kinds(vault) == []
 
@@ -480,15 +482,17 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_refused_connection_is_unavailable_in_time() -> None:
+@within(20)
+def test_refused_connection_is_unavailable_in_time(seconds: float) -> None:
     """F-03."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="EndpointConnectionError"):
         dead(closed_port()).open("a", start=0, length=1, etag=None)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < seconds
 
 
-def test_endpoint_that_swallows_connections_is_unavailable_in_time() -> None:
+@within(20)
+def test_endpoint_that_swallows_connections_is_unavailable_in_time(seconds: float) -> None:
     with ExitStack() as stack:
         deaf = stack.enter_context(socket.socket())
         deaf.bind(("127.0.0.1", 0))
@@ -500,7 +504,7 @@ def test_endpoint_that_swallows_connections_is_unavailable_in_time() -> None:
         began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="ConnectTimeoutError"):
             dead(f"http://127.0.0.1:{deaf.getsockname()[1]}").check()
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < seconds
 
 
 def test_server_that_never_answers_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,13 +550,14 @@ def tls_url(certificate: tuple[str, str]) -> str:
     return f"https://127.0.0.1:{stores.serve(stores.moto_server()[1], ssl_context=certificate).port}"
 
 
-def test_certificate_that_nobody_vouches_for_is_unavailable_in_time(vault: S3Store, tls_url: str) -> None:
+@within(20)
+def test_certificate_that_nobody_vouches_for_is_unavailable_in_time(vault: S3Store, tls_url: str, seconds: float) -> None:
     """F-03: verification is never off."""
     store = S3Store(**stores.moto().options(vault.bucket_name) | {"endpoint_url": tls_url})
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="SSLError"):
         store.check()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < seconds
 
 
 @pytest.mark.parametrize("checksums", ["when_required", "when_supported"])

@@ -152,7 +152,7 @@ def test_upload_to_a_store_that_falls_silent_is_answered_in_time(site: Site, mem
         assert site.unfinished() == set()
 
 
-@within(10, when_busy=25)
+@within(10)
 def test_upload_whose_store_dies_under_it_is_503_and_cleared_away_later(site: Site, member: Person, seconds: float) -> None:
     """F-14: parts of it are there, and nobody can take them away until the store is back."""
     server = site.server

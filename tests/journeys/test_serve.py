@@ -20,7 +20,7 @@ import redis
 
 from tests import needs
 from tests.live.server import ROOT, Server
-from tests.live.waiting import LIMIT, has_ended, wait_for
+from tests.live.waiting import LIMIT, has_ended, wait_for, within
 
 
 NewServer = Callable[..., Server]
@@ -72,7 +72,8 @@ def test_first_start_creates_keys_and_people_and_a_second_finds_them(first_home:
 
 
 @pytest.mark.long
-def test_first_start_is_for_ever_and_a_second_takes_no_time(new_server: NewServer) -> None:
+@within(20)
+def test_second_start_keeps_what_the_first_made_and_is_quick(new_server: NewServer, seconds: float) -> None:
     server = new_server().start()
     demo = server.demo
     assert demo["url"] == server.url
@@ -85,7 +86,7 @@ def test_first_start_is_for_ever_and_a_second_takes_no_time(new_server: NewServe
     assert server.stop() == 0
     started = time.monotonic()
     server.start()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < seconds
     assert server.demo == demo
     assert server.request("GET", f"/api/v1/collections/{collection['id']}/", token=server.token())[0] == 200
 
