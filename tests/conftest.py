@@ -20,7 +20,7 @@ from rest_framework.test import APIClient
 
 from tenants.auth import tokens
 from tenants.models import Tenant, User
-from tests import invariants, nonces, worlds
+from tests import invariants, nonce_recorder, worlds
 from tests.factories import make_member, make_tenant, make_user
 from tests.worlds import Databases
 from vault import crypto, identity
@@ -69,13 +69,13 @@ def databases(
 def django_db_setup(request: pytest.FixtureRequest, databases: Databases, django_db_blocker: DjangoDbBlocker) -> None:
     """pytest-django asks for this before the transaction of a test begins: here the database is brought to the test's world."""
     with django_db_blocker.unblock():
-        databases.restore(worlds.build_of(request.node))
+        databases.restore(worlds.world_builder_of(request.node))
 
 
 @pytest.fixture
 def built(request: pytest.FixtureRequest, db: None, databases: Databases) -> Any:
     """What the function returned that built the world of this test; a copy for each test."""
-    build = worlds.build_of(request.node)
+    build = worlds.world_builder_of(request.node)
     assert build is not None, "this test has no world"
     return databases.built(build)
 
@@ -83,15 +83,15 @@ def built(request: pytest.FixtureRequest, db: None, databases: Databases) -> Any
 @pytest.fixture(scope="session", autouse=True)
 def recorded_nonces() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crypto, "AESGCM", nonces.Recorded)
+        patch.setattr(crypto, "AESGCM", nonce_recorder.RecordingAESGCM)
         yield
 
 
 @pytest.fixture(autouse=True)
-def no_nonce_twice(recorded_nonces: None) -> Iterator[None]:
+def no_repeated_nonce(recorded_nonces: None) -> Iterator[None]:
     """INV-04 over the whole run: the test that used a pair again is the one that fails."""
     yield
-    repeated, nonces.repeated[:] = list(nonces.repeated), []
+    repeated, nonce_recorder.repeated_lengths[:] = list(nonce_recorder.repeated_lengths), []
     assert not repeated
 
 
@@ -101,20 +101,20 @@ def stores_prepared() -> None:
 
 
 @pytest.fixture(autouse=True)
-def slots_are_given_back() -> Iterator[None]:
+def transfer_slots_are_released() -> Iterator[None]:
     """INV-19, after every test: one that leaks transfer slots fails itself, not the tests that run after it."""
     yield
     invariants.check_slots()
 
 
 @pytest.fixture(autouse=True)
-def vault_is_known(stores_prepared: None) -> Iterator[None]:
+def vault_identity_checked(stores_prepared: None) -> Iterator[None]:
     """A test's database is rolled back, and the vault is not: each test finds it without a mark, ledger and heads.
 
     As if this process had just looked: whoever tests that calls `deployment.forget()`.
     """
     vault = Path(settings.STORAGES["vault"]["OPTIONS"]["location"])
-    with worlds.vault_is_known():
+    with worlds.vault_identity_checked():
         yield
     shutil.rmtree(vault / identity.SYSTEM_PREFIX, ignore_errors=True)
 
@@ -122,7 +122,7 @@ def vault_is_known(stores_prepared: None) -> Iterator[None]:
 @pytest.fixture
 def buckets_of_world(request: pytest.FixtureRequest, databases: Databases) -> Path:
     """The folder of the objects that the test's world starts with, one folder for each alias of a bucket."""
-    return databases.buckets(worlds.build_of(request.node))
+    return databases.buckets(worlds.world_builder_of(request.node))
 
 
 @pytest.fixture

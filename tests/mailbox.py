@@ -10,11 +10,11 @@ from time import sleep
 from typing import Any
 
 
-class HangsUp(Enum):
+class ConnectionDrop(Enum):
     """Without a word, when it has been given a message."""
 
-    BEFORE_KEEPING = "before keeping it"
-    AFTER_KEEPING = "after keeping it"
+    BEFORE_STORING = "before keeping it"
+    AFTER_STORING = "after keeping it"
 
 
 class Mailbox(ThreadingTCPServer):
@@ -26,7 +26,7 @@ class Mailbox(ThreadingTCPServer):
         self.refused: set[str] = set()  # recipients that it knows nothing of
         self.is_busy = False
         self.pause = 0.0  # seconds before it answers
-        self.hangs_up: HangsUp | None = None
+        self.connection_drop: ConnectionDrop | None = None
         self.conversations = 0
         super().__init__(("127.0.0.1", port), Conversation)
         self.port = self.server_address[1]
@@ -71,11 +71,11 @@ class Conversation(StreamRequestHandler):
                 case "DATA":
                     self.say("354 go on")
                     message = self.read()
-                    if self.server.hangs_up is HangsUp.BEFORE_KEEPING:
+                    if self.server.connection_drop is ConnectionDrop.BEFORE_STORING:
                         return
                     self.server.messages.append(message)
                     self.server.envelopes.append((sender, recipients))
-                    if self.server.hangs_up is HangsUp.AFTER_KEEPING:
+                    if self.server.connection_drop is ConnectionDrop.AFTER_STORING:
                         return
                     self.say("250 kept")
                 case "QUIT":

@@ -1,7 +1,7 @@
 """The optional programs and servers that tests need. This plugin is the only place that looks for them.
 
     @pytest.mark.needs("curl", "ceph")          on a test, in a module's `pytestmark`, or on one parameter
-    @mark_users(pytest.mark.needs("ceph"))      below @pytest.fixture: on every test that uses the fixture
+    @mark_dependents(pytest.mark.needs("ceph"))      below @pytest.fixture: on every test that uses the fixture
 
 A test whose needs are absent is skipped; with CI=true it fails. What needs a server of `SERVERS` or a browser is `external`.
 """
@@ -40,7 +40,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 _marks_of_fixtures: dict[Callable[..., object], tuple[pytest.MarkDecorator, ...]] = {}
 
 
-def mark_users(*marks: pytest.MarkDecorator) -> Callable[[Function], Function]:
+def mark_dependents(*marks: pytest.MarkDecorator) -> Callable[[Function], Function]:
     """Decorates the function of a fixture: every test that uses the fixture gets these marks."""
 
     def decorate(function: Function) -> Function:
@@ -56,7 +56,7 @@ def is_present(name: str) -> bool:
     return shutil.which(name) is not None
 
 
-def remedy(name: str) -> str:
+def install_hint(name: str) -> str:
     """One line that says what to install or start."""
     return f"needs {name} ({SERVERS[name][1] if name in SERVERS else f'apt-get install {PROGRAMS[name]}'})"
 
@@ -64,7 +64,9 @@ def remedy(name: str) -> str:
 def address(server: str) -> str:
     """Where a server is that the running test has declared."""
     variable, _ = SERVERS[server]
-    assert variable in os.environ, f"a test that uses {server} is marked with needs({server!r}), or its fixture with mark_users"
+    assert variable in os.environ, (
+        f"a test that uses {server} is marked with needs({server!r}), or its fixture with mark_dependents"
+    )
     return os.environ[variable]
 
 
@@ -100,7 +102,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    missing = "; ".join(remedy(name) for name in sorted(needs_of(item)) if not is_present(name))
+    missing = "; ".join(install_hint(name) for name in sorted(needs_of(item)) if not is_present(name))
     if missing and os.environ.get("CI") == "true":
         pytest.fail(missing, pytrace=False)
     if missing:

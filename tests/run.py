@@ -29,7 +29,7 @@ from types import FrameType
 import psutil
 
 from tests import needs, servers
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 
 
 NO_TESTS, INTERRUPTED = 5, 2  # pytest's exit codes
@@ -81,7 +81,7 @@ class Runner:
         if self.interrupted_by:
             return INTERRUPTED
         environment = environment | {"TMPDIR": str(self._folder), "TEST_RUN_FOLDER": str(self._folder)}
-        command = dying_with_us(sys.executable, "-m", "pytest", f"--basetemp={self._folder / 'pytest'}", *arguments)
+        command = killed_with_parent(sys.executable, "-m", "pytest", f"--basetemp={self._folder / 'pytest'}", *arguments)
         self._process = subprocess.Popen(command, env=environment)
         while True:
             try:
@@ -142,7 +142,7 @@ def passes(found: dict[str, str], present: list[str], *, is_bare: bool, is_exter
         return
 
     for name in sorted(needs.EXTERNAL - {*present}):
-        print(f"== {needs.remedy(name)}", flush=True)
+        print(f"== {needs.install_hint(name)}", flush=True)
     if present:
         chosen = ("external", "both_databases") if "postgresql" in present else ("external",)
         others = bare | found | {"TEST_DATABASE_URL": found.get("TEST_POSTGRESQL_URL", "")}
@@ -155,7 +155,7 @@ def passes(found: dict[str, str], present: list[str], *, is_bare: bool, is_exter
 
 def check_all_present() -> None:
     os.environ |= servers.find()
-    if missing := [needs.remedy(name) for name in sorted({*needs.PROGRAMS, *needs.SERVERS}) if not needs.is_present(name)]:
+    if missing := [needs.install_hint(name) for name in sorted({*needs.PROGRAMS, *needs.SERVERS}) if not needs.is_present(name)]:
         sys.exit("bin/test: with CI=true nothing may be missing\n" + "\n".join(f"bin/test: {line}" for line in missing))
 
 
@@ -178,7 +178,7 @@ def main() -> int:
         check_all_present()
     # A module stays on one worker, which builds what its tests share once.
     workers = ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadscope"]
-    common = ["-p", "tests.parts"] if options.long else []
+    common = ["-p", "tests.module_durations"] if options.long else []
     pace = "" if options.long else "not long and "
     found = {} if options.bare else servers.find()
     os.environ |= found

@@ -56,7 +56,7 @@ def main() -> None:
     os.environ |= found
     for server in needs.SERVERS:
         if not needs.is_present(server):
-            sys.stderr.write(f"== {needs.remedy(server)}\n")
+            sys.stderr.write(f"== {needs.install_hint(server)}\n")
     for name, value in found.items():
         sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
 

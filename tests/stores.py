@@ -169,7 +169,7 @@ def buckets(endpoint: Endpoint, count: int, **options: Any) -> Iterator[list[str
 
 
 @contextmanager
-def stored_in(endpoint: Endpoint, settings: "Settings") -> Iterator[dict[str, str]]:
+def use_new_buckets(endpoint: Endpoint, settings: "Settings") -> Iterator[dict[str, str]]:
     """Points `settings.STORAGES` at new buckets of a server; yields alias -> bucket."""
     with buckets(endpoint, len(ALIASES)) as names:
         by_alias = dict(zip(ALIASES, names, strict=True))

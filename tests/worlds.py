@@ -7,7 +7,7 @@ A module, class or test names the function that builds its world:
 A fixture can name it as well, for all tests that use the fixture:
 
     @pytest.fixture
-    @brings(november)
+    @provides_world(november)
     def slug(built: str) -> str: ...
 
 The function takes nothing and returns what the tests need to find their way: rows, names, tokens. It runs once, outside of a
@@ -70,7 +70,7 @@ class Databases:
                 if is_new:
                     self._load(EMPTY)
                     _load_objects(None)
-                    with vault_is_known():
+                    with vault_identity_checked():
                         self._save(name, build())
         if name != self._present:
             self._load(name)
@@ -166,7 +166,7 @@ class Databases:
 
 
 @contextmanager
-def vault_is_known() -> Iterator[None]:
+def vault_identity_checked() -> Iterator[None]:
     """As if this process had just looked whose vault this is: it marks none, and makes no key to sign with."""
     far_off = time.monotonic() + 24 * 3600
     with pytest.MonkeyPatch.context() as patch:
@@ -206,7 +206,7 @@ def starts_from(build: Build) -> pytest.MarkDecorator:
     return pytest.mark.world.with_args(build)
 
 
-def brings(build: Build) -> Callable[[Function], Function]:
+def provides_world(build: Build) -> Callable[[Function], Function]:
     """Decorates the function of a fixture: a test that uses it starts from what `build` builds, unless it names a world itself.
 
     If a test uses several such fixtures, the one that depends on the others decides.
@@ -222,7 +222,7 @@ def brings(build: Build) -> Callable[[Function], Function]:
 _builds_of_fixtures: dict[Callable[..., object], Build] = {}
 
 
-def build_of(node: pytest.Item) -> Build | None:
+def world_builder_of(node: pytest.Item) -> Build | None:
     if marker := node.get_closest_marker("world"):
         named: Build = marker.args[0]
         return named

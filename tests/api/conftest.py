@@ -27,7 +27,7 @@ from tests.api import paths, worlds
 from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.factories import make_member
-from tests.worlds import brings
+from tests.worlds import provides_world
 from vault import identity
 from vault.stores import get_store
 
@@ -106,7 +106,7 @@ def assert_rows_add_up(store: WatchedStore) -> None:
 
 
 @pytest.fixture
-@brings(worlds.make_november)
+@provides_world(worlds.make_november)
 def november(vault: WatchedStore) -> str:
     """The id of a collection of acme."""
     return Collection.objects.get(display_name=worlds.DISPLAY_NAME).slug

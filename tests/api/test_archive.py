@@ -26,7 +26,7 @@ from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.api.worlds import ARCHIVED as CONTENTS
 from tests.api.worlds import make_archived
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -34,7 +34,7 @@ Put = Callable[..., Any]
 
 
 @pytest.fixture
-@brings(make_archived)
+@provides_world(make_archived)
 def filled(november: str) -> str:
     return november
 

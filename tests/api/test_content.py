@@ -27,7 +27,7 @@ from tests.api.answers import audited, digest, problem
 from tests.api.cases import EACH_IN_TURN, Case, Combine
 from tests.api.vault import WatchedStore
 from tests.api.worlds import CONTENT, make_one_file
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -38,7 +38,7 @@ SEGMENT = 128
 
 
 @pytest.fixture
-@brings(make_one_file)
+@provides_world(make_one_file)
 def stored(november: str) -> StoredFile:
     """a.csv"""
     return StoredFile.objects.get()

@@ -32,7 +32,7 @@ from tests.services.egress import (
     submit,
     work_on,
 )
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 pytestmark = pytest.mark.usefixtures("vault")
@@ -42,21 +42,21 @@ REQUESTS = "/api/v1/egress/requests/"
 
 
 @pytest.fixture
-@brings(make_reviewable)
+@provides_world(make_reviewable)
 def people() -> dict[str, User]:
     """Those who decide."""
     return {name: User.objects.get(username=name) for name in REVIEWERS}
 
 
 @pytest.fixture
-@brings(make_reviewable)
+@provides_world(make_reviewable)
 def slug() -> str:
     """Of a collection of bob's, with FILES in it."""
     return Collection.objects.get(display_name="Results").slug
 
 
 @pytest.fixture
-@brings(make_in_review)
+@provides_world(make_in_review)
 def reviewed(people: dict[str, User], slug: str, built: Any) -> Any:
     """A request of bob's, in review."""
     return built
@@ -301,7 +301,7 @@ def make_three() -> dict[str, str]:
 
 
 @pytest.fixture
-@brings(make_three)
+@provides_world(make_three)
 def three(people: dict[str, User], built: dict[str, str]) -> dict[str, str]:
     """bob's first, in review at the second stage; carol's, in review at the first; bob's second, withdrawn."""
     return built

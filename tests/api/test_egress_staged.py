@@ -22,7 +22,7 @@ from tests.api.cases import Case
 from tests.api.worlds import make_in_review, make_reviewable
 from tests.clients import Clients
 from tests.services.egress import FILES, body, decide, fill, path, see, submit, work_on
-from tests.worlds import brings
+from tests.worlds import provides_world
 from vault.models import Cipher
 
 
@@ -32,21 +32,21 @@ Api = Callable[[User | str | None], APIClient]
 
 
 @pytest.fixture
-@brings(make_reviewable)
+@provides_world(make_reviewable)
 def people() -> dict[str, User]:
     """Those who decide."""
     return {name: User.objects.get(username=name) for name in REVIEWERS}
 
 
 @pytest.fixture
-@brings(make_reviewable)
+@provides_world(make_reviewable)
 def slug() -> str:
     """Of a collection of bob's, with FILES in it."""
     return Collection.objects.get(display_name="Results").slug
 
 
 @pytest.fixture
-@brings(make_in_review)
+@provides_world(make_in_review)
 def reviewed(people: dict[str, User], slug: str, built: Any) -> Any:
     """A request of bob's, in review."""
     return built
@@ -150,7 +150,7 @@ def make_mended() -> Any:
 
 
 @pytest.fixture
-@brings(make_mended)
+@provides_world(make_mended)
 def mended(reviewed: Any) -> Any:
     """The same request in its second round, with one file, which is another. grace has read it in the first."""
     return reviewed

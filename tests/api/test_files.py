@@ -21,7 +21,7 @@ from tests.api.answers import audited, problem
 from tests.api.cases import EACH_IN_TURN, Case, Combine
 from tests.api.vault import WatchedStore
 from tests.api.worlds import REPORT, make_report
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -30,7 +30,7 @@ CONTENT = REPORT
 
 
 @pytest.fixture
-@brings(make_report)
+@provides_world(make_report)
 def report(november: str, built: dict[str, Any]) -> dict[str, Any]:
     """What the upload of report.csv answered."""
     return built

@@ -18,7 +18,7 @@ from tests.api.answers import problem
 from tests.api.cases import Case
 from tests.api.worlds import make_four_files, make_people
 from tests.clients import Clients
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 pytestmark = [pytest.mark.usefixtures("vault")]
@@ -48,7 +48,7 @@ def make_collections() -> None:
 
 
 @pytest.fixture
-@brings(make_collections)
+@provides_world(make_collections)
 def collections() -> None:
     """alice's, in two tenants."""
 
@@ -88,7 +88,7 @@ def test_list_of_collections_by_a_foreign_tenant_is_as_by_an_unknown_one(
 
 
 @pytest.fixture
-@brings(make_four_files)
+@provides_world(make_four_files)
 def filed(november: str) -> str:
     return november
 

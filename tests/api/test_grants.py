@@ -22,7 +22,7 @@ from tests.api.cases import Case
 from tests.api.worlds import SHARED_NAMES as NAMES
 from tests.api.worlds import make_private
 from tests.factories import make_member, make_tenant
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -35,7 +35,7 @@ def acme(db: None) -> Tenant:
 
 
 @pytest.fixture
-@brings(make_private)
+@provides_world(make_private)
 def filled(november: str) -> str:
     return november
 

@@ -16,7 +16,7 @@ from tests.api.answers import audited, facts, problem
 from tests.api.cases import Case
 from tests.api.worlds import make_held
 from tests.factories import make_key
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | str | None], APIClient]
@@ -24,7 +24,7 @@ HELD, FREE = "held.csv", "free.csv"
 
 
 @pytest.fixture
-@brings(make_held)
+@provides_world(make_held)
 def filled(november: str) -> str:
     return november
 

@@ -18,7 +18,7 @@ from tests.api.answers import audited, problem
 from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.api.worlds import make_one_file
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -34,7 +34,7 @@ ENDPOINTS: dict[str, tuple[str, Callable[[str], str]]] = {
 
 
 @pytest.fixture
-@brings(make_one_file)
+@provides_world(make_one_file)
 def slug(november: str) -> str:
     """A collection with a.csv in it."""
     return november

@@ -17,7 +17,7 @@ from tests.api import paths
 from tests.api.answers import audited, facts, problem
 from tests.api.cases import Case
 from tests.api.worlds import make_report
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -26,7 +26,7 @@ CHRISTMAS = "2099-12-24T18:00:00Z"
 
 
 @pytest.fixture
-@brings(make_report)
+@provides_world(make_report)
 def report(november: str, built: dict[str, Any]) -> dict[str, Any]:
     return built
 

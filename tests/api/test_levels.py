@@ -14,7 +14,7 @@ from files.models import GRANTED, Collection, Grant, Level
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.api.worlds import filling, put
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -30,7 +30,7 @@ def make_filled() -> None:
 
 
 @pytest.fixture
-@brings(make_filled)
+@provides_world(make_filled)
 def filled(november: str) -> str:
     return november
 

@@ -26,7 +26,7 @@ from tests.api.answers import audited, problem
 from tests.api.cases import Case
 from tests.api.vault import WatchedStore
 from tests.api.worlds import CONTENT, make_one_file, make_three_files
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -36,7 +36,7 @@ NOON = datetime.fromisoformat("2030-05-04T12:00:00Z")
 
 
 @pytest.fixture
-@brings(make_one_file)
+@provides_world(make_one_file)
 def stored(november: str) -> StoredFile:
     return StoredFile.objects.get()
 
@@ -512,7 +512,7 @@ def zipped(answer: Any) -> list[str]:
 
 
 @pytest.fixture
-@brings(make_three_files)
+@provides_world(make_three_files)
 def three(november: str) -> str:
     """With a.csv, b.csv and ç.csv in it."""
     return november

@@ -16,7 +16,7 @@ from tests.api import paths
 from tests.api.answers import problem
 from tests.api.cases import Case
 from tests.api.worlds import CONTENT, make_one_file
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -24,7 +24,7 @@ Put = Callable[..., Any]
 
 
 @pytest.fixture
-@brings(make_one_file)
+@provides_world(make_one_file)
 def slug(november: str) -> str:
     """A collection with a.csv in it."""
     return november

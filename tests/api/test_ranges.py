@@ -20,7 +20,7 @@ from tests.api.cases import EACH_IN_TURN, Case, Combine
 from tests.api.vault import WatchedStore
 from tests.api.worlds import filling
 from tests.api.worlds import put as upload
-from tests.worlds import brings
+from tests.worlds import provides_world
 
 
 Api = Callable[[User | None], APIClient]
@@ -35,7 +35,7 @@ def make_stored() -> None:
 
 
 @pytest.fixture
-@brings(make_stored)
+@provides_world(make_stored)
 def stored(november: str) -> StoredFile:
     return StoredFile.objects.get()
 

@@ -11,7 +11,7 @@ from tenants.auth.permissions import Authenticated, scope_of
 from tenants.models import Scope, User
 from tests.factories import make_key
 from tests.meta import matrix
-from tests.meta.addresses import routes, views
+from tests.meta.url_routes import routes, views
 
 
 Api = Callable[[User | str | None], APIClient]

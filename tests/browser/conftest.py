@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.browser.visitor import Visitor
 from tests.live.server import Server
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 FLAGS = (
@@ -24,7 +24,7 @@ FLAGS = (
 
 # Not of the session: Playwright has an event loop running in this thread, in which Django refuses its database.
 @pytest.fixture(scope="module")
-@mark_users(pytest.mark.needs("chromium"), pytest.mark.server)
+@mark_dependents(pytest.mark.needs("chromium"), pytest.mark.server)
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)

@@ -337,7 +337,7 @@ def test_django_storages_reaches_no_bucket(s3: S3Store) -> None:
 
 
 def test_aliases_of_the_settings_are_these_stores(endpoint: stores.Endpoint, settings: Settings) -> None:
-    with stores.stored_in(endpoint, settings) as buckets:
+    with stores.use_new_buckets(endpoint, settings) as buckets:
         port.check()
         port.ensure_buckets()
         for alias, name in buckets.items():

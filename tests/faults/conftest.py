@@ -17,7 +17,7 @@ from tests.live.people import Person
 from tests.live.proxy import Proxy, proxy_to
 from tests.live.server import OWN, Server
 from tests.live.waiting import wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.worlds import Databases
 
 
@@ -72,7 +72,7 @@ def started_site(home: Path, *, template: str = "", is_timed: bool = False, **se
 
 
 @pytest.fixture(scope="session")
-@mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
+@mark_dependents(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
 def shared_site(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("site") / "home"
     with started_site(home, template=databases.migrated, DATABASE_TIMEOUT="4") as site:
@@ -85,12 +85,12 @@ def site(shared_site: Site) -> Iterator[Site]:
     server = shared_site.server
     if not server.processes():  # as a test that failed may have left it
         server.start()
-    server.forget_heartbeats()
-    wait_for(server.is_tidy)
+    server.expire_leases()
+    wait_for(server.has_no_leftovers)
     descriptors = shared_site.descriptors()
     yield shared_site
-    wait_for(server.is_tidy)
-    server.check()
+    wait_for(server.has_no_leftovers)
+    server.check_consistency()
     assert shared_site.unfinished() == set()
     wait_for(lambda: shared_site.descriptors() <= descriptors + KEPT)
 
@@ -104,7 +104,7 @@ def member(site: Site, tmp_path: Path) -> Person:
 def faults(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[stores.Faults]:
     """The door of the store that services in this process write to: moto. Nobody waits between two attempts."""
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with stores.stored_in(stores.moto(), settings):
+    with stores.use_new_buckets(stores.moto(), settings):
         yield stores.moto_server()[1]
 
 

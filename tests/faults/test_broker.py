@@ -39,8 +39,8 @@ def test_work_is_found_again_without_anything_that_the_broker_had(ready_server: 
     server.start()
 
     wait_for(lambda: is_destroyed(member))
-    assert not any(member.collection in str(path) for path in server.objects())
-    server.check()
+    assert not any(member.collection in str(path) for path in server.object_files())
+    server.check_consistency()
 
 
 @pytest.mark.needs("redis")

@@ -17,9 +17,9 @@ import pytest
 from psycopg import errors
 
 from tests.contents import random_bytes
-from tests.faults.answers import Answer, ask, at_once, get, path_of, post, post_form, put
+from tests.faults.api_calls import Response, call_api, get, in_parallel, path_of, post, post_form, put
 from tests.faults.conftest import Site
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.people import Person
 from tests.live.ports import hold_port
 from tests.live.proxy import Fault
@@ -35,23 +35,23 @@ QUIET = pytest.mark.quiet
 
 HANGS = Fault(then="hang")
 
-REQUESTS: dict[str, Callable[[Person], Answer]] = {
+REQUESTS: dict[str, Callable[[Person], Response]] = {
     "sign-in": lambda member: post(member, "/api/v1/auth/token/", member.server.demo["users"]["member"]),
-    "list": lambda member: ask(member, "GET", member.files),
+    "list": lambda member: call_api(member, "GET", member.files),
     "collection": lambda member: post(member, "/api/v1/collections/", {"tenant": "demo", "display_name": f"{time.time_ns()}"}),
     "put": lambda member: put(member, f"{time.time_ns()}.bin", SMALL),
     "form": lambda member: post_form(member, f"{time.time_ns()}.bin", SMALL),
     "replace": lambda member: put(member, "replaced.bin", SMALL, If_Match="*"),
-    "rename": lambda member: ask(
+    "rename": lambda member: call_api(
         member, "PATCH", f"{member.files}kept.bin/", b'{"notes": "%d"}' % time.time_ns(), Content_Type="application/json"
     ),
-    "delete": lambda member: ask(member, "DELETE", f"{member.files}replaced.bin/"),
+    "delete": lambda member: call_api(member, "DELETE", f"{member.files}replaced.bin/"),
     "download": lambda member: get(member, "kept.bin"),
     "mint": lambda member: post(member, f"{member.files}kept.bin/download/", {}),
-    "link": lambda member: ask(member, "GET", "/downloads/unknown"),
-    "archive": lambda member: ask(member, "GET", f"/api/v1/collections/{member.collection}/archive.zip?file=kept.bin"),
-    "probe": lambda member: ask(member, "GET", "/readyz"),
-    "admin": lambda member: ask(member, "GET", "/admin/", Cookie="sessionid=abcdefghijklmnopqrstuvwxyz012345"),
+    "link": lambda member: call_api(member, "GET", "/downloads/unknown"),
+    "archive": lambda member: call_api(member, "GET", f"/api/v1/collections/{member.collection}/archive.zip?file=kept.bin"),
+    "probe": lambda member: call_api(member, "GET", "/readyz"),
+    "admin": lambda member: call_api(member, "GET", "/admin/", Cookie="sessionid=abcdefghijklmnopqrstuvwxyz012345"),
 }
 
 
@@ -89,12 +89,12 @@ def test_every_request_without_a_database_is_503_in_time_and_works_afterwards(
     before = site.server.log
     with fail(site):
         started = time.monotonic()
-        answers = dict(zip(REQUESTS, at_once(partial(request, stocked) for request in REQUESTS.values()), strict=True))
+        answers = dict(zip(REQUESTS, in_parallel(partial(request, stocked) for request in REQUESTS.values()), strict=True))
         assert time.monotonic() - started < seconds
         assert site.server.request("GET", "/healthz")[0] == 200
         time.sleep(max(0, started + 9 - time.monotonic()))  # for so long that attempts to connect have become rare
     assert answers.pop("probe").status == 503
-    assert {name: (answer.status, answer.says_try_again) for name, answer in answers.items()} == dict.fromkeys(
+    assert {name: (answer.status, answer.is_retryable_503) for name, answer in answers.items()} == dict.fromkeys(
         answers, (503, True)
     )
     assert {answer.code for answer in answers.values()} == {"database_unavailable"}
@@ -104,18 +104,18 @@ def test_every_request_without_a_database_is_503_in_time_and_works_afterwards(
     for name, request in REQUESTS.items():
         assert request(stocked).status < 500, name
     assert site.server.request("GET", "/readyz")[0] == 200
-    site.server.forget_heartbeats()  # of uploads that could not clear away behind themselves
+    site.server.expire_leases()  # of uploads that could not clear away behind themselves
 
 
 def test_connections_that_broke_while_nobody_used_them_are_not_noticed(site: Site, stocked: Person) -> None:
     """As after a restart of PostgreSQL: by many requests, and by one that finds nothing but broken ones in the pool."""
     crowd = [partial(REQUESTS["collection"], stocked)] * 16
     for _ in range(2):
-        wait_for(lambda: at_once(crowd) and site.database.connections >= 8)
+        wait_for(lambda: in_parallel(crowd) and site.database.connections >= 8)
         site.database.reset()
         assert get(stocked, "kept.bin").content == SMALL
     site.database.reset()
-    assert {answer.status < 500 for answer in at_once(partial(request, stocked) for request in REQUESTS.values())} == {True}
+    assert {answer.status < 500 for answer in in_parallel(partial(request, stocked) for request in REQUESTS.values())} == {True}
 
 
 def waiting(site: Site) -> int:
@@ -161,32 +161,32 @@ def test_upload_whose_database_is_away_between_its_bytes_and_its_commit(site: Si
     with site.database.down():
         assert upload.finish() == 503
     assert member.filenames() == {"a.bin"}
-    site.server.forget_heartbeats()
-    wait_for(site.server.is_tidy)
+    site.server.expire_leases()
+    wait_for(site.server.has_no_leftovers)
     assert put(member, "b.bin", content).status == 201
     assert get(member, "b.bin").content == content
 
 
 @pytest.mark.parametrize(
-    ("way", "then", "status", "is_kept"),
+    ("direction", "then", "status", "is_kept"),
     [
         pytest.param("request", "reset", 503, False, id="never-arrives"),
-        pytest.param("answer", "reset", 201, True, id="answer-is-lost"),
-        pytest.param("answer", "hang", 201, True, id="answer-never-comes", marks=pytest.mark.long),
+        pytest.param("response", "reset", 201, True, id="answer-is-lost"),
+        pytest.param("response", "hang", 201, True, id="answer-never-comes", marks=pytest.mark.long),
     ],
 )
 def test_upload_whose_commit_is_cut_is_told_by_what_became_of_it(
-    site: Site, member: Person, way: str, then: str, status: int, *, is_kept: bool
+    site: Site, member: Person, direction: str, then: str, status: int, *, is_kept: bool
 ) -> None:
     """F-24."""
-    with site.database.during(Fault(request=rb"COMMIT", way=way, then=then, times=1)):  # type: ignore[arg-type]
+    with site.database.during(Fault(request=rb"COMMIT", direction=direction, then=then, times=1)):  # type: ignore[arg-type]
         answer = put(member, "a.bin", SMALL)
-        assert site.database.befallen == 1
+        assert site.database.matched == 1
     assert answer.status == status
-    assert is_kept or (answer.code, answer.says_try_again) == ("outcome_unknown", True)
+    assert is_kept or (answer.code, answer.is_retryable_503) == ("outcome_unknown", True)
     assert member.filenames() == ({"a.bin"} if is_kept else set())
-    site.server.forget_heartbeats()
-    wait_for(site.server.is_tidy)
+    site.server.expire_leases()
+    wait_for(site.server.has_no_leftovers)
     assert put(member, "a.bin", SMALL).status == (428 if is_kept else 201)
     assert get(member, "a.bin").content == SMALL
 
@@ -200,7 +200,7 @@ def test_upload_that_was_committed_unheard_and_cannot_be_read_back_says_so(site:
         wait_for(lambda: site.server.sql(committed))
         with site.database.down():
             answer = answering.result()
-    assert (answer.code, answer.says_try_again) == ("outcome_unknown", True)
+    assert (answer.code, answer.is_retryable_503) == ("outcome_unknown", True)
     assert member.filenames() == {"unheard.bin"}
     assert put(member, "unheard.bin", CONTENT).status == 428
     assert get(member, "unheard.bin").content == CONTENT
@@ -285,7 +285,7 @@ def test_web_process_that_starts_before_its_database_is_ready_once_it_is_there(s
 
     with (
         site.database.down(),
-        subprocess.Popen(dying_with_us(*command), cwd=ROOT, env=server.environment, stderr=subprocess.DEVNULL) as web,
+        subprocess.Popen(killed_with_parent(*command), cwd=ROOT, env=server.environment, stderr=subprocess.DEVNULL) as web,
     ):
         try:
             wait_for(lambda: status("/healthz") == 200)
@@ -345,9 +345,9 @@ def test_transaction_that_the_database_keeps_refusing_is_503(site: Site, stocked
     for name in ("put", "rename", "download"):
         with refusals(site, sqlstate, 1000) as tried:
             answer = REQUESTS[name](stocked)
-            assert (answer.status, answer.says_try_again, answer.code) == (503, True, "database_unavailable"), name
+            assert (answer.status, answer.is_retryable_503, answer.code) == (503, True, "database_unavailable"), name
             assert tried() == tries
-    assert site.server.is_tidy()
+    assert site.server.has_no_leftovers()
     assert stocked.filenames() == {"kept.bin", "replaced.bin"}
 
 
@@ -383,10 +383,10 @@ def test_requests_that_wait_for_a_lock_are_503_in_time(site: Site, stocked: Pers
         other.execute("SELECT * FROM tenants_audithead FOR UPDATE")
         started = time.monotonic()
         writers = [partial(REQUESTS["rename"], stocked)] * 24
-        answers = at_once([*writers, *[partial(REQUESTS["list"], stocked)] * 8])
+        answers = in_parallel([*writers, *[partial(REQUESTS["list"], stocked)] * 8])
         assert time.monotonic() - started < IN_TIME
         assert waiting(site) == 0  # nor does what they left in PostgreSQL
-    assert all(answer.says_try_again for answer in answers[:24])
+    assert all(answer.is_retryable_503 for answer in answers[:24])
     assert {answer.status for answer in answers[24:]} <= {200, 503}
-    assert all(answer.status == 200 or answer.says_try_again for answer in answers[24:])
+    assert all(answer.status == 200 or answer.is_retryable_503 for answer in answers[24:])
     assert REQUESTS["rename"](stocked).status == 200

@@ -15,7 +15,7 @@ from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
 from tests.faults.test_egress_kills import KILLED, assert_released_once, build, die, in_worker
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services.egress import Api, approved, fill, go_on_given, make_reviewers, row
 from tests.services.egress_world import undone
 from vault import keys
@@ -61,10 +61,10 @@ class ReleaseBucket:
 
 
 @pytest.fixture
-@mark_users(pytest.mark.needs("ceph"))
+@mark_dependents(pytest.mark.needs("ceph"))
 def release(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReleaseBucket]:
     monkeypatch.setattr(S3Store, "part_bytes", PART)
-    with stores.stored_in(stores.ceph(), settings) as by_alias:
+    with stores.use_new_buckets(stores.ceph(), settings) as by_alias:
         yield ReleaseBucket(by_alias["release"])
 
 

@@ -32,7 +32,7 @@ from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
 from tests.faults.test_egress_kills import assert_released_once, build, in_worker
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services.egress import (
     Api,
     approved,
@@ -64,9 +64,9 @@ ROWS: Final = 2 * KIB
 
 
 @pytest.fixture
-@mark_users(pytest.mark.needs("ceph"))
+@mark_dependents(pytest.mark.needs("ceph"))
 def buckets(settings: Settings) -> Iterator[dict[str, str]]:
-    with stores.stored_in(stores.ceph(), settings) as by_alias:
+    with stores.use_new_buckets(stores.ceph(), settings) as by_alias:
         yield by_alias
 
 

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from tests.contents import random_bytes
-from tests.faults.answers import Answer, get, path_of, post_form, put
+from tests.faults.api_calls import Response, get, path_of, post_form, put
 from tests.faults.conftest import Site
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.people import Person
 from tests.live.proxy import Fault
 from tests.live.server import ROOT, Server
@@ -32,7 +32,7 @@ SLOW_STORE = Fault(request=rb"^GET ", rate=2 * MIB)
 
 
 def kill_worker(server: Server) -> None:
-    killed = server.gunicorn()
+    killed = server.web_worker()
     killed.kill()
     wait_for(lambda: has_ended(killed))
 
@@ -56,7 +56,7 @@ def is_serving(server: Server) -> bool:
         return False
 
 
-def outcome(answering: "Future[Answer]") -> int | None:
+def outcome(answering: "Future[Response]") -> int | None:
     """The status; None where the connection ended without an answer."""
     try:
         return answering.result().status
@@ -70,45 +70,45 @@ def outcome(answering: "Future[Answer]") -> int | None:
 S3, DATABASE = "s3", "database"
 MOMENTS = [
     # where, the exchange that is held, on which way, what is uploaded, whether there is a file afterwards
-    pytest.param(S3, rb"^POST \S+\?uploads", "answer", CONTENT, False, id="multipart-begun", marks=pytest.mark.long),
+    pytest.param(S3, rb"^POST \S+\?uploads", "response", CONTENT, False, id="multipart-begun", marks=pytest.mark.long),
     pytest.param(S3, rb"partNumber=2", "request", CONTENT, False, id="second-part", marks=pytest.mark.long),
     pytest.param(S3, rb"^POST \S+\?uploadId", "request", CONTENT, False, id="before-complete", marks=pytest.mark.long),
-    pytest.param(S3, rb"^POST \S+\?uploadId", "answer", CONTENT, False, id="completed-unheard", marks=pytest.mark.long),
+    pytest.param(S3, rb"^POST \S+\?uploadId", "response", CONTENT, False, id="completed-unheard", marks=pytest.mark.long),
     pytest.param(S3, rb"^PUT ", "request", SMALL, False, id="before-put", marks=pytest.mark.long),
-    pytest.param(S3, rb"^PUT ", "answer", SMALL, False, id="put-unheard"),
+    pytest.param(S3, rb"^PUT ", "response", SMALL, False, id="put-unheard"),
     pytest.param(DATABASE, rb"COMMIT", "request", CONTENT, False, id="before-commit"),
-    pytest.param(DATABASE, rb"COMMIT", "answer", SMALL, True, id="committed-unheard"),
+    pytest.param(DATABASE, rb"COMMIT", "response", SMALL, True, id="committed-unheard"),
 ]
 
 
 @pytest.mark.parametrize("send", [put, pytest.param(post_form, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.long)])
-@pytest.mark.parametrize(("where", "request_held", "way", "content", "is_kept"), MOMENTS)
+@pytest.mark.parametrize(("where", "request_held", "direction", "content", "is_kept"), MOMENTS)
 def test_upload_whose_server_is_killed_is_a_whole_file_or_nothing(
     site: Site,
     member: Person,
-    send: Callable[[Person, str, bytes], Answer],
+    send: Callable[[Person, str, bytes], Response],
     kill: Callable[[Server], None],
     where: str,
     request_held: bytes,
-    way: str,
+    direction: str,
     content: bytes,
     *,
     is_kept: bool,
 ) -> None:
     """F-14, F-22."""
     proxy = site.s3 if where == S3 else site.database
-    held = Fault(request=request_held, way=way, then="hang")  # type: ignore[arg-type]
+    held = Fault(request=request_held, direction=direction, then="hang")  # type: ignore[arg-type]
     with ThreadPoolExecutor() as pool, proxy.during(held):
         answering = pool.submit(send, member, "a.bin", content)
-        wait_for(lambda: proxy.happened)
+        wait_for(lambda: proxy.triggered)
         kill(site.server)
         assert outcome(answering) is None
     revive(site.server)
     assert member.filenames() == ({"a.bin"} if is_kept else set())
-    site.server.forget_heartbeats()
-    wait_for(site.server.is_tidy)
-    site.server.check()
+    site.server.expire_leases()
+    wait_for(site.server.has_no_leftovers)
+    site.server.check_consistency()
     assert site.unfinished() == set()
     if not is_kept:
         assert put(member, "a.bin", content).status == 201
@@ -117,7 +117,7 @@ def test_upload_whose_server_is_killed_is_a_whole_file_or_nothing(
 
 @contextmanager
 def download(member: Person, target: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    command = dying_with_us(*member.command(*arguments, "-o", target, member.content("a.bin")))
+    command = killed_with_parent(*member.command(*arguments, "-o", target, member.content("a.bin")))
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as stream:
         wait_for(lambda: target.exists() and target.stat().st_size)
         yield stream
@@ -180,43 +180,43 @@ def test_server_that_is_told_to_stop_drains_what_ends_soon_and_cuts_the_rest(sit
     assert CONTENT.startswith(late.read_bytes())
     assert member.filenames() == {"a.bin", "soon.bin"}
     assert get(member, "soon.bin").content == CONTENT
-    server.forget_heartbeats()
-    wait_for(server.is_tidy)
+    server.expire_leases()
+    wait_for(server.has_no_leftovers)
 
 
 ERASING = [
     pytest.param(S3, rb"^GET \S+versions", "request", id="before-it-looks"),
     pytest.param(S3, rb"^POST \S+\?delete", "request", id="before-it-deletes"),
-    pytest.param(S3, rb"^POST \S+\?delete", "answer", id="deleted-unheard"),
+    pytest.param(S3, rb"^POST \S+\?delete", "response", id="deleted-unheard"),
     pytest.param(DATABASE, rb'DELETE FROM "files_pendingdeletion"', "request", id="before-the-row-goes"),
 ]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("where", "request_held", "way"), ERASING)
+@pytest.mark.parametrize(("where", "request_held", "direction"), ERASING)
 def test_erasure_whose_worker_is_killed_is_done_by_the_next(
-    site: Site, member: Person, where: str, request_held: bytes, way: str
+    site: Site, member: Person, where: str, request_held: bytes, direction: str
 ) -> None:
     """F-26: between the claim and the end of it. The Celery worker goes, and with it all that `bin/run` started."""
     server, proxy = site.server, site.s3 if where == S3 else site.database
     member.upload("kept.bin", SMALL)
     member.upload("a.bin", SMALL)
     (key,) = server.sql("SELECT object_key FROM files_storedfile WHERE filename = 'a.bin' ORDER BY id DESC LIMIT 1")[0]
-    with proxy.during(Fault(request=request_held, way=way, then="hang")):  # type: ignore[arg-type]
+    with proxy.during(Fault(request=request_held, direction=direction, then="hang")):  # type: ignore[arg-type]
         assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
-        wait_for(lambda: proxy.happened)
+        wait_for(lambda: proxy.triggered)
         assert server.sql("SELECT attempts FROM files_pendingdeletion WHERE object_key = ?", key) == [(1,)]
         assert server.process
         (worker,) = [child for child in psutil.Process(server.process.pid).children() if child.name() == "celery worker"]
         worker.kill()
         assert server.process.wait(LIMIT) == 1
     assert server.processes() == []
-    server.check()
+    server.check_consistency()
     server.start()
     assert server.sql("SELECT count(*) FROM files_pendingdeletion WHERE object_key = ?", key) == [
         (1,)
     ]  # until its lease runs out
-    server.forget_heartbeats()
-    wait_for(server.is_tidy)
-    assert key not in server.stored()
+    server.expire_leases()
+    wait_for(server.has_no_leftovers)
+    assert key not in server.stored_objects()
     assert get(member, "kept.bin").content == SMALL

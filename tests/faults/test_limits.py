@@ -15,13 +15,13 @@ import psycopg
 import pytest
 
 from tests.contents import random_bytes
-from tests.faults.answers import Answer, at_once, get, post_form, put
+from tests.faults.api_calls import Response, get, in_parallel, post_form, put
 from tests.faults.conftest import Site
 from tests.faults.test_database import REQUESTS
 from tests.live.people import Person
 from tests.live.server import Server
 from tests.live.waiting import LIMIT, wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 MIB = 1024 * 1024
@@ -30,11 +30,11 @@ SMALL = CONTENT[:300_000]
 
 
 @pytest.fixture(scope="module")
-@mark_users(pytest.mark.server)
+@mark_dependents(pytest.mark.server)
 def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """Of this module alone: its objects are checked as a whole, and other modules damage some of the shared server's."""
     server = Server(tmp_path_factory.mktemp("limits") / "home")
-    server.set_up_as(first_home)
+    server.copy_home_from(first_home)
     try:
         yield server.start()
     finally:
@@ -68,12 +68,12 @@ def full_disk(process: psutil.Process, limit: int = 0) -> Iterator[None]:
 
 def test_uploads_and_downloads_on_s3_need_no_disk(site: Site, member: Person) -> None:
     """F-35: not for a temporary file, not even for the log."""
-    with full_disk(site.server.gunicorn()):
+    with full_disk(site.server.web_worker()):
         for send in (put, post_form):
             for size in (0, 300_000, len(CONTENT)):
                 assert send(member, f"{send.__name__}-{size}.bin", CONTENT[:size]).status == 201
                 assert get(member, f"{send.__name__}-{size}.bin").content == CONTENT[:size]
-        assert at_once([partial(REQUESTS["collection"], member)] * 3)[0].status == 201
+        assert in_parallel([partial(REQUESTS["collection"], member)] * 3)[0].status == 201
 
 
 @pytest.mark.parametrize(
@@ -86,33 +86,33 @@ def test_uploads_and_downloads_on_s3_need_no_disk(site: Site, member: Person) ->
     ],
 )
 def test_upload_to_a_full_disk_is_503_and_leaves_nothing(
-    server: Server, plain: Person, send: Callable[[Person, str, bytes], Answer], limit: int
+    server: Server, plain: Person, send: Callable[[Person, str, bytes], Response], limit: int
 ) -> None:
     """F-35: without room for a row, and with room for a row but not for the object."""
-    before = server.stored()
-    with full_disk(server.gunicorn(), limit):
+    before = server.stored_objects()
+    with full_disk(server.web_worker(), limit):
         answer = send(plain, "a.bin", CONTENT)
-        assert answer.says_try_again
+        assert answer.is_retryable_503
         assert answer.code == ("storage_unavailable" if limit else "database_unavailable")
         assert server.request("GET", "/healthz")[0] == 200
         assert plain.filenames() == {"kept.bin", "replaced.bin"}
-    wait_for(server.is_tidy)
-    assert server.stored() == before
-    server.check()
+    wait_for(server.has_no_leftovers)
+    assert server.stored_objects() == before
+    server.check_consistency()
     assert send(plain, "a.bin", CONTENT).status == 201
     assert get(plain, "a.bin").content == CONTENT
 
 
 def test_full_disk_under_sqlite_is_503_and_passes(server: Server, plain: Person) -> None:
     """F-35: whatever writes a row; a download writes its audit event."""
-    with full_disk(server.gunicorn()):
+    with full_disk(server.web_worker()):
         answers = {name: request(plain) for name, request in REQUESTS.items()}
     is_write = answers.keys() - {"list", "link", "admin", "probe"}
-    assert {name for name, answer in answers.items() if answer.says_try_again} == is_write
+    assert {name for name, answer in answers.items() if answer.is_retryable_503} == is_write
     assert {answer.code for name, answer in answers.items() if name in is_write} == {"database_unavailable"}
     for name, request in REQUESTS.items():
         assert request(plain).status < 500, name
-    server.check()
+    server.check_consistency()
     server.manage("verify_audit")
 
 
@@ -136,7 +136,7 @@ def test_sqlite_that_is_locked_for_a_while_is_not_noticed(server: Server, plain:
             time.sleep(2)
             assert not answers["put"].done()
         assert {name for name, answer in answers.items() if answer.result().status >= 300} == {"link"}
-    server.check()
+    server.check_consistency()
 
 
 @pytest.mark.quiet
@@ -144,14 +144,14 @@ def test_sqlite_that_stays_locked_is_503_in_time(server: Server, plain: Person) 
     """F-25: `timeout` of settings.DATABASES is the patience; who only reads needs none."""
     with locked(server):
         started = time.monotonic()
-        answers = dict(zip(REQUESTS, at_once(partial(request, plain) for request in REQUESTS.values()), strict=True))
+        answers = dict(zip(REQUESTS, in_parallel(partial(request, plain) for request in REQUESTS.values()), strict=True))
         assert 20 < time.monotonic() - started < 55
-    assert {name for name, answer in answers.items() if not answer.says_try_again} == {"list", "link", "admin", "probe"}
+    assert {name for name, answer in answers.items() if not answer.is_retryable_503} == {"list", "link", "admin", "probe"}
     for name, request in REQUESTS.items():
         assert request(plain).status < 500, name
-    server.forget_heartbeats()
-    wait_for(server.is_tidy)
-    server.check()
+    server.expire_leases()
+    wait_for(server.has_no_leftovers)
+    server.check_consistency()
 
 
 # --- Descriptors ---
@@ -173,7 +173,7 @@ def test_server_without_descriptors_recovers_by_itself(site: Site, member: Perso
     request = f"GET {member.content('a.bin').removeprefix(member.server.url)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     request += f"Authorization: Bearer {member.token}\r\nConnection: close\r\n\r\n"
     with (
-        few_descriptors(site.server.gunicorn(), 64),
+        few_descriptors(site.server.web_worker(), 64),
         ThreadPoolExecutor() as pool,
         socket.create_connection(("127.0.0.1", site.server.port), timeout=LIMIT) as reader,
         ExitStack() as crowd,
@@ -188,7 +188,7 @@ def test_server_without_descriptors_recovers_by_itself(site: Site, member: Perso
             received += data
         assert received.endswith(CONTENT[-100_000:])
         crowd.close()
-        assert all(answer.result().status < 300 or answer.result().says_try_again for answer in answers)
+        assert all(answer.result().status < 300 or answer.result().is_retryable_503 for answer in answers)
         assert put(member, "b.bin", CONTENT).status == 201
     assert get(member, "b.bin").content == CONTENT
 
@@ -199,13 +199,13 @@ def test_request_that_gets_no_more_descriptors_is_503(site: Site, member: Person
     member.upload("a.bin", SMALL)
     site.s3.reset()
     site.database.reset()
-    gunicorn = site.server.gunicorn()
+    gunicorn = site.server.web_worker()
     with few_descriptors(gunicorn, highest_descriptor(gunicorn) + 1 + spare):
         for request in (partial(get, member, "a.bin"), partial(put, member, "b.bin", SMALL), partial(REQUESTS["list"], member)):
             answer = request()
-            assert answer.status < 300 or answer.says_try_again
+            assert answer.status < 300 or answer.is_retryable_503
     assert get(member, "a.bin").content == SMALL
-    site.server.forget_heartbeats()
+    site.server.expire_leases()
 
 
 def highest_descriptor(process: psutil.Process) -> int:
@@ -222,11 +222,11 @@ def test_database_that_takes_no_more_connections_is_503_and_recovers(site: Site,
     with psycopg.connect(f"{address}/postgres", autocommit=True) as other:
         other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         try:
-            answers = at_once([partial(get, member, "kept.bin")] * 20)
+            answers = in_parallel([partial(get, member, "kept.bin")] * 20)
             assert {answer.status for answer in answers} == {200}
             other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-            answers = at_once([partial(get, member, "kept.bin")] * 20)
-            assert all(answer.says_try_again and answer.code == "database_unavailable" for answer in answers)
+            answers = in_parallel([partial(get, member, "kept.bin")] * 20)
+            assert all(answer.is_retryable_503 and answer.code == "database_unavailable" for answer in answers)
         finally:
             other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     assert get(member, "kept.bin").content == SMALL

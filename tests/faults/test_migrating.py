@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from tests.contents import random_bytes
-from tests.faults.answers import Answer, ask, get, post, put
+from tests.faults.api_calls import Response, call_api, get, post, put
 from tests.faults.conftest import Site
 from tests.live.people import Person
 
@@ -43,13 +43,13 @@ def database(site: Site) -> Iterator["psycopg.Connection"]:
         yield connection
 
 
-def work(member: Person, name: str, end: Event) -> list[Answer]:
+def work(member: Person, name: str, end: Event) -> list[Response]:
     """What a client does all day, again and again."""
-    requests: list[Callable[[], Answer]] = [
+    requests: list[Callable[[], Response]] = [
         lambda: put(member, f"{name}.bin", CONTENT, If_Match="*"),
         lambda: put(member, f"{name}-{time.time_ns()}.bin", CONTENT[:1000]),
         lambda: get(member, f"{name}.bin"),
-        lambda: ask(member, "GET", member.files),
+        lambda: call_api(member, "GET", member.files),
         lambda: post(member, f"{member.files}{name}.bin/download/", {}),
         lambda: post(member, "/api/v1/collections/", {"tenant": "demo", "display_name": f"{time.time_ns()}"}),
     ]

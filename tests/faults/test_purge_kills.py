@@ -16,9 +16,9 @@ from uuid import UUID
 
 import pytest
 
-from tests.faults.answers import ask, get, put
+from tests.faults.api_calls import call_api, get, put
 from tests.faults.conftest import Site
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.people import Person
 from tests.live.proxy import Fault
 from tests.live.server import ROOT, Server
@@ -38,7 +38,7 @@ def make(server: Server, folder: Path, *, files: int) -> Person:
         for number in range(files)
     ]
     form = "".join([*parts, "--cut--\r\n"]).encode()
-    answer = ask(person, "POST", person.files, form, Content_Type="multipart/form-data; boundary=cut")
+    answer = call_api(person, "POST", person.files, form, Content_Type="multipart/form-data; boundary=cut")
     assert answer.status in {200, 201}, answer
     assert person.api("GET", f"/api/v1/collections/{person.collection}/")[1]["file_count"] == files
     return person
@@ -53,7 +53,7 @@ def expire(*people: Person) -> None:
 def purge(server: Server) -> Iterator["subprocess.Popen[str]"]:
     """`manage.py purge`, killed at the end of the block if it still runs."""
     with subprocess.Popen(
-        dying_with_us(sys.executable, "manage.py", "purge"),
+        killed_with_parent(sys.executable, "manage.py", "purge"),
         cwd=ROOT,
         env=server.environment,
         stdout=subprocess.PIPE,
@@ -97,11 +97,11 @@ def assert_gone(server: Server, *people: Person) -> None:
         assert sorted(target for (target,) in events) == sorted(uuids)
     assert server.sql("SELECT count(*) FROM purge_shard WHERE verified_at IS NULL") == [(0,)]
     server.manage("verify_audit")
-    server.check()
+    server.check_consistency()
 
 
 def everything(server: Server) -> list[str]:
-    return [str(path) for path in server.objects()] + list(server.stored())
+    return [str(path) for path in server.object_files()] + list(server.stored_objects())
 
 
 def assert_untouched(person: Person, *, files: int) -> None:
@@ -134,7 +134,7 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
     for delay in DELAYS:
         kill_at_work(server, delay)
         kills += november.collection not in destroyed(server)
-        server.forget_heartbeats()
+        server.expire_leases()
     assert kills > 0
 
     server.start()
@@ -144,8 +144,8 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
     with ThreadPoolExecutor(3) as pool, purge(server) as first, purge(server) as second:
         uploads = [pool.submit(each.upload, is_over) for each in uploaders]
         try:
-            assert ask(november, "DELETE", f"/api/v1/collections/{november.collection}/").status == 404
-            assert ask(december, "DELETE", f"/api/v1/collections/{december.collection}/").status == 202
+            assert call_api(november, "DELETE", f"/api/v1/collections/{november.collection}/").status == 404
+            assert call_api(december, "DELETE", f"/api/v1/collections/{december.collection}/").status == 202
             for process in (first, second):
                 _, complaint = process.communicate(timeout=LIMIT)
                 assert process.returncode == 0, complaint
@@ -155,7 +155,7 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
     for upload in uploads:
         upload.result()
 
-    wait_for(server.is_tidy)
+    wait_for(server.has_no_leftovers)
     assert_gone(server, november, october, december)
     assert [{*each.statuses} - {201, 404, 409} for each in uploaders[:2]] == [set(), set()]
     assert set(uploaders[2].statuses) == {201}
@@ -168,7 +168,7 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
 @contextmanager
 def another(server: Server, *arguments: str) -> Iterator[None]:
     """One more beat or worker, as on a second host."""
-    command = dying_with_us(sys.executable, "-m", "celery", "--app", "config.celery", "--quiet", *arguments)
+    command = killed_with_parent(sys.executable, "-m", "celery", "--app", "config.celery", "--quiet", *arguments)
     with (server.home / "another").open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=server.environment, stdout=output, stderr=output)
     try:
@@ -188,7 +188,7 @@ def test_two_beats_and_two_workers_do_it_once(ready_server: Callable[..., Server
     with another(server, *second), another(server, "beat", "--schedule", str(server.home / "second-schedule"), "--pidfile="):
         expire(*due[:3])
         for person in due[3:]:
-            assert ask(person, "DELETE", f"/api/v1/collections/{person.collection}/").status == 202
+            assert call_api(person, "DELETE", f"/api/v1/collections/{person.collection}/").status == 202
         send = "from config.celery import app\nfor _ in range(10):\n    app.send_task('purge.tasks.purge_expired')"
         subprocess.run([sys.executable, "-c", send], cwd=ROOT, env=server.environment, check=True)
         wait_for(lambda: len(destroyed(server)) == len(due))
@@ -202,28 +202,28 @@ def test_two_beats_and_two_workers_do_it_once(ready_server: Callable[..., Server
 S3, DATABASE = "s3", "database"
 MOMENTS = [
     pytest.param(DATABASE, rb'INSERT INTO "purge_destruction"', "request", id="begins", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'UPDATE "vault_key" SET "wrapped"', "answer", id="key-not-committed", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'UPDATE "vault_key" SET "wrapped"', "response", id="key-not-committed", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'UPDATE "purge_shard"', "request", id="claims", marks=pytest.mark.long),
     pytest.param(S3, rb"^GET \S+versions", "request", id="lists", marks=pytest.mark.long),
     pytest.param(S3, rb"^POST \S+\?delete", "request", id="deletes", marks=pytest.mark.long),
-    pytest.param(S3, rb"^POST \S+\?delete", "answer", id="deleted-unheard"),
+    pytest.param(S3, rb"^POST \S+\?delete", "response", id="deleted-unheard"),
     pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "request", id="rows-go", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "answer", id="rows-gone-unheard", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "response", id="rows-gone-unheard", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'DELETE FROM "files_collection"', "request", id="certifies", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'DELETE FROM "vault_key"', "answer", id="certificate-not-committed", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'DELETE FROM "vault_key"', "response", id="certificate-not-committed", marks=pytest.mark.long),
 ]
 
 
-@pytest.mark.parametrize(("where", "held", "way"), MOMENTS)
-def test_purge_that_is_killed_is_ended_by_the_next(site: Site, tmp_path: Path, where: str, held: bytes, way: str) -> None:
+@pytest.mark.parametrize(("where", "held", "direction"), MOMENTS)
+def test_purge_that_is_killed_is_ended_by_the_next(site: Site, tmp_path: Path, where: str, held: bytes, direction: str) -> None:
     """F-26: the command or the worker, whichever comes that far; both are killed, as when the machine loses power."""
     server, proxy = site.server, site.s3 if where == S3 else site.database
     before = destroyed(server)
     november, kept = (make(server, tmp_path / name, files=10) for name in ("november", "kept"))
     expire(november)
-    with proxy.during(Fault(request=held, way=way, then="hang")):  # type: ignore[arg-type]
+    with proxy.during(Fault(request=held, direction=direction, then="hang")):  # type: ignore[arg-type]
         with purge(server):
-            wait_for(lambda: proxy.happened)
+            wait_for(lambda: proxy.triggered)
         server.kill()
     assert destroyed(server) == before
     begun = server.sql("SELECT count(*) FROM purge_destruction WHERE status = 'running'") == [(1,)]
@@ -231,7 +231,7 @@ def test_purge_that_is_killed_is_ended_by_the_next(site: Site, tmp_path: Path, w
     assert server.sql(wrapped, november.collection) == [(not begun,)]
 
     server.start()
-    server.forget_heartbeats()
+    server.expire_leases()
     answer = get(november, "1.bin")
     assert (answer.status, answer.content == b"1") == ((404, False) if begun else (200, True))
     server.manage("purge")

@@ -22,11 +22,11 @@ import pytest
 
 from tests.contents import random_bytes
 from tests.faults.conftest import Site, started_site
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.people import Person
 from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.worlds import Databases
 
 
@@ -99,7 +99,7 @@ def probing(member: Person) -> Iterator[Probe]:
 
 
 @pytest.fixture(scope="module")
-@mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
+@mark_dependents(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
 def busy_site(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Site]:
     """Two processes, with threads for a thousand transfers."""
     home = tmp_path_factory.mktemp("busy") / "home"
@@ -138,7 +138,9 @@ def head(method: str, member: Person, filename: str, *lines: str) -> bytes:
 
 def sockets(site: Site) -> tuple[int, int]:
     """Number of connections from clients, and of those to the store and the database."""
-    found = [connection for worker in site.server.workers() for connection in worker.net_connections("tcp") if connection.raddr]
+    found = [
+        connection for worker in site.server.web_workers() for connection in worker.net_connections("tcp") if connection.raddr
+    ]
     inbound = sum(1 for connection in found if connection.laddr.port == site.server.port)
     return inbound, len(found) - inbound
 
@@ -150,12 +152,12 @@ def descriptors(site: Site) -> int:
 
 def is_settled(site: Site, before: int) -> bool:
     """INV-19."""
-    return site.server.is_tidy() and descriptors(site) <= before and not site.unfinished()
+    return site.server.has_no_leftovers() and descriptors(site) <= before and not site.unfinished()
 
 
 def cpu_of(server: Server) -> float:
     """CPU seconds that its web processes have used."""
-    return sum(sum(worker.cpu_times()[:2]) for worker in server.workers())
+    return sum(sum(worker.cpu_times()[:2]) for worker in server.web_workers())
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_slow_readers_do_not_delay_other_clients(
     cpu = cpu_of(server)
     started = time.monotonic()
     with (
-        subprocess.Popen(dying_with_us(*command), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd,
+        subprocess.Popen(killed_with_parent(*command), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd,
         probing(member) as probe,
     ):
         assert crowd.stdin
@@ -244,7 +246,7 @@ def test_clients_below_the_minimum_rate_do_not_delay_other_clients(
         probe.await_answers()
         if seconds == CUT_OFF:
             assert sockets(busy_site)[0] <= 2  # the probe's
-            assert busy_site.server.is_tidy()
+            assert busy_site.server.has_no_leftovers()
     probe.check(limit)
     wait_for(lambda: is_settled(busy_site, before))
     assert member.filenames() == {"a.bin"}

@@ -18,14 +18,14 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from tests.faults.tiny import MIB, HastyWorker
-from tests.live.child import dying_with_us
+from tests.faults.worker_app import MIB, ShortTimeoutWorker
+from tests.live.child_process import killed_with_parent
 from tests.live.waiting import LIMIT, has_ended, wait_for, within
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = HastyWorker.idle_timeout
+PATIENCE = ShortTimeoutWorker.idle_timeout
 PROMPT = 2  # seconds; who is starved waits for `head_timeout`, which is 3
 KEEPALIVE = 5  # seconds, of config/gunicorn.conf.py
 QUIET = pytest.mark.quiet
@@ -38,11 +38,19 @@ class Server:
         self.address = listener.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self.log = log
-        gunicorn = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "-k", "tests.faults.tiny.HastyWorker"]
-        gunicorn += ["--bind", f"fd://{listener.fileno()}", "--threads", str(threads), "tests.faults.tiny:application"]
+        gunicorn = [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "-c",
+            "config/gunicorn.conf.py",
+            "-k",
+            "tests.faults.worker_app.ShortTimeoutWorker",
+        ]
+        gunicorn += ["--bind", f"fd://{listener.fileno()}", "--threads", str(threads), "tests.faults.worker_app:application"]
         with log.open("wb") as stderr, listener:
             self.process = subprocess.Popen(
-                dying_with_us(*gunicorn),
+                killed_with_parent(*gunicorn),
                 cwd=ROOT,
                 env=os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings"},
                 stderr=stderr,
@@ -115,7 +123,7 @@ def curl(*arguments: str, stdin: IO[bytes] | None = None) -> subprocess.Complete
 
 
 @pytest.fixture(scope="module")
-@mark_users(pytest.mark.server)
+@mark_dependents(pytest.mark.server)
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server") / "log", threads=8)
     yield server
@@ -129,7 +137,7 @@ def server(shared: Server) -> Server:
 
 
 @pytest.fixture
-@mark_users(pytest.mark.server)
+@mark_dependents(pytest.mark.server)
 def own_server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "log", threads=8)
     yield server
@@ -184,7 +192,7 @@ def test_200_clients_that_stall_at_their_second_request_delay_nobody(server: Ser
         assert server.are_prompt(is_quiet=is_quiet)
 
 
-@within(3 * HastyWorker.head_timeout)
+@within(3 * ShortTimeoutWorker.head_timeout)
 def test_stalled_head_is_closed_without_an_answer(server: Server, seconds: float) -> None:
     started = time.monotonic()
     assert server.exchange(b"GET /hello HTTP/1.1\r\nX-Slow: ") == b""

@@ -24,8 +24,8 @@ from tenants.models import User
 from tests import stores
 from tests.api import paths
 from tests.contents import random_bytes
-from tests.lifted import guards_lifted
-from tests.needs import mark_users
+from tests.database_guards import guards_disabled
+from tests.needs import mark_dependents
 from vault import crypto, keys
 from vault.content import associated_data
 from vault.models import Key
@@ -94,10 +94,10 @@ def directory(db: None, settings: Settings, tmp_path: Path) -> Directory:
 
 
 @pytest.fixture
-@mark_users(NEEDS_CEPH)
+@mark_dependents(NEEDS_CEPH)
 def bucket(db: None, settings: Settings) -> Iterator[Bucket]:
     settings.FILES_SEGMENT_SIZE = S
-    with stores.stored_in(stores.ceph(), settings) as names:
+    with stores.use_new_buckets(stores.ceph(), settings) as names:
         yield Bucket(names["vault"])
 
 
@@ -411,9 +411,9 @@ def test_collection_key_that_was_altered_or_exchanged_opens_nothing(
     own, foreign = victim.row.collection.key, other.row.collection.key
     changes: list[dict[str, Any]] = [{"wrapped": foreign.wrapped}, {"kek_id": "another"}, {"owner": "nobody"}]
     for change in [*changes, *({"wrapped": wrapped} for wrapped in bent(bytes(own.wrapped or b""), 13))]:
-        with guards_lifted():
+        with guards_disabled():
             Key.objects.filter(pk=own.pk).update(**change)
         victim.assert_told(everywhere=everywhere or change == changes[0])
-        with guards_lifted():
+        with guards_disabled():
             Key.objects.filter(pk=own.pk).update(wrapped=own.wrapped, kek_id=own.kek_id, owner=own.owner)
     victim.assert_intact()

@@ -17,9 +17,9 @@ import pytest
 from tests.contents import random_bytes
 from tests.faults.conftest import Site, started_site
 from tests.live.people import Person
-from tests.live.proxy import Fault, Happening, Proxy
+from tests.live.proxy import Effect, Fault, Proxy
 from tests.live.waiting import LIMIT, wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from vault.crypto import Layout
 
 
@@ -90,14 +90,14 @@ GATE_AND_LONG = ["range", "archive", pytest.param("whole", marks=pytest.mark.lon
         pytest.param("range", "end", marks=pytest.mark.long),
     ],
 )
-def test_download_goes_on_behind_a_cut_anywhere_in_an_answer(site: Site, reader: Person, way: str, then: Happening) -> None:
+def test_download_goes_on_behind_a_cut_anywhere_in_an_answer(site: Site, reader: Person, way: str, then: Effect) -> None:
     """F-05: before the answer and in its head, and at 0 %, in the middle and before the last byte of the body."""
     arguments, filename, expected = ([], "small.bin", SMALL) if way == "whole" else (["-r", "-5000"], "big.bin", CONTENT[-5000:])
     size = last_segment(len(SMALL if way == "whole" else CONTENT))
     for behind, after in ((b"", 0), (b"", 100), (HEAD_OF_ANSWER, 0), (HEAD_OF_ANSWER, size // 2), (HEAD_OF_ANSWER, size - 1)):
-        with site.s3.during(Fault(request=GET, behind=behind, after=after, then=then, times=1)) as s3:
+        with site.s3.during(Fault(request=GET, after_match=behind, after=after, then=then, times=1)) as s3:
             got = reader.curl(*arguments, reader.content(filename))
-            assert s3.happened == 1
+            assert s3.triggered == 1
         assert (got.returncode, got.stdout == expected) == (0, True)
 
 
@@ -105,9 +105,9 @@ def test_download_goes_on_behind_a_cut_anywhere_in_an_answer(site: Site, reader:
 def test_big_download_goes_on_behind_resets(site: Site, reader: Person, way_out: str) -> None:
     """F-05: in the large windows of a client that is fast."""
     arguments = WAYS_OUT[way_out](reader)
-    with site.s3.during(Fault(request=GET, behind=HEAD_OF_ANSWER, after=3 * MIB, then="reset", times=3)) as s3:
+    with site.s3.during(Fault(request=GET, after_match=HEAD_OF_ANSWER, after=3 * MIB, then="reset", times=3)) as s3:
         got = reader.curl(*arguments)
-        assert s3.happened == 3
+        assert s3.triggered == 3
     assert got.returncode == 0
     received = big_one_of(got.stdout) if way_out == "archive" else got.stdout
     assert received == (CONTENT[1:] if way_out == "range" else CONTENT)
@@ -122,9 +122,9 @@ def test_download_on_a_slow_wire_is_exact(site: Site, reader: Person) -> None:
 @pytest.mark.parametrize(("after", "status"), [(50_000, b"502"), (MIB, b"200")])
 def test_download_that_the_wire_alters_shows_no_wrong_byte(site: Site, reader: Person, after: int, status: bytes) -> None:
     """INV-02, INV-03: without TLS a bit that flips on its way looks like one that flipped in the bucket."""
-    with site.s3.during(Fault(request=GET, behind=HEAD_OF_ANSWER, after=after, then="flip", times=1)) as s3:
+    with site.s3.during(Fault(request=GET, after_match=HEAD_OF_ANSWER, after=after, then="flip", times=1)) as s3:
         got = reader.curl("-w", "%{stderr}%{http_code}", reader.content("big.bin"))
-        assert s3.happened == 1
+        assert s3.triggered == 1
     assert got.stderr.endswith(status)
     if status == b"200":
         assert got.returncode in CUT_SHORT
@@ -223,7 +223,7 @@ def test_store_that_is_away_is_503_in_time_and_nothing_else_suffers(
             assert b"\r\nretry-after:" in head.lower()
             assert took < seconds
         assert json.loads(readiness.result().stdout)["checks"] == READY | {"storage": "failed"}
-        assert site.server.is_tidy()
+        assert site.server.has_no_leftovers()
 
     assert site.server.request("GET", "/readyz")[1]["checks"] == READY
     assert reader.filenames() == {"small.bin", "big.bin"}
@@ -236,7 +236,7 @@ def test_store_that_is_away_is_503_in_time_and_nothing_else_suffers(
 
 
 @pytest.fixture
-@mark_users(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
+@mark_dependents(pytest.mark.server, pytest.mark.needs("ceph", "postgresql"))
 def narrow(tmp_path: Path) -> Iterator[Site]:
     """Room for one transfer and two connections to S3: whoever keeps one is missed by the next."""
     with started_site(tmp_path / "home", FILES_MAX_TRANSFERS="1", S3_MAX_CONNECTIONS="2", WEB_THREADS="8") as site:
@@ -262,15 +262,15 @@ def test_transfers_that_broke_give_everything_back(narrow: Site, tmp_path: Path)
     for arguments, fault in (
         (download, Fault(request=GET, then="reset")),
         (download, Fault(request=GET, after=MIB, then="reset")),
-        (upload, Fault(request=rb"^PUT ", way="request", after=MIB, then="reset")),
-        (upload, Fault(request=rb"^HEAD ", way="request", then="reset")),
+        (upload, Fault(request=rb"^PUT ", direction="request", after=MIB, then="reset")),
+        (upload, Fault(request=rb"^HEAD ", direction="request", then="reset")),
     ):
         with narrow.s3.during(fault) as s3:
             member.curl("-o", "/dev/null", *arguments)
-            assert s3.happened
+            assert s3.triggered
         wait_for(lambda: served(*download))
-    assert narrow.server.gunicorn().num_threads() <= 8 + 8 + 8  # for requests, for parts, and a few for itself
+    assert narrow.server.web_worker().num_threads() <= 8 + 8 + 8  # for requests, for parts, and a few for itself
     assert narrow.s3.connections <= 2 + 2  # of the server and of the worker
     assert member.filenames() == {"a.bin"}
-    wait_for(narrow.server.is_tidy)
+    wait_for(narrow.server.has_no_leftovers)
     assert narrow.unfinished() == set()

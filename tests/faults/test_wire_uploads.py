@@ -41,12 +41,12 @@ WAYS_IN: dict[str, Callable[[Person, Path], list[object]]] = {
 def cut(name: str, *, times: int) -> Fault:
     """The request does not arrive."""
     _, request, after = REQUESTS[name]
-    return Fault(request=request, way="request", after=after, then="reset", times=times)
+    return Fault(request=request, direction="request", after=after, then="reset", times=times)
 
 
 def unheard(name: str, *, times: int) -> Fault:
     """The request is done, and its answer does not arrive; `100 Continue` is none."""
-    return Fault(request=REQUESTS[name][1], behind=rb"^(?=HTTP/1\.1 [^1])", then="reset", times=times)
+    return Fault(request=REQUESTS[name][1], after_match=rb"^(?=HTTP/1\.1 [^1])", then="reset", times=times)
 
 
 def send(member: Person, way_in: str, content: bytes, *arguments: str) -> tuple[int, str]:
@@ -107,7 +107,7 @@ def test_upload_over_a_failing_wire_is_whole_or_leaves_nothing(
     before, others = site.keys(), member.filenames()
     with site.s3.during(fault(name, times=times)) as s3:
         answer = send(member, way_in, content)
-        assert s3.happened
+        assert s3.triggered
     assert site.unfinished() == set()
     if is_done:
         assert answer == (201, "")
@@ -115,7 +115,7 @@ def test_upload_over_a_failing_wire_is_whole_or_leaves_nothing(
     else:
         assert answer == (503, "storage_unavailable")
         assert (site.keys() - before, member.filenames()) == (set(), others)
-        assert site.server.is_tidy()
+        assert site.server.has_no_leftovers()
         assert send(member, way_in, content) == (201, "")
     assert member.curl(member.content("new.bin")).stdout == content
 
@@ -124,9 +124,9 @@ def test_upload_over_a_failing_wire_is_whole_or_leaves_nothing(
 def test_upload_that_the_wire_alters_is_refused_by_the_store(site: Site, member: Person, name: str) -> None:
     """Without TLS the store compares the SHA-256 that the signature covers."""
     content, request, after = REQUESTS[name]
-    with site.s3.during(Fault(request=request, way="request", after=after, then="flip", times=1)) as s3:
+    with site.s3.during(Fault(request=request, direction="request", after=after, then="flip", times=1)) as s3:
         assert send(member, "raw", content) == (503, "storage_unavailable")
-        assert s3.happened == 1
+        assert s3.triggered == 1
     assert (site.unfinished(), member.filenames()) == (set(), set())
 
 
@@ -146,7 +146,7 @@ def test_upload_to_a_store_that_falls_silent_is_answered_in_time(site: Site, mem
     """F-04: asked twice, with 15 seconds for each answer, and then looked what became of it."""
     content, request, _ = REQUESTS[name]
     began = time.monotonic()
-    with site.s3.during(Fault(request=request, behind=rb"^(?=HTTP/1\.1 [^1])", then="hang")):
+    with site.s3.during(Fault(request=request, after_match=rb"^(?=HTTP/1\.1 [^1])", then="hang")):
         assert send(member, "raw", content)[0] == status
         assert time.monotonic() - began < 45
         assert site.unfinished() == set()

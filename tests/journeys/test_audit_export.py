@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 MIB = 1024 * 1024
@@ -37,11 +37,11 @@ def trail(request: pytest.FixtureRequest) -> Trail:
 
 
 @pytest.fixture(scope="module")
-@mark_users(pytest.mark.server, pytest.mark.needs("curl"))
+@mark_dependents(pytest.mark.server, pytest.mark.needs("curl"))
 def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path, trail: Trail) -> Iterator[Server]:
     """Of its own: its demo tenant has a long trail, which no chain holds together."""
     server = Server(tmp_path_factory.mktemp("export") / "home")
-    server.set_up_as(first_home)
+    server.copy_home_from(first_home)
     try:
         fill_trail(server.start(), trail.events)
         yield server
@@ -109,7 +109,7 @@ def test_export_whose_reader_loses_the_role_is_visibly_cut(
     """Nobody takes half of the rows for all of them, not even without chunks, where the end of the connection is the end."""
     server, curl = auditor
     target, before = tmp_path / "audit.csv", cuts(server)
-    command = dying_with_us(*curl, version, "--limit-rate", "2M", "-o", target)
+    command = killed_with_parent(*curl, version, "--limit-rate", "2M", "-o", target)
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
         wait_for(lambda: target.exists() and target.stat().st_size > MIB)
         give_role(server, "member")

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.contents import random_bytes
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.people import Person, sha256
 from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, wait_for
@@ -39,7 +39,7 @@ def uploaded(member: Person) -> str:
 
 def cut(member: Person, url: str, into: Path, count: int) -> None:
     """Fetches the first `count` bytes and breaks off."""
-    command = dying_with_us(*member.command(url))
+    command = killed_with_parent(*member.command(url))
     with (
         into.open("wb") as target,
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl,
@@ -317,4 +317,4 @@ def test_two_gibibytes_arrive_as_they_were_sent(each_server: Server, tmp_path: P
     assert sha256(back / "huge.bin") == expected
     (back / "huge.bin").unlink()
     assert member.api("DELETE", f"{member.files}huge.bin/")[0] == 204
-    wait_for(member.server.is_tidy)
+    wait_for(member.server.has_no_leftovers)

@@ -27,14 +27,14 @@ PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
 @pytest.fixture
 def clean(server: Server) -> Iterator[None]:
     """After the test the server has no more objects, rows and descriptors than before (INV-19)."""
-    wait_for(server.is_tidy)
-    before = (len(server.objects()), server.descriptors())
+    wait_for(server.has_no_leftovers)
+    before = (len(server.object_files()), server.descriptors())
     yield
 
     def after() -> tuple[int, int]:
-        return len(server.objects()), server.descriptors()
+        return len(server.object_files()), server.descriptors()
 
-    wait_for(server.is_tidy)
+    wait_for(server.has_no_leftovers)
     wait_for(lambda: after()[0] == before[0] and after()[1] <= before[1])
     assert server.sql("SELECT count(*) FROM files_storedfile WHERE filename = 'cut.bin'") == [(0,)]
 
@@ -385,7 +385,7 @@ def test_uploads_that_a_killed_server_process_cut_are_cleared_away(clean: None, 
     with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT) as client:
         client.sendall(whole[: 6 * MIB])
         wait_for(lambda: server.sql("SELECT * FROM files_upload"))
-        killed = server.gunicorn()
+        killed = server.web_worker()
         killed.kill()
         with suppress(ConnectionResetError):
             assert client.recv(100) == b""
@@ -393,8 +393,8 @@ def test_uploads_that_a_killed_server_process_cut_are_cleared_away(clean: None, 
     assert len(server.sql("SELECT * FROM files_upload")) == 1
     long_ago = datetime(2020, 1, 1, tzinfo=UTC).strftime("%Y-%m-%d %H:%M:%S")
     server.sql("UPDATE files_upload SET heartbeat_at = ?", long_ago)
-    wait_for(server.is_tidy)
+    wait_for(server.has_no_leftovers)
     assert member.filenames() == set()
     member.upload("a.bin", b"again")
     assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
-    wait_for(server.is_tidy)
+    wait_for(server.has_no_leftovers)

@@ -15,7 +15,7 @@ from tests.journeys.test_cuts import begun, read_slowly
 from tests.live.people import Person, sha256
 from tests.live.server import Server
 from tests.live.waiting import wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 MIB = 1024 * 1024
@@ -53,11 +53,11 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-@mark_users(pytest.mark.server)
+@mark_dependents(pytest.mark.server)
 def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """Of its own: it is killed on the way."""
     server = Server(tmp_path_factory.mktemp("egress") / "home")
-    server.set_up_as(first_home)
+    server.copy_home_from(first_home)
     try:
         yield server.start()
     finally:
@@ -73,7 +73,7 @@ def decide(server: Server, role: str, asked: Asked) -> None:
 
 
 @pytest.fixture(scope="module")
-@mark_users(pytest.mark.needs("curl", "unzip"))
+@mark_dependents(pytest.mark.needs("curl", "unzip"))
 def released(server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
     """Two that may be fetched once, and one that may be fetched twice. All at once: ticks come every five seconds."""
     folder = tmp_path_factory.mktemp("members")

@@ -11,7 +11,7 @@ import pytest
 from tests.live.people import Person
 from tests.live.server import Server
 from tests.live.waiting import wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def watched(server: Server) -> Iterator[Watch]:
 
 
 @pytest.fixture
-@mark_users(pytest.mark.needs("curl"))
+@mark_dependents(pytest.mark.needs("curl"))
 def warm(each_server: Server, tmp_path: Path) -> Person:
     """Somebody on a server that has done all of it before, on a small file."""
     member = Person(each_server, "member", tmp_path)
@@ -64,7 +64,7 @@ def warm(each_server: Server, tmp_path: Path) -> Person:
         member.curl("-o", "/dev/null", member.content("small.bin"))
         for filename in ("small.bin", "form.bin"):
             assert member.api("DELETE", f"{member.files}{filename}/")[0] == 204
-    wait_for(member.server.is_tidy)  # the worker, too, makes its first connection to the store
+    wait_for(member.server.has_no_leftovers)  # the worker, too, makes its first connection to the store
     return member
 
 

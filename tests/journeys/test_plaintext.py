@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests import stores
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.people import Person, sha256
 from tests.live.server import ROOT, Server
 from tests.live.waiting import wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -29,7 +29,7 @@ WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TMPFILE|\b0[0-7]+\b")
 
 
 @pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.needs("ceph"))])
-@mark_users(pytest.mark.needs("curl", "strace"))
+@mark_dependents(pytest.mark.needs("curl", "strace"))
 def traced(request: pytest.FixtureRequest, ready_server: Callable[..., Server], tmp_path: Path) -> Iterator[tuple[Server, Path]]:
     """A server, and the file to which strace writes what it opens: nothing else sees a file that is gone by then."""
     log, scratch = tmp_path / "strace", tmp_path / "tmp"
@@ -67,7 +67,7 @@ def send(member: Person, *arguments: object, stdin: Path | None = None) -> bytes
 
 def received(member: Person, *arguments: object) -> str:
     """The SHA-256 of what comes, which nobody keeps."""
-    command = dying_with_us(*member.command("--fail", *arguments))
+    command = killed_with_parent(*member.command("--fail", *arguments))
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as stream:
         assert stream.stdout
         digest = hashlib.file_digest(stream.stdout, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_no_plaintext_reaches_the_disk(traced: tuple[Server, Path], tmp_path: Pa
         send(member, "--fail", "-o", archive, f"{form.removesuffix('files/')}archive.zip")
         assert member_of(archive, FILENAME) == whole
         assert [path for path in kept() if holds(path, CANARY.strip())] == []
-        assert bool(server.objects()) == has_directory
+        assert bool(server.object_files()) == has_directory
         assert member.api("DELETE", f"{member.files}{FILENAME}/")[0] == 204  # 1 GiB at a time is enough
 
         send(member, "--fail", "-T", "-", member.content("piped.txt"), stdin=source)

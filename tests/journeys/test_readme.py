@@ -15,7 +15,7 @@ import pytest
 
 from tests.live.server import ROOT, Server
 from tests.live.waiting import wait_for
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 TUTORIAL = "docs/tutorial.md"
@@ -24,7 +24,7 @@ TUTORIAL = "docs/tutorial.md"
 @pytest.fixture(scope="module")
 def server_of_module(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("readme") / "home")
-    server.set_up_as(first_home)
+    server.copy_home_from(first_home)
     try:
         yield server
     finally:
@@ -32,7 +32,7 @@ def server_of_module(tmp_path_factory: pytest.TempPathFactory, first_home: Path)
 
 
 @pytest.fixture
-@mark_users(pytest.mark.server)
+@mark_dependents(pytest.mark.server)
 def own_server(server_of_module: Server) -> Server:
     """Of this module alone: its tests change the tenant and its keys, kill it, and start it again."""
     return server_of_module if server_of_module.processes() else server_of_module.start()

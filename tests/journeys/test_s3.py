@@ -53,10 +53,10 @@ class Bucket:
 def bucket(s3_server: Server) -> Iterator[Bucket]:
     """After the test it holds what it held before."""
     bucket = Bucket(s3_server)
-    wait_for(s3_server.is_tidy)
+    wait_for(s3_server.has_no_leftovers)
     before = bucket.keys()
     yield bucket
-    wait_for(s3_server.is_tidy)
+    wait_for(s3_server.has_no_leftovers)
     assert bucket.keys() == before
     assert bucket.uploads() == set()
 
@@ -91,7 +91,7 @@ def test_upload_that_its_client_cuts_leaves_no_parts(bucket: Bucket, member: Per
         wait_for(bucket.uploads)
         client.close()
     wait_for(lambda: not bucket.uploads())
-    wait_for(member.server.is_tidy)
+    wait_for(member.server.has_no_leftovers)
     assert member.filenames() == set()
 
 
@@ -111,21 +111,21 @@ def test_refused_upload_leaves_no_parts(bucket: Bucket, member: Person, tmp_path
     digest = "Content-Digest: sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:"
     refused = member.curl("-T", source, "-H", digest, member.content())
     assert json.loads(refused.stdout)["code"] == "digest_mismatch"
-    assert member.server.is_tidy()
+    assert member.server.has_no_leftovers()
     assert bucket.uploads() == set()
 
 
 def test_upload_that_a_killed_server_process_cut_is_cleared_away(bucket: Bucket, member: Person) -> None:
     with begun(member, "Content-Length: 99999999") as client:
         wait_for(bucket.uploads)
-        member.server.gunicorn().kill()
+        member.server.web_worker().kill()
         with suppress(ConnectionResetError):
             assert client.recv(100) == b""
     assert len(bucket.uploads()) == 1
     long_ago = datetime(2020, 1, 1, tzinfo=UTC).strftime("%Y-%m-%d %H:%M:%S")
     member.server.sql("UPDATE files_upload SET heartbeat_at = ?", long_ago)
     wait_for(lambda: not bucket.uploads())
-    wait_for(member.server.is_tidy)
+    wait_for(member.server.has_no_leftovers)
     assert member.filenames() == set()
 
 

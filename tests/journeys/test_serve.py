@@ -212,12 +212,12 @@ def test_upload_that_a_kill_cut_off_is_cleaned_up(ready_server: NewServer, broke
     head += f"Authorization: Bearer {token}\r\nContent-Length: 99999999\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(head.encode() + bytes(20 * 1024 * 1024))
-        wait_for(server.objects)
+        wait_for(server.object_files)
         server.kill()
     with closing(sqlite3.connect(server.home / "strongroom.sqlite3")) as database, database:
         assert database.execute("UPDATE files_upload SET heartbeat_at = '2020-01-01 00:00:00'").rowcount == 1
-    assert server.objects()
+    assert server.object_files()
     server.start()
-    wait_for(lambda: not server.objects())
+    wait_for(lambda: not server.object_files())
     assert server.request("GET", f"/api/v1/collections/{collection['id']}/files/", token=server.token())[1]["results"] == []
     server.stop()

@@ -10,7 +10,7 @@ import pytest
 from tests import stores
 from tests.live.people import Person
 from tests.live.server import Server
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +34,11 @@ def first_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
 
 
 @pytest.fixture(scope="session")
-@mark_users(pytest.mark.server)
+@mark_dependents(pytest.mark.server)
 def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """SQLite and a local directory; one for all tests that leave it running."""
     server = Server(tmp_path_factory.mktemp("server") / "home")
-    server.set_up_as(first_home)
+    server.copy_home_from(first_home)
     try:
         yield server.start()
     finally:
@@ -46,14 +46,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterat
 
 
 @pytest.fixture(scope="session")
-@mark_users(pytest.mark.server, pytest.mark.needs("ceph"))
+@mark_dependents(pytest.mark.server, pytest.mark.needs("ceph"))
 def s3_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
     """SQLite and the real S3 server, with buckets of its own."""
     endpoint = stores.ceph()
     with stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release):
         others = {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release}
         server = Server(tmp_path_factory.mktemp("server") / "home", **endpoint.environment(vault), **others)
-        server.set_up_as(first_home)
+        server.copy_home_from(first_home)
         try:
             yield server.start()
         finally:
@@ -78,7 +78,7 @@ def member(server: Server, tmp_path: Path) -> Person:
 
 
 @pytest.fixture
-@mark_users(pytest.mark.server)
+@mark_dependents(pytest.mark.server)
 def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Makes servers that were never started, with further settings: `new_server(S3_BUCKET="vault").start()`."""
     made: list[Server] = []
@@ -98,7 +98,7 @@ def ready_server(new_server: Callable[..., Server], first_home: Path) -> Callabl
 
     def make(**environment: str) -> Server:
         server = new_server(**environment)
-        server.set_up_as(first_home)
+        server.copy_home_from(first_home)
         return server
 
     return make

@@ -1,4 +1,4 @@
-"""TCP between the server and what it depends on, and what can happen to that: slow, cut, reset, half-closed, swallowed."""
+"""A TCP proxy between the server and its dependencies that injects faults: delays, resets, half-closed and silent connections."""
 
 import re
 import socket
@@ -15,34 +15,34 @@ from urllib.parse import urlsplit
 from tests.live.ports import hold_port
 
 
-PIECE = 64 * 1024
-OWN = b".strongroom"
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing throws away what is unsent and resets the connection
+CHUNK_SIZE = 64 * 1024
+OWN_PREFIX = b".strongroom"
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() discards unsent data and resets the connection
 
-Way = Literal["request", "answer"]
-Happening = Literal["pass", "end", "half-close", "reset", "hang", "flip"]
+Direction = Literal["request", "response"]
+Effect = Literal["pass", "end", "half-close", "reset", "hang", "flip"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Befalls an exchange whose request matches: `after` bytes of one way pass, then something happens to the connection.
+    """A fault of every exchange whose request matches: after a number of bytes in one direction, an effect on the connection.
 
-    `pause` is waited before every piece, `rate` is in bytes a second: both hold for all that passes that way. "flip" alters the
-    next byte, and all that follows passes.
+    `pause` (seconds before each chunk) and `rate` (bytes per second) apply to all data in that direction. The effect "flip"
+    inverts one bit of the next byte; all later bytes pass.
     """
 
-    request: bytes = b""  # searched for in what the client sends
-    way: Way = "answer"
-    behind: bytes = b""  # searched for in what goes that way: `after` counts from its end
-    after: int = 0
-    then: Happening = "pass"
+    request: bytes = b""  # regular expression, searched in the data that the client sends
+    direction: Direction = "response"
+    after_match: bytes = b""  # regular expression, searched in that direction: `after` counts from the end of the match
+    after: int = 0  # bytes
+    then: Effect = "pass"
     pause: float = 0
     rate: float = 0
-    times: int = 10**9  # exchanges that it befalls
+    times: int = 10**9  # the number of exchanges that get the fault
 
 
 class Proxy:
-    """Listens on a port of loopback, and passes to one address what comes. `during` tells what goes wrong meanwhile."""
+    """Listens on a loopback port and forwards connections to one address. `during` injects a fault."""
 
     def __init__(self, url: str) -> None:
         target = urlsplit(url)
@@ -54,20 +54,20 @@ class Proxy:
         here = target.netloc.replace(f"{target.hostname}:{target.port}", f"127.0.0.1:{self.port}")
         self.url = target._replace(netloc=here).geturl()
         self.fault: Fault | None = None
-        self.befallen = 0  # exchanges that the present fault, or the last one, has met
-        self.happened = 0  # of those, how many came as far as what happens then
+        self.matched = 0  # exchanges that matched the current or latest fault
+        self.triggered = 0  # exchanges in which the effect of that fault occurred
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def connections(self) -> int:
-        """How many are open now."""
+        """The number of open connections."""
         with self._lock:
             return len(self._connections)
 
     @contextmanager
     def during(self, fault: Fault) -> Iterator["Proxy"]:
-        """Connections that hang are reset at its end."""
-        self.befallen, self.happened, self.fault = 0, 0, fault
+        """Injects the fault inside the block. Connections that hang are reset at its end."""
+        self.matched, self.triggered, self.fault = 0, 0, fault
         try:
             yield self
         finally:
@@ -75,7 +75,7 @@ class Proxy:
 
     @contextmanager
     def down(self) -> Iterator["Proxy"]:
-        """Whatever is behind it has died: open connections are reset, new ones refused."""
+        """Simulates a dead dependency inside the block: resets open connections and refuses new ones."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.reset()
@@ -85,13 +85,13 @@ class Proxy:
             self.up()
 
     def up(self) -> None:
-        """Ends `down` before its time."""
+        """Ends `down` before the end of its block."""
         if self._listener.fileno() < 0:
             self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1000)
             threading.Thread(target=self._accept, daemon=True).start()
 
     def reset(self) -> None:
-        """All that are open now."""
+        """Resets all open connections."""
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
@@ -103,12 +103,12 @@ class Proxy:
         self._listener.close()
         self.reset()
 
-    def meets(self, fault: Fault) -> bool:
-        """Whether one more exchange is befallen."""
+    def claim(self, fault: Fault) -> bool:
+        """Returns whether one more exchange gets the fault, and counts that exchange."""
         with self._lock:
-            if self.befallen >= fault.times:
+            if self.matched >= fault.times:
                 return False
-            self.befallen += 1
+            self.matched += 1
             return True
 
     def _accept(self) -> None:
@@ -126,7 +126,7 @@ class Proxy:
                     self._connections.add(connection)
                 connection.start()
 
-    def forget(self, connection: "Connection") -> None:
+    def discard(self, connection: "Connection") -> None:
         with self._lock:
             self._connections.discard(connection)
 
@@ -134,21 +134,21 @@ class Proxy:
 class Connection:
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy, self._client, self._server = proxy, client, server
-        self._fault: Fault | None = None  # that befalls the present exchange
-        self._left = 0
+        self._fault: Fault | None = None  # the fault of the current exchange
+        self._remaining = 0
         self._is_counting = False
-        self._running = count(1)
+        self._ended_directions = count(1)
         self._is_closed = threading.Event()
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def start(self) -> None:
-        ways: tuple[tuple[Way, socket.socket, socket.socket], ...] = (
+        directions: tuple[tuple[Direction, socket.socket, socket.socket], ...] = (
             ("request", self._client, self._server),
-            ("answer", self._server, self._client),
+            ("response", self._server, self._client),
         )
-        for way in ways:
-            threading.Thread(target=self._pump, args=way, daemon=True).start()
+        for direction in directions:
+            threading.Thread(target=self._pump, args=direction, daemon=True).start()
 
     def reset(self) -> None:
         self._is_closed.set()
@@ -156,15 +156,15 @@ class Connection:
             with suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # or close() waits for the thread that reads
+                end.shutdown(socket.SHUT_RDWR)  # without it, close() waits for the reading thread
             end.close()
 
-    def _pump(self, way: Way, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, direction: Direction, source: socket.socket, sink: socket.socket) -> None:
         try:
-            while data := source.recv(PIECE):
-                if way == "request":
-                    self._note(data)
-                if not self._pass(way, data, sink):
+            while data := source.recv(CHUNK_SIZE):
+                if direction == "request":
+                    self._select_fault(data)
+                if not self._forward(direction, data, sink):
                     return
             with suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
@@ -174,48 +174,48 @@ class Connection:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
         finally:
-            if next(self._running) == 2:  # the other way has ended, too
-                self._proxy.forget(self)
+            if next(self._ended_directions) == 2:  # the other direction has ended, too
+                self._proxy.discard(self)
                 self._client.close()
                 self._server.close()
 
-    def _note(self, data: bytes) -> None:
-        """Whether a fault begins with this request, or an old one ends."""
+    def _select_fault(self, data: bytes) -> None:
+        """Starts the proxy's fault if this request matches it, and ends an earlier fault."""
         fault = self._proxy.fault
         if self._fault is not None and self._fault is not fault:
             self._fault = None
-        if OWN in data.partition(b"\r\n")[0]:
-            return  # the server looks after its vault, in the middle of any test: what is counted there is not what befell it
-        if fault and self._fault is None and re.search(fault.request, data) and self._proxy.meets(fault):
-            self._left, self._is_counting, self._fault = fault.after, not fault.behind, fault
+        if OWN_PREFIX in data.partition(b"\r\n")[0]:
+            return  # the server maintains its own objects in the vault during any test; those requests never get a fault
+        if fault and self._fault is None and re.search(fault.request, data) and self._proxy.claim(fault):
+            self._remaining, self._is_counting, self._fault = fault.after, not fault.after_match, fault
 
-    def _pass(self, way: Way, data: bytes, sink: socket.socket) -> bool:
-        """False when nothing more will go this way."""
+    def _forward(self, direction: Direction, data: bytes, sink: socket.socket) -> bool:
+        """Returns False when no more data may pass in this direction."""
         fault = self._fault
-        if fault is None or fault.way != way or fault is not self._proxy.fault:
+        if fault is None or fault.direction != direction or fault is not self._proxy.fault:
             sink.sendall(data)
             return True
         time.sleep(fault.pause + (len(data) / fault.rate if fault.rate else 0))
         if fault.then == "pass":
             sink.sendall(data)
             return True
-        if not self._is_counting and (found := re.search(fault.behind, data)):
+        if not self._is_counting and (found := re.search(fault.after_match, data)):
             self._is_counting = True
-            self._left += found.end()
-        if not self._is_counting or self._left > len(data) - (fault.then == "flip"):
+            self._remaining += found.end()
+        if not self._is_counting or self._remaining > len(data) - (fault.then == "flip"):
             sink.sendall(data)
-            self._left -= len(data) if self._is_counting else 0
+            self._remaining -= len(data) if self._is_counting else 0
             return True
-        sink.sendall(data[: self._left])
-        self._proxy.happened += 1
+        sink.sendall(data[: self._remaining])
+        self._proxy.triggered += 1
         if fault.then == "flip":
-            sink.sendall(bytes([data[self._left] ^ 1]) + data[self._left + 1 :])
+            sink.sendall(bytes([data[self._remaining] ^ 1]) + data[self._remaining + 1 :])
             self._fault = None
             return True
-        self._happen(fault, sink)
+        self._apply(fault, sink)
         return False
 
-    def _happen(self, fault: Fault, sink: socket.socket) -> None:
+    def _apply(self, fault: Fault, sink: socket.socket) -> None:
         if fault.then == "reset":
             self.reset()
         elif fault.then == "end":

@@ -17,7 +17,7 @@ import psutil
 import psycopg
 
 from tests import stores
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.ports import hold_port
 from tests.live.waiting import LIMIT, has_ended, wait_for
 
@@ -56,7 +56,7 @@ class Server:
         demo: dict[str, Any] = json.loads((self.home / "demo.json").read_text())
         return demo
 
-    def set_up_as(self, other: Path) -> None:
+    def copy_home_from(self, other: Path) -> None:
         """Takes another installation's first start as its own: its secrets, people and database."""
         shutil.copytree(other, self.home, ignore=shutil.ignore_patterns("stdout", "stderr"))
 
@@ -66,7 +66,7 @@ class Server:
         self.manage("-m", "config.install")
         with (self.home / "stdout").open("wb") as stdout, (self.home / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
-                dying_with_us(*self.tracer, sys.executable, "manage.py", "serve"),
+                killed_with_parent(*self.tracer, sys.executable, "manage.py", "serve"),
                 cwd=ROOT,
                 env=self.environment,
                 stdout=stdout,
@@ -122,22 +122,22 @@ class Server:
         assert result.returncode == 0, result.stderr.decode()
         return result.stdout.decode()
 
-    def workers(self) -> list[psutil.Process]:
+    def web_workers(self) -> list[psutil.Process]:
         """Those that answer."""
         assert self.process is not None
         (master,) = [child for child in psutil.Process(self.process.pid).children() if child.name() == "gunicorn"]
         workers: list[psutil.Process] = master.children()
         return workers
 
-    def gunicorn(self) -> psutil.Process:
+    def web_worker(self) -> psutil.Process:
         """The one process that answers."""
-        (worker,) = self.workers()
+        (worker,) = self.web_workers()
         return worker
 
     def descriptors(self) -> int:
         """What they have open, clients included, but for SQLite: each thread that ever asked it keeps its connection."""
         count = 0
-        for worker in self.workers():
+        for worker in self.web_workers():
             for descriptor in Path(f"/proc/{worker.pid}/fd").iterdir():
                 with suppress(FileNotFoundError):
                     count += "sqlite3" not in str(descriptor.readlink())
@@ -154,14 +154,14 @@ class Server:
         with closing(sqlite3.connect(self.home / "strongroom.sqlite3", timeout=LIMIT)) as database, database:
             return database.execute(statement, stored).fetchall()
 
-    def is_tidy(self) -> bool:
+    def has_no_leftovers(self) -> bool:
         """Nothing is under way, and nothing waits to be cleared away but replaced contents in their hour of grace."""
         soon = datetime.now(UTC) + timedelta(minutes=1)
         return not self.sql(
             "SELECT object_key FROM files_upload UNION SELECT object_key FROM files_pendingdeletion WHERE due_at < ?", soon
         )
 
-    def stored(self) -> dict[str, int]:
+    def stored_objects(self) -> dict[str, int]:
         """Objects of files in the vault and their sizes, seen past whatever fails between it and the server."""
         if bucket := self.environment.get("S3_BUCKET"):
             pages = stores.ceph().client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
@@ -171,11 +171,11 @@ class Server:
             sizes = {str(path.relative_to(vault)): path.stat().st_size for path in vault.rglob("*") if path.is_file()}
         return {key: size for key, size in sizes.items() if not key.startswith(OWN)}
 
-    def check(self) -> None:
+    def check_consistency(self) -> None:
         """What holds whatever happened: each file has its object, each object its row, and counts count what there is (INV-06,
         INV-18)."""
         files = self.sql("SELECT object_key, object_size FROM files_storedfile WHERE status = 'ready'")
-        stored = self.stored()
+        stored = self.stored_objects()
         assert [key for key, size in files if stored.get(key) != size] == []
         known = self.sql("SELECT object_key FROM files_storedfile")
         known += self.sql("SELECT object_key FROM files_upload UNION SELECT object_key FROM files_pendingdeletion")
@@ -187,14 +187,14 @@ class Server:
         """
         assert sorted(self.sql(counted)) == sorted((pk, count, int(total)) for pk, count, total in self.sql(there))
 
-    def forget_heartbeats(self) -> None:
+    def expire_leases(self) -> None:
         """As if uploads had been silent for a quarter of an hour, and the leases of the clean-up and of purges had run out."""
         long_ago = datetime(2020, 1, 1, tzinfo=UTC)
         self.sql("UPDATE files_upload SET heartbeat_at = ?", long_ago)
         for table in ("files_pendingdeletion", "purge_shard", "purge_destruction"):
             self.sql(f"UPDATE {table} SET lease_at = ? WHERE lease_at IS NOT NULL", long_ago)  # noqa: S608  our own tables
 
-    def objects(self) -> list[Path]:
+    def object_files(self) -> list[Path]:
         """Every file in its buckets, finished or not. A folder may go while they are looked for, which `rglob` does not stand."""
         found = [Path(folder, name) for folder, _, names in os.walk(self.home / "objects") for name in names]
         return [path for path in found if OWN not in f"{path}"]

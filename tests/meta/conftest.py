@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.meta.everybody import World
+from tests.meta.access_world import World
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from schemathesis.specs.openapi import checks
 from config.wsgi import application
 from tenants.people import OF_THE_PLATFORM
 from tests.factories import PASSWORD
-from tests.meta import fuzzed
-from tests.meta.leaks import insides
+from tests.meta import fuzzing_world
+from tests.meta.internals import exposed_internals
 
 
 Case: TypeAlias = schemathesis.Case[Any]
@@ -71,17 +71,17 @@ def cases(label: str) -> tuple[st.SearchStrategy[Case], st.SearchStrategy[Case]]
 def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
     """The schema, naming what exists: made-up names would see little but 404. Requests that break it still have others."""
     known = {
-        "slug": fuzzed.SLUG,
-        "filename": fuzzed.FILENAME,
-        "token": fuzzed.TOKEN,
-        "tenant": fuzzed.TENANT,
+        "slug": fuzzing_world.SLUG,
+        "filename": fuzzing_world.FILENAME,
+        "token": fuzzing_world.TOKEN,
+        "tenant": fuzzing_world.TENANT,
         "username": "bob",
-        "prefix": fuzzed.PREFIX,
-        "account": fuzzed.ACCOUNT,
-        "grant_id": str(fuzzed.GRANT),
-        "hold_id": str(fuzzed.HOLD),
-        "destruction": str(fuzzed.DESTRUCTION),
-        "invitation": str(fuzzed.INVITATION),
+        "prefix": fuzzing_world.PREFIX,
+        "account": fuzzing_world.ACCOUNT,
+        "grant_id": str(fuzzing_world.GRANT),
+        "hold_id": str(fuzzing_world.HOLD),
+        "destruction": str(fuzzing_world.DESTRUCTION),
+        "invitation": str(fuzzing_world.INVITATION),
         "request_id": str(REQUEST),
         "number": 1,
     }
@@ -93,21 +93,21 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
                 if parameter["name"] == "If-Match":
                     parameter["schema"] |= {"enum": ["*", '"0"']}
     inputs = document["components"]["schemas"]
-    inputs["NamedFileFormRequest"]["properties"]["collection"]["enum"] = [fuzzed.SLUG, "November 2012"]
+    inputs["NamedFileFormRequest"]["properties"]["collection"]["enum"] = [fuzzing_world.SLUG, "November 2012"]
     inputs["GrantInputRequest"]["properties"]["user"]["enum"] = ["bob"]
     inputs["TokenInputRequest"]["properties"]["username"]["enum"] = ["alice"]
     inputs["TokenInputRequest"]["properties"]["password"]["enum"] = [PASSWORD]
-    inputs["CreateApiKeyInputRequest"]["properties"]["owner"]["enum"] = ["alice", fuzzed.ACCOUNT]
+    inputs["CreateApiKeyInputRequest"]["properties"]["owner"]["enum"] = ["alice", fuzzing_world.ACCOUNT]
     inputs["ChangePasswordInputRequest"]["properties"]["current_password"]["enum"] = [PASSWORD]
     inputs["ChangePasswordInputRequest"]["properties"]["new_password"]["enum"] = ["another long password"]
     inputs["AddMemberInputRequest"]["properties"]["username"]["enum"] = ["mallory", "nobody"]
     inputs["AddMemberInputRequest"]["properties"]["email"]["enum"] = ["dan@example.org"]
-    inputs["SubmitInputRequest"]["properties"]["collection"]["enum"] = [fuzzed.SLUG, "November 2012"]
-    inputs["SubmitInputRequest"]["properties"]["tenant"]["enum"] = [fuzzed.TENANT]
+    inputs["SubmitInputRequest"]["properties"]["collection"]["enum"] = [fuzzing_world.SLUG, "November 2012"]
+    inputs["SubmitInputRequest"]["properties"]["tenant"]["enum"] = [fuzzing_world.TENANT]
     for name in ("round", "stage"):
         inputs["DecisionInputRequest"]["properties"][name]["enum"] = [1]
     for name in ("SubmitInputRequest", "ResubmitInputRequest"):
-        inputs[name]["properties"]["files"]["items"]["enum"] = [fuzzed.FILENAME]
+        inputs[name]["properties"]["files"]["items"]["enum"] = [fuzzing_world.FILENAME]
     for name in ("DecisionInputRequest", "ReasonInputRequest", "ExtendInputRequest"):
         inputs[name]["properties"]["reason"]["enum"] = ["As the protocol allows.", "Why not?"]
     for name in OF_THE_PLATFORM:
@@ -120,7 +120,7 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
 
 @schemathesis.check
 def nothing_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
-    assert insides((response.content or b"") + repr(response.headers).encode()) == []
+    assert exposed_internals((response.content or b"") + repr(response.headers).encode()) == []
 
 
 @schemathesis.check
@@ -140,8 +140,15 @@ def success_is_documented_and_failure_is_a_problem(
 @schemathesis.check
 def nothing_foreign_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
     """INV-01: of what acme keeps, whatever was asked."""
-    kept = (fuzzed.SLUG, fuzzed.FILENAME, sha256(fuzzed.CONTENT).hexdigest(), fuzzed.TENANT, fuzzed.PREFIX, "October")
-    for known in (fuzzed.CONTENT, *(text.encode() for text in kept)):
+    kept = (
+        fuzzing_world.SLUG,
+        fuzzing_world.FILENAME,
+        sha256(fuzzing_world.CONTENT).hexdigest(),
+        fuzzing_world.TENANT,
+        fuzzing_world.PREFIX,
+        "October",
+    )
+    for known in (fuzzing_world.CONTENT, *(text.encode() for text in kept)):
         assert known not in (response.content or b"")
 
 

@@ -24,13 +24,13 @@ COLUMNS: Final = {
     "root": "superuser who is in no tenant",
     "inactive": "deactivated member who was granted `manager`, with a token from before",
     "suspended": "member who was granted `manager`, while the tenant is suspended",
-    "nobody": "without a token",
+    "anonymous": "user without a token",
 }
 
 # Each row is a request that would succeed if its sender had every right. `collection` is the state of the one it is about;
 # `scope` is what an API key needs: `-` where none is let in, `public` where nobody is asked who they are.
 TABLE: Final = """
-collection method path                                                           scope      admin manager editor viewer member file  requester external auditor stage last  other root  inactive suspended nobody
+collection method path                                                           scope      admin manager editor viewer member file  requester external auditor stage last  other root  inactive suspended anonymous
 -          POST   /api/v1/auth/token/                                            public     200   200     200    200    200    200   200       200      200     200   200   200   200   401      200       401
 -          POST   /api/v1/auth/token/refresh/                                    public     200   200     200    200    200    200   200       200      200     200   200   200   200   401      200       401
 -          POST   /api/v1/auth/token/revoke/                                     public     204   204     204    204    204    204   204       204      204     204   204   204   204   204      204       204

@@ -7,24 +7,24 @@ from itertools import product
 import pytest
 from django.test import Client
 
-from tests.meta.addresses import routes
-from tests.meta.everybody import (
+from tests.meta.access_world import (
     UNKNOWN,
-    Answer,
     Names,
+    Response,
     World,
-    ask,
-    ask_row,
-    leaked,
+    find_leaks,
     make_world,
-    prepare,
+    outcome_of,
+    rolled_back,
+    send,
+    send_row,
     set_up,
     situation_of,
-    told,
-    undone,
+    suspend_tenant_for,
 )
-from tests.meta.leaks import insides
+from tests.meta.internals import exposed_internals
 from tests.meta.matrix import COLUMNS, EMPTY, PAGE, ROWS, Row, page
+from tests.meta.url_routes import routes
 from tests.worlds import starts_from
 
 
@@ -61,7 +61,7 @@ def test_page_shows_the_table() -> None:
 
 # --- Everybody asks everything ---
 
-KINDS = ("admin", "other", "nobody")  # who may, a stranger, and without a token
+KINDS = ("admin", "other", "anonymous")  # who may, a stranger, and without a token
 REFUSED = ("viewer", "member", "other")  # who can no longer read it, a colleague, and a stranger
 AT_ONCE = 12  # rows in a test: their set-up is made once, and the five minutes of an access token suffice on a busy machine
 
@@ -84,10 +84,10 @@ everybody_under_long = pytest.mark.parametrize(
 )
 
 
-def ask_as(who: str, row: Row, world: World, names: Names) -> Answer:
-    with undone():
-        prepare(world, who)
-        return ask_row(row, world, names, who)
+def send_as(who: str, row: Row, world: World, names: Names) -> Response:
+    with rolled_back():
+        suspend_tenant_for(world, who)
+        return send_row(row, world, names, who)
 
 
 @pytest.mark.both_databases
@@ -99,13 +99,15 @@ def test_everybody_is_answered_as_the_table_says(
     set_up(world, situation)
     for row in rows:
         with subtests.test(row=str(row)):
-            answers = {who: ask_as(who, row, world, world.names) for who in COLUMNS}
-            assert {who: told(*answer[:2]) for who, answer in answers.items()} == row.answers
-            assert [insides(content + repr(headers).encode()) for _, content, headers in answers.values()] == [[]] * len(COLUMNS)
+            answers = {who: send_as(who, row, world, world.names) for who in COLUMNS}
+            assert {who: outcome_of(*answer[:2]) for who, answer in answers.items()} == row.answers
+            assert [exposed_internals(content + repr(headers).encode()) for _, content, headers in answers.values()] == [
+                []
+            ] * len(COLUMNS)
             readers = {who for who, expected in row.answers.items() if expected[0] in "23" and expected != EMPTY}
-            leaks = {who: leaked(world, who, answer) for who, answer in answers.items() if who not in readers}
+            leaks = {who: find_leaks(world, who, answer) for who, answer in answers.items() if who not in readers}
             assert not {who: found for who, found in leaks.items() if found}
-            unknown = {who: ask_as(who, row, world, UNKNOWN) for who in REFUSED if row.answers[who] in {"404", "400"}}
+            unknown = {who: send_as(who, row, world, UNKNOWN) for who in REFUSED if row.answers[who] in {"404", "400"}}
             assert unknown == {who: answers[who] for who in unknown}
 
 
@@ -118,7 +120,7 @@ def test_everybody_is_refused_as_if_there_was_nothing(
     for row in rows:
         for who in [who for who in COLUMNS if row.answers[who] in {"404", "400"}]:
             with subtests.test(row=str(row), who=who):
-                assert ask_as(who, row, world, UNKNOWN) == ask_as(who, row, world, world.names)
+                assert send_as(who, row, world, UNKNOWN) == send_as(who, row, world, world.names)
 
 
 @everybody_under_long
@@ -131,10 +133,10 @@ def test_head_is_answered_as_get(
         set_up(world, situation)
     for row, who in product(read, people):
         with subtests.test(row=str(row), who=who):
-            status, content, headers = ask_as(who, replace(row, method="HEAD"), world, world.names)
+            status, content, headers = send_as(who, replace(row, method="HEAD"), world, world.names)
             expected = "200" if row.answers[who] == EMPTY else row.answers[who]
             assert (str(status), content) == (expected, b"")
-            assert expected[0] in "23" or leaked(world, who, (status, content, headers)) == []
+            assert expected[0] in "23" or find_leaks(world, who, (status, content, headers)) == []
 
 
 @everybody_under_long
@@ -143,12 +145,12 @@ def test_every_other_method_is_refused_whatever_the_address_names(path: str, peo
     served = {row.method for row in ROWS if row.path == path}
     for method in [method for method in METHODS if method not in served and not (method == "HEAD" and "GET" in served)]:
         for who in people:
-            answers = [ask(world.clients[who], method, path.format_map(asdict(names))) for names in (world.names, UNKNOWN)]
+            answers = [send(world.clients[who], method, path.format_map(asdict(names))) for names in (world.names, UNKNOWN)]
             status, content, headers = answers[0]
-            assert status in ({401, 405} if who in {"inactive", "nobody"} else {405}), (method, who)
+            assert status in ({401, 405} if who in {"inactive", "anonymous"} else {405}), (method, who)
             assert headers["Content-Type"] == "application/problem+json", (method, who)
             assert answers[0] == answers[1], (method, who)
-            assert insides(content) == [], (method, who)
+            assert exposed_internals(content) == [], (method, who)
             assert set(headers.get("Allow", "").split(", ")) - {"HEAD", "OPTIONS", ""} <= served, (method, who)
 
 
@@ -161,6 +163,6 @@ def test_session_of_the_admin_site_opens_nothing_here(
     signed_in.force_login(world.people["admin"])  # type: ignore[arg-type]
     set_up(world, situation)
     for row in rows:
-        with subtests.test(row=str(row)), undone():
-            answer = ask_row(row, world, world.names, "nobody", signed_in)
-            assert told(*answer[:2]) == row.answers["nobody"]
+        with subtests.test(row=str(row)), rolled_back():
+            answer = send_row(row, world, world.names, "anonymous", signed_in)
+            assert outcome_of(*answer[:2]) == row.answers["anonymous"]

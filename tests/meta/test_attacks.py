@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from files.models import StoredFile
-from tests.meta.everybody import NEW_FILE, UNKNOWN, Names, World, ask, form, leaked, make_world, undone
+from tests.meta.access_world import NEW_FILE, UNKNOWN, Names, World, find_leaks, form, make_world, rolled_back, send
 from tests.worlds import starts_from
 
 
@@ -137,22 +137,22 @@ def test_naming_what_is_of_another_tenant_is_as_naming_what_is_not(world: World,
         with subtests.test(attack.name):
             answers = []
             for names in (world.names, UNKNOWN):
-                with undone():
+                with rolled_back():
                     path = attack.path.format(mine=mine, **asdict(names))
-                    answers.append(ask(world.clients["other"], attack.method, path, **attack.request(names)))
+                    answers.append(send(world.clients["other"], attack.method, path, **attack.request(names)))
                     assert StoredFile.objects.count() == files
             assert answers[0][0] == attack.status
-            assert leaked(world, "other", answers[0]) == []
+            assert find_leaks(world, "other", answers[0]) == []
             assert answers[0] == answers[1]
 
 
 def test_naming_what_both_tenants_have_means_ones_own(world: World) -> None:
     """Names are unique in a tenant alone, so a taken one in another is neither a conflict nor ambiguous."""
     client = world.clients["other"]
-    made = ask(client, "POST", "/api/v1/collections/", **as_json(display_name="November Cohort"))
-    sent = ask(client, "POST", "/api/v1/files/", **form(collection="November Cohort"))
+    made = send(client, "POST", "/api/v1/collections/", **as_json(display_name="November Cohort"))
+    sent = send(client, "POST", "/api/v1/files/", **form(collection="November Cohort"))
     slug = json.loads(made[1])["id"]
-    renamed = ask(client, "PATCH", f"/api/v1/collections/{slug}/files/{NEW_FILE}/", **as_json(filename="patient-4711.csv"))
+    renamed = send(client, "PATCH", f"/api/v1/collections/{slug}/files/{NEW_FILE}/", **as_json(filename="patient-4711.csv"))
 
     assert [made[0], sent[0], renamed[0]] == [201, 201, 200]
     assert json.loads(sent[1])["collection"] == slug
@@ -166,8 +166,8 @@ def test_cursor_of_another_tenant_opens_nothing(world: World) -> None:
     admin_client.post("/api/v1/collections/", {"display_name": "November Cohort II"})
     page_two = admin_client.get("/api/v1/collections/?page_size=1").json()["next"]
 
-    answer = ask(world.clients["other"], "GET", page_two.removeprefix("http://testserver"))
+    answer = send(world.clients["other"], "GET", page_two.removeprefix("http://testserver"))
 
     assert answer[0] == 200
     assert json.loads(answer[1])["results"] == []
-    assert leaked(world, "other", answer) == []
+    assert find_leaks(world, "other", answer) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.server import ROOT
 from tests.live.waiting import has_ended, wait_for
 
@@ -25,8 +25,8 @@ def run(first_home: Path, tmp_path: Path) -> Iterator[psutil.Process]:
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TEST_"))}
     environment |= {"TMPDIR": str(folder), "STARTED": str(started), "FIRST_HOME": str(first_home)}
-    arguments = ("--bare", "tests/meta/interrupted.py", "-n", "1", "-p", "no:cacheprovider")
-    command = dying_with_us(sys.executable, "-m", "tests.run", *arguments)
+    arguments = ("--bare", "tests/meta/never_ending.py", "-n", "1", "-p", "no:cacheprovider")
+    command = killed_with_parent(sys.executable, "-m", "tests.run", *arguments)
     output = tmp_path / "output"
     with output.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, process_group=0)

@@ -1,4 +1,4 @@
-"""Every process that a test starts and does not wait for dies with the test, however the run ends (tests/live/child.py)."""
+"""A test starts background processes only so that they end with it, however the run ends (tests/live/child_process.py)."""
 
 import ast
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ def starts(source: str) -> Iterator[ast.Call]:
             dying = {
                 target.id
                 for node in ast.walk(scope)
-                if isinstance(node, ast.Assign) and names_of(node.value) == "dying_with_us"
+                if isinstance(node, ast.Assign) and names_of(node.value) == "killed_with_parent"
                 for target in node.targets
                 if isinstance(target, ast.Name)
             }
             for node in ast.walk(scope):
                 if isinstance(node, ast.Call) and names_of(node).rpartition(".")[2] == "Popen":
                     command = node.args[0] if node.args else None
-                    is_dying = command is not None and names_of(command) == "dying_with_us"
+                    is_dying = command is not None and names_of(command) == "killed_with_parent"
                     if not is_dying and not (isinstance(command, ast.Name) and command.id in dying):
                         yield node
 
@@ -42,14 +42,14 @@ def test_tests_start_no_process_that_outlives_them() -> None:
 def test_process_that_outlives_its_test_is_seen() -> None:
     for body in [
         "subprocess.Popen(['sleep', '100'])",
-        "Popen(args=dying_with_us('sleep', '100'))",
+        "Popen(args=killed_with_parent('sleep', '100'))",
         "command = ['sleep', '100']; subprocess.Popen(command, cwd=ROOT)",
         "with subprocess.Popen(member.command(url)) as curl: pass",
     ]:
         assert list(starts(f"def test() -> None:\n    {body}")), body
     for body in [
-        "subprocess.Popen(dying_with_us('sleep', '100'), cwd=ROOT)",
-        "command = dying_with_us('sleep', '100'); subprocess.Popen(command)",
+        "subprocess.Popen(killed_with_parent('sleep', '100'), cwd=ROOT)",
+        "command = killed_with_parent('sleep', '100'); subprocess.Popen(command)",
         "subprocess.run(['true'])",
     ]:
         assert not list(starts(f"def test() -> None:\n    {body}")), body

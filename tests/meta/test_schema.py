@@ -10,8 +10,8 @@ from django.utils import timezone
 
 from files.models import Collection, Hold
 from tenants.auth import tokens
-from tests.meta.addresses import routes
-from tests.meta.fuzzed import HOLD, SLUG, November, make_november
+from tests.meta.fuzzing_world import HOLD, SLUG, FuzzingWorld, make_fuzzing_world
+from tests.meta.url_routes import routes
 from tests.worlds import starts_from
 
 
@@ -66,7 +66,7 @@ def fuzzing() -> ModuleType:
 
 
 @pytest.fixture
-def november(built: November) -> November:
+def world(built: FuzzingWorld) -> FuzzingWorld:
     return built
 
 
@@ -74,45 +74,45 @@ each_operation = pytest.mark.parametrize("operation", OPERATIONS)
 
 
 @pytest.mark.django_db
-@starts_from(make_november)
+@starts_from(make_fuzzing_world)
 @examples(gate=3, long=1200)
 @each_operation
-def test_fuzzed_with_a_token(fuzzing: ModuleType, operation: str, november: November, examples: int) -> None:
+def test_fuzzed_with_a_token(fuzzing: ModuleType, operation: str, world: FuzzingWorld, examples: int) -> None:
     path = operation.partition(" ")[2]
     if "{hold_id}" in path:  # elsewhere it would be in the way
         Collection.objects.get(slug=SLUG).holds.create(id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit", placed_at=timezone.now())
-    token = tokens.mint(november.alice)["access"]
+    token = tokens.mint(world.alice)["access"]
     sound = 20 if operation in SELDOM_RIGHT else 2
-    statuses = fuzzing.fuzz(operation, sound=sound, mixed=examples, request=november.request_for(path), token=token)
+    statuses = fuzzing.fuzz(operation, sound=sound, mixed=examples, request=world.request_for(path), token=token)
 
     # A fuzzer that is refused at the door finds nothing behind it.
     assert operation in NEVER_RIGHT or min(statuses) < 300 or statuses >= {303}
 
 
 @pytest.mark.django_db
-@starts_from(make_november)
+@starts_from(make_fuzzing_world)
 @examples(gate=0, long=60)
 @each_operation
-def test_fuzzed_without_a_token(fuzzing: ModuleType, operation: str, november: November, examples: int) -> None:
+def test_fuzzed_without_a_token(fuzzing: ModuleType, operation: str, world: FuzzingWorld, examples: int) -> None:
     path = operation.partition(" ")[2]
-    statuses = fuzzing.fuzz(operation, sound=1, mixed=examples, request=november.request_for(path))
+    statuses = fuzzing.fuzz(operation, sound=1, mixed=examples, request=world.request_for(path))
 
     assert min(statuses) >= 400 or path in PUBLIC
 
 
 @pytest.mark.django_db
-@starts_from(make_november)
+@starts_from(make_fuzzing_world)
 @examples(gate=1, long=100)
 @each_operation
-def test_fuzzed_by_a_stranger(fuzzing: ModuleType, operation: str, november: November, examples: int) -> None:
+def test_fuzzed_by_a_stranger(fuzzing: ModuleType, operation: str, world: FuzzingWorld, examples: int) -> None:
     path = operation.partition(" ")[2]
-    token = tokens.mint(november.mallory)["access"]
+    token = tokens.mint(world.mallory)["access"]
     # A one-off link is its own credential, whoever comes with it.
     statuses = fuzzing.fuzz(
         operation,
         sound=1,
         mixed=examples,
-        request=november.request_for(path),
+        request=world.request_for(path),
         token=token,
         is_stranger=path != "/downloads/{token}",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 
 
 pytestmark = pytest.mark.server  # times out on a machine that does much else
@@ -34,7 +34,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def start(checkout: Path, lock: str, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        dying_with_us("sh", "-euc", f"cd {shlex.quote(str(checkout))}; . bin/venv.sh; need_venv {lock}"),
+        killed_with_parent("sh", "-euc", f"cd {shlex.quote(str(checkout))}; . bin/venv.sh; need_venv {lock}"),
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."} | environment,
         stderr=subprocess.PIPE,

@@ -12,7 +12,7 @@ from rest_framework.test import APIClient
 from files.models import Collection, StoredFile
 from tenants.models import User
 from tests.mailbox import Mailbox
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import purging, worlds
 from tests.services.egress_world import World
 from tests.worlds import starts_from
@@ -55,31 +55,31 @@ def make_collection(api: Callable[[User | None], APIClient]) -> Callable[[User, 
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.results))
+@mark_dependents(starts_from(worlds.results))
 def results(own_buckets: Path, built: str) -> str:
     return built
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.in_review))
+@mark_dependents(starts_from(worlds.in_review))
 def in_review(own_buckets: Path, built: Any) -> Any:
     return built
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.approved))
+@mark_dependents(starts_from(worlds.approved))
 def approved(own_buckets: Path, built: Any) -> Any:
     return built
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.released))
+@mark_dependents(starts_from(worlds.released))
 def released(own_buckets: Path, built: Any) -> Any:
     return built
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.november))
+@mark_dependents(starts_from(worlds.november))
 def filled(own_buckets: Path, built: int) -> Collection:
     """alice's, with three files."""
     return Collection.objects.get(pk=built)

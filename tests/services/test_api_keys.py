@@ -29,7 +29,7 @@ from tenants.models import ApiKey, AuditEvent, Scope, Tenant, User
 from tests.api import paths
 from tests.api.answers import audited, facts
 from tests.factories import make_key
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.races import race
 from tests.services import worlds
 from tests.worlds import starts_from
@@ -46,7 +46,7 @@ def with_a_file() -> int:
 
 
 @pytest.fixture
-@mark_users(starts_from(with_a_file))
+@mark_dependents(starts_from(with_a_file))
 def november(own_buckets: object, built: int) -> Collection:
     return Collection.objects.get(pk=built)
 

@@ -55,7 +55,7 @@ def vault(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Object
         if request.param == "local":
             request.getfixturevalue("own_buckets")
         else:
-            stack.enter_context(stores.stored_in(stores.SERVERS[request.param](), settings))
+            stack.enter_context(stores.use_new_buckets(stores.SERVERS[request.param](), settings))
         yield get_store("vault")
 
 
@@ -445,7 +445,7 @@ def test_checkpoint_deleted_in_a_bucket_with_versions_is_told_by_its_marker(
     settings: Settings, acme: Tenant, now: datetime
 ) -> None:
     endpoint = stores.moto()
-    with stores.stored_in(endpoint, settings) as buckets:
+    with stores.use_new_buckets(endpoint, settings) as buckets:
         endpoint.client.put_bucket_versioning(Bucket=buckets["vault"], VersioningConfiguration={"Status": "Enabled"})
         append(acme, now)
         key = publish(0)

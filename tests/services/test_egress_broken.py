@@ -23,7 +23,7 @@ from egress.models import EgressRequest
 from files.models import Upload
 from tenants.models import Tenant, User
 from tests import invariants
-from tests.faults.breaking import FUSE, KINDS, Here
+from tests.faults.fault_injection import FAULT_KINDS, INJECTOR, InlineExecutor
 from tests.services import egress
 from tests.services.egress import (
     FILES,
@@ -53,30 +53,31 @@ def people(acme: Tenant, root: User) -> dict[str, User]:
 
 @pytest.fixture
 def breaking(own_buckets: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "ThreadPoolExecutor", Here)
+    monkeypatch.setattr(staging, "ThreadPoolExecutor", InlineExecutor)
     monkeypatch.setattr("vault.content_reader.pause", lambda attempt: None)
     monkeypatch.setattr("files.uploads.time.sleep", lambda seconds: None)
     settings.STORAGES = settings.STORAGES | {
-        alias: settings.STORAGES[alias] | {"BACKEND": "tests.faults.breaking.BreakingLocal"} for alias in settings.BUCKETS
+        alias: settings.STORAGES[alias] | {"BACKEND": "tests.faults.fault_injection.FaultyLocalStore"}
+        for alias in settings.BUCKETS
     }
 
 
 def break_off(point: int, kind: str, do: Callable[[], Any]) -> bool:
     """Whether there were fewer points than that."""
-    with FUSE.armed(point, kind), suppress(APIException, DatabaseError):
+    with INJECTOR.injecting(point, kind), suppress(APIException, DatabaseError):
         do()
-    is_over = not FUSE.is_blown
-    FUSE.disarm()
+    is_over = not INJECTOR.has_fired
+    INJECTOR.reset()
     return is_over
 
 
 PHASES = ["staging", "packaging", "wiping"]
 POINTS = {  # of the 17, 79 and 18 that there are
-    "staging": [("killed", 4), ("unheard", 11), ("killed-behind", 15)],
+    "staging": [("killed", 4), ("response-lost", 11), ("killed-after", 15)],
     "packaging": [
-        ("unheard", 12), ("killed-behind", 27), ("refused", 36), ("killed", 40), ("unheard", 43), ("killed", 61),
+        ("response-lost", 12), ("killed-after", 27), ("refused", 36), ("killed", 40), ("response-lost", 43), ("killed", 61),
     ],
-    "wiping": [("killed-behind", 4), ("killed", 9), ("refused", 16)],
+    "wiping": [("killed-after", 4), ("killed", 9), ("refused", 16)],
 }  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def test_packaging_or_wiping_that_is_broken_off_is_taken_up_again(
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAULT_KINDS)
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.usefixtures("breaking")
 def test_broken_off_at_any_point_it_is_taken_up_again(
@@ -140,11 +141,11 @@ def assert_ended(request: Any, client: Any) -> None:
     assert_wiped(request)
     assert len(in_bucket("release")) == EgressRequest.objects.count()
     assert not Upload.objects.exists()
-    assert FUSE.opened == 0
+    assert INJECTOR.open_bodies == 0
     invariants.check_all()
 
 
-@pytest.mark.parametrize(("kind", "point"), [("refused", 5), ("unheard", 9), ("unheard", 12), ("refused", 18)])
+@pytest.mark.parametrize(("kind", "point"), [("refused", 5), ("response-lost", 9), ("response-lost", 12), ("refused", 18)])
 @pytest.mark.usefixtures("breaking")
 def test_what_keeps_copies_from_being_wiped_is_told(
     api: Api, people: dict[str, User], in_review: Any, kind: str, point: int
@@ -158,7 +159,7 @@ def test_what_keeps_copies_from_being_wiped_is_told(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["refused", "unheard"])
+@pytest.mark.parametrize("kind", ["refused", "response-lost"])
 @pytest.mark.usefixtures("breaking")
 def test_what_kept_copies_from_being_wiped_is_told_no_longer_than_that(
     api: Api, bob: User, people: dict[str, User], kind: str

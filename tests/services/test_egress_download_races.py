@@ -19,7 +19,7 @@ from files import links
 from files.http.streaming import TransferEnded
 from tenants.models import AuditEvent, User
 from tests import invariants
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.races import race
 from tests.services import worlds
 from tests.services.egress import REASON, Api, path, row
@@ -43,7 +43,7 @@ def people(db: None) -> dict[str, User]:
 
 
 @pytest.fixture
-@mark_users(starts_from(package))
+@mark_dependents(starts_from(package))
 def allow(own_buckets: Path, api: Api, people: dict[str, User], built: Any) -> Callable[[int], Any]:
     """A released request of bob's, to be fetched so often, by bob and by the two of research IT."""
 

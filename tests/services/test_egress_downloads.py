@@ -23,7 +23,7 @@ from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants
 from tests.api.answers import audited, facts, problem
 from tests.factories import make_member, make_tenant
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.services.egress import REASON, Api, body, decide, fill, path, row, see, submit, work_on
 from tests.services.egress import released as release
@@ -53,14 +53,14 @@ def policy(api: Api, alice: User) -> Callable[..., None]:
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.large_released))
+@mark_dependents(starts_from(worlds.large_released))
 def released(own_buckets: Path, built: Any) -> Any:
     """bob's, to be had once."""
     return built
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.large_released_thrice))
+@mark_dependents(starts_from(worlds.large_released_thrice))
 def thrice(own_buckets: Path, built: Any) -> Any:
     """For bob and dora together three times."""
     return built

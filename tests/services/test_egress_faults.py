@@ -23,7 +23,7 @@ from files.models import Collection, StoredFile, Upload
 from tenants import audit
 from tenants.models import AuditEvent, Mail, Tenant, User
 from tests import invariants, stores
-from tests.faults.breaking import Here
+from tests.faults.fault_injection import InlineExecutor
 from tests.services import keyrings
 from tests.services.egress import (
     FILES,
@@ -468,7 +468,7 @@ def test_copies_of_a_request_that_is_withdrawn_meanwhile_are_wiped_at_once(
 
     monkeypatch.setattr(staging, "AT_ONCE", 1)
     monkeypatch.setattr(LocalStore, "copy", withdrawing)
-    monkeypatch.setattr(staging, "ThreadPoolExecutor", Here)
+    monkeypatch.setattr(staging, "ThreadPoolExecutor", InlineExecutor)
     work_on()
     assert row(request).status == "withdrawn"
     assert_wiped(request)
@@ -484,7 +484,7 @@ def endpoint(request: pytest.FixtureRequest) -> stores.Endpoint:
 
 @pytest.fixture
 def buckets(endpoint: stores.Endpoint, settings: Settings) -> Iterator[dict[str, str]]:
-    with stores.stored_in(endpoint, settings) as by_alias:
+    with stores.use_new_buckets(endpoint, settings) as by_alias:
         yield by_alias
 
 

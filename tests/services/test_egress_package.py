@@ -28,7 +28,7 @@ from egress import jobs
 from egress.models import Decision
 from tenants.models import Tenant, User
 from tests.live.server import ROOT
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.services.egress import Api, approved, body, decide, fill, make_reviewers, path, row, see, submit, work_on
 from tests.worlds import starts_from
@@ -62,7 +62,7 @@ def approved_with_contents() -> Any:
 
 
 @pytest.fixture
-@mark_users(starts_from(with_contents))
+@mark_dependents(starts_from(with_contents))
 def request_(own_buckets: Path, built: Any) -> Any:
     return built
 
@@ -132,7 +132,7 @@ def test_unzip_writes_the_files_as_they_were(package: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture
-@mark_users(starts_from(approved_with_contents))
+@mark_dependents(starts_from(approved_with_contents))
 def zip64(own_buckets: Path, api: Api, bob: User, built: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """With the limit from which on a zip needs it brought down from 2 GiB to what a test can afford."""
     with monkeypatch.context() as patch:

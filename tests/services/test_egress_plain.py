@@ -106,7 +106,7 @@ def test_plain_package_is_refused_where_everything_is_encrypted(
 
 @pytest.fixture
 def buckets(own_buckets: object, settings: Settings) -> Iterator[dict[str, str]]:
-    with stores.stored_in(stores.moto(), settings) as by_alias:
+    with stores.use_new_buckets(stores.moto(), settings) as by_alias:
         yield by_alias
 
 
@@ -159,7 +159,7 @@ def test_ceph_without_a_key_service_gets_no_plain_package(
     api: Api, bob: User, people: dict[str, User], settings: Settings, lake: None
 ) -> None:
     """The real server, which says so by refusing."""
-    with stores.stored_in(stores.ceph(), settings):
+    with stores.use_new_buckets(stores.ceph(), settings):
         request = approved(api, bob, people, fill(api(bob)))
         work_on()
         assert row(request).status == "failed"

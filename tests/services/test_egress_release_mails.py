@@ -14,7 +14,7 @@ from tenants.models import Tenant, User
 from tenants.work import outbox
 from tests.factories import make_member
 from tests.mailbox import Mailbox
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.services.egress import Api, body, decide, fill, make_reviewers, path, see, submit
 from tests.services.egress_mails import (
@@ -115,14 +115,14 @@ def released_for_fetchers() -> Any:
 
 
 @pytest.fixture
-@mark_users(starts_from(in_review_for_fetchers))
+@mark_dependents(starts_from(in_review_for_fetchers))
 def in_review_for(own_buckets: Path, built: Any) -> Any:
     """A request whose package the policy lets others fetch."""
     return built
 
 
 @pytest.fixture
-@mark_users(starts_from(released_for_fetchers))
+@mark_dependents(starts_from(released_for_fetchers))
 def released_for(own_buckets: Path, built: Any) -> Any:
     return built
 

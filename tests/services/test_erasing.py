@@ -18,7 +18,7 @@ from files.tasks import tick
 from tenants.models import User
 from tests import invariants
 from tests.api import paths
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.worlds import starts_from
 from vault.stores import get_store
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("own_buckets")]
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.empty_november))
+@mark_dependents(starts_from(worlds.empty_november))
 def november(own_buckets: Path, built: int) -> Collection:
     return Collection.objects.get(pk=built)
 

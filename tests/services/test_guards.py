@@ -25,8 +25,8 @@ from purge.models import Destruction
 from tenants.apps import lift_guards
 from tenants.models import User
 from tenants.work import triggers
-from tests.lifted import empty_database
-from tests.needs import mark_users
+from tests.database_guards import empty_database
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.services.egress import fill
 from tests.services.keyrings import ROTATED
@@ -63,7 +63,7 @@ def two_tenants() -> str:
 
 
 @pytest.fixture
-@mark_users(starts_from(two_tenants))
+@mark_dependents(starts_from(two_tenants))
 def november(own_buckets: Path, built: str) -> Collection:
     """With a file, and another tenant's collection beside it."""
     return Collection.objects.get(slug=built)

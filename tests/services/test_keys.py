@@ -15,7 +15,7 @@ from files.models import Collection
 from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.api import paths
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.services.egress import fill
 from tests.services.keyrings import NEW, OLD, RETIRED, ROTATED
@@ -38,7 +38,7 @@ def five() -> None:
 
 
 @pytest.fixture
-@mark_users(starts_from(five))
+@mark_dependents(starts_from(five))
 def collections(own_buckets: object) -> list[Collection]:
     return list(Collection.objects.select_related("key").order_by("pk"))
 

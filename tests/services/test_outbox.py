@@ -21,7 +21,7 @@ from rest_framework.test import APIClient
 from tenants import tasks
 from tenants.models import AuditEvent, Invitation, Mail, Membership, Tenant, User
 from tenants.work import outbox
-from tests.mailbox import HangsUp, Mailbox
+from tests.mailbox import ConnectionDrop, Mailbox
 from tests.races import race
 
 
@@ -420,17 +420,17 @@ def test_server_that_is_slow_loses_nothing(
 
 
 @pytest.mark.both_databases
-@pytest.mark.parametrize(("moment", "times"), [(HangsUp.BEFORE_KEEPING, 1), (HangsUp.AFTER_KEEPING, 2)])
+@pytest.mark.parametrize(("moment", "times"), [(ConnectionDrop.BEFORE_STORING, 1), (ConnectionDrop.AFTER_STORING, 2)])
 def test_server_that_hangs_up_gets_the_mail_again_under_its_message_id(
-    mailbox: Mailbox, verdict: None, now: datetime, moment: HangsUp, times: int
+    mailbox: Mailbox, verdict: None, now: datetime, moment: ConnectionDrop, times: int
 ) -> None:
     """F-34. Whether it kept the mail nobody can tell; one that did knows the id."""
-    mailbox.hangs_up = moment
+    mailbox.connection_drop = moment
     tell(now)
     assert outbox.send_due(now=now) == 0
     assert Mail.objects.get().problem == "SMTPServerDisconnected"
 
-    mailbox.hangs_up = None
+    mailbox.connection_drop = None
     assert outbox.send_due(now=now + timedelta(minutes=5)) == 1
     assert outbox.send_due(now=now + timedelta(hours=5)) == 0
     assert [message["Message-ID"] for message in mailbox.messages] == [f"<{Mail.objects.get().pk}@localhost>"] * times

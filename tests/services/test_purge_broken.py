@@ -20,7 +20,7 @@ from purge import jobs
 from purge.destruction import begin, retry_blocked
 from purge.models import Destruction
 from tenants.models import AuditEvent, User
-from tests.faults.breaking import FUSE, KINDS
+from tests.faults.fault_injection import FAULT_KINDS, INJECTOR
 from tests.races import race
 from tests.services.purging import Api, Stubborn, assert_gone, assert_waits, end, expire, fill, under, work_later, work_on
 from vault.models import Key
@@ -78,18 +78,19 @@ def test_store_that_is_away_is_waited_for(filled: Collection, monkeypatch: pytes
 @pytest.fixture
 def breaking(filled: Collection, settings: Settings) -> None:
     settings.STORAGES = settings.STORAGES | {
-        alias: settings.STORAGES[alias] | {"BACKEND": "tests.faults.breaking.BreakingLocal"} for alias in settings.BUCKETS
+        alias: settings.STORAGES[alias] | {"BACKEND": "tests.faults.fault_injection.FaultyLocalStore"}
+        for alias in settings.BUCKETS
     }
 
 
 def break_off(collection: Collection, kind: str, point: int) -> bool:
     """And take it up again: it is never readable again, and ends the same. Whether there were fewer points than that."""
     expire(collection)
-    with FUSE.armed(point, kind), suppress(APIException, DatabaseError):
+    with INJECTOR.injecting(point, kind), suppress(APIException, DatabaseError):
         begin(collection, by=None, now=timezone.now())
         work_on()
-    is_over = not FUSE.is_blown
-    FUSE.disarm()
+    is_over = not INJECTOR.has_fired
+    INJECTOR.reset()
 
     begin(collection, by=None, now=timezone.now())
     work_later()
@@ -98,8 +99,8 @@ def break_off(collection: Collection, kind: str, point: int) -> bool:
 
 
 POINTS = [  # of the 100 that there are
-    ("killed", 5), ("unheard", 18), ("killed-behind", 28), ("refused", 30), ("unheard", 34), ("killed", 39),
-    ("killed-behind", 49), ("refused", 55), ("killed", 67), ("unheard", 69), ("refused", 82), ("killed-behind", 86),
+    ("killed", 5), ("response-lost", 18), ("killed-after", 28), ("refused", 30), ("response-lost", 34), ("killed", 39),
+    ("killed-after", 49), ("refused", 55), ("killed", 67), ("response-lost", 69), ("refused", 82), ("killed-after", 86),
 ]  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def test_broken_off_it_is_taken_up_again(filled: Collection, kind: str, point: i
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAULT_KINDS)
 @pytest.mark.usefixtures("breaking")
 def test_broken_off_at_any_point_it_is_taken_up_again(filled: Collection, kind: str, api: Api, alice: User) -> None:
     """F-26, at every query and every request to the store."""

@@ -55,7 +55,7 @@ def endpoint(request: pytest.FixtureRequest) -> stores.Endpoint:
 
 @pytest.fixture
 def vault(endpoint: stores.Endpoint, settings: Settings, api: Api, alice: User, bob: User) -> Iterator[Vault]:
-    with stores.stored_in(endpoint, settings) as by_alias:
+    with stores.use_new_buckets(endpoint, settings) as by_alias:
         yield Vault(endpoint, by_alias["vault"], fill(api(alice)))
 
 
@@ -162,7 +162,7 @@ def test_object_lock_blocks_and_is_said_so(
     endpoint: stores.Endpoint, settings: Settings, api: Api, alice: User, bob: User, lock: Callable[[Vault, StoreEntry], Lift]
 ) -> None:
     """Never called purged: what is locked is there, if only as noise."""
-    with stores.buckets(endpoint, 1, ObjectLockEnabledForBucket=True) as (bucket,), stores.stored_in(endpoint, settings):
+    with stores.buckets(endpoint, 1, ObjectLockEnabledForBucket=True) as (bucket,), stores.use_new_buckets(endpoint, settings):
         settings.STORAGES = settings.STORAGES | {
             "vault": {"BACKEND": "vault.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)}
         }

@@ -21,7 +21,7 @@ from purge.models import Destruction
 from tenants.models import User
 from tests import stores
 from tests.api import paths
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.services.egress import fill
 from tests.worlds import starts_from
@@ -60,7 +60,7 @@ def make_five() -> None:
 
 
 @pytest.fixture
-@mark_users(starts_from(make_five))
+@mark_dependents(starts_from(make_five))
 def five(own_buckets: Path) -> list[Collection]:
     return list(Collection.objects.order_by("pk"))
 
@@ -277,9 +277,9 @@ def test_date_of_an_answer_is_a_time_or_none(headers: dict[str, str], expected: 
 
 
 @pytest.fixture
-@mark_users(pytest.mark.needs("ceph"))
+@mark_dependents(pytest.mark.needs("ceph"))
 def ceph(settings: Settings) -> Iterator[None]:
-    with stores.stored_in(stores.ceph(), settings):
+    with stores.use_new_buckets(stores.ceph(), settings):
         yield
 
 

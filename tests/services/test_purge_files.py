@@ -30,8 +30,8 @@ from tenants.models import AuditEvent, User
 from tests import invariants
 from tests.api import paths
 from tests.api.answers import audited, facts
-from tests.faults.breaking import FUSE, KINDS
-from tests.needs import mark_users
+from tests.faults.fault_injection import FAULT_KINDS, INJECTOR
+from tests.needs import mark_dependents
 from tests.races import attempts, race
 from tests.services import worlds
 from tests.worlds import starts_from
@@ -46,7 +46,7 @@ CONTENT = b"a,b\n" * 25
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.empty_november))
+@mark_dependents(starts_from(worlds.empty_november))
 def november(own_buckets: Path, built: int) -> Collection:
     return Collection.objects.get(pk=built)
 
@@ -56,7 +56,7 @@ def with_two_files() -> int:
 
 
 @pytest.fixture
-@mark_users(starts_from(with_two_files))
+@mark_dependents(starts_from(with_two_files))
 def two_files(own_buckets: Path, built: int) -> Collection:
     return Collection.objects.get(pk=built)
 
@@ -284,11 +284,11 @@ def test_rules_say_why(november: Collection, bob: User, api: Api, now: datetime)
 
 
 def points(kind: str, step: int) -> Any:
-    return count(1 + list(KINDS).index(kind) % step, step)
+    return count(1 + list(FAULT_KINDS).index(kind) % step, step)
 
 
 @pytest.mark.parametrize("step", [6, pytest.param(1, marks=pytest.mark.long)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAULT_KINDS)
 def test_broken_off_at_any_query_it_is_gone_or_there_as_a_whole(
     november: Collection, alice: User, api: Api, kind: str, step: int
 ) -> None:
@@ -296,10 +296,10 @@ def test_broken_off_at_any_query_it_is_gone_or_there_as_a_whole(
     for point in points(kind, step):
         file = put(api(alice), november, f"{point}.csv")
         is_over(file)
-        with FUSE.armed(point, kind), suppress(APIException, DatabaseError):
+        with INJECTOR.injecting(point, kind), suppress(APIException, DatabaseError):
             file_ends.destroy(file, by=None, now=timezone.now())
-        is_through = not FUSE.is_blown
-        FUSE.disarm()
+        is_through = not INJECTOR.has_fired
+        INJECTOR.reset()
         invariants.check_all()
         file_ends.destroy(file, by=None, now=timezone.now())
         assert_gone(file)

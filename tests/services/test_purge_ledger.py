@@ -28,8 +28,8 @@ from purge.destruction import begin
 from purge.models import Destruction
 from tenants import audit
 from tenants.models import AuditEvent, Tenant, User
-from tests.lifted import guards_lifted
-from tests.needs import mark_users
+from tests.database_guards import guards_disabled
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.services.purging import expire, fill, under, work_on
 from tests.worlds import starts_from
@@ -64,7 +64,7 @@ def two_collections() -> int:
 
 
 @pytest.fixture
-@mark_users(starts_from(two_collections))
+@mark_dependents(starts_from(two_collections))
 def november(vault: Path, built: int) -> Collection:
     identity.check(now=timezone.now())
     return Collection.objects.get(pk=built)
@@ -85,7 +85,7 @@ def back_up() -> Backup:
 
 def restore(backup: Backup) -> None:
     """Puts every row back as it was, and a new process starts on them."""
-    with guards_lifted(), connection.constraint_checks_disabled():
+    with guards_disabled(), connection.constraint_checks_disabled():
         for model, _ in reversed(backup):
             model._default_manager.all()._raw_delete(connection.alias)
         for model, rows in backup:
@@ -267,7 +267,7 @@ def test_entry_that_nobody_signed_is_never_applied(
     elif damage == "renumbered":
         place = place.rename(vault / identity.ledger_key(2))
     elif damage == "another deployment's":
-        with guards_lifted():
+        with guards_disabled():
             Deployment.objects.update(uuid=november.uuid)
         (vault / identity.MARK_KEY).write_bytes(signing.canonical_json({"id": str(november.uuid), "version": 1}))
     place.write_bytes(b"noise" if damage == "noise" else signing.canonical_json(document))

@@ -24,7 +24,7 @@ from pytest_django import Settings
 from files import offline_decryption
 from files.models import Collection, StoredFile
 from tests import servers
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.services.egress import fill
 from tests.services.keyrings import RETIRED
@@ -194,7 +194,7 @@ def three_collections() -> None:
 
 
 @pytest.fixture
-@mark_users(starts_from(three_collections))
+@mark_dependents(starts_from(three_collections))
 def world(own_buckets: Path) -> World:
     november, *others = Collection.objects.select_related("key").order_by("pk")
     return World(november, save(november), [save(other) for other in others])

@@ -27,7 +27,7 @@ from tenants.work import outbox
 from tests.api import paths
 from tests.factories import make_member
 from tests.mailbox import Mailbox
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.races import race
 from tests.services import worlds
 from tests.worlds import starts_from
@@ -45,7 +45,7 @@ def bobs_november() -> int:
 
 
 @pytest.fixture
-@mark_users(starts_from(bobs_november))
+@mark_dependents(starts_from(bobs_november))
 def november(own_buckets: Path, built: int) -> Collection:
     """bob made it, so that he is its manager; alice is the tenant's admin."""
     return Collection.objects.get(pk=built)

@@ -20,7 +20,7 @@ from tenants.errors import NotFound
 from tenants.models import AuditEvent, Membership, Tenant, User
 from tests import invariants
 from tests.api import paths
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.races import race
 from tests.services import worlds
 from tests.services.keyrings import RETIRED, ROTATED
@@ -43,7 +43,7 @@ MANY = pytest.mark.parametrize("many", [12, pytest.param(50, marks=pytest.mark.l
 
 
 @pytest.fixture
-@mark_users(starts_from(worlds.empty_november))
+@mark_dependents(starts_from(worlds.empty_november))
 def november(own_buckets: Path, built: int) -> Collection:
     return Collection.objects.get(pk=built)
 

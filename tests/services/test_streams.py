@@ -16,7 +16,7 @@ from files.http.streaming import TransferEnded
 from files.models import Collection, Grant, StoredFile
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
-from tests.needs import mark_users
+from tests.needs import mark_dependents
 from tests.services import worlds
 from tests.worlds import starts_from
 from vault import content_reader
@@ -37,7 +37,7 @@ def with_a_large_file() -> int:
 
 
 @pytest.fixture
-@mark_users(starts_from(with_a_large_file))
+@mark_dependents(starts_from(with_a_large_file))
 def november(own_buckets: Path, built: int) -> Collection:
     return Collection.objects.get(pk=built)
 

@@ -28,8 +28,8 @@ from purge import orphans as sweeping
 from tenants import audit
 from tenants.models import AuditEvent, AuditHead, Tenant, User
 from tests import invariants, stores
+from tests.database_guards import guards_disabled
 from tests.invariants import entries
-from tests.lifted import guards_lifted
 from tests.services.purging import expire, fill
 from vault import audit_checkpoints, identity
 from vault.stores import ObjectStore, StoreEntry, StoreUnavailable, get_store
@@ -119,7 +119,7 @@ def test_object_that_a_row_names_stays(november: Collection, alice: User, model:
 def stage(collection: Collection, by: User, key: str) -> StagedFile:
     """An egress request's item that has its copy there."""
     request = egress.submit(collection=collection, filenames=["a.csv"], justification="A good reason.", by=by, now=timezone.now())
-    with guards_lifted():
+    with guards_disabled():
         StagedFile.objects.update(store="vault", object_key=key, status=StagedFile.Status.STAGED)
     return request.items.get()
 
@@ -129,7 +129,7 @@ def test_staged_copy_is_an_orphan_once_it_is_said_to_be_wiped(
     november: Collection, alice: User, later: datetime, status: StagedFile.Status
 ) -> None:
     item = stage(november, alice, leave_orphan(november))
-    with guards_lifted():
+    with guards_disabled():
         StagedFile.objects.update(status=status, wiped_at=timezone.now() if status == StagedFile.Status.WIPED else None)
     before = keys()
     assert sweep(later) == (1 if status == StagedFile.Status.WIPED else 0)
@@ -204,7 +204,7 @@ def test_unfinished_upload_beside_a_file_of_its_key_goes_alone(
     settings: Settings, api: Api, alice: User, bob: User, later: datetime
 ) -> None:
     """A start that was not heard leaves one; the file of the same key stays."""
-    with stores.stored_in(stores.moto(), settings) as by_alias:
+    with stores.use_new_buckets(stores.moto(), settings) as by_alias:
         key = fill(api(alice)).files.order_by("pk")[0].object_key
         stores.moto().client.create_multipart_upload(Bucket=by_alias["vault"], Key=key)
         assert sorted(entry.kind for entry in get_store("vault").entries(key)) == ["object", "upload"]
@@ -308,7 +308,7 @@ def test_doubt_about_the_database_or_the_vault_changes_nothing(
         assert audit_checkpoints.publish(now=timezone.now() + timedelta(minutes=10))
         last = AuditEvent.objects.filter(chain=acme.pk).latest("seq")
         AuditHead.objects.filter(chain=acme.pk).update(seq=last.seq - 1, hash=last.prev_hash)
-        with guards_lifted():
+        with guards_disabled():
             AuditEvent.objects.filter(pk=last.pk).delete()
     else:
         vault.root.rename(vault.root.with_name("right"))
@@ -373,7 +373,7 @@ def test_orphans_go_with_all_their_versions(
     settings: Settings, api: Api, alice: User, bob: User, server: str, later: datetime, *, is_versioned: bool
 ) -> None:
     endpoint = stores.SERVERS[server]()
-    with stores.stored_in(endpoint, settings) as by_alias:
+    with stores.use_new_buckets(endpoint, settings) as by_alias:
         client, bucket = endpoint.client, by_alias["vault"]
         if is_versioned:
             client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})

@@ -43,7 +43,7 @@ def november(make_collection: MakeCollection, alice: User) -> Collection:
 @pytest.fixture(params=[LOCAL, pytest.param("s3", marks=pytest.mark.long)], autouse=True)
 def store(request: pytest.FixtureRequest, own_buckets: Path, settings: Settings) -> Iterator[None]:
     """Each test on both kinds of store: what is unfinished looks different in each. In the gate some are on S3."""
-    with stores.stored_in(stores.moto(), settings) if request.param == "s3" else nullcontext():
+    with stores.use_new_buckets(stores.moto(), settings) if request.param == "s3" else nullcontext():
         yield
 
 

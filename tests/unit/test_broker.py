@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.server import ROOT
 
 
@@ -32,7 +32,7 @@ def send(folder: str, count: int) -> None:
 def test_messages_are_whole_whenever_they_are_read(tmp_path: Path, count: int) -> None:
     received: list[int] = []
     reader = channel(str(tmp_path))
-    with subprocess.Popen(dying_with_us(sys.executable, "-c", SEND, tmp_path, count), cwd=ROOT) as sender:
+    with subprocess.Popen(killed_with_parent(sys.executable, "-c", SEND, tmp_path, count), cwd=ROOT) as sender:
         while len(received) < count:
             try:
                 received.append(reader._get("celery")["number"])

@@ -1,4 +1,4 @@
-"""pytest plugin of `bin/test --long`: how long each module took."""
+"""A pytest plugin for `bin/test --long`: reports the total duration of each test module."""
 
 from collections import defaultdict
 from typing import Any
@@ -12,6 +12,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in reports:
         if isinstance(report, pytest.TestReport):
             seconds[report.nodeid.partition("::")[0]] += report.duration
-    terminalreporter.section("seconds of each module")
+    terminalreporter.section("duration of each module in seconds")
     for module, duration in sorted(seconds.items(), key=lambda each: -each[1]):
         terminalreporter.write_line(f"{duration:8.1f}  {module}")

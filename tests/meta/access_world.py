@@ -1,4 +1,4 @@
-"""One tenant with everybody in it, and others: what they can name, and how they ask (see `matrix.py`)."""
+"""One tenant with everybody in it, and others: what they can name, and how they send (see `matrix.py`)."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from vault.models import Key
 from vault.stores import get_store
 
 
-Answer: TypeAlias = tuple[int, bytes, dict[str, str]]  # status, body and headers
+Response: TypeAlias = tuple[int, bytes, dict[str, str]]  # status, body and headers
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class World:
 
 
 @contextmanager
-def undone() -> Iterator[None]:
+def rolled_back() -> Iterator[None]:
     """Whatever happens in its block has not happened afterwards, as far as the database knows."""
     with transaction.atomic():
         yield
@@ -121,7 +121,7 @@ def make_world() -> World:
         "root": make_user("root", is_superuser=True),
         "inactive": make_member(acme, "ivan", "member"),
         "suspended": make_member(acme, "sven", "member"),
-        "nobody": None,
+        "anonymous": None,
     }
     make_member(acme, "carol", "member")
     clients = Clients(people)
@@ -134,8 +134,8 @@ def make_world() -> World:
     collection = file.collection
     in_a_day = datetime.now(UTC) + timedelta(days=1)  # the table takes longer than a link lives
     token = links.mint(collection=collection, file=file, by=alice, now=in_a_day)
-    grants = {name: give(collection, people[name], level) for name, level in GIVEN.items()}
-    grants["file"] = give(collection, people["file"], Level.VIEWER, file=file)
+    grants = {name: grant_access(collection, people[name], level) for name, level in GRANTED_LEVELS.items()}
+    grants["file"] = grant_access(collection, people["file"], Level.VIEWER, file=file)
     about = f"/api/v1/tenants/{acme.slug}"
     prefix = alices.post(f"{about}/api-keys/", {"name": "From the third ward", "scopes": ["read"]}).json()["prefix"]
     account = alices.post(f"{about}/service-accounts/", {"name": "importer", "roles": ["member"]}).json()["username"]
@@ -178,7 +178,7 @@ def make_world() -> World:
     )
 
 
-GIVEN = {
+GRANTED_LEVELS = {
     "manager": Level.MANAGER,
     "editor": Level.EDITOR,
     "viewer": Level.VIEWER,
@@ -189,7 +189,7 @@ GIVEN = {
 }
 
 
-def give(collection: Collection, user: User | None, level: Level, *, file: StoredFile | None = None) -> Grant:
+def grant_access(collection: Collection, user: User | None, level: Level, *, file: StoredFile | None = None) -> Grant:
     assert user
     grant, _ = sharing.grant(collection, file=file, username=user.username, level=level, by=None, now=datetime.now(UTC))
     return grant
@@ -204,7 +204,7 @@ def returned(clients: Clients, slug: str) -> Any:
     return request
 
 
-def bring(world: World, state: str) -> None:
+def advance_request(world: World, state: str) -> None:
     """The request to this state."""
     request = {"id": world.names.request_id}
     if state == "withdrawn":
@@ -235,7 +235,7 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
     data: Any
     match row.method, row.path.removeprefix("/api/v1/"):
         case "POST", "auth/token/":
-            data = {"username": user.username if user else "nobody", "password": PASSWORD if user else "a guess"}
+            data = {"username": user.username if user else "anonymous", "password": PASSWORD if user else "a guess"}
         case "POST", "auth/token/refresh/" | "auth/token/revoke/":
             data = {"refresh": tokens.mint(user)["refresh"] if user else "none"}
         case "POST", "auth/password/change/":
@@ -292,17 +292,17 @@ def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
     return {"data": json.dumps(data), "content_type": "application/json"}
 
 
-def ask(client: Client, method: str, path: str, **request: Any) -> Answer:
+def send(client: Client, method: str, path: str, **request: Any) -> Response:
     response: Any = client.generic(method, path, **request)
     content = response.getvalue() if response.streaming else response.content
     headers = {name: value for name, value in response.items() if name not in {"X-Request-ID", "Date"}}
     return response.status_code, content, headers
 
 
-def ask_row(row: Row, world: World, names: Names, who: str, client: Client | None = None) -> Answer:
+def send_row(row: Row, world: World, names: Names, who: str, client: Client | None = None) -> Response:
     path = row.path.format_map(asdict(names))
     request = body(row, world, names, who) if row.method != "GET" else {}
-    return ask(client or world.clients[who], row.method, path, **request)
+    return send(client or world.clients[who], row.method, path, **request)
 
 
 def situation_of(row: Row) -> str:
@@ -314,7 +314,7 @@ def situation_of(row: Row) -> str:
 
 def set_up(world: World, situation: str) -> None:
     for state in situation.split():
-        bring(world, state)
+        advance_request(world, state)
     if "held" in situation:
         world.collection.holds.create(
             id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit about the third ward", placed_at=datetime.now(UTC)
@@ -323,17 +323,17 @@ def set_up(world: World, situation: str) -> None:
         Collection.objects.filter(pk=world.collection.pk).update(status="deleted", deleted_at=datetime.now(UTC))
 
 
-def prepare(world: World, who: str) -> None:
+def suspend_tenant_for(world: World, who: str) -> None:
     if who == "suspended":
         Tenant.objects.filter(pk=world.collection.tenant_id).update(is_active=False)
 
 
-def told(status: int, content: bytes) -> str:
+def outcome_of(status: int, content: bytes) -> str:
     return EMPTY if status == 200 and content[:1] == b"{" and json.loads(content).get("results") == [] else str(status)
 
 
-def leaked(world: World, who: str, answer: Answer) -> list[bytes]:
+def find_leaks(world: World, who: str, answer: Response) -> list[bytes]:
     _, content, headers = answer
     text = content + repr(headers).encode()
-    kept = world.secrets + (world.tenant_secrets if who in {"other", "inactive", "suspended", "nobody"} else [])
+    kept = world.secrets + (world.tenant_secrets if who in {"other", "inactive", "suspended", "anonymous"} else [])
     return [secret for secret in kept if secret in text]

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.contents import random_bytes
-from tests.faults.answers import ask, get, path_of, post, put
+from tests.faults.api_calls import call_api, get, path_of, post, put
 from tests.faults.conftest import Site, started_site
-from tests.live.child import dying_with_us
+from tests.live.child_process import killed_with_parent
 from tests.live.people import Person
 from tests.live.server import ROOT, Server
 from tests.live.waiting import LIMIT, wait_for
@@ -63,7 +63,7 @@ def restart(server: Server) -> None:
 
 def rotation(server: Server) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        dying_with_us(sys.executable, "manage.py", "rotate_keys"),
+        killed_with_parent(sys.executable, "manage.py", "rotate_keys"),
         cwd=ROOT,
         env=server.environment,
         stdout=subprocess.PIPE,
@@ -99,7 +99,7 @@ class Client:
         filename, content = f"{self.rounds % 3}.bin", self.random.randbytes(self.random.choice([0, 1, 200_000, 600_000]))
         key = (self.member.collection, filename)
         if key in self.contents:
-            etag = ask(self.member, "GET", f"{self.member.files}{filename}/").headers["ETag"]
+            etag = call_api(self.member, "GET", f"{self.member.files}{filename}/").headers["ETag"]
             assert put(self.member, filename, content, If_Match=etag).status == 200
         else:
             assert put(self.member, filename, content).status == 201
@@ -108,11 +108,11 @@ class Client:
 
     def read(self, collection: str, filename: str) -> None:
         content, path = self.contents[collection, filename], f"/api/v1/collections/{collection}/content/{filename}"
-        whole = ask(self.member, "GET", path)
+        whole = call_api(self.member, "GET", path)
         assert (whole.status, whole.content == content) == (200, True)
         if content:
             first, last = sorted(self.random.randrange(len(content)) for _ in range(2))
-            part = ask(self.member, "GET", path, Range=f"bytes={first}-{last}")
+            part = call_api(self.member, "GET", path, Range=f"bytes={first}-{last}")
             assert (part.status, part.content == content[first : last + 1]) == (206, True)
 
 
@@ -167,7 +167,7 @@ def test_master_key_is_rotated_under_its_clients(server: Server, tmp_path: Path,
         client.member.token = server.token()
         for collection, filename in client.contents:
             client.read(collection, filename)
-    server.check()
+    server.check_consistency()
     assert "500" not in {line.split('"status": ')[1][:3] for line in server.log.splitlines() if '"status": ' in line}
     server.manage("verify_audit")
 
@@ -231,15 +231,15 @@ def test_uploads_of_one_name_at_once_are_one_file(member: Person, site: Site, si
     assert Counter(statuses) == {201: 1, 409: 19}
     kept = get(member, "one.bin")
     assert kept.content == contents[statuses.index(201)]
-    assert site.server.is_tidy()
+    assert site.server.has_no_leftovers()
     (key,) = objects_of(member)
-    assert [stored for stored in site.server.stored() if stored.startswith(key.rpartition("/")[0])] == [key]
+    assert [stored for stored in site.server.stored_objects() if stored.startswith(key.rpartition("/")[0])] == [key]
 
     statuses = twenty(member, contents[::-1], f"If-Match: {kept.headers['ETag']}\r\n")
     assert Counter(statuses) == {200: 1, 412: 19}
     assert get(member, "one.bin").content == contents[::-1][statuses.index(200)]
     assert put(member, "one.bin", b"late").status == 428
-    site.server.check()
+    site.server.check_consistency()
 
 
 def objects_of(member: Person) -> list[str]:
@@ -276,7 +276,7 @@ def test_file_is_replaced_under_its_readers(
     readers = []
     with ExitStack() as running:
         for target in targets:
-            command = dying_with_us(*member.command("--limit-rate", rate, "-o", target, member.content("a.bin")))
+            command = killed_with_parent(*member.command("--limit-rate", rate, "-o", target, member.content("a.bin")))
             readers.append(running.enter_context(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)))
             running.callback(readers[-1].kill)
         wait_for(lambda: all(target.exists() and target.stat().st_size for target in targets))
@@ -294,12 +294,12 @@ def test_file_is_replaced_under_its_readers(
     if not is_erased_meanwhile:
         member.upload("other.bin", b"")
         assert member.api("DELETE", f"{member.files}other.bin/")[0] == 204
-        wait_for(site.server.is_tidy)  # so a tick has come since
-        assert before in site.server.stored()
+        wait_for(site.server.has_no_leftovers)  # so a tick has come since
+        assert before in site.server.stored_objects()
     forget_grace(site, before)
     assert get(member, "a.bin").content == new
 
 
 def forget_grace(site: Site, key: str) -> None:
     site.server.sql("UPDATE files_pendingdeletion SET due_at = ? WHERE object_key = ?", datetime(2020, 1, 1, tzinfo=UTC), key)
-    wait_for(lambda: key not in site.server.stored())
+    wait_for(lambda: key not in site.server.stored_objects())

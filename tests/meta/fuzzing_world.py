@@ -27,7 +27,7 @@ DESTRUCTION: Final = UUID("33333333-2222-4333-8444-555555555555")
 
 
 @dataclass(frozen=True)
-class November:
+class FuzzingWorld:
     """What is there to be asked for, which alice manages. She decides alone on egress requests, and may fetch packages, too."""
 
     acme: Tenant
@@ -48,7 +48,7 @@ class November:
         return self.requests["in_review"]
 
 
-def make_november() -> November:
+def make_fuzzing_world() -> FuzzingWorld:
     now = timezone.now()
     acme = make_tenant(TENANT)
     alice, bob = make_member(acme, "alice", "admin", "research_it"), make_member(acme, "bob", "member")
@@ -67,7 +67,7 @@ def make_november() -> November:
     Invitation.objects.update(id=INVITATION)
     make_destruction(acme, "October", pk=DESTRUCTION)
     mallory = make_member(make_tenant("globex"), "mallory", "member")
-    return November(acme, alice, bob, mallory, make_requests(acme, alices, client_of(bob)))
+    return FuzzingWorld(acme, alice, bob, mallory, make_requests(acme, alices, client_of(bob)))
 
 
 def make_requests(acme: Tenant, alices: APIClient, bobs: APIClient) -> dict[str, UUID]:

@@ -7,8 +7,8 @@ from django.contrib import admin
 from django.test import Client
 from django.urls import get_resolver
 
-from tests.meta.addresses import patterns
-from tests.meta.everybody import World, ask, make_world
+from tests.meta.access_world import World, make_world, send
+from tests.meta.url_routes import patterns
 from tests.worlds import starts_from
 
 
@@ -34,15 +34,15 @@ def test_admin_pages_are_those_of_the_site() -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_admin_page_sends_everybody_who_is_not_staff_to_the_login(method: str, world: World) -> None:
     pages = admin_pages()
-    for who in ("nobody", "admin", "auditor"):
+    for who in ("anonymous", "admin", "auditor"):
         client = Client()
         if user := world.people[who]:
             client.force_login(user)
         for path in pages:
-            status, content, headers = ask(client, method, path)
+            status, content, headers = send(client, method, path)
             assert status == 302, (who, path)
             assert headers["Location"].startswith("/admin/" if path == "/admin/logout/" else "/admin/login/?next="), (who, path)
             assert content == b"", (who, path)
     for path in pages:
-        status, _, _ = ask(world.clients["root"], method, path)  # staff, with a token and without a session
+        status, _, _ = send(world.clients["root"], method, path)  # staff, with a token and without a session
         assert status == 302, path

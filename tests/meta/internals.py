@@ -14,6 +14,6 @@ INSIDES = re.compile(
 PLACES = [str(place).encode() for place in (settings.BASE_DIR, settings.HOME)]
 
 
-def insides(answer: bytes) -> list[bytes]:
+def exposed_internals(answer: bytes) -> list[bytes]:
     """What of the server shows in the headers and body of an answer."""
     return [*INSIDES.findall(answer), *(place for place in PLACES if place in answer)]

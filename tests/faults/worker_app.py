@@ -10,10 +10,10 @@ from config.worker import Worker
 
 MIB = 1024 * 1024
 seen = {"produced": 0, "closed": 0}
-worker: "HastyWorker"
+worker: "ShortTimeoutWorker"
 
 
-class HastyWorker(Worker):
+class ShortTimeoutWorker(Worker):
     """As in production, with less patience."""
 
     idle_timeout = 1.0

@@ -1,6 +1,6 @@
 """Processes that die with the one that starts them, however it ends: an interrupted run leaves no server behind.
 
-`python -m tests.live.child PARENT COMMAND...` becomes COMMAND, as such a child of the process PARENT.
+`python -m tests.live.child_process PARENT COMMAND...` becomes COMMAND, as such a child of the process PARENT.
 """
 
 import os
@@ -9,9 +9,9 @@ import sys
 from config.processes import die_with_parent
 
 
-def dying_with_us(*command: object) -> list[str]:
+def killed_with_parent(*command: object) -> list[str]:
     """The command line that starts `command` so, from the top of the checkout. The thread that starts it must live as long."""
-    return [sys.executable, "-m", "tests.live.child", str(os.getpid()), *map(str, command)]
+    return [sys.executable, "-m", "tests.live.child_process", str(os.getpid()), *map(str, command)]
 
 
 def main() -> None:
