@@ -1,4 +1,4 @@
-"""Clients of the API for the people of a world, who stay when access tokens have long expired."""
+"""API clients for the users of a world. They are created lazily, because a world outlives the access tokens of its users."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from tenants.models import User
 
 
 class Clients(dict[str, APIClient]):
-    """By name, each made when it is first asked for. A name without a person is anonymous."""
+    """Maps a name to its client, which is created at the first access. A name whose user is None gets an anonymous client."""
 
     def __init__(self, people: Mapping[str, User | None], api_keys: dict[str, str] | None = None) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Clients(dict[str, APIClient]):
         return client
 
     def pair(self, name: str) -> tokens.Pair:
-        """The access token of the person's client, and its refresh token."""
+        """Returns the access token and the refresh token of the user's client."""
         user = self._people[name]
         assert user is not None
         if name not in self.pairs:

@@ -1,7 +1,7 @@
-"""The people of every test, and what the whole suite needs.
+"""The users of every test, and the fixtures that apply to the whole suite.
 
-alice is admin and bob and carol are members of acme; mallory is a member of globex; root is the superuser and member of nothing.
-A test that starts from a world has the people of that world.
+In the tenant acme, alice is an admin, bob and carol are members. mallory is a member of globex. root is a superuser without a
+tenant. A test that starts from a world uses the users of that world.
 """
 
 import gc
@@ -29,14 +29,14 @@ from vault.stores import ensure_buckets
 
 pytest_plugins = ["tests.needs", "tests.interruption", "tests.live.fixtures"]
 
-# A busy machine is no failure.
+# On a busy machine an example takes longer than the default deadline.
 hypothesis.settings.register_profile("strongroom", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("strongroom")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is collected stays to the end: looking for garbage in it would take a tenth of the time, and as much again later."""
+    """Collected items live until the end of the run. Garbage collection over them would cost a tenth of the collection time."""
     gc.disable()
     try:
         return (yield)
@@ -55,11 +55,11 @@ def databases(
     tmp_path_factory: pytest.TempPathFactory, worker_id: str, django_test_environment: None, django_db_modify_db_settings: None,
     django_db_blocker: DjangoDbBlocker,
 ) -> Iterator[Databases]:  # fmt: skip
-    """The database of this process. What it is copied from is made once for all processes of the run."""
+    """The database of this process, a copy of a template that all processes of the run share."""
     run = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch, django_db_blocker.unblock():
         made = Databases((run if worker_id == "master" else run.parent) / "worlds")
-        # A test with transaction=True would end with a flush, which the guards of the database refuse.
+        # A test with transaction=True would end with a flush, which the database triggers refuse.
         patch.setattr(TransactionTestCase, "_fixture_teardown", lambda self: made.mark_changed())
         yield made
         made.close()
@@ -67,16 +67,16 @@ def databases(
 
 @pytest.fixture
 def django_db_setup(request: pytest.FixtureRequest, databases: Databases, django_db_blocker: DjangoDbBlocker) -> None:
-    """pytest-django asks for this before the transaction of a test begins: here the database is brought to the test's world."""
+    """Restores the database to the world of the test. pytest-django requests this before it begins the test's transaction."""
     with django_db_blocker.unblock():
         databases.restore(worlds.world_builder_of(request.node))
 
 
 @pytest.fixture
 def built(request: pytest.FixtureRequest, db: None, databases: Databases) -> Any:
-    """What the function returned that built the world of this test; a copy for each test."""
+    """A copy of what the function returned that built the world of this test."""
     build = worlds.world_builder_of(request.node)
-    assert build is not None, "this test has no world"
+    assert build is not None, "the fixture `built` needs a test that starts from a world (tests/worlds.py)"
     return databases.built(build)
 
 
@@ -89,7 +89,7 @@ def recorded_nonces() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_repeated_nonce(recorded_nonces: None) -> Iterator[None]:
-    """INV-04 over the whole run: the test that used a pair again is the one that fails."""
+    """INV-04 over the whole run: fails the test that used a (key, nonce) pair for the second time."""
     yield
     repeated, nonce_recorder.repeated_lengths[:] = list(nonce_recorder.repeated_lengths), []
     assert not repeated
@@ -102,16 +102,17 @@ def stores_prepared() -> None:
 
 @pytest.fixture(autouse=True)
 def transfer_slots_are_released() -> Iterator[None]:
-    """INV-19, after every test: one that leaks transfer slots fails itself, not the tests that run after it."""
+    """INV-19 after every test: fails the test that leaks transfer slots, instead of a later one."""
     yield
     invariants.check_slots()
 
 
 @pytest.fixture(autouse=True)
 def vault_identity_checked(stores_prepared: None) -> Iterator[None]:
-    """A test's database is rolled back, and the vault is not: each test finds it without a mark, ledger and heads.
+    """Removes the vault's identity, ledger and audit heads after each test, because a rollback does not remove objects.
 
-    As if this process had just looked: whoever tests that calls `deployment.forget()`.
+    During the test, this process acts as if it had just checked the identity of the vault. Tests of that check call
+    `identity.clear_checks()`.
     """
     vault = Path(settings.STORAGES["vault"]["OPTIONS"]["location"])
     with worlds.vault_identity_checked():
@@ -121,7 +122,7 @@ def vault_identity_checked(stores_prepared: None) -> Iterator[None]:
 
 @pytest.fixture
 def buckets_of_world(request: pytest.FixtureRequest, databases: Databases) -> Path:
-    """The folder of the objects that the test's world starts with, one folder for each alias of a bucket."""
+    """The folder with the initial objects of the test's world, one subfolder for each bucket alias."""
     return databases.buckets(worlds.world_builder_of(request.node))
 
 
@@ -167,7 +168,7 @@ def root(db: None) -> User:
 
 @pytest.fixture
 def api() -> Callable[[User | str | None], APIClient]:
-    """A client with a real token of the person, or with this API key; `api(None)` is anonymous."""
+    """Makes a client with a real token of a user or with an API key; `api(None)` makes an anonymous one."""
 
     def client_of(who: User | str | None) -> APIClient:
         client = APIClient()

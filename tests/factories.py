@@ -1,4 +1,4 @@
-"""Rows for tests, valid and no more. Everybody's password is PASSWORD."""
+"""Minimal valid rows for tests. The password of every user is PASSWORD."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ PASSWORD = "correct horse battery staple"
 
 
 def make_tenant(slug: str, *, new_collections: str = Tenant.NewCollections.EDITOR) -> Tenant:
-    """A team that shares what it has, unless the test says otherwise."""
+    """Creates a tenant. By default, all members can edit new collections."""
     return Tenant.objects.create(slug=slug, name=slug.capitalize(), created_at=datetime.now(UTC), new_collections=new_collections)
 
 
@@ -33,7 +33,7 @@ def make_member(tenant: Tenant, username: str, *roles: str) -> User:
 
 
 def make_key(owner: User, *scopes: str, tenant: Tenant | None = None) -> str:
-    """An API key with these scopes, or with all: what stands behind Bearer."""
+    """Creates an API key with these scopes, or with all, and returns it in the form that follows `Bearer`."""
     tenant = tenant or Tenant.objects.get(memberships__user=owner)
     wanted: Sequence[str] = scopes or Scope.values
     _, text = api_keys.create(
@@ -43,7 +43,7 @@ def make_key(owner: User, *scopes: str, tenant: Tenant | None = None) -> str:
 
 
 def make_destruction(tenant: Tenant, display_name: str, *, began_by: str = "system", pk: UUID | None = None) -> Destruction:
-    """Of a collection that is gone."""
+    """Creates the record of a completed destruction, whose collection no longer exists."""
     now = datetime.now(UTC)
     return Destruction.objects.create(
         pk=pk or uuid4(),

@@ -1,4 +1,4 @@
-"""pytest plugin: a run that is interrupted tears its fixtures down, and its worker processes do not outlive it."""
+"""A pytest plugin: an interrupted run tears down its fixtures, and its worker processes end with it."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from config.processes import die_with_parent
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         die_with_parent()
-        if os.getppid() == 1:  # it ended before the line above
+        if os.getppid() == 1:  # the parent ended before the line above
             sys.exit(1)
     else:
         signal.signal(signal.SIGTERM, _interrupt)
@@ -19,7 +19,10 @@ def pytest_configure() -> None:
 
 
 def _interrupt(number: int, _: Any) -> None:
-    """Once: Ctrl-C in a terminal reaches pytest and `bin/test`, which sends SIGTERM. By itself it can be pressed again."""
+    """Handles only the first signal: Ctrl-C reaches both pytest and `bin/test`, and `bin/test` then sends SIGTERM.
+
+    Without `bin/test`, a second Ctrl-C interrupts the teardown.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What has to hold after every operation, whoever won it and whatever went wrong (FAULTS)."""
+"""Checks of the invariants that hold after every operation, whatever failed and whichever contender won (docs/faults.md)."""
 
 from contextlib import ExitStack
 
@@ -24,7 +24,7 @@ def check_all() -> None:
 
 
 def check_objects() -> None:
-    """INV-06: every file that is not missed has its object, of the size in its row; every object has a row that knows of it."""
+    """INV-06: every ready file has its object, of the size in its row, and a row refers to every object."""
     for file in StoredFile.objects.filter(status=StoredFile.Status.READY):
         assert get_store(file.store).stat(file.object_key).size == file.object_size
     known: set[tuple[str, str]] = set()
@@ -35,14 +35,14 @@ def check_objects() -> None:
 
 
 def check_counts() -> None:
-    """INV-18: what the quota counts is what there is."""
+    """INV-18: the counters of the quota match the stored files."""
     for collection in Collection.objects.all():
         assert collection.file_count == collection.files.count()
         assert collection.total_length == collection.files.aggregate(total=Sum("length", default=0))["total"]
 
 
 def check_egress() -> None:
-    """INV-10, INV-11, INV-13, as rows have it: what is asked for stays as it was, and at most one package comes of it."""
+    """INV-10, INV-11, INV-13, in the rows: requested files stay unchanged, and a request has at most one package."""
     for request in EgressRequest.objects.all():
         holds = Hold.objects.filter(kind=Hold.Kind.EGRESS, ref=str(request.pk))
         kept = request.items.exclude(status__in=[StagedFile.Status.WIPING, StagedFile.Status.WIPED]).select_related("file")
@@ -61,12 +61,12 @@ def check_egress() -> None:
 
 
 def check_release(request: EgressRequest) -> None:
-    """INV-10: no package unless it was approved at every stage, by as many people who had no part in it."""
+    """INV-10: a package requires an approval at every stage, each by another reviewer who did not contribute to the request."""
     packages = StoredFile.objects.filter(collection__package_of=request)
-    steps = request.steps.filter(to_status="released").exclude(from_status="released").count()  # the others extended it
-    assert steps == (request.released_at is not None)
-    assert packages.count() <= steps
-    if not steps:
+    releases = request.steps.filter(to_status="released").exclude(from_status="released").count()  # without extensions
+    assert releases == (request.released_at is not None)
+    assert packages.count() <= releases
+    if not releases:
         return
     this_round = {"request": request, "round": request.round}
     decisions = Decision.objects.filter(voided_at=None, content_sha256=request.content_sha256, verdict="approve", **this_round)
@@ -78,7 +78,7 @@ def check_release(request: EgressRequest) -> None:
 
 
 def check_slots() -> None:
-    """Every transfer gave its slots back, once: one more than there are would be an error when it is given back."""
+    """INV-19: every transfer has released its slots exactly once. A surplus release raises an error at the release."""
     with ExitStack() as taken:
         for _ in range(settings.FILES_MAX_TRANSFERS):
             SLOTS.take()
@@ -89,5 +89,5 @@ def check_slots() -> None:
 
 
 def entries() -> list[tuple[str, StoreEntry]]:
-    """Objects, versions and unfinished uploads of every bucket, each with the bucket's alias."""
+    """Returns the objects, versions and unfinished uploads of every bucket, each with the bucket's alias."""
     return [(alias, entry) for alias in settings.BUCKETS for entry in get_store(alias).entries("")]

@@ -1,4 +1,4 @@
-"""A mail server on loopback, of the part of SMTP that Django speaks: it keeps what it is given."""
+"""A mail server on loopback that stores messages. It supports the part of SMTP that Django uses."""
 
 from contextlib import suppress
 from email import message_from_bytes, policy
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class ConnectionDrop(Enum):
-    """Without a word, when it has been given a message."""
+    """When the server closes the connection, without a reply to a message."""
 
-    BEFORE_STORING = "before keeping it"
-    AFTER_STORING = "after keeping it"
+    BEFORE_STORING = "before storing the message"
+    AFTER_STORING = "after storing the message"
 
 
 class Mailbox(ThreadingTCPServer):
@@ -22,10 +22,10 @@ class Mailbox(ThreadingTCPServer):
 
     def __init__(self, port: int = 0) -> None:
         self.messages: list[EmailMessage] = []
-        self.envelopes: list[tuple[str, list[str]]] = []  # of each message: who sent it, and to whom
-        self.refused: set[str] = set()  # recipients that it knows nothing of
+        self.envelopes: list[tuple[str, list[str]]] = []  # sender and recipients of each message
+        self.refused: set[str] = set()  # recipients that the server rejects
         self.is_busy = False
-        self.pause = 0.0  # seconds before it answers
+        self.pause = 0.0  # seconds before each reply
         self.connection_drop: ConnectionDrop | None = None
         self.conversations = 0
         super().__init__(("127.0.0.1", port), Conversation)
@@ -48,28 +48,28 @@ class Conversation(StreamRequestHandler):
     server: Mailbox
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # who lost patience went away
+        with suppress(ConnectionError):  # the client timed out and closed the connection
             self.converse()
 
     def converse(self) -> None:
         self.server.conversations += 1
         if self.server.is_busy:
-            self.say("421 busy")
+            self.reply("421 busy")
             return
-        self.say("220 here")
+        self.reply("220 ready")
         sender, recipients = "", list[str]()
         while line := self.rfile.readline().decode().strip():
             match line[:4].upper():
                 case "MAIL":
                     sender, recipients = address_in(line), []
-                    self.say("250 fine")
+                    self.reply("250 ok")
                 case "RCPT" if address_in(line) in self.server.refused:
-                    self.say("550 nobody of this name")
+                    self.reply("550 no such mailbox")
                 case "RCPT":
                     recipients.append(address_in(line))
-                    self.say("250 fine")
+                    self.reply("250 ok")
                 case "DATA":
-                    self.say("354 go on")
+                    self.reply("354 send the message")
                     message = self.read()
                     if self.server.connection_drop is ConnectionDrop.BEFORE_STORING:
                         return
@@ -77,20 +77,20 @@ class Conversation(StreamRequestHandler):
                     self.server.envelopes.append((sender, recipients))
                     if self.server.connection_drop is ConnectionDrop.AFTER_STORING:
                         return
-                    self.say("250 kept")
+                    self.reply("250 stored")
                 case "QUIT":
-                    self.say("221 bye")
+                    self.reply("221 bye")
                     return
                 case _:
-                    self.say("250 fine")
+                    self.reply("250 ok")
 
     def read(self) -> EmailMessage:
         lines = iter(self.rfile.readline, b".\r\n")
         return message_from_bytes(b"".join(line.removeprefix(b".") for line in lines), policy=policy.default)
 
-    def say(self, words: str) -> None:
+    def reply(self, text: str) -> None:
         sleep(self.server.pause)
-        self.wfile.write(words.encode() + b"\r\n")
+        self.wfile.write(text.encode() + b"\r\n")
 
 
 def address_in(line: str) -> str:

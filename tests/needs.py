@@ -1,9 +1,10 @@
-"""The optional programs and servers that tests need. This plugin is the only place that looks for them.
+"""A pytest plugin for the optional programs and servers that tests need. Only this module looks for them.
 
-    @pytest.mark.needs("curl", "ceph")          on a test, in a module's `pytestmark`, or on one parameter
-    @mark_dependents(pytest.mark.needs("ceph"))      below @pytest.fixture: on every test that uses the fixture
+    @pytest.mark.needs("curl", "ceph")            on a test, in a module's `pytestmark`, or on one parameter
+    @mark_dependents(pytest.mark.needs("ceph"))   below @pytest.fixture: on every test that uses the fixture
 
-A test whose needs are absent is skipped; with CI=true it fails. What needs a server of `SERVERS` or a browser is `external`.
+A test whose needs are missing is skipped; with CI=true it fails. A test that needs a server of `SERVERS` or a browser gets the
+marker `external`.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 
-PROGRAMS = {  # program: Debian's package
+PROGRAMS = {  # program: Debian package
     "7z": "p7zip-full",
     "aria2c": "aria2",
     "chromium": "chromium",
@@ -28,20 +29,20 @@ PROGRAMS = {  # program: Debian's package
     "unzip": "unzip",
     "wget": "wget",
 }
-SERVERS = {  # server: the variable that names it, and how to get one; `tests.servers` finds those of this machine
+SERVERS = {  # server: the environment variable with its address, and how to get one; `tests.servers` finds the running ones
     "ceph": ("S3_TEST_ENDPOINT_URL", "start one with .ci/ceph up"),
     "postgresql": ("TEST_POSTGRESQL_URL", "apt-get install postgresql, name it with TEST_DATABASE_URL"),
     "redis": ("TEST_REDIS_URL", "apt-get install redis-server, name it with TEST_REDIS_URL"),
 }
 EXTERNAL = {*SERVERS, "chromium"}
-KINDS = ("both_databases", "external", "long", "quiet", "server")  # markers that decide in which pass a test runs
+KINDS = ("both_databases", "external", "long", "quiet", "server")  # the markers that decide in which pass a test runs
 
 Function = TypeVar("Function", bound=Callable[..., object])
 _marks_of_fixtures: dict[Callable[..., object], tuple[pytest.MarkDecorator, ...]] = {}
 
 
 def mark_dependents(*marks: pytest.MarkDecorator) -> Callable[[Function], Function]:
-    """Decorates the function of a fixture: every test that uses the fixture gets these marks."""
+    """Returns a decorator for the function of a fixture: every test that uses the fixture gets these marks."""
 
     def decorate(function: Function) -> Function:
         _marks_of_fixtures[function] = marks
@@ -57,12 +58,12 @@ def is_present(name: str) -> bool:
 
 
 def install_hint(name: str) -> str:
-    """One line that says what to install or start."""
+    """Returns one line that says what to install or start."""
     return f"needs {name} ({SERVERS[name][1] if name in SERVERS else f'apt-get install {PROGRAMS[name]}'})"
 
 
 def address(server: str) -> str:
-    """Where a server is that the running test has declared."""
+    """Returns the address of a server that the running test has declared."""
     variable, _ = SERVERS[server]
     assert variable in os.environ, (
         f"a test that uses {server} is marked with needs({server!r}), or its fixture with mark_dependents"
@@ -76,7 +77,7 @@ def needs_of(item: pytest.Item) -> set[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First, because the expression of `-m` selects by what is added here."""
+    """Adds the marks. Runs first, because the expression of `-m` selects by them."""
     for item in items:
         fixtures = getattr(item, "_fixtureinfo", None)
         for definitions in fixtures.name2fixturedefs.values() if fixtures else ():
@@ -84,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(mark)
         needs = needs_of(item)
         if unknown := needs - PROGRAMS.keys() - SERVERS.keys():
-            raise pytest.UsageError(f"{item.nodeid}: tests/needs.py does not know {', '.join(sorted(unknown))}")
+            raise pytest.UsageError(f"{item.nodeid}: add {', '.join(sorted(unknown))} to tests/needs.py")
         if needs & EXTERNAL:
             item.add_marker("external")
         if item.get_closest_marker("quiet"):
@@ -95,7 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """To collect a module takes longer than most tests: bin/test names those that have a test of the present pass."""
+    """Collects only the modules that bin/test lists for the pass: collecting a module takes longer than most tests."""
     files = os.environ.get("TEST_FILES")
     return True if files and collection_path.is_file() and str(collection_path) not in files.split("\n") else None
 
@@ -109,7 +110,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(missing)
 
 
-# --- A test that starts an optional program without declaring it would fail on a machine that has none ---
+# --- Detection of tests that start an optional program without declaring it ---
 
 _running: list[pytest.Item] = []
 

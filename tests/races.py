@@ -1,4 +1,4 @@
-"""Callables that really run at once: threads with database connections of their own, released together."""
+"""Runs callables in parallel: in threads that start together and have their own database connections."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +13,12 @@ Result = TypeVar("Result")
 
 
 def attempts(number: int) -> pytest.MarkDecorator:
-    """The test races so often, and once in the gate: who wins is chance."""
+    """Repeats a test, because the winner of a race is random: `number` times with --long, once in the gate."""
     return pytest.mark.parametrize("attempt", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, number))])
 
 
 def race(contenders: Iterable[Callable[[], Result]]) -> list[Result]:
-    """What each returned, in order; the first exception of any is raised. For tests with transaction=True."""
+    """Returns the results in the order of the contenders, or raises the first exception. Requires transaction=True."""
     calls = list(contenders)
     start = Barrier(len(calls))
 

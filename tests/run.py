@@ -1,13 +1,13 @@
 """Runs the tests: `bin/test [--long] [--bare | --external] [pytest arguments]`.
 
-Passes 1 and 2 are what a machine with nothing but Python can run: on SQLite, with every optional server hidden. Passes 3 and 4
-are the tests that need PostgreSQL, Redis, a real S3 server or a browser, and those that are repeated on PostgreSQL. Tests that
-start servers have passes of their own, so that nothing else takes their time. With --long a last pass runs the tests that need a
-quiet machine, one after the other, with the servers that there are, on SQLite. The arguments select tests in all of them.
+Passes 1 and 2 need only Python: they run on SQLite and hide every optional server. Passes 3 and 4 run the tests that need
+PostgreSQL, Redis, a real S3 server or a browser, and repeat some tests on PostgreSQL. Tests that start servers run in separate
+passes, so that other tests do not take their CPU time. With --long, a last pass runs the tests that need a quiet machine, one
+after the other, on SQLite, with the available servers. The pytest arguments apply to every pass.
 
-PostgreSQL is TEST_DATABASE_URL or the local one, Redis is TEST_REDIS_URL or the local one, and the S3 server is
-S3_TEST_ENDPOINT_URL or the one that `.ci/ceph up` started. With CI=true every one of them must answer, and every optional
-program must be installed.
+The addresses are TEST_DATABASE_URL for PostgreSQL, TEST_REDIS_URL for Redis and S3_TEST_ENDPOINT_URL for the S3 server. Without
+them, bin/test uses local servers and the S3 server that `.ci/ceph up` started. With CI=true, every server must answer and every
+optional program must be installed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from tests.live.child_process import killed_with_parent
 
 NO_TESTS, INTERRUPTED = 5, 2  # pytest's exit codes
 PR_SET_CHILD_SUBREAPER = 36
-STOPPING = 30.0  # seconds that pytest has to end when it is interrupted
+STOP_TIMEOUT = 30.0  # seconds that an interrupted pytest has for its teardown
 GIB = 1024**3
 
 
@@ -42,9 +42,9 @@ GIB = 1024**3
 class Pass:
     name: str
     environment: dict[str, str]
-    markers: tuple[str, ...] = ()  # a test has one of them; where there are none, it is not "external"
+    markers: tuple[str, ...] = ()  # the pass has tests with any of these markers; without markers, all but "external" tests
     has_servers: bool = False
-    is_quiet: bool = False  # with servers and without
+    is_quiet: bool = False  # a quiet pass ignores `has_servers`
 
     @property
     def selection(self) -> str:
@@ -53,14 +53,14 @@ class Pass:
         return f"{chosen} and {kind}"
 
     def has(self, kind: set[str]) -> bool:
-        """Whether a test with these markers is one of this pass."""
+        """Returns whether a test with these markers belongs to this pass."""
         is_chosen = bool(kind & {*self.markers}) if self.markers else "external" not in kind
         is_wanted = self.is_quiet or self.has_servers == ("server" in kind)
         return is_chosen and is_wanted and self.is_quiet == ("quiet" in kind)
 
 
 class Runner:
-    """Starts one pytest after the other, and passes on the signals that interrupt."""
+    """Runs pytest processes one after the other and forwards interrupting signals to them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -73,7 +73,7 @@ class Runner:
 
     def _interrupt(self, number: int, _: FrameType | None) -> None:
         is_repeated, self.interrupted_by = bool(self.interrupted_by), number
-        self._deadline = time.monotonic() + STOPPING
+        self._deadline = time.monotonic() + STOP_TIMEOUT
         if self._process:
             self._process.send_signal(signal.SIGKILL if is_repeated else signal.SIGTERM)
 
@@ -95,7 +95,7 @@ class Runner:
 
 
 def _adopt_orphans() -> None:
-    """What a process leaves behind that is killed becomes a child of this one."""
+    """Makes the orphans of killed descendants children of this process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -109,28 +109,32 @@ def _kill_children() -> None:
 
 
 @contextmanager
-def run_folder(room: int) -> Iterator[Path]:
-    """All that a run writes, in memory where there is enough of it. It is gone afterwards, whatever became of the run."""
-    folder = Path(tempfile.mkdtemp(prefix="strongroom-test-", dir=None if "TMPDIR" in os.environ else memory(room)))
+def run_folder(min_bytes: int) -> Iterator[Path]:
+    """Creates the folder for everything that a run writes, in memory if possible, and deletes it in any case."""
+    parent = None if "TMPDIR" in os.environ else memory_folder(min_bytes)
+    folder = Path(tempfile.mkdtemp(prefix="strongroom-test-", dir=parent))
     try:
         yield folder
     finally:
         deadline = time.monotonic() + 10
-        while folder.exists() and time.monotonic() < deadline:  # processes that die just now may still write
+        while folder.exists() and time.monotonic() < deadline:  # dying processes may still write
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def memory(room: int) -> str | None:
-    """A file system in memory with so many bytes left, on which programs can be started."""
-    path = "/dev/shm"  # noqa: S108  a folder of our own is made in it
+def memory_folder(min_bytes: int) -> str | None:
+    """Returns a file system in memory with enough free bytes that allows execution, or None."""
+    path = "/dev/shm"  # noqa: S108  the run creates a private folder in it
     if not os.access(path, os.W_OK):
         return None
     status = os.statvfs(path)
-    return path if status.f_bavail * status.f_frsize >= room and not status.f_flag & os.ST_NOEXEC else None
+    return path if status.f_bavail * status.f_frsize >= min_bytes and not status.f_flag & os.ST_NOEXEC else None
 
 
 def passes(found: dict[str, str], present: list[str], *, is_bare: bool, is_external: bool, is_long: bool) -> Iterator[Pass]:
-    """With the variables of the servers that there are, and the names of those and of the browser."""
+    """Yields the passes of a run.
+
+    `found` holds the environment variables of the available servers, `present` the names of these servers and of the browser.
+    """
     hidden = {"TEST_DATABASE_URL", "TEST_POSTGRESQL_URL", "TEST_REDIS_URL", "S3_TEST_ENDPOINT_URL"}
     bare = {name: value for name, value in os.environ.items() if name not in hidden and not name.startswith("AWS_")}
     if not is_external:
@@ -156,11 +160,13 @@ def passes(found: dict[str, str], present: list[str], *, is_bare: bool, is_exter
 def check_all_present() -> None:
     os.environ |= servers.find()
     if missing := [needs.install_hint(name) for name in sorted({*needs.PROGRAMS, *needs.SERVERS}) if not needs.is_present(name)]:
-        sys.exit("bin/test: with CI=true nothing may be missing\n" + "\n".join(f"bin/test: {line}" for line in missing))
+        sys.exit(
+            "bin/test: CI=true requires all optional programs and servers\n" + "\n".join(f"bin/test: {line}" for line in missing)
+        )
 
 
 def files_of(chosen: Pass, kinds: list[list[str]], *, is_long: bool) -> list[str]:
-    """The files that have a test of this pass: `kinds` are a file and the markers of one of its tests each."""
+    """Returns the files with a test of this pass. Each item of `kinds` is a file, followed by the markers of one of its tests."""
     return sorted({file for file, *kind in kinds if chosen.has({*kind}) and (is_long or "long" not in kind)})
 
 
@@ -169,14 +175,14 @@ def main() -> int:
         "bin/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.usage = "bin/test [--long] [--bare | --external] [pytest arguments]"
-    parser.add_argument("--long", action="store_true", help="runs all tests, and not only the gate")
+    parser.add_argument("--long", action="store_true", help="run all tests instead of the gate")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--bare", action="store_true", help="runs only what needs no server of tests/needs.py")
-    which.add_argument("--external", action="store_true", help="runs only what is left out by --bare")
+    which.add_argument("--bare", action="store_true", help="run only tests that need no server or browser")
+    which.add_argument("--external", action="store_true", help="run only the tests that --bare leaves out")
     options, arguments = parser.parse_known_args()
     if os.environ.get("CI") == "true" and not options.bare:
         check_all_present()
-    # A module stays on one worker, which builds what its tests share once.
+    # All tests of a module run on one worker, so that their shared fixtures are set up once.
     workers = ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadscope"]
     common = ["-p", "tests.module_durations"] if options.long else []
     pace = "" if options.long else "not long and "
@@ -188,7 +194,7 @@ def main() -> int:
         runner, kinds = Runner(folder), folder / "kinds"
         for each in passes(found, present, is_bare=options.bare, is_external=options.external, is_long=options.long):
             environment = each.environment | {"TEST_KINDS": str(kinds)}
-            if kinds.exists():  # the first pass has collected everything
+            if kinds.exists():  # written by the first pass, which collects all tests
                 files = files_of(each, json.loads(kinds.read_text()), is_long=options.long)
                 if not files:
                     continue

@@ -1,4 +1,4 @@
-"""The servers of this machine that tests can use. `python -m tests.servers` prints their addresses for a shell to evaluate."""
+"""Finds the servers that tests can use. `python -m tests.servers` prints their addresses as shell commands (`export`)."""
 
 import os
 import shlex
@@ -19,13 +19,13 @@ REDIS = os.environ.get("TEST_REDIS_URL") or "redis://127.0.0.1:6379/15"
 
 
 def find() -> dict[str, str]:
-    """The variables of those that answer: what `needs.SERVERS` names, and the identity on the S3 server."""
+    """Returns the variables of the servers that answer: those of `needs.SERVERS`, and the credentials for the S3 server."""
     return _postgresql() | _redis() | _ceph()
 
 
 def _postgresql() -> dict[str, str]:
     try:
-        # The database itself need not exist: each run makes its own test database beside it.
+        # The database itself need not exist: each run creates its own test database on the same server.
         psycopg.connect(DATABASE, dbname="postgres", connect_timeout=3).close()
     except psycopg.Error:
         return {}

@@ -1,13 +1,13 @@
-"""The project's settings with throw-away secrets, so that `pytest` and `mypy` work in a checkout without an installation."""
+"""The project's settings with disposable secrets, so that `pytest` and `mypy` work in a checkout without an installation."""
 
 import base64
 import os
 import tempfile
 
 
-_home = tempfile.TemporaryDirectory(prefix="strongroom-test-")  # goes when the process ends
+_home = tempfile.TemporaryDirectory(prefix="strongroom-test-")  # deleted when the process ends
 _worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-if os.environ.get("HOME_OF_WORKER", "") != _worker:  # which has the environment of the process that started it, and its home
+if os.environ.get("HOME_OF_WORKER", "") != _worker:  # a worker inherits its parent's environment, but needs its own home
     os.environ |= {"HOME_OF_WORKER": _worker, "STRONGROOM_HOME": _home.name}
 os.environ.setdefault("STRONGROOM_HOME", _home.name)
 os.environ.setdefault("SECRET_KEY", "test-" + "s" * 60)
@@ -18,12 +18,12 @@ os.environ.setdefault("DATABASE_URL", os.environ.get("TEST_DATABASE_URL", ""))
 if not os.environ["DATABASE_URL"]:
     del os.environ["DATABASE_URL"]
 
-from config.settings import *  # noqa: E402, F403  the environment above must stand before the settings read it
+from config.settings import *  # noqa: E402, F403  the settings read the environment set above
 
 
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # argon2 would be most of the suite's time
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # argon2 would dominate the duration of the suite
 
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):  # noqa: F405
-    # A file, as in production: threads on one in-memory database get "table is locked" at once instead of waiting for their turn.
+    # A file, as in production: threads on one in-memory database fail immediately with "table is locked" instead of waiting.
     DATABASES["default"]["TEST"] = {"NAME": str(HOME / "test.sqlite3")}  # noqa: F405
-STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # noqa: F405  whitenoise warns of a missing one
+STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # noqa: F405  whitenoise warns if it is missing

@@ -1,6 +1,6 @@
-"""S3 servers and buckets for tests: moto in this process, and the real one that S3_TEST_ENDPOINT_URL names (`.ci/ceph up`).
+"""S3 servers and buckets for tests: moto in this process, and the real server at S3_TEST_ENDPOINT_URL (`.ci/ceph up`).
 
-boto3 and moto are imported when they are first used: most processes that collect tests never do.
+boto3 and moto are imported at first use, because most processes that collect tests never need them.
 """
 
 import os
@@ -30,7 +30,7 @@ ALIASES = ("vault", "staging", "release")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An S3 server and an identity on it."""
+    """The address of an S3 server and credentials for it."""
 
     url: str
     access_key: str = field(repr=False)
@@ -38,11 +38,11 @@ class Endpoint:
 
     @property
     def client(self) -> "S3Client":
-        """Not our store's client: for what surrounds a test."""
+        """A client that is independent of our stores, for set-up and checks."""
         return _client(self)
 
     def options(self, bucket: str) -> dict[str, Any]:
-        """OPTIONS of a STORAGES alias for one of its buckets."""
+        """Returns the OPTIONS of a STORAGES alias for one bucket."""
         return {
             "bucket_name": bucket,
             "endpoint_url": self.url,
@@ -58,7 +58,7 @@ class Endpoint:
         return S3Store(**self.options(bucket))
 
     def environment(self, bucket: str) -> dict[str, str]:
-        """What a server process needs in its environment to keep its objects here; it creates its buckets itself."""
+        """Returns the environment of a server process that stores its objects here. It creates its own buckets."""
         return {
             "S3_ENDPOINT_URL": self.url,
             "S3_BUCKET": bucket,
@@ -85,9 +85,10 @@ def _client(endpoint: Endpoint) -> "S3Client":
 
 
 class Faults:
-    """WSGI in front of moto: records requests, and answers some of them itself.
+    """WSGI middleware in front of moto: records requests and injects faults.
 
-    A fault is called with the environ and the application; it answers with a WSGI body, or with None to pass.
+    A fault is a function of the environ, `start_response` and the application. It returns a WSGI body as the response, or None
+    to pass the request to moto.
     """
 
     def __init__(self, application: "WSGIApplication") -> None:
@@ -105,7 +106,7 @@ class Faults:
 
     @contextmanager
     def during(self, fault: Callable[..., Iterable[bytes] | None]) -> Iterator[list[dict[str, Any]]]:
-        """The requests that arrive while a fault lasts."""
+        """Injects a fault inside the block. At its end, the yielded list receives the requests that arrived meanwhile."""
         before, self.fault = len(self.requests), fault
         seen: list[dict[str, Any]] = []
         try:
@@ -116,13 +117,13 @@ class Faults:
 
 
 def serve(application: "WSGIApplication", **options: Any) -> "BaseWSGIServer":
-    """moto on loopback, in a thread of this process."""
+    """Serves moto on loopback, in a thread of this process."""
     from moto.moto_server.werkzeug_app import MotoRequestHandler
     from werkzeug.serving import make_server
 
     class QuietHandler(MotoRequestHandler):
         def log_request(self, *_: object, **__: object) -> None:
-            """Writes no line on stderr for each request."""
+            """Suppresses the line on stderr for each request."""
 
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=QuietHandler, **options)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -131,7 +132,7 @@ def serve(application: "WSGIApplication", **options: Any) -> "BaseWSGIServer":
 
 @cache
 def moto_server() -> tuple[Endpoint, Faults]:
-    """One for each test process."""
+    """Starts one moto server per test process."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
     faults = Faults(DomainDispatcherApplication(create_backend_app))
@@ -143,7 +144,7 @@ def moto() -> Endpoint:
 
 
 def ceph() -> Endpoint:
-    """The real server."""
+    """Returns the real S3 server."""
     return Endpoint(needs.address("ceph"), os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
 
 
@@ -154,7 +155,7 @@ SERVER_PARAMS = ["moto", CEPH]
 
 @contextmanager
 def buckets(endpoint: Endpoint, count: int, **options: Any) -> Iterator[list[str]]:
-    """New buckets, emptied and removed afterwards: a user of Ceph has at most 1,000 of them."""
+    """Creates buckets, and empties and removes them afterwards: Ceph limits a user to 1,000 buckets."""
     names = [f"test-{uuid.uuid4().hex}" for _ in range(count)]
     client = endpoint.client
     for name in names:
@@ -170,7 +171,7 @@ def buckets(endpoint: Endpoint, count: int, **options: Any) -> Iterator[list[str
 
 @contextmanager
 def use_new_buckets(endpoint: Endpoint, settings: "Settings") -> Iterator[dict[str, str]]:
-    """Points `settings.STORAGES` at new buckets of a server; yields alias -> bucket."""
+    """Points `settings.STORAGES` at new buckets of a server; yields a mapping of alias to bucket."""
     with buckets(endpoint, len(ALIASES)) as names:
         by_alias = dict(zip(ALIASES, names, strict=True))
         settings.STORAGES = settings.STORAGES | {
@@ -181,7 +182,7 @@ def use_new_buckets(endpoint: Endpoint, settings: "Settings") -> Iterator[dict[s
 
 
 def _empty(client: "S3Client", bucket: str) -> None:
-    """Not through our own store: that is what is being tested, and it bypasses no retention."""
+    """Deletes all contents without our own store, which is under test and does not bypass retention."""
     for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", ()):
         client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
     while True:

@@ -1,4 +1,4 @@
-"""Worlds: a database and buckets that tests start from, built once in a run and restored for each test.
+"""Worlds: initial states of the database and the buckets, built once in a run and restored for each test.
 
 A module, class or test names the function that builds its world:
 
@@ -10,9 +10,9 @@ A fixture can name it as well, for all tests that use the fixture:
     @provides_world(november)
     def slug(built: str) -> str: ...
 
-The function takes nothing and returns what the tests need to find their way: rows, names, tokens. It runs once, outside of a
-transaction, with the default buckets. The fixture `built` is a copy of its result, made anew for each test. A test without a
-world starts from an empty database.
+The function takes no arguments and returns what the tests need to refer to: rows, names, tokens. It runs once, outside of a
+transaction, with the default buckets. The fixture `built` is a new copy of its result for each test. A test without a world
+starts from an empty database.
 """
 
 import fcntl
@@ -44,12 +44,12 @@ OBJECTS: Final = Path(settings.HOME) / "objects"
 
 
 class Databases:
-    """The database of this process: it is a copy of the one that its present world was saved in."""
+    """The database of this process: a copy of the saved database of the current world."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._present = ""  # the world that the database holds
-        self._objects = EMPTY  # the world that the default buckets held at first
+        self._current = ""  # the world that the database is restored to; empty if a test has changed it
+        self._objects = EMPTY  # the world that the default buckets were last restored to
         self._original = settings.DATABASES["default"]["NAME"]
         self._is_sqlite = connection.vendor == "sqlite"
         test_name = settings.DATABASES["default"].get("TEST", {}).get("NAME")
@@ -63,7 +63,7 @@ class Databases:
                 self._save(EMPTY, None)
 
     def restore(self, build: Build | None) -> None:
-        """Brings the database and the default buckets to where the world begins."""
+        """Restores the database and the default buckets to the initial state of the world; builds the world if necessary."""
         name = _name_of(build)
         if build is not None:
             with self._saved(name) as is_new:
@@ -72,27 +72,27 @@ class Databases:
                     _load_objects(None)
                     with vault_identity_checked():
                         self._save(name, build())
-        if name != self._present:
+        if name != self._current:
             self._load(name)
         if name != EMPTY or self._objects != EMPTY:
             _load_objects(self._folder / name)
             self._objects = name
 
     def built(self, build: Build) -> Any:
-        return pickle.loads((self._folder / _name_of(build) / "built").read_bytes())  # noqa: S301  our own
+        return pickle.loads((self._folder / _name_of(build) / "built").read_bytes())  # noqa: S301  written by `_save`
 
     def buckets(self, build: Build | None) -> Path:
-        """A folder for each alias of a bucket that the world has objects in."""
+        """Returns the folder that has a subfolder for each bucket alias with objects of the world."""
         return self._folder / _name_of(build) / "objects"
 
     @property
     def migrated(self) -> str:
-        """The database of PostgreSQL that `migrate` has made and nobody has used; none with SQLite."""
+        """The name of the PostgreSQL database with the result of `migrate` and no other rows; empty on SQLite."""
         return "" if self._is_sqlite else self._template(EMPTY)
 
     def mark_changed(self) -> None:
-        """The database is no longer where its world begins: a transaction was committed."""
-        self._present = ""
+        """Records that a test has committed a transaction, so that the database must be restored before the next test."""
+        self._current = ""
 
     def close(self) -> None:
         self._drop(self._name)
@@ -100,7 +100,7 @@ class Databases:
 
     @contextmanager
     def _saved(self, name: str) -> Iterator[bool]:
-        """Whether the world has to be built and saved in this block; the other processes of the run wait for its end."""
+        """Yields whether the block must build and save the world. Other processes of the run wait for the end of the block."""
         self._folder.mkdir(parents=True, exist_ok=True)
         done = self._folder / name / "built"
         if done.exists():
@@ -117,12 +117,12 @@ class Databases:
             shutil.copytree(OBJECTS, folder / "objects", dirs_exist_ok=True)
         connections.close_all()
         if self._is_sqlite:
-            shutil.copyfile(self._name, folder / "database")  # closing the last connection has emptied its write-ahead log
+            shutil.copyfile(self._name, folder / "database")  # closing the last connection empties the write-ahead log
         else:
             self._copy(self._name, self._template(name))
         (folder / "new").write_bytes(pickle.dumps(result))
         (folder / "new").rename(folder / "built")
-        self._present = name
+        self._current = name
 
     def _load(self, name: str) -> None:
         connections.close_all()
@@ -132,23 +132,23 @@ class Databases:
         else:
             self._copy(self._template(name), self._name)
         ContentType.objects.clear_cache()
-        self._present = name
+        self._current = name
 
-    # --- What the two databases do in their own ways ---
+    # --- Operations that differ between the two databases ---
 
     def _create(self) -> None:
         self._drop(self._name)
         if not self._is_sqlite:
-            self._ask(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self._name)))
+            self._execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self._name)))
 
     def _drop(self, name: str) -> None:
         connections.close_all()
         if self._is_sqlite:
-            # A new file, so that a connection which a test has left open in a thread still has the old one.
+            # Unlinking makes a new file, so that a connection that a test left open in a thread keeps the old one.
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{name}{suffix}").unlink(missing_ok=True)
         else:
-            self._ask(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def _template(self, name: str) -> str:
         return f"{self._name.rpartition('_gw')[0] or self._name}_{name}"[:63]
@@ -156,9 +156,9 @@ class Databases:
     def _copy(self, source: str, target: str) -> None:
         self._drop(target)
         names = sql.Identifier(target), sql.Identifier(source)
-        self._ask(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
 
-    def _ask(self, statement: sql.Composed) -> None:
+    def _execute(self, statement: sql.Composed) -> None:
         if isinstance(own := connections["default"], PostgreSQL):
             own.close_pool()
         with _server() as server:
@@ -167,15 +167,15 @@ class Databases:
 
 @contextmanager
 def vault_identity_checked() -> Iterator[None]:
-    """As if this process had just looked whose vault this is: it marks none, and makes no key to sign with."""
-    far_off = time.monotonic() + 24 * 3600
+    """Makes this process act as if it had just checked the vault's identity: it writes no marker and creates no signing key."""
+    far_future = time.monotonic() + 24 * 3600
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(identity, "_checked_at", {"vault": far_off, "history": far_off})
+        patch.setattr(identity, "_checked_at", {"vault": far_future, "history": far_future})
         yield
 
 
 def drop_worlds() -> None:
-    """When all processes of a run have ended. Those of SQLite are in the folder of the run."""
+    """Drops the PostgreSQL databases at the end of a run. The SQLite files are in the folder of the run."""
     if connection.vendor != "sqlite":
         ours = f"test_{settings.DATABASES['default']['NAME']}_"
         with _server() as server:
@@ -202,14 +202,15 @@ def _load_objects(world: Path | None) -> None:
 
 
 def starts_from(build: Build) -> pytest.MarkDecorator:
-    """The mark of tests that start from what `build` builds."""
+    """Returns the mark for tests that start from the world that `build` builds."""
     return pytest.mark.world.with_args(build)
 
 
 def provides_world(build: Build) -> Callable[[Function], Function]:
-    """Decorates the function of a fixture: a test that uses it starts from what `build` builds, unless it names a world itself.
+    """Returns a decorator for the function of a fixture: tests that use the fixture start from this world.
 
-    If a test uses several such fixtures, the one that depends on the others decides.
+    A world that the test names itself takes precedence. If a test uses several such fixtures, the one that depends on the others
+    decides.
     """
 
     def decorate(function: Function) -> Function:
@@ -240,5 +241,5 @@ def world_builder_of(node: pytest.Item) -> Build | None:
     if not builds:
         return None
     deepest = builds[max(builds)]
-    assert len(deepest) == 1, f"{node.nodeid} uses fixtures with different worlds: name one of them with starts_from"
+    assert len(deepest) == 1, f"{node.nodeid} uses fixtures with different worlds: name one with starts_from"
     return deepest.pop()

@@ -15,7 +15,7 @@ from pytest_django import Settings
 from tests import needs, stores
 from tests.live.people import Person
 from tests.live.proxy import Proxy, proxy_to
-from tests.live.server import OWN, Server
+from tests.live.server import OWN_PREFIX, Server
 from tests.live.waiting import wait_for
 from tests.needs import mark_dependents
 from tests.worlds import Databases
@@ -34,7 +34,7 @@ class Site:
     def keys(self) -> set[str]:
         """Objects in the vault, seen past the proxy."""
         pages = stores.ceph().client.get_paginator("list_objects_v2").paginate(Bucket=self.vault)
-        return {item["Key"] for page in pages for item in page.get("Contents", ()) if not item["Key"].startswith(OWN)}
+        return {item["Key"] for page in pages for item in page.get("Contents", ()) if not item["Key"].startswith(OWN_PREFIX)}
 
     def descriptors(self) -> int:
         """What the web server has open but for its pool of connections to the database, which stays as large as it once was."""

@@ -18,7 +18,7 @@ import pytest
 from tests import stores
 from tests.contents import random_bytes
 from tests.live.people import Person, sha256
-from tests.live.server import OWN, Server
+from tests.live.server import OWN_PREFIX, Server
 from tests.live.waiting import LIMIT, wait_for
 
 
@@ -43,7 +43,7 @@ class Bucket:
 
     def keys(self) -> set[str]:
         found = {item["Key"] for item in self.client.list_objects_v2(Bucket=self.name).get("Contents", ())}
-        return {key for key in found if not key.startswith(OWN)}
+        return {key for key in found if not key.startswith(OWN_PREFIX)}
 
     def uploads(self) -> set[str]:
         return {item["Key"] for item in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())}

@@ -1,4 +1,4 @@
-"""Servers for the tests that want the real thing."""
+"""Fixtures that start real server processes."""
 
 import fcntl
 import os
@@ -15,14 +15,14 @@ from tests.needs import mark_dependents
 
 @pytest.fixture(scope="session")
 def first_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """What a first start leaves behind, which takes longer than all that comes after it: made once for all workers and passes."""
+    """The home folder after a first start. It is created once for all workers and passes, because a first start is slow."""
     base = tmp_path_factory.getbasetemp()
     shared = Path(os.environ.get("TEST_RUN_FOLDER") or (base if worker_id == "master" else base.parent))
     home = shared / "first-home"
     with (shared / "first-home.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not home.exists():
-            # Without a broker nothing ticks: a worker would mark this home's own vault, and the copies have others.
+            # Without a broker no tick runs. A tick would mark the vault of this home, and each copy has its own vault.
             server = Server(shared / "first-home.new", BROKER_URL="redis://127.0.0.1:1/0")
             try:
                 server.start()
@@ -36,7 +36,7 @@ def first_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
 @pytest.fixture(scope="session")
 @mark_dependents(pytest.mark.server)
 def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
-    """SQLite and a local directory; one for all tests that leave it running."""
+    """A server on SQLite and a local directory, shared by all tests that do not stop it."""
     server = Server(tmp_path_factory.mktemp("server") / "home")
     server.copy_home_from(first_home)
     try:
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterat
 @pytest.fixture(scope="session")
 @mark_dependents(pytest.mark.server, pytest.mark.needs("ceph"))
 def s3_server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
-    """SQLite and the real S3 server, with buckets of its own."""
+    """A server on SQLite and the real S3 server, with its own buckets."""
     endpoint = stores.ceph()
     with stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release):
         others = {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release}
@@ -73,14 +73,14 @@ def each_server(request: pytest.FixtureRequest) -> Server:
 
 @pytest.fixture
 def member(server: Server, tmp_path: Path) -> Person:
-    """With a collection of their own, so that tests do not meet."""
+    """A member with a new collection, so that tests do not affect each other."""
     return Person(server, "member", tmp_path)
 
 
 @pytest.fixture
 @mark_dependents(pytest.mark.server)
 def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Makes servers that were never started, with further settings: `new_server(S3_BUCKET="vault").start()`."""
+    """Makes servers with new homes and additional settings: `new_server(S3_BUCKET="vault").start()`."""
     made: list[Server] = []
 
     def make(home: Path | None = None, **environment: str) -> Server:
@@ -94,7 +94,7 @@ def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def ready_server(new_server: Callable[..., Server], first_home: Path) -> Callable[..., Server]:
-    """As `new_server`, with its first start behind it."""
+    """Like `new_server`, but with the home of a server that has been started before."""
 
     def make(**environment: str) -> Server:
         server = new_server(**environment)

@@ -1,4 +1,4 @@
-"""A user with a token and a collection, who uses curl where a test is marked with needs("curl")."""
+"""A user of a live server, with a token and a collection. The methods that run curl require the mark needs("curl")."""
 
 import hashlib
 import http.client
@@ -21,7 +21,7 @@ class Person:
     def __init__(self, server: "Server", role: str, folder: Path) -> None:
         self.server, self.folder = server, folder
         self.token = server.token(role)
-        # The token comes from a file: the arguments of a process are for everybody to see.
+        # curl reads the token from a file, because every user of a machine can see the arguments of a process.
         (folder / CONFIG).write_text(f'header = "Authorization: Bearer {self.token}"\n')
         status, collection = self.api("POST", "/api/v1/collections/", {"tenant": "demo", "display_name": uuid.uuid4().hex})
         assert status == 201, collection

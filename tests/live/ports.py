@@ -1,4 +1,4 @@
-"""Ports of loopback that are free, and stay it until somebody listens on them."""
+"""Reserves free loopback ports until a server listens on them."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ import weakref
 
 
 def hold_port(holder: object) -> int:
-    """A port that the kernel gives to nobody else while `holder` lives: who binds it by its number shares it."""
+    """Returns a port that the kernel assigns to no other process while `holder` exists. A server can still bind it by number."""
     with socket.socket() as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", 0))

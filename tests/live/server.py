@@ -1,4 +1,4 @@
-"""The real thing: `manage.py serve` with its web server, worker and beat, in a home of its own on a free port of loopback."""
+"""Runs `manage.py serve` with its web server, worker and beat, in a separate home folder on a free loopback port."""
 
 import http.client
 import json
@@ -23,32 +23,32 @@ from tests.live.waiting import LIMIT, has_ended, wait_for
 
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = ".strongroom/"  # what the server keeps for itself, every ten minutes perhaps, in the middle of any test
+OWN_PREFIX = ".strongroom/"  # objects of the server itself, which it may write during any test
 
 
 class Server:
-    """An installation, and the processes that serve it while it is started."""
+    """An installation and, after a start, its processes."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.port = hold_port(self)
         self.home = home
         self.url = f"http://127.0.0.1:{self.port}"
-        # Nothing of the test's own settings: they stand in this process's environment.
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+        # The environment of this process holds the settings of the tests, which the server must not inherit.
+        inherited = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
         defaults = {"STRONGROOM_HOME": str(home), "PORT": str(self.port), "HTTPS": "0", "STATIC_FINDERS": "1"}
-        self.environment = kept | defaults | environment
-        self.database = environment.get("DATABASE_URL", "")  # where `sql` looks: past whatever fails between it and the server
-        self.tracer: tuple[str, ...] = ()  # a program that starts the server and watches it
+        self.environment = inherited | defaults | environment
+        self.database = environment.get("DATABASE_URL", "")  # where `sql` connects; tests set it to bypass a faulty proxy
+        self.tracer: tuple[str, ...] = ()  # the command of a program that starts and traces the server
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def output(self) -> str:
-        """What it printed since it was last started."""
+        """Standard output since the last start."""
         return (self.home / "stdout").read_text()
 
     @property
     def log(self) -> str:
-        """Every line on standard error since the first start."""
+        """Standard error since the first start."""
         return (self.home / "stderr").read_text()
 
     @property
@@ -57,11 +57,11 @@ class Server:
         return demo
 
     def copy_home_from(self, other: Path) -> None:
-        """Takes another installation's first start as its own: its secrets, people and database."""
+        """Copies the secrets, users and database of another installation, which replaces the slow first start."""
         shutil.copytree(other, self.home, ignore=shutil.ignore_patterns("stdout", "stderr"))
 
     def launch(self) -> subprocess.Popen[bytes]:
-        """Starts it without waiting for it."""
+        """Starts the server without waiting until it is ready."""
         self.home.mkdir(exist_ok=True)
         self.manage("-m", "config.install")
         with (self.home / "stdout").open("wb") as stdout, (self.home / "stderr").open("ab") as stderr:
@@ -82,7 +82,7 @@ class Server:
         return self
 
     def processes(self) -> list[psutil.Process]:
-        """All that live in its process group."""
+        """Returns all live processes of the server's process group."""
         if self.process is None:
             return []
         found = []
@@ -93,7 +93,7 @@ class Server:
         return found
 
     def memory(self) -> int:
-        """Bytes of all its processes, each shared page counted once (PSS)."""
+        """Returns the memory of all processes in bytes, with each shared page counted once (PSS)."""
         total = 0
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
@@ -106,7 +106,7 @@ class Server:
         return self.process.wait(LIMIT)
 
     def kill(self) -> None:
-        """All of it at once, as when the machine loses power."""
+        """Kills all processes with SIGKILL, as a power failure would."""
         killed = self.processes()
         for process in killed:
             with suppress(psutil.NoSuchProcess):
@@ -116,26 +116,29 @@ class Server:
         wait_for(lambda: all(map(has_ended, killed)))
 
     def manage(self, *command: str) -> str:
-        """`manage.py COMMAND`, or `-m MODULE`, on this installation; what it printed."""
+        """Runs `manage.py COMMAND`, or `-m MODULE`, on this installation, and returns its output."""
         program = command if command[0] == "-m" else ("manage.py", *command)
         result = subprocess.run([sys.executable, *program], cwd=ROOT, env=self.environment, capture_output=True, check=False)
         assert result.returncode == 0, result.stderr.decode()
         return result.stdout.decode()
 
     def web_workers(self) -> list[psutil.Process]:
-        """Those that answer."""
+        """Returns the processes that answer requests."""
         assert self.process is not None
         (master,) = [child for child in psutil.Process(self.process.pid).children() if child.name() == "gunicorn"]
         workers: list[psutil.Process] = master.children()
         return workers
 
     def web_worker(self) -> psutil.Process:
-        """The one process that answers."""
+        """Returns the only process that answers requests."""
         (worker,) = self.web_workers()
         return worker
 
     def descriptors(self) -> int:
-        """What they have open, clients included, but for SQLite: each thread that ever asked it keeps its connection."""
+        """Returns the number of open descriptors of the web workers, including clients.
+
+        Connections to SQLite do not count, because every thread that has used the database keeps one.
+        """
         count = 0
         for worker in self.web_workers():
             for descriptor in Path(f"/proc/{worker.pid}/fd").iterdir():
@@ -144,36 +147,35 @@ class Server:
         return count
 
     def sql(self, statement: str, *values: object) -> list[Any]:
-        """Behind the back of the server, which has to notice. Values stand as `?`."""
+        """Executes a statement on the database without the server. `?` is the placeholder for values."""
         if self.database:
             with psycopg.connect(self.database, connect_timeout=10) as postgresql:
                 cursor = postgresql.execute(statement.replace("?", "%s"), values)
                 return cursor.fetchall() if cursor.description else []
-        # As Django writes them, which compares them as text: without a fraction if there is none.
+        # Django stores and compares datetimes as text, and omits a fraction of zero.
         stored = [value.replace(tzinfo=None).isoformat(" ") if isinstance(value, datetime) else value for value in values]
         with closing(sqlite3.connect(self.home / "strongroom.sqlite3", timeout=LIMIT)) as database, database:
             return database.execute(statement, stored).fetchall()
 
     def has_no_leftovers(self) -> bool:
-        """Nothing is under way, and nothing waits to be cleared away but replaced contents in their hour of grace."""
+        """Returns whether no upload is in progress and no deletion is due. Replaced contents have a grace period of an hour."""
         soon = datetime.now(UTC) + timedelta(minutes=1)
         return not self.sql(
             "SELECT object_key FROM files_upload UNION SELECT object_key FROM files_pendingdeletion WHERE due_at < ?", soon
         )
 
     def stored_objects(self) -> dict[str, int]:
-        """Objects of files in the vault and their sizes, seen past whatever fails between it and the server."""
+        """Returns the keys and sizes of the files' objects in the vault, without the proxies between server and store."""
         if bucket := self.environment.get("S3_BUCKET"):
             pages = stores.ceph().client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
             sizes = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", ())}
         else:
             vault = self.home / "objects" / "vault"
             sizes = {str(path.relative_to(vault)): path.stat().st_size for path in vault.rglob("*") if path.is_file()}
-        return {key: size for key, size in sizes.items() if not key.startswith(OWN)}
+        return {key: size for key, size in sizes.items() if not key.startswith(OWN_PREFIX)}
 
     def check_consistency(self) -> None:
-        """What holds whatever happened: each file has its object, each object its row, and counts count what there is (INV-06,
-        INV-18)."""
+        """Asserts that each file has its object, each object has its row, and the counters match the files (INV-06, INV-18)."""
         files = self.sql("SELECT object_key, object_size FROM files_storedfile WHERE status = 'ready'")
         stored = self.stored_objects()
         assert [key for key, size in files if stored.get(key) != size] == []
@@ -188,19 +190,22 @@ class Server:
         assert sorted(self.sql(counted)) == sorted((pk, count, int(total)) for pk, count, total in self.sql(there))
 
     def expire_leases(self) -> None:
-        """As if uploads had been silent for a quarter of an hour, and the leases of the clean-up and of purges had run out."""
+        """Backdates the heartbeats of uploads and the leases of the clean-up and of purges, so that they have expired."""
         long_ago = datetime(2020, 1, 1, tzinfo=UTC)
         self.sql("UPDATE files_upload SET heartbeat_at = ?", long_ago)
         for table in ("files_pendingdeletion", "purge_shard", "purge_destruction"):
             self.sql(f"UPDATE {table} SET lease_at = ? WHERE lease_at IS NOT NULL", long_ago)  # noqa: S608  our own tables
 
     def object_files(self) -> list[Path]:
-        """Every file in its buckets, finished or not. A folder may go while they are looked for, which `rglob` does not stand."""
+        """Returns every file in the local buckets, including unfinished ones.
+
+        Unlike `rglob`, `os.walk` tolerates folders that disappear during the search.
+        """
         found = [Path(folder, name) for folder, _, names in os.walk(self.home / "objects") for name in names]
-        return [path for path in found if OWN not in f"{path}"]
+        return [path for path in found if OWN_PREFIX not in f"{path}"]
 
     def request(self, method: str, path: str, *, token: str = "", body: Any = None) -> tuple[int, Any]:
-        """Status and JSON of one call of the API."""
+        """Sends one request to the API; returns the status and the parsed JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         try:

@@ -1,7 +1,7 @@
-"""What happens soon, but not at once.
+"""Waits for conditions of other processes and threads.
 
-A busy machine takes many times as long, which is no failure: waiting ends with what is waited for, and its limit is for what
-never comes. Whoever wants to know that something is quick measures it in a test that is `quiet`.
+On a busy machine everything takes many times as long, so the limit is generous: it only ends the wait for a condition that never
+becomes true. A test that measures a duration needs the mark `quiet`.
 """
 
 import time
@@ -12,24 +12,24 @@ import psutil
 import pytest
 
 
-LIMIT: Final = 240  # seconds; less than `timeout` of pytest, so that the traceback is of who waits
+LIMIT: Final = 240  # seconds; less than pytest's `timeout`, so that the traceback shows the code that waits
 
 
 def wait_for(condition: Callable[[], object], explanation: Callable[[], object] = str) -> None:
     deadline = time.monotonic() + LIMIT
     while not condition():
-        assert time.monotonic() < deadline, f"it did not happen {explanation()}"
+        assert time.monotonic() < deadline, f"timed out after {LIMIT} seconds {explanation()}"
         time.sleep(0.05)
 
 
 def within(seconds: float, *, when_busy: float = LIMIT) -> pytest.MarkDecorator:
-    """For a test with an argument `seconds`: how long something may take on a quiet machine, and on one that may be busy."""
+    """Parametrizes `seconds`, the permitted duration of an operation: on a quiet machine, and on one that may be busy."""
     return pytest.mark.parametrize("seconds", [when_busy, pytest.param(seconds, marks=pytest.mark.quiet)])
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Gone, or a zombie, which an init that does not reap leaves."""
+    """Returns whether the process no longer exists or is a zombie. An init process that does not reap leaves zombies."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # it went between the two questions
+    except psutil.NoSuchProcess:  # the process ended between the two calls
         return True

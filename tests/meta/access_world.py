@@ -1,4 +1,4 @@
-"""One tenant with everybody in it, and others: what they can name, and how they send (see `matrix.py`)."""
+"""The world of the access matrix: every kind of user, the objects that requests refer to, and helpers that send requests."""
 
 import json
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ Response: TypeAlias = tuple[int, bytes, dict[str, str]]  # status, body and head
 
 @dataclass(frozen=True)
 class Names:
-    """What a request can name."""
+    """The identifiers that a request can contain."""
 
     tenant: str
     slug: str
@@ -51,7 +51,7 @@ class Names:
     number: str  # of a file in the request
     username: str
     prefix: str  # of an API key of the admin
-    account: str  # a service account
+    account: str  # username of a service account
     invitation: str
     invitation_token: str
 
@@ -84,8 +84,8 @@ class World:
     people: dict[str, User | None]
     collection: Collection
     names: Names
-    secrets: list[bytes]  # what only those who may read the collection ever see
-    tenant_secrets: list[bytes]  # what nobody outside the tenant ever sees
+    secrets: list[bytes]  # visible only to users who may read the collection
+    tenant_secrets: list[bytes]  # visible only inside the tenant
 
     @cached_property
     def clients(self) -> Clients:
@@ -94,7 +94,7 @@ class World:
 
 @contextmanager
 def rolled_back() -> Iterator[None]:
-    """Whatever happens in its block has not happened afterwards, as far as the database knows."""
+    """Rolls back all database changes of the block."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
@@ -103,7 +103,7 @@ def rolled_back() -> Iterator[None]:
 def make_world() -> World:
     acme, globex = make_tenant("acme", new_collections="private"), make_tenant("globex")
     acme.allow_external_sharing = True
-    acme.slug, acme.name = "acme-research", "Acme Research Ltd"  # long enough to be in no answer by chance
+    acme.slug, acme.name = "acme-research", "Acme Research Ltd"  # long enough to appear in no response by chance
     acme.save()
     people: dict[str, User | None] = {
         "admin": make_member(acme, "alice", "admin"),
@@ -132,7 +132,7 @@ def make_world() -> World:
     alices.patch(f"/api/v1/collections/{slug}/files/patient-4711.csv/", {"notes": "from the third ward"})
     file = access.get_file(alice, slug, "patient-4711.csv")
     collection = file.collection
-    in_a_day = datetime.now(UTC) + timedelta(days=1)  # the table takes longer than a link lives
+    in_a_day = datetime.now(UTC) + timedelta(days=1)  # the tests take longer than the lifetime of a link
     token = links.mint(collection=collection, file=file, by=alice, now=in_a_day)
     grants = {name: grant_access(collection, people[name], level) for name, level in GRANTED_LEVELS.items()}
     grants["file"] = grant_access(collection, people["file"], Level.VIEWER, file=file)
@@ -144,7 +144,9 @@ def make_world() -> World:
     request = returned(clients, slug)
     keys.ensure_signing_key(Key.Purpose.EGRESS, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
-    clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})  # is on the platform's record
+    clients["root"].post(
+        "/api/v1/auth/token/", {"username": "root", "password": PASSWORD}
+    )  # adds an event to the platform's audit trail
     people["root"].refresh_from_db()  # type: ignore[union-attr]  # a reset of the password depends on the last sign-in
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),
@@ -196,7 +198,7 @@ def grant_access(collection: Collection, user: User | None, level: Level, *, fil
 
 
 def returned(clients: Clients, slug: str) -> Any:
-    """An egress request about the file, sent back to its requester: it keeps nobody from anything."""
+    """Submits an egress request for the file and returns it to the requester. In this state it blocks no other operation."""
     request = egress.submit(clients["requester"], slug, justification="The third ward publishes its readings.")
     egress.work_on()
     assert egress.decide(clients["stage"], request, "return", "The third ward is named.").status_code == 201
@@ -205,7 +207,7 @@ def returned(clients: Clients, slug: str) -> Any:
 
 
 def advance_request(world: World, state: str) -> None:
-    """The request to this state."""
+    """Advances the egress request of the world to a state."""
     request = {"id": world.names.request_id}
     if state == "withdrawn":
         assert world.clients["requester"].post(egress.path(request, "withdraw/"), {}).status_code == 200
@@ -224,13 +226,13 @@ def advance_request(world: World, state: str) -> None:
 
 
 def form(**fields: str) -> dict[str, Any]:
-    """With a file behind the fields."""
+    """Returns a form with these fields and a file as the last part."""
     parts = {**fields, "file": SimpleUploadedFile(NEW_FILE, b"a,b", "text/csv")}
     return {"data": encode_multipart(BOUNDARY, parts), "content_type": MULTIPART_CONTENT}
 
 
 def body(row: Row, world: World, names: Names, who: str) -> dict[str, Any]:
-    """What a request carries so that it would succeed for somebody with every right."""
+    """Returns the body and headers with which the request succeeds for a user with all rights."""
     user = world.people[who]
     data: Any
     match row.method, row.path.removeprefix("/api/v1/"):
@@ -306,9 +308,9 @@ def send_row(row: Row, world: World, names: Names, who: str, client: Client | No
 
 
 def situation_of(row: Row) -> str:
-    """What has to be there when the row is asked: the state of what it is about, and what stands beside that."""
+    """Returns the conditions that the row's request needs, separated by spaces; see `set_up`."""
     if (row.method, row.path) == ("POST", "/api/v1/egress/requests/"):
-        return f"{row.state} withdrawn"  # a collection has one request at a time
+        return f"{row.state} withdrawn"  # a collection has only one open request at a time
     return f"{row.state} held" if row.state == "held" or "/holds/" in row.path else row.state
 
 

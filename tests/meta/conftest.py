@@ -1,4 +1,4 @@
-"""The world of the access matrix."""
+"""The fixture for the world of the access matrix."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.meta.access_world import World
 
 @pytest.fixture
 def world(built: World) -> World:
-    """For tests that are marked with `everybody.make_world`."""
+    """The world of tests that start from `access_world.make_world`."""
     return built

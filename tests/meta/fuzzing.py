@@ -1,6 +1,6 @@
-"""Requests that are made up from the OpenAPI schema, and what every answer has to keep to (INV-17).
+"""Generates requests from the OpenAPI schema and checks every response (INV-17).
 
-It takes seconds to import: tests do so in a fixture, or every process that collects them would.
+The import takes seconds. Tests import this module in a fixture, so that collecting them stays fast.
 """
 
 import json
@@ -32,12 +32,12 @@ from tests.meta.internals import exposed_internals
 
 Case: TypeAlias = schemathesis.Case[Any]
 Operation: TypeAlias = schemathesis.APIOperation[Any, Any, Any, Any]
-REQUEST: Final = UUID(int=4)  # in place of the one that the operation is for: its id is not ours to choose
+REQUEST: Final = UUID(int=4)  # a placeholder for the id of the egress request, which the server chooses
 PROBLEM_MEMBERS: Final = {"type", "title", "status", "detail", "code"}
 
 
 def served(environ: Any, start_response: Any) -> list[bytes]:
-    """The application as a server runs it: to the end of the body, and closed. The fuzzer's client closes nothing."""
+    """Runs the application like a server: reads the whole body and closes it. The client of schemathesis does not close it."""
     body: Any = application(environ, start_response)
     try:
         return [b"".join(body)]
@@ -47,14 +47,14 @@ def served(environ: Any, start_response: Any) -> list[bytes]:
 
 @cache
 def published() -> dict[str, Any]:
-    """What the server says of itself."""
+    """Returns the OpenAPI schema that the server publishes."""
     document: dict[str, Any] = Client().get("/api/schema/").json()
     return document
 
 
 @cache
 def operations() -> dict[str, Operation]:
-    """By method and path."""
+    """Maps method and path to the operation."""
     schema = schemathesis.openapi.from_dict(with_what_exists(json.loads(json.dumps(published()))))
     schema.app = served
     found = [each.ok() for each in schema.get_all_operations() if isinstance(each, Ok)]
@@ -63,13 +63,16 @@ def operations() -> dict[str, Operation]:
 
 @cache
 def cases(label: str) -> tuple[st.SearchStrategy[Case], st.SearchStrategy[Case]]:
-    """Requests that keep to the schema, and requests of which many break it."""
-    sound, broken = (operations()[label].as_strategy(generation_mode=mode) for mode in GenerationMode)
-    return sound, st.one_of(sound, broken)
+    """Returns strategies for requests that are valid by the schema, and for requests of which many are invalid."""
+    valid, invalid = (operations()[label].as_strategy(generation_mode=mode) for mode in GenerationMode)
+    return valid, st.one_of(valid, invalid)
 
 
 def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
-    """The schema, naming what exists: made-up names would see little but 404. Requests that break it still have others."""
+    """Restricts the schema to identifiers that exist, because generated ones would only get 404.
+
+    Requests that violate the schema still contain other identifiers.
+    """
     known = {
         "slug": fuzzing_world.SLUG,
         "filename": fuzzing_world.FILENAME,
@@ -115,11 +118,11 @@ def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-# --- What every answer has to keep to ---
+# --- Checks of every response ---
 
 
 @schemathesis.check
-def nothing_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
+def exposes_no_internals(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
     assert exposed_internals((response.content or b"") + repr(response.headers).encode()) == []
 
 
@@ -127,7 +130,7 @@ def nothing_shows(ctx: schemathesis.CheckContext, response: schemathesis.Respons
 def success_is_documented_and_failure_is_a_problem(
     ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case
 ) -> None:
-    """`default` documents problems alone, so that it must not excuse a status that the operation does not name."""
+    """The response `default` documents only problems, so it must not cover an undocumented success status."""
     if response.status_code < 400:
         assert str(response.status_code) in case.operation.definition.raw["responses"]
         return
@@ -138,9 +141,9 @@ def success_is_documented_and_failure_is_a_problem(
 
 
 @schemathesis.check
-def nothing_foreign_shows(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
-    """INV-01: of what acme keeps, whatever was asked."""
-    kept = (
+def exposes_nothing_of_acme(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: Case) -> None:
+    """INV-01: for requests by users of other tenants."""
+    secrets = (
         fuzzing_world.SLUG,
         fuzzing_world.FILENAME,
         sha256(fuzzing_world.CONTENT).hexdigest(),
@@ -148,7 +151,7 @@ def nothing_foreign_shows(ctx: schemathesis.CheckContext, response: schemathesis
         fuzzing_world.PREFIX,
         "October",
     )
-    for known in (fuzzing_world.CONTENT, *(text.encode() for text in kept)):
+    for known in (fuzzing_world.CONTENT, *(text.encode() for text in secrets)):
         assert known not in (response.content or b"")
 
 
@@ -160,16 +163,16 @@ CHECKS: Final = [
     checks.response_headers_conformance,
     checks.unsupported_method,
     checks.allow_header_conformance,
-    nothing_shows,
+    exposes_no_internals,
     success_is_documented_and_failure_is_a_problem,
 ]
 
 
 @contextmanager
 def one_transaction() -> Iterator[None]:
-    """Nothing of what happens in its block is there afterwards.
+    """Rolls back all database changes of the block.
 
-    The end of a request would close the connection under it: as Django's own test client does it, requests leave it alone.
+    Like Django's test client, prevents the end of a request from closing the connection with the transaction.
     """
     signals = (request_started, request_finished)
     for signal in signals:
@@ -183,23 +186,23 @@ def one_transaction() -> Iterator[None]:
             signal.connect(close_old_connections)
 
 
-def fuzz(label: str, *, sound: int, mixed: int, request: UUID, token: str | None = None, is_stranger: bool = False) -> set[int]:
-    """Sends so many requests of an operation that keep to the schema, and so many others. Returns the statuses of their answers.
+def fuzz(label: str, *, valid: int, mixed: int, request: UUID, token: str | None = None, is_outsider: bool = False) -> set[int]:
+    """Sends `valid` valid requests of an operation and `mixed` requests that may be invalid. Returns the response statuses.
 
-    They are the same in every run and in everybody's checkout.
+    The requests are the same in every run and on every machine.
     """
     statuses = set()
-    checks = [*CHECKS, nothing_foreign_shows] if is_stranger else CHECKS
+    checks = [*CHECKS, exposes_nothing_of_acme] if is_outsider else CHECKS
 
     def send(case: Case) -> None:
         if token:
-            case.headers["Authorization"] = f"Bearer {token}"  # over the one that was made up
+            case.headers["Authorization"] = f"Bearer {token}"  # replaces the generated one
         if case.path_parameters.get("request_id") == str(REQUEST):
             case.path_parameters["request_id"] = str(request)
         with one_transaction():
             statuses.add(case.call_and_validate(checks=checks).status_code)
 
-    for strategy, number in zip(cases(label), (sound, mixed), strict=True):
+    for strategy, number in zip(cases(label), (valid, mixed), strict=True):
         if number:
             settings = hypothesis.settings(
                 derandomize=True, max_examples=number, database=None, deadline=None, suppress_health_check=list(HealthCheck)

@@ -1,4 +1,4 @@
-"""The world that made-up requests are about: november, with everything that an operation can name."""
+"""The world of the fuzzed requests: a collection and one object of every kind that an operation can refer to."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,21 +28,21 @@ DESTRUCTION: Final = UUID("33333333-2222-4333-8444-555555555555")
 
 @dataclass(frozen=True)
 class FuzzingWorld:
-    """What is there to be asked for, which alice manages. She decides alone on egress requests, and may fetch packages, too."""
+    """Objects of the tenant acme. alice is an admin, the only reviewer of egress requests, and may download packages."""
 
     acme: Tenant
     alice: User
     bob: User
-    mallory: User  # of another tenant
-    requests: dict[str, UUID]  # by state: in_review, asked_by_alice (in review, too), returned and released
+    mallory: User  # member of another tenant
+    requests: dict[str, UUID]  # by state: in_review, by_alice (also in review), returned and released
 
     def request_for(self, path: str) -> UUID:
-        """The one that an operation can be carried out on."""
+        """Returns the egress request whose state permits the operation."""
         match path.rpartition("{request_id}/")[2]:
             case "resubmit/":
                 return self.requests["returned"]
             case "withdraw/":
-                return self.requests["asked_by_alice"]
+                return self.requests["by_alice"]
             case "revoke/" | "extend/" | "downloads/" | "package.zip" | "manifest/":
                 return self.requests["released"]
         return self.requests["in_review"]
@@ -75,14 +75,14 @@ def make_requests(acme: Tenant, alices: APIClient, bobs: APIClient) -> dict[str,
     assert alices.put(f"/api/v1/tenants/{TENANT}/egress-policy/", policy).status_code == 200
     reviewer = client_of(make_member(acme, "rita", "research_it"))
     requests = {}
-    for state, client in {"in_review": bobs, "asked_by_alice": alices, "returned": alices, "released": bobs}.items():
+    for state, client in {"in_review": bobs, "by_alice": alices, "returned": alices, "released": bobs}.items():
         requests[state] = egress.submit(client, egress.fill(client, f"October, {state}", {FILENAME: CONTENT}))
     egress.work_on()
     assert egress.decide(reviewer, requests["returned"], "return").status_code == 201
     assert egress.decide(reviewer, requests["released"]).status_code == 201
     egress.work_on()
     found = {state: egress.row(request).status for state, request in requests.items()}
-    assert found == {"in_review": "in_review", "asked_by_alice": "in_review", "returned": "returned", "released": "released"}
+    assert found == {"in_review": "in_review", "by_alice": "in_review", "returned": "returned", "released": "released"}
     return {state: UUID(request["id"]) for state, request in requests.items()}
 
 

@@ -1,4 +1,7 @@
-"""Who may do what: the one table that `test_access_matrix.py` holds the server to, and that docs/access.md shows."""
+"""The access matrix: the response to every request by every kind of user.
+
+`test_access_matrix.py` compares the server with this table, and docs/access.md is generated from it.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,29 +9,29 @@ from typing import Final
 
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "access.md"
-EMPTY: Final = "empty"  # 200, and nothing in it
+EMPTY: Final = "empty"  # 200 with an empty list
 
 COLUMNS: Final = {
     "admin": "admin of the tenant",
-    "manager": "member of the tenant who was granted `manager` on the collection",
-    "editor": "the same, `editor`",
-    "viewer": "the same, `viewer`",
-    "member": "member of the tenant who was granted nothing",
-    "file": "member of the tenant who was granted `viewer` on the one file",
-    "requester": "member of the tenant who was granted `viewer` on the collection, and made the egress request about it",
-    "external": "member of another tenant who was granted `viewer` on the collection, which its tenant allows",
-    "auditor": "whose only role in the tenant is `auditor`",
-    "stage": "whose only role in the tenant is that of the first egress stage, `information_governance`",
-    "last": "the same, of the last one, `research_it`",
+    "manager": "member of the tenant with a `manager` grant on the collection",
+    "editor": "member of the tenant with an `editor` grant on the collection",
+    "viewer": "member of the tenant with a `viewer` grant on the collection",
+    "member": "member of the tenant without a grant",
+    "file": "member of the tenant with a `viewer` grant on the file only",
+    "requester": "member of the tenant with a `viewer` grant on the collection, who submitted the egress request for it",
+    "external": "member of another tenant with a `viewer` grant on the collection, which its tenant allows",
+    "auditor": "user whose only role in the tenant is `auditor`",
+    "stage": "user whose only role in the tenant is that of the first egress stage, `information_governance`",
+    "last": "user whose only role in the tenant is that of the last egress stage, `research_it`",
     "other": "admin of another tenant",
-    "root": "superuser who is in no tenant",
-    "inactive": "deactivated member who was granted `manager`, with a token from before",
-    "suspended": "member who was granted `manager`, while the tenant is suspended",
+    "root": "superuser without a tenant",
+    "inactive": "deactivated member with a `manager` grant and a token from before the deactivation",
+    "suspended": "member with a `manager` grant, while the tenant is suspended",
     "anonymous": "user without a token",
 }
 
-# Each row is a request that would succeed if its sender had every right. `collection` is the state of the one it is about;
-# `scope` is what an API key needs: `-` where none is let in, `public` where nobody is asked who they are.
+# Each row is a request that succeeds for a user with all rights. `collection` is the state of the collection or the egress
+# request. `scope` is what an API key needs: `-` if no key is accepted, `public` if the request needs no authentication.
 TABLE: Final = """
 collection method path                                                           scope      admin manager editor viewer member file  requester external auditor stage last  other root  inactive suspended anonymous
 -          POST   /api/v1/auth/token/                                            public     200   200     200    200    200    200   200       200      200     200   200   200   200   401      200       401
@@ -210,16 +213,16 @@ ROWS: Final = _rows()
 
 
 def page() -> str:
-    """docs/access.md."""
+    """Returns the content of docs/access.md."""
     sections = {
-        "-": "Whatever state a collection is in",
+        "-": "Independent of the state of a collection",
         "open": "An open collection",
-        "deleted": "A deleted collection, which waits for its destruction",
-        "held": "A collection under a legal hold: what differs from an open one",
-        "in_review": "An egress request in review, at its first stage, and the collection that it is about",
+        "deleted": "A deleted collection before its destruction",
+        "held": "A collection under a legal hold: differences from an open one",
+        "in_review": "An egress request in review, at its first stage, and its collection",
         "returned": "An egress request that was returned for changes",
         "failed": "An egress request whose package could not be built",
-        "released": "An egress request whose package is there to be fetched",
+        "released": "An egress request whose package is available",
     }
     tables = []
     for state, title in sections.items():
@@ -235,13 +238,13 @@ def page() -> str:
 
 
 INTRODUCTION: Final = """\
-<!-- Generated. To renew it: .venv/bin/python -m tests.meta.matrix > docs/access.md -->
+<!-- Generated. To update it: .venv/bin/python -m tests.meta.matrix > docs/access.md -->
 
 # Who may do what
 
-Every address of the API, requested by every kind of user, with a request that would succeed for a user with all rights. The
-tests send each of these requests. They fail if a response differs, if the server has an address or a method that is not in the
-tables, or if one in the tables no longer exists. The tables are in `tests/meta/matrix.py`.
+These tables show the response of every API endpoint to every kind of user, for a request that would succeed for a user with all
+rights. The tests send each of these requests. They fail if a response differs, if the server has a path or a method that is not
+in the tables, or if one in the tables no longer exists. The tables are in `tests/meta/matrix.py`.
 
 {people}
 
@@ -256,10 +259,10 @@ Rules:
 
 * An API key gets the responses of its owner if it has the **scope**, otherwise 403. **-**: no key is accepted. **public**: no
   authentication is needed.
-* HEAD is answered like GET. Every other method is refused with 405, or with 401 without a valid token, whether or not the
-  collection in the address exists.
-* `/downloads/{{token}}` is a one-off link: the token in the address is the credential, and it ends with the access of the
-  member who created it. The table shows a link that was created while the collection was open.
+* HEAD gets the response of GET without its body. Every other method gets 405, or 401 without a valid token, whether or not the
+  collection in the path exists.
+* `/downloads/{{token}}` is a one-off link: the token in the path is the credential. It becomes invalid when the member who
+  created it loses access. The table shows a link that was created while the collection was open.
 * A session of the admin site has no effect on the API, and a token has no effect on the admin site, whose pages redirect
   everyone who is not staff to the login.
 

@@ -1,4 +1,4 @@
-"""Every address asked by everybody, as `matrix.py` has it (F-50, INV-01)."""
+"""Every endpoint, requested by every kind of user: the responses are those in `matrix.py` (F-50, INV-01)."""
 
 from collections import defaultdict
 from dataclasses import asdict, replace
@@ -32,12 +32,12 @@ pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 
 
-def test_table_has_every_address_and_method_and_no_other() -> None:
+def test_matrix_lists_every_path_and_method() -> None:
     served = {(path, method) for path, methods in routes().items() for method in methods - {"HEAD"}}
     assert {(row.path, row.method) for row in ROWS} == served
 
 
-def test_table_has_both_states_of_whatever_is_about_a_collection() -> None:
+def test_matrix_covers_all_states_of_collections_and_requests() -> None:
     states: dict[tuple[str, str], list[str]] = {}
     for row in ROWS:
         states.setdefault((row.path, row.method), []).append(row.state)
@@ -51,36 +51,36 @@ def test_table_has_both_states_of_whatever_is_about_a_collection() -> None:
             assert found in (["-"], ["in_review"], *of_collections)
 
 
-def test_views_that_answer_head_are_those_that_answer_get() -> None:
+def test_views_with_head_have_get() -> None:
     assert not [path for path, methods in routes().items() if "HEAD" in methods and "GET" not in methods]
 
 
-def test_page_shows_the_table() -> None:
-    assert PAGE.read_text() == page(), "docs/access.md is stale; its first line says how to make it anew"
+def test_page_is_current() -> None:
+    assert PAGE.read_text() == page(), "docs/access.md is stale; its first line says how to update it"
 
 
-# --- Everybody asks everything ---
+# --- Every request by every kind of user ---
 
-KINDS = ("admin", "other", "anonymous")  # who may, a stranger, and without a token
-REFUSED = ("viewer", "member", "other")  # who can no longer read it, a colleague, and a stranger
-AT_ONCE = 12  # rows in a test: their set-up is made once, and the five minutes of an access token suffice on a busy machine
+GATE_USERS = ("admin", "other", "anonymous")
+OUTSIDERS = ("viewer", "member", "other")  # users who may not know of a deleted collection
+ROWS_PER_TEST = 12  # they share one set-up, and finish within the lifetime of an access token (five minutes) on a busy machine
 
 
 def grouped() -> list[tuple[str, list[Row]]]:
-    """Rows that are asked in the same situation."""
+    """Groups the rows whose requests need the same set-up."""
     by_situation: defaultdict[str, list[Row]] = defaultdict(list)
     for row in ROWS:
         by_situation[situation_of(row)].append(row)
     return [
-        (situation, rows[start : start + AT_ONCE])
+        (situation, rows[start : start + ROWS_PER_TEST])
         for situation, rows in by_situation.items()
-        for start in range(0, len(rows), AT_ONCE)
+        for start in range(0, len(rows), ROWS_PER_TEST)
     ]
 
 
 in_each_situation = pytest.mark.parametrize(("situation", "rows"), grouped())
-everybody_under_long = pytest.mark.parametrize(
-    "people", [KINDS, pytest.param(tuple(COLUMNS), marks=pytest.mark.long)], ids=["kinds", "everybody"]
+every_user_with_long = pytest.mark.parametrize(
+    "people", [GATE_USERS, pytest.param(tuple(COLUMNS), marks=pytest.mark.long)], ids=["some", "all"]
 )
 
 
@@ -92,10 +92,10 @@ def send_as(who: str, row: Row, world: World, names: Names) -> Response:
 
 @pytest.mark.both_databases
 @in_each_situation
-def test_everybody_is_answered_as_the_table_says(
+def test_response_to_every_user_is_in_the_matrix(
     situation: str, rows: list[Row], world: World, subtests: pytest.Subtests
 ) -> None:
-    """Who is refused sees nothing of the collection, and the same as of one that never was."""
+    """A refusal exposes nothing of the collection, and is the same as for a collection that never existed."""
     set_up(world, situation)
     for row in rows:
         with subtests.test(row=str(row)):
@@ -107,13 +107,13 @@ def test_everybody_is_answered_as_the_table_says(
             readers = {who for who, expected in row.answers.items() if expected[0] in "23" and expected != EMPTY}
             leaks = {who: find_leaks(world, who, answer) for who, answer in answers.items() if who not in readers}
             assert not {who: found for who, found in leaks.items() if found}
-            unknown = {who: send_as(who, row, world, UNKNOWN) for who in REFUSED if row.answers[who] in {"404", "400"}}
+            unknown = {who: send_as(who, row, world, UNKNOWN) for who in OUTSIDERS if row.answers[who] in {"404", "400"}}
             assert unknown == {who: answers[who] for who in unknown}
 
 
 @pytest.mark.long
 @in_each_situation
-def test_everybody_is_refused_as_if_there_was_nothing(
+def test_refusal_is_the_same_for_an_unknown_object(
     situation: str, rows: list[Row], world: World, subtests: pytest.Subtests
 ) -> None:
     set_up(world, situation)
@@ -123,9 +123,9 @@ def test_everybody_is_refused_as_if_there_was_nothing(
                 assert send_as(who, row, world, UNKNOWN) == send_as(who, row, world, world.names)
 
 
-@everybody_under_long
+@every_user_with_long
 @in_each_situation
-def test_head_is_answered_as_get(
+def test_head_has_the_status_of_get(
     situation: str, rows: list[Row], people: tuple[str, ...], world: World, subtests: pytest.Subtests
 ) -> None:
     read = [row for row in rows if row.method == "GET"]
@@ -139,9 +139,9 @@ def test_head_is_answered_as_get(
             assert expected[0] in "23" or find_leaks(world, who, (status, content, headers)) == []
 
 
-@everybody_under_long
+@every_user_with_long
 @pytest.mark.parametrize("path", routes())
-def test_every_other_method_is_refused_whatever_the_address_names(path: str, people: tuple[str, ...], world: World) -> None:
+def test_unsupported_method_is_refused_for_known_and_unknown_objects(path: str, people: tuple[str, ...], world: World) -> None:
     served = {row.method for row in ROWS if row.path == path}
     for method in [method for method in METHODS if method not in served and not (method == "HEAD" and "GET" in served)]:
         for who in people:
@@ -155,10 +155,10 @@ def test_every_other_method_is_refused_whatever_the_address_names(path: str, peo
 
 
 @in_each_situation
-def test_session_of_the_admin_site_opens_nothing_here(
+def test_session_of_the_admin_site_does_not_authenticate(
     situation: str, rows: list[Row], world: World, subtests: pytest.Subtests
 ) -> None:
-    """As nobody, for everybody: a cookie that a browser sends by itself must not carry out a request (T-16)."""
+    """A cookie that a browser sends automatically must not authorise a request (T-16)."""
     signed_in = Client()
     signed_in.force_login(world.people["admin"])  # type: ignore[arg-type]
     set_up(world, situation)

@@ -1,4 +1,4 @@
-"""Every page of the admin opens for an operator, and none of them shows content or edits what services own."""
+"""An operator can open every admin page; no page shows content or edits state that services own."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ def test_list_pages_open(operator: Client, filled: Collection) -> None:
         assert operator.get(reverse(name), {"q": "nov"}).status_code == 200, name
 
 
-def test_collection_page_shows_figures_and_neither_names_nor_content_of_files(operator: Client, filled: Collection) -> None:
+def test_collection_page_shows_no_filenames_and_no_content(operator: Client, filled: Collection) -> None:
     page = operator.get(reverse("admin:files_collection_change", args=[filled.pk])).content.decode()
 
     assert filled.slug in page
@@ -45,7 +45,7 @@ def test_collection_page_shows_figures_and_neither_names_nor_content_of_files(op
 
 
 @pytest.mark.parametrize("model", [Collection, Upload])
-def test_nothing_of_files_is_added_or_deleted(operator: Client, filled: Collection, model: type[Model]) -> None:
+def test_collections_and_uploads_cannot_be_added_or_deleted(operator: Client, filled: Collection, model: type[Model]) -> None:
     name = f"admin:{model._meta.app_label}_{model._meta.model_name}"
 
     assert operator.get(reverse(f"{name}_add")).status_code == 403
@@ -61,14 +61,14 @@ def test_collection_status_cannot_be_posted(operator: Client, filled: Collection
     assert filled.status == Collection.Status.OPEN
 
 
-def test_files_and_keys_have_no_page() -> None:
+def test_files_keys_and_links_have_no_page() -> None:
     registered = {model.__name__ for model in admin.site._registry}
 
     assert not registered & {StoredFile.__name__, "Key", "DownloadLink"}
 
 
-def test_failed_sign_ins_are_shown_and_every_action_on_them_works(operator: Client) -> None:
-    """The page that axes registers has an action that is always a 500."""
+def test_failed_sign_ins_page_lists_attempts_and_runs_every_action(operator: Client) -> None:
+    """The page that axes registers by default has an action that always fails with 500."""
     Client().post("/admin/login/", {"username": "alice", "password": "wrong"})
     attempt = AccessAttempt.objects.get()
     page = operator.get(reverse("admin:axes_accessattempt_changelist"))

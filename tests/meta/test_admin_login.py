@@ -1,4 +1,4 @@
-"""Nobody gets past the login of the admin site but staff."""
+"""Only staff can sign in to the admin site."""
 
 import re
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 
 
 def admin_pages() -> list[str]:
-    """Every page of the admin site but its login, with an argument where it takes one."""
+    """Returns the path of every admin page except the login, with arguments filled in."""
     pages = []
     for path, _ in patterns(get_resolver()):
         if path.startswith("/admin/") and path != "/admin/login/":
@@ -26,13 +26,13 @@ def admin_pages() -> list[str]:
     return pages
 
 
-def test_admin_pages_are_those_of_the_site() -> None:
+def test_admin_pages_cover_the_site() -> None:
     assert len(admin_pages()) > 5 * len(admin.site._registry)
     assert not [path for path in admin_pages() if re.search(r"[{}()<>?*\\]", path)]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_admin_page_sends_everybody_who_is_not_staff_to_the_login(method: str, world: World) -> None:
+def test_admin_page_redirects_users_without_staff_status_to_the_login(method: str, world: World) -> None:
     pages = admin_pages()
     for who in ("anonymous", "admin", "auditor"):
         client = Client()
@@ -44,5 +44,5 @@ def test_admin_page_sends_everybody_who_is_not_staff_to_the_login(method: str, w
             assert headers["Location"].startswith("/admin/" if path == "/admin/logout/" else "/admin/login/?next="), (who, path)
             assert content == b"", (who, path)
     for path in pages:
-        status, _, _ = send(world.clients["root"], method, path)  # staff, with a token and without a session
+        status, _, _ = send(world.clients["root"], method, path)  # a staff user with a token, but without a session
         assert status == 302, path

@@ -1,4 +1,4 @@
-"""What a body or a query names: what is of one tenant stays there, whoever names it (F-50, INV-01)."""
+"""Bodies and queries that refer to another tenant's objects reveal and change nothing (F-50, INV-01)."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.django_db, starts_from(make_world)]
 
 @dataclass(frozen=True)
 class Attack:
-    """A request of another tenant's admin whose body or query names what is not theirs."""
+    """A request by another tenant's admin whose path, body or query refers to an object of this tenant."""
 
     name: str
     method: str
@@ -47,14 +47,14 @@ ATTACKS = [
         400,
     ),
     Attack(
-        "upload by id and one's own tenant",
+        "upload by id and own tenant",
         "POST",
         "/api/v1/files/",
         lambda names: form(tenant="globex", collection=names.slug),
         400,
     ),
     Attack(
-        "upload by one's own name and their tenant",
+        "upload by own name and their tenant",
         "POST",
         "/api/v1/files/",
         lambda names: form(tenant=names.tenant, collection="Mine"),
@@ -67,7 +67,7 @@ ATTACKS = [
         lambda names: as_json(user=names.username, level="viewer"),
         400,
     ),
-    Attack("their grant in one's own collection", "DELETE", f"{MINE}grants/{{grant_id}}/", lambda names: {}, 404),
+    Attack("their grant in the own collection", "DELETE", f"{MINE}grants/{{grant_id}}/", lambda names: {}, 404),
     Attack("grants by user", "GET", f"{MY_TENANT}grants/", lambda names: query(f"user={names.username}"), 200),
     Attack(
         "member by the name of one of theirs",
@@ -104,7 +104,7 @@ ATTACKS = [
     ),
     Attack("archive link", "POST", f"{MINE}archive/", lambda names: as_json(file=[names.filename]), 404),
     Attack(
-        "archive link beside one's own", "POST", f"{MINE}archive/", lambda names: as_json(file=["mine.csv", names.filename]), 404
+        "archive link with an own file", "POST", f"{MINE}archive/", lambda names: as_json(file=["mine.csv", names.filename]), 404
     ),
     Attack("archive", "GET", f"{MINE}archive.zip", lambda names: query(f"file={names.filename}"), 404),
     Attack("list by tenant", "GET", "/api/v1/collections/", lambda names: query(f"tenant={names.tenant}"), 200),
@@ -118,20 +118,22 @@ ATTACKS = [
         412,
     ),
     Attack("delete on their ETag", "DELETE", f"{MINE}files/mine.csv/", lambda names: {"headers": {"If-Match": names.etag}}, 412),
-    Attack("their file in one's own collection", "GET", f"{MINE}files/patient-4711.csv/", lambda names: {}, 404),
+    Attack("their file in the own collection", "GET", f"{MINE}files/patient-4711.csv/", lambda names: {}, 404),
 ]
 
 
 @pytest.fixture
 def mine(world: World) -> str:
-    """The id of a collection of the other tenant's admin, with one file."""
+    """The id of the other admin's own collection, with one file."""
     client = world.clients["other"]
     slug = client.post("/api/v1/collections/", {"display_name": "Mine"}).json()["id"]
     client.put(f"/api/v1/collections/{slug}/content/mine.csv", b"mine", content_type="text/csv")
     return str(slug)
 
 
-def test_naming_what_is_of_another_tenant_is_as_naming_what_is_not(world: World, mine: str, subtests: pytest.Subtests) -> None:
+def test_reference_to_a_foreign_object_gets_the_response_for_an_unknown_object(
+    world: World, mine: str, subtests: pytest.Subtests
+) -> None:
     files = StoredFile.objects.count()
     for attack in ATTACKS:
         with subtests.test(attack.name):
@@ -146,8 +148,8 @@ def test_naming_what_is_of_another_tenant_is_as_naming_what_is_not(world: World,
             assert answers[0] == answers[1]
 
 
-def test_naming_what_both_tenants_have_means_ones_own(world: World) -> None:
-    """Names are unique in a tenant alone, so a taken one in another is neither a conflict nor ambiguous."""
+def test_name_used_in_both_tenants_refers_to_the_own_object(world: World) -> None:
+    """Names are unique per tenant, so the same name in another tenant is neither a conflict nor ambiguous."""
     client = world.clients["other"]
     made = send(client, "POST", "/api/v1/collections/", **as_json(display_name="November Cohort"))
     sent = send(client, "POST", "/api/v1/files/", **form(collection="November Cohort"))
@@ -156,12 +158,12 @@ def test_naming_what_both_tenants_have_means_ones_own(world: World) -> None:
 
     assert [made[0], sent[0], renamed[0]] == [201, 201, 200]
     assert json.loads(sent[1])["collection"] == slug
-    kept = [secret for secret in world.secrets if secret not in {b"November Cohort", b"patient-4711"}] + world.tenant_secrets
-    assert not [secret for secret in kept for _, content, headers in (made, sent, renamed) if secret in content]
+    secrets = [secret for secret in world.secrets if secret not in {b"November Cohort", b"patient-4711"}] + world.tenant_secrets
+    assert not [secret for secret in secrets for _, content, headers in (made, sent, renamed) if secret in content]
     assert world.collection.files.count() == 1
 
 
-def test_cursor_of_another_tenant_opens_nothing(world: World) -> None:
+def test_cursor_of_another_tenant_returns_no_rows(world: World) -> None:
     admin_client = world.clients["admin"]
     admin_client.post("/api/v1/collections/", {"display_name": "November Cohort II"})
     page_two = admin_client.get("/api/v1/collections/?page_size=1").json()["next"]

@@ -1,4 +1,4 @@
-"""What the files around the code say of the code: containers, process types, lock files, CI."""
+"""The deployment files agree with the code: containers, process types, lock files, CI."""
 
 import ast
 import os
@@ -26,7 +26,7 @@ SECRET = re.compile(r"SECRET|PASSWORD|KEYRING|SIGNING_KEY")
 
 
 def settings_names() -> set[str]:
-    """Names that config/settings.py asks the environment for."""
+    """Returns the environment variables that config/settings.py reads."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / "config" / "settings.py").read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "env":
@@ -36,7 +36,7 @@ def settings_names() -> set[str]:
 
 
 def locked(name: str) -> dict[str, str]:
-    """Package -> pin and hashes."""
+    """Maps each package in a lock file to its version and hashes."""
     entries = re.findall(r"^([\w.\-]+)==(\S+) \\\n((?:    --hash=\S+(?: \\)?\n)+)", (ROOT / name).read_text(), re.MULTILINE)
     return {canonicalize_name(package): f"{version} {hashes}" for package, version, hashes in entries}
 
@@ -54,7 +54,7 @@ def test_compose_has_no_default_secret(service: str) -> None:
         assert all(SECRET.search(used) is None for used in re.findall(r"\$\{(\w+):?-", value)), name
 
 
-def test_compose_sets_every_secret_that_the_settings_want() -> None:
+def test_compose_sets_every_secret_of_the_settings() -> None:
     source = (ROOT / "config" / "settings.py").read_text()
     wanted = set(re.findall(r'env\.secret\("(\w+)"', source))
     assert wanted
@@ -63,23 +63,23 @@ def test_compose_sets_every_secret_that_the_settings_want() -> None:
 
 
 @pytest.mark.parametrize("service", COMPOSE["services"])
-def test_compose_pins_images_that_it_does_not_build(service: str) -> None:
+def test_compose_pins_third_party_images(service: str) -> None:
     definition = COMPOSE["services"][service]
     assert definition.get("build") == "." or re.search(r":\d+\.\d+", definition["image"])
 
 
-def test_compose_lets_streams_end_before_it_kills() -> None:
+def test_compose_stop_grace_period_exceeds_the_drain_time() -> None:
     web = OURS["web"]
     assert int(web["stop_grace_period"].removesuffix("m")) * 60 > int(web["environment"]["WEB_DRAIN_SECONDS"])
 
 
 @pytest.mark.parametrize("port", [port for service in COMPOSE["services"].values() for port in service.get("ports", [])])
-def test_compose_listens_on_loopback_alone(port: str) -> None:
+def test_compose_publishes_ports_on_loopback_only(port: str) -> None:
     assert port.startswith("127.0.0.1:")
 
 
 @pytest.mark.parametrize("command", sorted({*PROCFILE.values(), *(s["command"] for s in OURS.values() if "command" in s)}))
-def test_process_types_name_what_exists(command: str) -> None:
+def test_process_type_command_exists(command: str) -> None:
     match command.split():
         case ["python", "manage.py", name]:
             assert name in get_commands()
@@ -91,7 +91,7 @@ def test_process_types_name_what_exists(command: str) -> None:
             pytest.fail(command)
 
 
-def test_image_holds_every_package_and_runs_as_nobody_special() -> None:
+def test_image_contains_every_package_and_runs_unprivileged() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "bench"}
     assert packages <= set(re.findall(r"^COPY (\w+) \1$", dockerfile, re.MULTILINE))
@@ -102,7 +102,7 @@ def test_image_holds_every_package_and_runs_as_nobody_special() -> None:
     assert re.findall(r"^USER (\w+)$", dockerfile, re.MULTILINE)[-1] == "strongroom"
 
 
-def test_gunicorn_settings_are_what_traps_t2_and_t12_want() -> None:
+def test_gunicorn_settings_suit_long_streams() -> None:
     printed = subprocess.run(
         [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "--print-config", "config.wsgi"],
         cwd=ROOT,
@@ -118,7 +118,7 @@ def test_gunicorn_settings_are_what_traps_t2_and_t12_want() -> None:
 
 
 def test_gunicorn_is_pinned_exactly_while_the_worker_overrides_its_internals() -> None:
-    """config/worker.py overrides methods that gunicorn does not document: another release needs a review of them."""
+    """config/worker.py overrides undocumented methods of gunicorn, so a new release requires a review."""
     source = (ROOT / "config" / "worker.py").read_text()
     assert "from gunicorn.workers.gthread import" in source
     (requirement,) = [
@@ -129,13 +129,13 @@ def test_gunicorn_is_pinned_exactly_while_the_worker_overrides_its_internals() -
     assert str(requirement.specifier) == f"=={gunicorn.__version__}"
 
 
-def test_runtime_lock_is_part_of_the_development_lock() -> None:
+def test_development_lock_includes_the_runtime_lock() -> None:
     runtime, development = locked("requirements.lock"), locked("requirements-dev.lock")
     assert runtime
     assert runtime.items() <= development.items()
 
 
-def test_locks_hold_what_pyproject_asks_for() -> None:
+def test_locks_satisfy_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     asked = {
         "requirements.lock": project["project"]["dependencies"],
@@ -148,13 +148,13 @@ def test_locks_hold_what_pyproject_asks_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
-def test_locks_name_no_index_and_nothing_without_hashes(name: str) -> None:
+def test_lock_has_no_index_and_every_package_has_hashes(name: str) -> None:
     text = (ROOT / name).read_text()
     assert "://" not in text
     assert len(locked(name)) == len(re.findall(r"^[\w.\-]+==", text, re.MULTILINE))
 
 
-def test_ci_runs_what_people_run() -> None:
+def test_ci_runs_the_documented_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert re.search(r"^ *bin/check$", script, re.MULTILINE)
     assert re.search(r"^ *bin/test\b", script, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""docs/format.md is enough to write another reader: the one that it prints opens every stored vector, and no damaged one."""
+"""The reader that docs/format.md prints decrypts every stored test vector and rejects every damaged one."""
 
 import base64
 import hashlib
@@ -27,13 +27,13 @@ DAMAGED = stored("damaged.json")
 def read() -> Callable[..., bytes]:
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "format.md").read_text(), re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(code, "docs/format.md", "exec"), names)  # noqa: S102  that is the test
+    exec(compile(code, "docs/format.md", "exec"), names)  # noqa: S102  the code under test
     reader: Callable[..., bytes] = names["read"]
     return reader
 
 
 def row_of(vector: dict[str, Any]) -> dict[str, Any]:
-    """As `decrypt_object export` would have printed it."""
+    """Returns the vector's row in the output format of `decrypt_object export`."""
     _, key_id, purpose, owner, kek_id = vector["context_fields"]
     return {
         "format": "strongroom/row/v1",
@@ -57,6 +57,6 @@ def test_read_stored_object(read: Callable[..., bytes], subtests: pytest.Subtest
 def test_read_damaged_object(read: Callable[..., bytes], subtests: pytest.Subtests) -> None:
     (base,) = [vector for vector in OBJECTS if vector["name"] == DAMAGED["base"]]
     for damaged in DAMAGED["vectors"]:
-        # InvalidTag says nothing.
+        # The message of InvalidTag is empty.
         with subtests.test(damaged["name"]), pytest.raises(Exception, match=r"another object|^$"):
             read(row_of(base), bytes.fromhex(base["kek"]), base64.b64decode(damaged["object"]))

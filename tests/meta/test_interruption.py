@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(500)]
 
 @pytest.fixture
 def run(first_home: Path, tmp_path: Path) -> Iterator[psutil.Process]:
-    """`bin/test` while one of its tests runs a server, in a process group of its own as in a terminal."""
+    """A run of `bin/test` whose test has started a server, in its own process group as in a terminal."""
     started, folder = tmp_path / "started", tmp_path / "run"
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TEST_"))}
@@ -73,7 +73,7 @@ def test_interrupted_run_leaves_no_process_and_no_folder(
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_processes_of_a_killed_run_die_with_it(run: psutil.Process) -> None:
+def test_killed_run_ends_its_processes(run: psutil.Process) -> None:
     started = run.children(recursive=True)
     run.kill()
     wait_for(lambda: all(map(has_ended, started)))

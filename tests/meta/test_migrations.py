@@ -1,4 +1,7 @@
-"""What a migration may do: processes of the previous release run until they are replaced (F-37; docs/operations/install.md)."""
+"""Migrations stay compatible with processes of the previous release, which run until they are replaced (F-37).
+
+See docs/operations/install.md.
+"""
 
 from typing import Final
 
@@ -22,7 +25,7 @@ from django.db.migrations.operations.base import Operation
 
 
 pytestmark = pytest.mark.both_databases
-# Before the first release there was none to leave working. When one is made, its migrations are added here.
+# The latest migrations of the current release; later ones are checked. A release updates this table.
 RELEASED: Final = {
     "egress": "0001_initial",
     "files": "0001_initial",
@@ -31,27 +34,27 @@ RELEASED: Final = {
     "vault": "0001_initial",
 }
 
-# Migration, and why the processes of the release before it go on all the same, although an operation of it looks as if not.
+# Migration -> why it is compatible with the previous release, although one of its operations looks incompatible.
 EXPLAINED: Final[dict[tuple[str, str], str]] = {}
 
 
-def trouble(operation: Operation) -> str:
-    """What the release before it has to fear; empty if nothing."""
+def incompatibility(operation: Operation) -> str:
+    """Returns why the operation breaks the previous release, or an empty string."""
     match operation:
         case RemoveField() | DeleteModel() | RenameField():
-            return "it reads and writes what is gone"
+            return "the previous release reads and writes what the operation removes"
         case AddField(field=field) if not (field.null or field.has_db_default() or field.many_to_many):
-            return "its rows lack the value: null=True or db_default"
+            return "the previous release inserts rows without the value: use null=True or db_default"
         case AddField() | CreateModel() | AddIndex() | RemoveIndex() | AlterModelOptions():  # slower at worst
             return ""
-    return "to be thought about"
+    return "unknown operation: review it and add it to EXPLAINED"
 
 
-def test_new_migrations_leave_the_release_before_them_working() -> None:
+def test_new_migrations_are_compatible_with_the_previous_release() -> None:
     graph = MigrationLoader(None).graph
     released = {node for leaf in RELEASED.items() for node in graph.forwards_plan(leaf)}
     new = [node for node in graph.nodes if node[0] in RELEASED and node not in released | EXPLAINED.keys()]
-    found = {node: [trouble(operation) for operation in graph.nodes[node].operations] for node in new}
+    found = {node: [incompatibility(operation) for operation in graph.nodes[node].operations] for node in new}
     assert not {node: reasons for node, reasons in found.items() if any(reasons)}
     assert EXPLAINED.keys() <= graph.nodes.keys()
 
@@ -59,7 +62,7 @@ def test_new_migrations_leave_the_release_before_them_working() -> None:
 NUMBER: Final = models.IntegerField
 
 
-def test_what_the_release_before_would_break_on() -> None:
+def test_incompatible_operations_are_detected() -> None:
     for operation in [
         RemoveField("file", "length"),
         DeleteModel("file"),
@@ -71,10 +74,10 @@ def test_what_the_release_before_would_break_on() -> None:
         RunSQL("DROP TABLE file"),
         RunPython(RunPython.noop),
     ]:
-        assert trouble(operation), operation.describe()
+        assert incompatibility(operation), operation.describe()
 
 
-def test_what_the_release_before_does_not_notice() -> None:
+def test_compatible_operations_are_accepted() -> None:
     for operation in [
         AddField("file", "length", NUMBER(null=True)),
         AddField("file", "length", NUMBER(db_default=3)),
@@ -83,4 +86,4 @@ def test_what_the_release_before_does_not_notice() -> None:
         AlterModelOptions("file", {"verbose_name": "paper"}),
         CreateModel("file", [("id", models.AutoField(primary_key=True))]),
     ]:
-        assert not trouble(operation), operation.describe()
+        assert not incompatibility(operation), operation.describe()

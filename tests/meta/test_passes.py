@@ -1,4 +1,4 @@
-"""`bin/test` runs every test in the passes that its markers say, and in no other."""
+"""`bin/test` runs every test in exactly the passes that its markers require."""
 
 from itertools import chain, combinations
 
@@ -21,31 +21,31 @@ def of_run(*, is_bare: bool = False, is_external: bool = False, is_long: bool = 
 RUNS = [of_run(), of_run(is_bare=True), of_run(is_external=True), of_run(is_long=False)]
 
 
-def test_expression_of_each_pass_selects_what_it_has() -> None:
+def test_selection_of_each_pass_agrees_with_has() -> None:
     for kind in KINDS:
         for each in chain.from_iterable(RUNS):
-            selected = eval(each.selection, {name: name in kind for name in needs.KINDS})  # noqa: S307  as pytest reads it
+            selected = eval(each.selection, {name: name in kind for name in needs.KINDS})  # noqa: S307  like pytest
             assert bool(selected) == each.has(kind), (each.selection, kind)
 
 
-def test_each_kind_runs_once_and_on_postgresql_again_if_it_says_so() -> None:
+def test_each_kind_runs_once_and_both_databases_also_on_postgresql() -> None:
     for kind in KINDS:
-        bases = [each.environment.get("TEST_DATABASE_URL", SQLITE) for each in RUNS[0] if each.has(kind)]
+        databases = [each.environment.get("TEST_DATABASE_URL", SQLITE) for each in RUNS[0] if each.has(kind)]
         if "quiet" in kind:
-            assert bases == [SQLITE], kind
+            assert databases == [SQLITE], kind
         elif "external" in kind:
-            assert bases == [POSTGRESQL], kind
+            assert databases == [POSTGRESQL], kind
         else:
-            assert bases == ([SQLITE, POSTGRESQL] if "both_databases" in kind else [SQLITE]), kind
+            assert databases == ([SQLITE, POSTGRESQL] if "both_databases" in kind else [SQLITE]), kind
 
 
-def test_bare_and_external_runs_are_together_a_whole_one() -> None:
+def test_bare_and_external_runs_add_up_to_a_full_run() -> None:
     whole, bare, external, _ = RUNS
     for kind in KINDS:
         assert sum(each.has(kind) for each in [*bare, *external]) == sum(each.has(kind) for each in whole), kind
 
 
-def test_quiet_tests_run_last_and_alone_and_not_in_the_gate() -> None:
+def test_quiet_tests_run_in_a_separate_last_pass_outside_the_gate() -> None:
     for run in RUNS[:3]:
         assert [each.is_quiet for each in run] == [False] * (len(run) - 1) + [True]
         assert not any(each.has(kind) for each in run[:-1] for kind in KINDS if "quiet" in kind)

@@ -1,6 +1,6 @@
-"""One gate: views, serializers, filters and tasks reach rows through `access` and the services alone (INV-01).
+"""Views, serializers and tasks access rows only through `access` and the services, which check permissions (INV-01).
 
-Read from the syntax trees, because a test of answers sees only the requests that somebody thought of.
+The tests analyse syntax trees, because tests of responses cover only the requests that they send.
 """
 
 import ast
@@ -13,15 +13,10 @@ from django.conf import settings
 
 
 OURS = ("tenants", "vault", "files", "egress", "purge", "config")
-OUTER = (
-    "views",
-    "serializers",
-    "tasks",
-    "urls",
-    "schema",
-)  # and whatever ends in _views, _serializers, _tasks, or is in a folder of this name
+# Modules with one of these names, with a name that ends in `_` and one of them, and modules in a folder of that name.
+OUTER = ("views", "serializers", "tasks", "urls", "schema")
 MANAGERS = {"objects", "_default_manager", "_base_manager"}
-WAYS_AROUND = {"get_object_or_404", "get_list_or_404", "raw", "connection", "connections", "cursor", "get_model"}
+BYPASSES = {"get_object_or_404", "get_list_or_404", "raw", "connection", "connections", "cursor", "get_model"}
 
 
 def outer_modules() -> list[Path]:
@@ -34,7 +29,7 @@ def outer_modules() -> list[Path]:
 
 @cache
 def reverse_accessors() -> set[str]:
-    """`collection.files`, `user.memberships`: querysets that no gate has seen."""
+    """Returns the names of reverse relations (`collection.files`, `user.memberships`), whose querysets check no permission."""
     names = set()
     for model in apps.get_models():
         if model._meta.app_label in OURS:
@@ -43,41 +38,41 @@ def reverse_accessors() -> set[str]:
 
 
 def queries(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and source of whatever could reach a row by itself."""
+    """Yields line and source of each expression that may query rows directly."""
     accessors = reverse_accessors()
     harmless = {
         node.func.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "none"  # `Thing.objects.none()`, which tells the schema what a list is of
+        and node.func.attr == "none"  # `Thing.objects.none()` only tells the schema the type of a list
     }
-    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}  # `names.items()`: an accessor is not called
+    called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}  # `names.items()`: accessors are not called
     modules = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            of_module = isinstance(node.value, ast.Name) and node.value.id in modules
+            is_module_attribute = isinstance(node.value, ast.Name) and node.value.id in modules
             if (
                 (node.attr in MANAGERS and node not in harmless)
-                or node.attr in WAYS_AROUND
-                or (node.attr in accessors and not of_module and node not in called)
+                or node.attr in BYPASSES
+                or (node.attr in accessors and not is_module_attribute and node not in called)
             ):
                 yield node.lineno, ast.unparse(node)
-        elif isinstance(node, ast.Name) and node.id in WAYS_AROUND:
+        elif isinstance(node, ast.Name) and node.id in BYPASSES:
             yield node.lineno, node.id
 
 
-def test_modules_are_found() -> None:
+def test_outer_modules_are_found() -> None:
     names = {f"{path.parent.name}/{path.name}" for path in outer_modules()}
     assert names >= {"views/files.py", "views/grants.py", "files/serializers.py", "files/tasks.py", "tenants/views.py"}
 
 
-def test_module_makes_no_query_of_its_own() -> None:
+def test_outer_modules_make_no_queries() -> None:
     found = {str(path): list(queries(ast.parse(path.read_text()))) for path in outer_modules()}
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 
-def test_a_query_is_seen() -> None:
+def test_queries_are_detected() -> None:
     for source in [
         "Collection.objects.get(slug=slug)",
         "models.StoredFile.objects.all()",
@@ -94,6 +89,6 @@ def test_a_query_is_seen() -> None:
         assert list(queries(ast.parse(source))), source
 
 
-def test_what_is_no_query_is_left_alone() -> None:
+def test_other_expressions_are_not_detected() -> None:
     for source in ["Collection.objects.none()", "names.items()", "access.get_file(user, slug, name)", "services.files(x)"]:
         assert not list(queries(ast.parse(f"from files import access, services\n{source}"))), source

@@ -1,4 +1,4 @@
-"""The OpenAPI schema is valid, and the server keeps to it, whatever the requests that are made up from it hold (INV-17)."""
+"""The OpenAPI schema is valid, and responses to fuzzed requests conform to it (INV-17)."""
 
 import json
 from pathlib import Path
@@ -22,19 +22,19 @@ OPERATIONS = [
     for method in sorted(methods - {"HEAD"})
     if path not in NOT_DOCUMENTED
 ]
-NEVER_RIGHT = {
-    "POST /api/v1/collections/{slug}/restore/",  # nothing to do
-    # Nobody guesses a token.
+NEVER_SUCCESSFUL = {
+    "POST /api/v1/collections/{slug}/restore/",  # the collection is not deleted
+    # The fuzzer cannot guess a token.
     "POST /api/v1/auth/token/refresh/",
     "POST /api/v1/auth/password/reset/confirm/",
     "POST /api/v1/auth/invitations/accept/",
-    # alice is no superuser
+    # alice is not a superuser.
     "POST /api/v1/tenants/",
     "GET /api/v1/audit/",
     "GET /api/v1/audit.csv",
     "POST /api/v1/egress/requests/{request_id}/retry/",
 }
-SELDOM_RIGHT = {  # what keeps to their schema breaks other rules more often than not
+RARELY_SUCCESSFUL = {  # most requests that are valid by the schema violate other rules
     "POST /api/v1/tenants/{tenant}/members/",
     "POST /api/v1/tenants/{tenant}/api-keys/",
     "POST /api/v1/collections/{slug}/grants/",
@@ -53,7 +53,7 @@ PUBLIC = {
 
 
 def examples(*, gate: int, long: int) -> pytest.MarkDecorator:
-    """How many requests are made up for each operation, beside those that keep to the schema."""
+    """Parametrizes the number of requests for each operation that may violate the schema."""
     marks = [pytest.mark.long, pytest.mark.timeout(1200)]
     return pytest.mark.parametrize("examples", [gate, pytest.param(long, marks=marks)])
 
@@ -79,14 +79,14 @@ each_operation = pytest.mark.parametrize("operation", OPERATIONS)
 @each_operation
 def test_fuzzed_with_a_token(fuzzing: ModuleType, operation: str, world: FuzzingWorld, examples: int) -> None:
     path = operation.partition(" ")[2]
-    if "{hold_id}" in path:  # elsewhere it would be in the way
+    if "{hold_id}" in path:  # a hold would block other operations
         Collection.objects.get(slug=SLUG).holds.create(id=HOLD, kind=Hold.Kind.LEGAL, reason="a suit", placed_at=timezone.now())
     token = tokens.mint(world.alice)["access"]
-    sound = 20 if operation in SELDOM_RIGHT else 2
-    statuses = fuzzing.fuzz(operation, sound=sound, mixed=examples, request=world.request_for(path), token=token)
+    valid = 20 if operation in RARELY_SUCCESSFUL else 2
+    statuses = fuzzing.fuzz(operation, valid=valid, mixed=examples, request=world.request_for(path), token=token)
 
-    # A fuzzer that is refused at the door finds nothing behind it.
-    assert operation in NEVER_RIGHT or min(statuses) < 300 or statuses >= {303}
+    # A fuzzer whose requests are all refused tests nothing behind the permission check.
+    assert operation in NEVER_SUCCESSFUL or min(statuses) < 300 or statuses >= {303}
 
 
 @pytest.mark.django_db
@@ -95,7 +95,7 @@ def test_fuzzed_with_a_token(fuzzing: ModuleType, operation: str, world: Fuzzing
 @each_operation
 def test_fuzzed_without_a_token(fuzzing: ModuleType, operation: str, world: FuzzingWorld, examples: int) -> None:
     path = operation.partition(" ")[2]
-    statuses = fuzzing.fuzz(operation, sound=1, mixed=examples, request=world.request_for(path))
+    statuses = fuzzing.fuzz(operation, valid=1, mixed=examples, request=world.request_for(path))
 
     assert min(statuses) >= 400 or path in PUBLIC
 
@@ -104,17 +104,17 @@ def test_fuzzed_without_a_token(fuzzing: ModuleType, operation: str, world: Fuzz
 @starts_from(make_fuzzing_world)
 @examples(gate=1, long=100)
 @each_operation
-def test_fuzzed_by_a_stranger(fuzzing: ModuleType, operation: str, world: FuzzingWorld, examples: int) -> None:
+def test_fuzzed_by_a_user_of_another_tenant(fuzzing: ModuleType, operation: str, world: FuzzingWorld, examples: int) -> None:
     path = operation.partition(" ")[2]
     token = tokens.mint(world.mallory)["access"]
-    # A one-off link is its own credential, whoever comes with it.
+    # A one-off link is a credential by itself, so another user may see the content.
     statuses = fuzzing.fuzz(
         operation,
-        sound=1,
+        valid=1,
         mixed=examples,
         request=world.request_for(path),
         token=token,
-        is_stranger=path != "/downloads/{token}",
+        is_outsider=path != "/downloads/{token}",
     )
 
     assert min(statuses) >= 400 or not {"{slug}", "{tenant}", "{request_id}"} & set(path.split("/"))
@@ -125,7 +125,7 @@ def test_every_documented_operation_is_fuzzed(fuzzing: ModuleType) -> None:
 
 
 def test_schema_is_valid(fuzzing: ModuleType) -> None:
-    """As OpenAPI 3.1, and each of its shapes as JSON Schema 2020-12, which that does not look into."""
+    """The document is valid OpenAPI 3.1, which does not validate components, and each component is valid JSON Schema 2020-12."""
     import jsonschema_rs
 
     # The library's own validate_schema takes five seconds to import.

@@ -1,4 +1,4 @@
-"""bin/sbom and bin/audit, on the lock of this checkout and the packages of this interpreter."""
+"""bin/sbom and bin/audit, run on the lock of this checkout and the packages of this interpreter."""
 
 import json
 import os
@@ -19,7 +19,7 @@ NO_NETWORK = "echo 'requests.exceptions.ConnectionError: no route to host' >&2; 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The scripts and locks, with this interpreter as the .venv: nothing is installed."""
+    """A checkout with the scripts and locks, and this interpreter as its .venv, so that nothing is installed."""
     for name in ("bin/sbom", "bin/audit", "bin/venv.sh", "pyproject.toml", "requirements.lock", "requirements-dev.lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -30,7 +30,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def use_as_python(checkout: Path, audit: str) -> None:
-    """This interpreter, with `audit` in place of pip-audit."""
+    """Installs a wrapper of this interpreter as the .venv. `audit` is a shell command that replaces pip-audit."""
     python = checkout / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
     replaced = f'case "$*" in *pip_audit*) {audit};; esac\n' if audit else ""
@@ -44,7 +44,7 @@ def run(checkout: Path, *command: str, **environment: str) -> subprocess.Complet
     )
 
 
-def test_sbom_names_every_runtime_package_and_no_other(checkout: Path) -> None:
+def test_sbom_lists_exactly_the_runtime_packages(checkout: Path) -> None:
     made = run(checkout, "bin/sbom", "--no-validate")
     assert made.returncode == 0, made.stderr
     bom = json.loads(made.stdout)

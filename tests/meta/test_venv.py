@@ -1,4 +1,4 @@
-"""bin/venv.sh: what the first command of the README stands on. Packages here come from the checkout: no index is asked."""
+"""bin/venv.sh, which every command of the README uses. The packages of these tests are in the checkout; pip uses no index."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ import pytest
 from tests.live.child_process import killed_with_parent
 
 
-pytestmark = pytest.mark.server  # times out on a machine that does much else
+pytestmark = pytest.mark.server  # times out beside other tests
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -48,7 +48,7 @@ def need_venv(checkout: Path, lock: str = "requirements.lock", **environment: st
 
 
 def lock_of(checkout: Path, *names: str) -> str:
-    """A lock for packages without content, whose wheels are put into the checkout."""
+    """Returns a lock for empty packages, and writes their wheels into the checkout."""
     lines = []
     for name in names:
         wheel, info = checkout / f"{name}-999-py3-none-any.whl", f"{name}-999.dist-info"
@@ -61,7 +61,7 @@ def lock_of(checkout: Path, *names: str) -> str:
 
 
 def installed(checkout: Path) -> dict[str, str]:
-    """Name -> version of every package in .venv."""
+    """Maps the name of every package in .venv to its version."""
     script = "from importlib.metadata import distributions\nfor each in distributions(): print(each.name, each.version)"
     listed = subprocess.run([checkout / ".venv/bin/python", "-c", script], capture_output=True, text=True, check=True)
     return dict(line.split() for line in listed.stdout.splitlines())
@@ -75,7 +75,7 @@ def program(path: Path, text: str) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
-    """A checkout in which a command was killed while it replaced an outdated .venv, and what the next two said."""
+    """A checkout after a kill during the replacement of an outdated .venv, and the results of the next two commands."""
     folder = make_checkout(tmp_path_factory.mktemp("made") / "checkout")
     (folder / ".venv" / "leftover").mkdir(parents=True)
     (folder / ".venv" / "locks").write_text("another\n")
@@ -91,7 +91,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int
     return folder, [(process.returncode, text) for process, text in zip(both, said, strict=True)]
 
 
-def test_venv_of_another_lock_is_made_anew_once_after_an_interruption(made: tuple[Path, list[tuple[int, str]]]) -> None:
+def test_outdated_venv_is_replaced_once_after_an_interruption(made: tuple[Path, list[tuple[int, str]]]) -> None:
     checkout, answers = made
     assert [code for code, _ in answers] == [0, 0]
     assert sorted(text.count("making .venv") for _, text in answers) == [0, 1]
@@ -101,10 +101,8 @@ def test_venv_of_another_lock_is_made_anew_once_after_an_interruption(made: tupl
     assert need_venv(checkout) == (0, "")
 
 
-def test_development_lock_is_added_with_the_installer_that_it_names(
-    made: tuple[Path, list[tuple[int, str]]], tmp_path: Path
-) -> None:
-    """And what may be serving just now stays."""
+def test_development_lock_is_added_with_its_installer(made: tuple[Path, list[tuple[int, str]]], tmp_path: Path) -> None:
+    """Existing files stay, because a server may be using them."""
     checkout = tmp_path / "checkout"
     shutil.copytree(made[0], checkout, symlinks=True)
     (checkout / ".venv" / "in-use").touch()
@@ -115,31 +113,31 @@ def test_development_lock_is_added_with_the_installer_that_it_names(
     assert need_venv(checkout) == need_venv(checkout, "requirements-dev.lock") == (0, "")
 
 
-def test_locks_name_pip_for_development_only() -> None:
+def test_only_the_development_lock_contains_pip() -> None:
     runtime, development = ((ROOT / name).read_text() for name in ("requirements.lock", "requirements-dev.lock"))
     assert "\npip==" in development
     assert "\npip==" not in runtime
     assert "\nsetuptools==" not in runtime + development
 
 
-def test_python_without_venv_is_said_with_its_remedy(checkout: Path, tmp_path: Path) -> None:
+def test_python_without_venv_prints_the_package_to_install(checkout: Path, tmp_path: Path) -> None:
     python = program(tmp_path / "python", f'case "$*" in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"')
     code, stderr = need_venv(checkout, PYTHON=python)
     assert code == 1
     assert "apt-get install python3-venv" in stderr
 
 
-def test_old_python_is_said(checkout: Path, tmp_path: Path) -> None:
+def test_old_python_prints_the_required_version(checkout: Path, tmp_path: Path) -> None:
     code, stderr = need_venv(checkout, PYTHON=program(tmp_path / "python", "exit 1"))
     assert code == 1
     assert "Python 3.11 or newer" in stderr
 
 
-# --- Each by itself ---
+# --- Separate tests of each case ---
 
 
 @pytest.mark.long
-def test_venv_is_made_once_and_made_anew_for_another_lock(checkout: Path) -> None:
+def test_venv_is_created_once_and_replaced_for_another_lock(checkout: Path) -> None:
     assert "making .venv" in need_venv(checkout)[1]
     assert need_venv(checkout) == (0, "")
     (checkout / ".venv" / "leftover").touch()
@@ -150,7 +148,7 @@ def test_venv_is_made_once_and_made_anew_for_another_lock(checkout: Path) -> Non
 
 
 @pytest.mark.long
-def test_development_lock_is_added_to_what_may_be_serving(checkout: Path) -> None:
+def test_development_lock_is_added_to_a_venv_in_use(checkout: Path) -> None:
     need_venv(checkout)
     (checkout / ".venv" / "in-use").touch()
     assert "requirements-dev.lock" in need_venv(checkout, "requirements-dev.lock")[1]
@@ -160,7 +158,7 @@ def test_development_lock_is_added_to_what_may_be_serving(checkout: Path) -> Non
 
 @pytest.mark.long
 @pytest.mark.parametrize("seconds", [0.5, 1.5])
-def test_interrupted_installation_is_done_again(checkout: Path, seconds: float) -> None:
+def test_interrupted_installation_is_repeated(checkout: Path, seconds: float) -> None:
     (checkout / "requirements.lock").write_text(lock_of(checkout, "thing"))
     process = start(checkout, "requirements.lock")
     time.sleep(seconds)
@@ -172,7 +170,7 @@ def test_interrupted_installation_is_done_again(checkout: Path, seconds: float) 
 
 
 @pytest.mark.long
-def test_venv_holds_the_lock_and_no_installer(checkout: Path) -> None:
+def test_venv_contains_the_lock_and_no_installer(checkout: Path) -> None:
     (checkout / "requirements.lock").write_text(lock_of(checkout, "thing"))
     (checkout / "requirements-dev.lock").write_text(lock_of(checkout, "thing", "other"))
     need_venv(checkout)
@@ -183,15 +181,15 @@ def test_venv_holds_the_lock_and_no_installer(checkout: Path) -> None:
 
 
 @pytest.mark.long
-def test_venv_keeps_an_installer_that_the_lock_names(checkout: Path) -> None:
-    """pip-audit needs pip. The locked version replaces the one that Python brings."""
+def test_venv_keeps_an_installer_in_the_lock(checkout: Path) -> None:
+    """pip-audit needs pip. The locked version replaces the one that Python bundles."""
     (checkout / "requirements.lock").write_text(lock_of(checkout, "setuptools"))
     need_venv(checkout)
     assert installed(checkout) == {"setuptools": "999"}
 
 
 @pytest.mark.long
-def test_two_commands_at_once_make_it_once(checkout: Path) -> None:
+def test_parallel_commands_create_the_venv_once(checkout: Path) -> None:
     both = [start(checkout, "requirements.lock") for _ in range(2)]
     said = sorted(process.communicate(timeout=100)[1].count(b"making .venv") for process in both)
     assert [process.returncode for process in both] == [0, 0]

@@ -1,4 +1,4 @@
-""".github: workflows run what is in the checkout, within a time limit, and forms and update rules can be read by GitHub."""
+"""The workflows in .github run existing commands within a time limit, and GitHub can parse the forms and update rules."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 STAGES = {"packages", "clone", "check", "gate", "servers", "long"}  # of .ci/run
-LONGEST_MINUTES = 360  # GitHub ends a job then
+MAX_JOB_MINUTES = 360  # GitHub's limit
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -32,16 +32,16 @@ OURS = [
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_has_a_trigger_and_may_only_read(path: Path) -> None:
+def test_workflow_has_a_trigger_and_read_only_permissions(path: Path) -> None:
     workflow: dict[Any, Any] = load(path)
     assert workflow["name"] == path.stem
-    assert workflow[True]  # `on`, which YAML reads as a boolean
+    assert workflow[True]  # YAML parses the key `on` as a boolean
     assert workflow["permissions"] == {"contents": "read"}
 
 
 @pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
 def test_job_has_a_time_limit_and_pinned_actions(job: dict[str, Any]) -> None:
-    assert 0 < job["timeout-minutes"] <= LONGEST_MINUTES
+    assert 0 < job["timeout-minutes"] <= MAX_JOB_MINUTES
     used = [step["uses"] for step in job["steps"] if "uses" in step]
     assert used
     assert all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in used)
@@ -74,13 +74,13 @@ def test_issue_form_is_complete(name: str) -> None:
         assert ("id" in field) == (field["type"] != "markdown")
 
 
-def test_updates_are_watched_for_packages_and_actions() -> None:
+def test_dependabot_covers_packages_and_actions() -> None:
     rules = load(ROOT / ".github" / "dependabot.yml")
     assert rules["version"] == 2
     assert {rule["package-ecosystem"] for rule in rules["updates"]} == {"pip", "github-actions"}
 
 
-def test_commit_hooks_fetch_nothing() -> None:
+def test_commit_hooks_are_local() -> None:
     hooks = load(ROOT / ".pre-commit-config.yaml")
     assert [repository["repo"] for repository in hooks["repos"]] == ["local"]
     assert all(hook["language"] == "system" for hook in hooks["repos"][0]["hooks"])

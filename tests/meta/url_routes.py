@@ -1,4 +1,4 @@
-"""What the server has: its addresses, their views and methods."""
+"""The URL paths of the server, with their views and methods."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def patterns(resolver: URLResolver, prefix: str = "/") -> Iterator[tuple[str, UR
 
 
 def views() -> dict[str, Any]:
-    """Path -> class of its view, of everything but the admin site."""
+    """Maps each path outside the admin site to the class of its view."""
     return {
         path: getattr(pattern.callback, "cls", None) or pattern.callback.view_class  # type: ignore[attr-defined]
         for path, pattern in patterns(get_resolver())
@@ -26,7 +26,7 @@ def views() -> dict[str, Any]:
 
 
 def routes() -> dict[str, set[str]]:
-    """Path -> methods that its view has."""
+    """Maps each path to the methods of its view."""
     return {
         path: {method.upper() for method in view.http_method_names if hasattr(view, method)} - {"OPTIONS"}
         for path, view in views().items()
