@@ -179,7 +179,7 @@ class Grant(Budget):
 
     def _touch(self) -> None:
         self._touched = time.monotonic()
-        self._row.update(touched_at=timezone.now())
+        self.row.update(touched_at=timezone.now())
 
 
 def _grant(download: Download, package: StoredFile, by: User, now: datetime, first: int, count: int) -> None:

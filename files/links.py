@@ -172,10 +172,13 @@ def _resume(link: DownloadLink, file: StoredFile, by: User, now: datetime) -> No
 
 
 class Budget:
-    """Pays from the `bytes_left` of a row in advance, a slice at a time, so that parallel transfers cannot overdraw it."""
+    """Reserves bytes of the `bytes_left` of one row in advance, so that parallel transfers cannot overdraw it.
+
+    A subclass may update other columns of the row through `row`, a queryset that selects only this row.
+    """
 
     def __init__(self, row: QuerySet[Any]) -> None:
-        self._row = row
+        self.row = row
         self._paid = 0
 
     def reserve(self, count: int, *, left: int) -> None:
@@ -188,12 +191,12 @@ class Budget:
 
     def refund(self) -> None:
         if self._paid:
-            self._row.update(bytes_left=F("bytes_left") + self._paid)
+            self.row.update(bytes_left=F("bytes_left") + self._paid)
             self._paid = 0
 
     def _take(self, count: int) -> bool:
         # The other contenders are resumed transfers of the same grant.
-        if self._row.filter(bytes_left__gte=count).update(bytes_left=F("bytes_left") - count) != 1:
+        if self.row.filter(bytes_left__gte=count).update(bytes_left=F("bytes_left") - count) != 1:
             return False
         self._paid += count
         return True

@@ -179,7 +179,7 @@ class UploadSession:
             raise StorageUnavailable("The storage keeps another number of bytes than it was sent.")
         file.object_size, file.object_etag = stat.size, stat.etag
         try:
-            file = self._make_file(by=by, now=now)
+            file = self._create_file(by=by, now=now)
         except (OperationalError, InterfaceError) as error:
             if not self._is_committing:
                 raise  # rolled back, and known to be
@@ -228,58 +228,66 @@ class UploadSession:
             raise errors.NotOpen  # it would be refused at its end, and a destruction waits for it
 
     @retry_on_deadlock
-    def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
-        """The row, in a transaction that also deletes the `Upload` row; sets `_is_committing` as its last act."""
-        assert by is not None  # noqa: S101  for the type checker: an upload is somebody's
-        file = self.draft
+    def _create_file(self, *, by: User | None, now: datetime) -> StoredFile:
         self._is_committing = False
         with transaction.atomic():
-            collection = _lock_collection(file.collection_id)
-            file.my_level = check_can_upload(by, collection, self._replaces)  # as they stand now, not as they stood at first
-            if collection.status != Collection.Status.OPEN:
-                raise errors.NotOpen
-            # The other contenders are the clean-up and a second commit: who deletes the row decides over the object.
-            if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
-                raise errors.UploadLost
-            replaced = self._lock_replaced()
-            if replaced:
-                holds.check_free(collection, replaced)
-            quota.check_quota(
-                collection, more_files=0 if replaced else 1, more_bytes=file.length - (replaced.length if replaced else 0)
-            )
-            file.updated_at, file.updated_by = now, by
-            if replaced:
-                file.pk, file.created_at, file.created_by = replaced.pk, replaced.created_at, replaced.created_by
-                file.filename, file.name_key, file.keep_until = replaced.filename, replaced.name_key, replaced.keep_until
-                file.notes = replaced.notes
-                erase_later(replaced, due_after=REPLACED_GRACE_SECONDS, now=now)
-                file.save(force_update=True)
-            else:
-                file.created_at, file.created_by = now, by
-                try:
-                    with transaction.atomic():
-                        file.save(force_insert=True)
-                except IntegrityError:  # another upload of this name committed first
-                    raise errors.NameTaken from None
-            Collection.objects.filter(pk=collection.pk).update(
-                file_count=F("file_count") + (0 if replaced else 1),
-                total_length=F("total_length") + file.length - (replaced.length if replaced else 0),
-            )
-            audit.record(
-                "file.replace" if replaced else "file.create",
-                by=by,
-                tenant=collection.tenant,
-                target=file,
-                now=now,
-                collection=str(collection.uuid),
-                filename=file.filename,
-                length=file.length,
-                sha256=file.sha256,
-                cipher=file.cipher,
-            )
-            file.is_held = holds.holding(collection, file).exists()
-            self._is_committing = True  # what goes wrong before this line has changed nothing
-            return file
+            file = self.create_file(by=by, now=now)
+            self._is_committing = True  # An error before this line has changed nothing.
+        return file
+
+    def create_file(self, *, by: User | None, now: datetime) -> StoredFile:
+        """Hook: saves `self.draft`, whose lengths and digests are set, and returns the saved row.
+
+        `commit` calls it in a transaction and calls it again after a deadlock. An override must delete the `Upload` row in that
+        transaction, and must raise an error if another process has deleted it: that process has claimed the object.
+        """
+        assert by is not None  # noqa: S101  for the type checker: only a subclass creates files for the system
+        file = self.draft
+        collection = _lock_collection(file.collection_id)
+        file.my_level = check_can_upload(by, collection, self._replaces)  # as they stand now, not as they stood at first
+        if collection.status != Collection.Status.OPEN:
+            raise errors.NotOpen
+        # The other contenders are the clean-up and a second commit: who deletes the row decides over the object.
+        if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
+            raise errors.UploadLost
+        replaced = self._lock_replaced()
+        if replaced:
+            holds.check_free(collection, replaced)
+        quota.check_quota(
+            collection, more_files=0 if replaced else 1, more_bytes=file.length - (replaced.length if replaced else 0)
+        )
+        file.updated_at, file.updated_by = now, by
+        if replaced:
+            file.pk, file.created_at, file.created_by = replaced.pk, replaced.created_at, replaced.created_by
+            file.filename, file.name_key, file.keep_until = replaced.filename, replaced.name_key, replaced.keep_until
+            file.notes = replaced.notes
+            erase_later(replaced, due_after=REPLACED_GRACE_SECONDS, now=now)
+            file.save(force_update=True)
+        else:
+            file.created_at, file.created_by = now, by
+            try:
+                with transaction.atomic():
+                    file.save(force_insert=True)
+            except IntegrityError:  # another upload of this name committed first
+                raise errors.NameTaken from None
+        Collection.objects.filter(pk=collection.pk).update(
+            file_count=F("file_count") + (0 if replaced else 1),
+            total_length=F("total_length") + file.length - (replaced.length if replaced else 0),
+        )
+        audit.record(
+            "file.replace" if replaced else "file.create",
+            by=by,
+            tenant=collection.tenant,
+            target=file,
+            now=now,
+            collection=str(collection.uuid),
+            filename=file.filename,
+            length=file.length,
+            sha256=file.sha256,
+            cipher=file.cipher,
+        )
+        file.is_held = holds.holding(collection, file).exists()
+        return file
 
     def _lock_replaced(self) -> StoredFile | None:
         if self._replaces is None:

@@ -191,38 +191,35 @@ class Package(uploads.UploadSession):
             self._beaten = time.monotonic()
             heartbeat(self.request, State.APPROVED, packed=self.length)
 
-    @retry_on_deadlock
-    def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
+    def create_file(self, *, by: User | None, now: datetime) -> StoredFile:
         """The release. Whoever lost a right while the bytes were written is found here (F-49)."""
-        package, self._is_committing = self.draft, False
-        with transaction.atomic():
-            locked = lock_request(self.request)
-            check_ours(self.request, locked, State.APPROVED)
-            if _lost(locked):
-                raise ApproverLost
-            _check_requester(locked)
-            # The other contender is the clean-up, which takes an upload without a heartbeat for dead.
-            if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
-                raise LeaseLost
-            release = lock_collection(package.collection)
-            until = now + timedelta(days=locked.policy["download_window_days"])
-            package.created_at = package.updated_at = now
-            package.save(force_insert=True)
-            Collection.objects.filter(pk=release.pk).update(file_count=1, total_length=package.length, purge_at=until)
-            move(
-                locked,
-                State.RELEASED,
-                by=by,
-                now=now,
-                action="egress.release",
-                released_at=now,
-                available_until=until,
-                package_length=package.length,
-                package_sha256=package.sha256,
-                manifest=self.manifest.text,
-                signature=self.manifest.signature,
-            )
-            self._is_committing = True  # what goes wrong before this line has changed nothing
+        package = self.draft
+        locked = lock_request(self.request)
+        check_ours(self.request, locked, State.APPROVED)
+        if _lost(locked):
+            raise ApproverLost
+        _check_requester(locked)
+        # The other contender is the clean-up, which takes an upload without a heartbeat for dead.
+        if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
+            raise LeaseLost
+        release = lock_collection(package.collection)
+        until = now + timedelta(days=locked.policy["download_window_days"])
+        package.created_at = package.updated_at = now
+        package.save(force_insert=True)
+        Collection.objects.filter(pk=release.pk).update(file_count=1, total_length=package.length, purge_at=until)
+        move(
+            locked,
+            State.RELEASED,
+            by=by,
+            now=now,
+            action="egress.release",
+            released_at=now,
+            available_until=until,
+            package_length=package.length,
+            package_sha256=package.sha256,
+            manifest=self.manifest.text,
+            signature=self.manifest.signature,
+        )
         return package
 
 

@@ -11,7 +11,6 @@ from uuid import uuid4
 import pytest
 from django.conf import settings as current
 from django.contrib import admin
-from django.db import transaction
 from django.test import RequestFactory
 from pytest_django import Settings
 from rest_framework.test import APIClient
@@ -42,13 +41,12 @@ class Package(uploads.UploadSession):
     slots = Slots(1)
     limit = None
 
-    def _make_file(self, *, by: User | None, now: datetime) -> StoredFile:
+    def create_file(self, *, by: User | None, now: datetime) -> StoredFile:
         file = self.draft
-        with transaction.atomic():
-            assert Upload.objects.filter(pk=self.upload.pk).delete()[0] == 1
-            file.created_at = file.updated_at = now
-            file.save(force_insert=True)
-            Collection.objects.filter(pk=file.collection_id).update(file_count=1, total_length=file.length)
+        assert Upload.objects.filter(pk=self.upload.pk).delete()[0] == 1
+        file.created_at = file.updated_at = now
+        file.save(force_insert=True)
+        Collection.objects.filter(pk=file.collection_id).update(file_count=1, total_length=file.length)
         return file
 
 
