@@ -1,4 +1,4 @@
-"""Requests of every kind, and what came of them."""
+"""Helpers that send requests to a live server, each on a new connection, and return the response."""
 
 import http.client
 import json
@@ -28,13 +28,13 @@ class Response:
 
     @property
     def is_retryable_503(self) -> bool:
-        """503, as a problem document that says when."""
+        """Whether this is a 503 problem document with a Retry-After header."""
         is_problem = self.headers["Content-Type"] == "application/problem+json"
         return self.status == 503 and is_problem and int(self.headers["Retry-After"]) > 0
 
 
 def call_api(member: Person, method: str, path: str, content: bytes | None = None, **headers: str) -> Response:
-    """On a connection of its own. Raises IncompleteRead when the answer ends before its Content-Length."""
+    """Sends a request on a new connection. Raises IncompleteRead if the response ends before its Content-Length."""
     with closing(http.client.HTTPConnection("127.0.0.1", member.server.port, timeout=LIMIT)) as connection:
         head = {"Authorization": f"Bearer {member.token}"} | {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, content, head)

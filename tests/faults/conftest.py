@@ -1,4 +1,4 @@
-"""A server on PostgreSQL and the real S3 server, and doors to both that can be made to fail; a door to moto for this process."""
+"""Fixtures: a server behind fault-injecting proxies to PostgreSQL and the real S3 server, and moto with fault injection."""
 
 import uuid
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.needs import mark_dependents
 from tests.worlds import Databases
 
 
-KEPT = 40  # connections that the store's client may have made in a test: as many as requests came at once, and parts of uploads
+MAX_NEW_CONNECTIONS = 40  # that the store's client may keep after a test, for parallel requests and parts of uploads
 
 
 @dataclass
@@ -32,23 +32,23 @@ class Site:
     vault: str  # bucket
 
     def keys(self) -> set[str]:
-        """Objects in the vault, seen past the proxy."""
+        """Returns the keys of the objects in the vault, without the proxy."""
         pages = stores.ceph().client.get_paginator("list_objects_v2").paginate(Bucket=self.vault)
         return {item["Key"] for page in pages for item in page.get("Contents", ()) if not item["Key"].startswith(OWN_PREFIX)}
 
     def descriptors(self) -> int:
-        """What the web server has open but for its pool of connections to the database, which stays as large as it once was."""
-        self.server.request("GET", "/readyz")  # the pool drops what broke when it is next used
+        """Returns the number of open descriptors of the web server without its database connections, whose pool never shrinks."""
+        self.server.request("GET", "/readyz")  # the pool drops broken connections at its next use
         return self.server.descriptors() - self.database.connections
 
     def unfinished(self) -> set[str]:
-        """Keys of multipart uploads that nobody completed or aborted."""
+        """Returns the keys of multipart uploads that were neither completed nor aborted."""
         return {item["Key"] for item in stores.ceph().client.list_multipart_uploads(Bucket=self.vault).get("Uploads", ())}
 
 
 @contextmanager
 def started_site(home: Path, *, template: str = "", is_timed: bool = False, **settings: str) -> Iterator[Site]:
-    """With `is_timed` nothing stands between the server and its database: the proxy would be part of what is measured."""
+    """Starts a server behind the proxies. With `is_timed`, it connects to the database directly, for accurate measurements."""
     endpoint = stores.ceph()
     with (
         postgresql_database(template) as url,
@@ -57,7 +57,7 @@ def started_site(home: Path, *, template: str = "", is_timed: bool = False, **se
         stores.buckets(endpoint, len(stores.ALIASES)) as (vault, staging, release),
     ):
         environment = endpoint.environment(vault) | {
-            "DATABASE_POOL": "8",  # the sites of all test workers share the 100 connections that PostgreSQL has by default
+            "DATABASE_POOL": "8",  # the sites of all test workers share PostgreSQL's default of 100 connections
             "S3_ENDPOINT_URL": s3.url,
             "S3_STAGING_BUCKET": staging,
             "S3_RELEASE_BUCKET": release,
@@ -81,9 +81,9 @@ def shared_site(tmp_path_factory: pytest.TempPathFactory, databases: Databases) 
 
 @pytest.fixture
 def site(shared_site: Site) -> Iterator[Site]:
-    """Tidy before and after each test: objects and counts agree with the rows, no unfinished upload, no descriptor left open."""
+    """The shared site, consistent before and after each test: no differences between objects, counters and rows, no leftovers."""
     server = shared_site.server
-    if not server.processes():  # as a test that failed may have left it
+    if not server.processes():  # a failed test may have killed it
         server.start()
     server.expire_leases()
     wait_for(server.has_no_leftovers)
@@ -92,7 +92,7 @@ def site(shared_site: Site) -> Iterator[Site]:
     wait_for(server.has_no_leftovers)
     server.check_consistency()
     assert shared_site.unfinished() == set()
-    wait_for(lambda: shared_site.descriptors() <= descriptors + KEPT)
+    wait_for(lambda: shared_site.descriptors() <= descriptors + MAX_NEW_CONNECTIONS)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def member(site: Site, tmp_path: Path) -> Person:
 
 @pytest.fixture
 def faults(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[stores.Faults]:
-    """The door of the store that services in this process write to: moto. Nobody waits between two attempts."""
+    """Fault injection for moto, the store of this process. Retries do not sleep."""
     monkeypatch.setattr("time.sleep", lambda _: None)
     with stores.use_new_buckets(stores.moto(), settings):
         yield stores.moto_server()[1]
@@ -110,7 +110,7 @@ def faults(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @contextmanager
 def postgresql_database(template: str = "") -> Iterator[str]:
-    """The address of a new database beside the one that the suite uses, which begins as a copy of another."""
+    """Creates a separate database as a copy of the template, and yields its URL."""
     address = urlsplit(needs.address("postgresql"))
     name = f"strongroom_live_{uuid.uuid4().hex}"
     with psycopg.connect(address._replace(path="/postgres").geturl(), autocommit=True) as postgresql:

@@ -1,4 +1,4 @@
-"""The broker carries ticks, never state: what waited in it may be lost (F-29, F-30)."""
+"""The broker transports ticks and holds no state: its messages may be lost (F-29, F-30)."""
 
 import shutil
 from collections.abc import Callable
@@ -24,8 +24,8 @@ def is_destroyed(member: Person) -> bool:
 
 
 @pytest.mark.long
-def test_work_is_found_again_without_anything_that_the_broker_had(ready_server: Callable[..., Server], tmp_path: Path) -> None:
-    """Power goes while a collection waits for its end, and the broker's files and beat's memory are lost with it."""
+def test_purge_continues_after_loss_of_all_broker_state(ready_server: Callable[..., Server], tmp_path: Path) -> None:
+    """A power failure before the purge of a collection also deletes the files of the broker and of beat."""
     server = ready_server(DELETE_GRACE="1").start()
     member = Person(server, "member", tmp_path)
     member.upload("a.bin", b"a" * 1000)
@@ -44,8 +44,8 @@ def test_work_is_found_again_without_anything_that_the_broker_had(ready_server: 
 
 
 @pytest.mark.needs("redis")
-def test_ticks_go_on_when_redis_forgets_everything(ready_server: Callable[..., Server], tmp_path: Path) -> None:
-    url = f"{needs.address('redis').rpartition('/')[0]}/13"  # not beside another test's ticks
+def test_ticks_continue_after_redis_loses_its_data(ready_server: Callable[..., Server], tmp_path: Path) -> None:
+    url = f"{needs.address('redis').rpartition('/')[0]}/13"  # a separate database, without the ticks of other tests
     with closing(redis.Redis.from_url(url)) as client:
         client.flushdb()
         server = ready_server(DELETE_GRACE="1", BROKER_URL=url).start()
@@ -62,8 +62,8 @@ def test_ticks_go_on_when_redis_forgets_everything(ready_server: Callable[..., S
         client.flushdb()
 
 
-def test_server_answers_without_a_broker(ready_server: Callable[..., Server], tmp_path: Path) -> None:
-    """Requests write rows and wait for nobody; what they ask for is done when there is a broker again."""
+def test_requests_succeed_without_a_broker(ready_server: Callable[..., Server], tmp_path: Path) -> None:
+    """Requests only write rows; ticks process the rows when the broker is available again."""
     server = ready_server(DELETE_GRACE="1", BROKER_URL="redis://127.0.0.1:1/0").start()
     member = Person(server, "member", tmp_path)
     member.upload("a.bin", b"a" * 1000)

@@ -1,6 +1,6 @@
-"""The database is away, stands still or refuses: 503 in time and never 500, nothing lost or doubled, and all is well afterwards.
+"""The database is down, hangs or rejects transactions: 503 in time, never 500, and no loss, duplicates or lasting damage.
 
-F-22 to F-25. What happens to a server that is killed meanwhile is in test_kills.py.
+F-22 to F-25. Kills of the server are in test_kills.py.
 """
 
 import socket
@@ -30,7 +30,7 @@ from tests.live.waiting import LIMIT, wait_for
 MIB = 1024 * 1024
 CONTENT = random_bytes(12 * MIB)
 SMALL = CONTENT[:300_000]
-IN_TIME = 25  # seconds: several times DATABASE_TIMEOUT, because one request may ask in several places
+IN_TIME = 25  # seconds: several times DATABASE_TIMEOUT, because one request may query the database several times
 QUIET = pytest.mark.quiet
 
 HANGS = Fault(then="hang")
@@ -57,7 +57,7 @@ REQUESTS: dict[str, Callable[[Person], Response]] = {
 
 @pytest.fixture
 def stocked(member: Person) -> Person:
-    """With something to replace, and to read."""
+    """A member with a file to read and a file to replace."""
     for filename in ("kept.bin", "replaced.bin"):
         member.upload(filename, SMALL)
     return member
@@ -83,7 +83,7 @@ def hanging(site: Site) -> Iterator[None]:
         pytest.param(down, IN_TIME, id="down-quiet", marks=QUIET),
     ],
 )
-def test_every_request_without_a_database_is_503_in_time_and_works_afterwards(
+def test_request_without_database_is_503_in_time_and_works_afterwards(
     site: Site, stocked: Person, fail: Callable[[Site], AbstractContextManager[None]], seconds: int
 ) -> None:
     before = site.server.log
@@ -92,7 +92,7 @@ def test_every_request_without_a_database_is_503_in_time_and_works_afterwards(
         answers = dict(zip(REQUESTS, in_parallel(partial(request, stocked) for request in REQUESTS.values()), strict=True))
         assert time.monotonic() - started < seconds
         assert site.server.request("GET", "/healthz")[0] == 200
-        time.sleep(max(0, started + 9 - time.monotonic()))  # for so long that attempts to connect have become rare
+        time.sleep(max(0, started + 9 - time.monotonic()))  # until the pool tries to connect only rarely
     assert answers.pop("probe").status == 503
     assert {name: (answer.status, answer.is_retryable_503) for name, answer in answers.items()} == dict.fromkeys(
         answers, (503, True)
@@ -104,11 +104,11 @@ def test_every_request_without_a_database_is_503_in_time_and_works_afterwards(
     for name, request in REQUESTS.items():
         assert request(stocked).status < 500, name
     assert site.server.request("GET", "/readyz")[0] == 200
-    site.server.expire_leases()  # of uploads that could not clear away behind themselves
+    site.server.expire_leases()  # of uploads that could not clean up
 
 
-def test_connections_that_broke_while_nobody_used_them_are_not_noticed(site: Site, stocked: Person) -> None:
-    """As after a restart of PostgreSQL: by many requests, and by one that finds nothing but broken ones in the pool."""
+def test_broken_idle_connections_cause_no_error(site: Site, stocked: Person) -> None:
+    """As after a restart of PostgreSQL: for many requests, and for one whose pool has only broken connections."""
     crowd = [partial(REQUESTS["collection"], stocked)] * 16
     for _ in range(2):
         wait_for(lambda: in_parallel(crowd) and site.database.connections >= 8)
@@ -119,7 +119,7 @@ def test_connections_that_broke_while_nobody_used_them_are_not_noticed(site: Sit
 
 
 def waiting(site: Site) -> int:
-    """Transactions of the site that wait for a lock."""
+    """Returns the number of the site's transactions that wait for a lock."""
     statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = ? AND wait_event_type = 'Lock'"
     return int(site.server.sql(statement, site.server.database.rpartition("/")[2])[0][0])
 
@@ -128,7 +128,7 @@ def waiting(site: Site) -> int:
 
 
 class SlowUpload:
-    """A PUT that has sent all but its last byte."""
+    """A PUT that sends its last byte only in `finish`."""
 
     def __init__(self, member: Person, filename: str, content: bytes) -> None:
         head = f"PUT {path_of(member, filename)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
@@ -138,7 +138,7 @@ class SlowUpload:
         wait_for(lambda: member.server.sql("SELECT count(*) FROM files_upload")[0][0])
 
     def finish(self) -> int:
-        """The answer's status."""
+        """Sends the last byte and returns the status of the response."""
         with self.client:
             self.client.sendall(self.last)
             received = b""
@@ -150,8 +150,8 @@ class SlowUpload:
 @pytest.mark.parametrize(
     "content", [pytest.param(SMALL, marks=pytest.mark.long, id="small"), pytest.param(CONTENT, id="multipart")]
 )
-def test_upload_whose_database_is_away_between_its_bytes_and_its_commit(site: Site, member: Person, content: bytes) -> None:
-    """F-22: away and back is not noticed. Away and not back is 503 and no file, and the object goes."""
+def test_upload_with_database_down_before_its_commit(site: Site, member: Person, content: bytes) -> None:
+    """F-22: a database that is back in time causes no error. Otherwise: 503, no file, and the object is deleted."""
     upload = SlowUpload(member, "a.bin", content)
     with site.database.down():
         pass
@@ -171,11 +171,11 @@ def test_upload_whose_database_is_away_between_its_bytes_and_its_commit(site: Si
     ("direction", "then", "status", "is_kept"),
     [
         pytest.param("request", "reset", 503, False, id="never-arrives"),
-        pytest.param("response", "reset", 201, True, id="answer-is-lost"),
-        pytest.param("response", "hang", 201, True, id="answer-never-comes", marks=pytest.mark.long),
+        pytest.param("response", "reset", 201, True, id="response-lost"),
+        pytest.param("response", "hang", 201, True, id="no-response", marks=pytest.mark.long),
     ],
 )
-def test_upload_whose_commit_is_cut_is_told_by_what_became_of_it(
+def test_upload_with_connection_lost_at_commit_reports_the_real_outcome(
     site: Site, member: Person, direction: str, then: str, status: int, *, is_kept: bool
 ) -> None:
     """F-24."""
@@ -192,8 +192,8 @@ def test_upload_whose_commit_is_cut_is_told_by_what_became_of_it(
 
 
 @pytest.mark.long
-def test_upload_that_was_committed_unheard_and_cannot_be_read_back_says_so(site: Site, member: Person) -> None:
-    """F-24: the file is there once the database is; it is neither lost nor doubled."""
+def test_upload_with_lost_commit_response_and_database_down_has_unknown_outcome(site: Site, member: Person) -> None:
+    """F-24: the file exists once the database is back; it is neither lost nor duplicated."""
     with ThreadPoolExecutor() as pool, site.database.during(Fault(request=rb"COMMIT", then="hang", times=1)):
         answering = pool.submit(put, member, "unheard.bin", CONTENT)
         committed = "SELECT 1 FROM files_storedfile WHERE filename = 'unheard.bin'"
@@ -210,10 +210,12 @@ def test_upload_that_was_committed_unheard_and_cannot_be_read_back_says_so(site:
 
 
 def begin_download(member: Person, filename: str) -> socket.socket:
-    """A client that takes what it reads and hardly more."""
+    """Starts a download with a small receive buffer, so that the kernel reads little ahead of the client."""
     head = f"GET {path_of(member, filename)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
     client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)  # loopback crawls below its segments of 64 KiB
+    client.setsockopt(
+        socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024
+    )  # smaller buffers slow loopback down, whose segments have 64 KiB
     client.settimeout(60)
     client.connect(("127.0.0.1", member.server.port))
     client.sendall(f"{head}Connection: close\r\n\r\n".encode())
@@ -228,17 +230,17 @@ def begin_download(member: Person, filename: str) -> socket.socket:
         pytest.param(down, 75, False, id="for-too-long", marks=pytest.mark.long),
     ],
 )
-def test_download_goes_on_while_the_database_is_away_for_a_while(
+def test_download_continues_while_the_database_is_briefly_unavailable(
     site: Site, member: Person, fail: Callable[[Site], AbstractContextManager[None]], seconds: int, *, is_whole: bool
 ) -> None:
-    """F-23: it asks every three seconds whether it may go on, and takes no answer for a yes, for a minute."""
-    content = CONTENT[: 3 * MIB] if is_whole else CONTENT  # the kernel may take megabytes ahead of the client
+    """F-23: a stream checks access every three seconds, and tolerates a minute of failed checks."""
+    content = CONTENT[: 3 * MIB] if is_whole else CONTENT  # the kernel may read megabytes ahead of the client
     member.upload("a.bin", content)
     with begin_download(member, "a.bin") as client:
         received = client.recv(1000)
         with fail(site):
             until = time.monotonic() + seconds
-            while time.monotonic() < until:  # at a pace that the web server does not take for a stall
+            while time.monotonic() < until:  # fast enough that the web server does not consider the client stalled
                 received += client.recv(1000)
                 time.sleep(0.05)
             while data := client.recv(MIB):
@@ -248,8 +250,8 @@ def test_download_goes_on_while_the_database_is_away_for_a_while(
     assert (len(body) == len(content)) == is_whole
 
 
-def test_downloads_hold_no_connection(site: Site, stocked: Person) -> None:
-    """More of them than the pool has connections, and the API answers beside them."""
+def test_downloads_hold_no_database_connection(site: Site, stocked: Person) -> None:
+    """With more downloads than the pool has connections, other requests succeed."""
     stocked.upload("a.bin", CONTENT)
     with ExitStack() as running:
         clients = [running.enter_context(begin_download(stocked, "a.bin")) for _ in range(24)]
@@ -264,7 +266,7 @@ def test_downloads_hold_no_connection(site: Site, stocked: Person) -> None:
 # --- Starting ---
 
 
-def test_start_without_a_database_ends_and_says_why(new_server: Callable[..., Server]) -> None:
+def test_start_without_database_exits_with_the_reason(new_server: Callable[..., Server]) -> None:
     port = hold_port(new_server)
     server = new_server(DATABASE_URL=f"postgresql://nobody@127.0.0.1:{port}/nothing", DATABASE_TIMEOUT="2")
     assert server.launch().wait(LIMIT) == 1
@@ -272,7 +274,7 @@ def test_start_without_a_database_ends_and_says_why(new_server: Callable[..., Se
 
 
 @pytest.mark.long
-def test_web_process_that_starts_before_its_database_is_ready_once_it_is_there(site: Site) -> None:
+def test_web_process_started_before_its_database_becomes_ready(site: Site) -> None:
     server = Server(site.server.home)
     server.environment = site.server.environment | {"PORT": str(server.port)}
     command = [sys.executable, "-m", "gunicorn", "--config", "config/gunicorn.conf.py", "config.wsgi"]
@@ -296,12 +298,12 @@ def test_web_process_that_starts_before_its_database_is_ready_once_it_is_there(s
             web.kill()
 
 
-# --- Refusals ---
+# --- Rejected transactions ---
 
 
 @contextmanager
-def refusals(site: Site, sqlstate: str, count: int) -> Iterator[Callable[[], int]]:
-    """The next `count` transactions fail where they write their audit event. Yields how many came so far."""
+def rejected_transactions(site: Site, sqlstate: str, count: int) -> Iterator[Callable[[], int]]:
+    """Makes the next `count` transactions fail when they write their audit event. Yields a function that counts attempts."""
     site.server.sql("CREATE SEQUENCE refusals")
     site.server.sql(f"""
         CREATE FUNCTION refuse() RETURNS trigger AS $$ BEGIN
@@ -322,10 +324,10 @@ AUDITED = ["sign-in", "collection", "put", "form", "replace", "rename", "downloa
 
 
 @pytest.mark.parametrize("sqlstate", [pytest.param("40001", marks=pytest.mark.long), "40P01"])
-def test_transaction_that_the_database_sacrificed_is_done_again(site: Site, stocked: Person, sqlstate: str) -> None:
+def test_transaction_with_serialization_failure_or_deadlock_is_retried(site: Site, stocked: Person, sqlstate: str) -> None:
     """F-25."""
     for name in AUDITED:
-        with refusals(site, sqlstate, 1) as tried:
+        with rejected_transactions(site, sqlstate, 1) as tried:
             assert REQUESTS[name](stocked).status < 300, name
             assert tried() == 2
 
@@ -341,9 +343,9 @@ def test_transaction_that_the_database_sacrificed_is_done_again(site: Site, stoc
         pytest.param("25006", 1, id="read-only", marks=pytest.mark.long),
     ],
 )
-def test_transaction_that_the_database_keeps_refusing_is_503(site: Site, stocked: Person, sqlstate: str, tries: int) -> None:
+def test_transaction_that_always_fails_is_503(site: Site, stocked: Person, sqlstate: str, tries: int) -> None:
     for name in ("put", "rename", "download"):
-        with refusals(site, sqlstate, 1000) as tried:
+        with rejected_transactions(site, sqlstate, 1000) as tried:
             answer = REQUESTS[name](stocked)
             assert (answer.status, answer.is_retryable_503, answer.code) == (503, True, "database_unavailable"), name
             assert tried() == tries
@@ -357,8 +359,8 @@ def other_client(site: Site) -> Iterator["psycopg.Connection[tuple[int]]"]:
         yield connection
 
 
-def test_deadlock_with_another_client_is_not_noticed(site: Site, stocked: Person) -> None:
-    """F-25: the server holds the collection and waits for the chain's head, the other client does it the other way round."""
+def test_deadlock_with_another_client_causes_no_error(site: Site, stocked: Person) -> None:
+    """F-25: the server locks the collection, then the head of the audit chain; the other client in the opposite order."""
     for _ in range(5):
         with other_client(site) as other, ThreadPoolExecutor() as pool:
             other.execute("SELECT * FROM tenants_audithead FOR UPDATE")
@@ -366,26 +368,26 @@ def test_deadlock_with_another_client_is_not_noticed(site: Site, stocked: Person
             wait_for(lambda: waiting(site) == 1)
             try:
                 other.execute("SELECT * FROM files_collection WHERE slug = %s FOR UPDATE", [stocked.collection])
-                is_ours = True  # the other one lives, so it was the server's
-            except errors.DeadlockDetected:  # PostgreSQL ends whoever finds out: who has waited for a second first
-                is_ours = False
+                is_server_aborted = True  # this client got the lock, so PostgreSQL aborted the server's transaction
+            except errors.DeadlockDetected:  # PostgreSQL aborts the transaction that first waits for a second
+                is_server_aborted = False
             other.rollback()
             assert answer.result().status == 200
-        if is_ours:
+        if is_server_aborted:
             return
-    pytest.fail("PostgreSQL never chose the server's transaction")
+    pytest.fail("PostgreSQL never aborted the server's transaction")
 
 
 @QUIET
 def test_requests_that_wait_for_a_lock_are_503_in_time(site: Site, stocked: Person) -> None:
-    """More of them than the pool has connections: those who only read wait for one, and are answered too (F-36)."""
+    """With more requests than the pool has connections, read-only requests wait for a connection and are answered (F-36)."""
     with other_client(site) as other:
         other.execute("SELECT * FROM tenants_audithead FOR UPDATE")
         started = time.monotonic()
         writers = [partial(REQUESTS["rename"], stocked)] * 24
         answers = in_parallel([*writers, *[partial(REQUESTS["list"], stocked)] * 8])
         assert time.monotonic() - started < IN_TIME
-        assert waiting(site) == 0  # nor does what they left in PostgreSQL
+        assert waiting(site) == 0  # the server's transactions are no longer waiting in PostgreSQL either
     assert all(answer.is_retryable_503 for answer in answers[:24])
     assert {answer.status for answer in answers[24:]} <= {200, 503}
     assert all(answer.status == 200 or answer.is_retryable_503 for answer in answers[24:])

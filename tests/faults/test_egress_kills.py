@@ -1,7 +1,7 @@
-"""Workers of egress are killed with SIGKILL between each pair of steps: another one ends it with one package, and nothing beside.
+"""Egress workers are killed with SIGKILL after any step; another worker completes the request with one package, no leftovers.
 
-INV-11, INV-13; F-27. A step is what others see of it: a commit, or something that the store was asked for. Every query is in
-services/test_egress_faults.py.
+INV-11, INV-13; F-27. A step is a change or call that other processes can observe: a commit or a call to the store. Faults at
+single queries are in services/test_egress_faults.py.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ pytestmark = [
     pytest.mark.both_databases,
 ]
 
-ASKED: Final[tuple[tuple[type, str], ...]] = (
+STORE_CALLS: Final[tuple[tuple[type, str], ...]] = (
     (LocalStore, "copy"),
     (LocalStore, "open"),
     (LocalStore, "create"),
@@ -76,20 +76,20 @@ def die() -> NoReturn:
 
 
 class Steps:
-    """Counts the steps of this process, and kills it behind the last that it may take."""
+    """Counts the steps of this process, and kills it after step number `last`."""
 
     def __init__(self, last: int) -> None:
-        self.left = last
+        self.remaining = last
 
-    def taken(self) -> None:
-        self.left -= 1
-        if self.left == 0:
+    def count(self) -> None:
+        self.remaining -= 1
+        if self.remaining == 0:
             die()
 
     def counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counting(*args: Any, **options: Any) -> Any:
             result = call(*args, **options)
-            self.taken()
+            self.count()
             return result
 
         return counting
@@ -97,25 +97,25 @@ class Steps:
     def query(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001  Django's
         result = execute(sql, params, many, context)
         if sql.startswith(WRITES) and not context["connection"].in_atomic_block:
-            self.taken()  # it was committed by itself
+            self.count()  # autocommit
         return result
 
     def count_all(self) -> None:
-        for kind, name in ASKED:
+        for kind, name in STORE_CALLS:
             setattr(kind, name, self.counted(getattr(kind, name)))
         BaseDatabaseWrapper.commit = self.counted(BaseDatabaseWrapper.commit)  # type: ignore[method-assign]
         connections["default"].execute_wrappers.append(self.query)
 
 
 def close_connections() -> None:
-    """Which a child must not share: those that a pool keeps open, too."""
+    """Closes all database connections, including pooled ones, because a forked child must not share them."""
     connections.close_all()
     if isinstance(connection := connections["default"], PostgreSQL):
         connection.close_pool()
 
 
 def in_worker(prepare: Callable[[], object], work: Callable[[], object]) -> int:
-    """What becomes of a process of its own that does this: 0, or the number of the signal, negative."""
+    """Runs the functions in a forked process. Returns its exit code: 0, or the negative number of a signal."""
     close_connections()
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -145,29 +145,29 @@ def people(acme: Tenant) -> dict[str, User]:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_worker_that_is_killed_half_way_is_followed_by_another(api: Api, bob: User, people: dict[str, User], phase: str) -> None:
+def test_work_of_a_worker_killed_midway_is_completed_by_another(api: Api, bob: User, people: dict[str, User], phase: str) -> None:
     """F-27."""
-    _, least = PHASES[phase]
-    assert ended_by_another(phase, api, bob, people, last=least // 2) == KILLED
+    _, min_steps = PHASES[phase]
+    assert kill_and_complete(phase, api, bob, people, last=min_steps // 2) == KILLED
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("phase", PHASES)
-def test_worker_that_is_killed_behind_any_step_is_followed_by_another(
+def test_work_of_a_worker_killed_after_any_step_is_completed_by_another(
     api: Api, bob: User, people: dict[str, User], phase: str
 ) -> None:
     """F-27."""
-    _, least = PHASES[phase]
-    assert next(last for last in count(1) if ended_by_another(phase, api, bob, people, last=last) == 0) > least
+    _, min_steps = PHASES[phase]
+    assert next(last for last in count(1) if kill_and_complete(phase, api, bob, people, last=last) == 0) > min_steps
 
 
-def ended_by_another(phase: str, api: Api, bob: User, people: dict[str, User], *, last: int) -> int:
-    """What became of the worker that may take so many steps."""
+def kill_and_complete(phase: str, api: Api, bob: User, people: dict[str, User], *, last: int) -> int:
+    """Kills a worker after step `last`, completes the request in this process, and returns the worker's exit code."""
     work, _ = PHASES[phase]
     request = ready_for(phase, api, bob, people, f"Number {last}")
     ended = in_worker(Steps(last).count_all, work)
     assert ended in {0, KILLED}
-    assert_nothing_early(request, phase)
+    assert_status_is_backed_by_work(request, phase)
     go_on(16)
     if phase == "staging":
         for name in ("grace", "ruth"):
@@ -185,8 +185,8 @@ def ready_for(phase: str, api: Api, bob: User, people: dict[str, User], display_
     return request
 
 
-def assert_nothing_early(request: Any, phase: str) -> None:
-    """What a dead worker leaves says no more than it has done."""
+def assert_status_is_backed_by_work(request: Any, phase: str) -> None:
+    """Asserts that the statuses after a kill claim no work that the killed worker has not done."""
     request = row(request)
     if request.status == "in_review":
         assert not request.items.exclude(status=StagedFile.Status.STAGED).exists()
@@ -201,7 +201,7 @@ def assert_nothing_early(request: Any, phase: str) -> None:
 
 
 def assert_released_once(request: Any, client: APIClient, files: dict[str, bytes] = FILES) -> None:
-    """One release, one package with the digests that were approved, and nothing that a dead worker left."""
+    """Asserts one release, one package with the approved digests, and no leftovers of a killed worker."""
     assert row(request).status == "released", row(request).problem
     content = body(client.get(path(request, "package.zip")))
     assert hashlib.sha256(content).hexdigest() == row(request).package_sha256
@@ -215,8 +215,8 @@ def assert_released_once(request: Any, client: APIClient, files: dict[str, bytes
     invariants.check_all()
 
 
-def test_request_that_kills_each_of_its_workers_is_given_up(api: Api, bob: User, people: dict[str, User]) -> None:
-    """F-27: as one does that the kernel ends for the memory that it takes. It fails after a few attempts, with nothing left."""
+def test_request_fails_after_repeated_kills_of_its_workers(api: Api, bob: User, people: dict[str, User]) -> None:
+    """F-27: for example, when packaging exhausts memory each time. After a few attempts it fails and leaves no data."""
     request = approved(api, bob, people, fill(api(bob)))
     for attempt in range(MOST_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
@@ -224,7 +224,7 @@ def test_request_that_kills_each_of_its_workers_is_given_up(api: Api, bob: User,
         assert row(request).status == "approved"
     assert Upload.objects.count() == MOST_ATTEMPTS
     go_on(6 * MOST_ATTEMPTS)
-    go_on(6 * MOST_ATTEMPTS + 16)  # by when the last upload is taken for dead, too
+    go_on(6 * MOST_ATTEMPTS + 16)  # after the heartbeat timeout of the last upload
     assert row(request).status == "failed"
     assert "could not be built in 5 attempts" in row(request).problem
     assert in_bucket("release") == []

@@ -1,6 +1,6 @@
-"""Packagers are killed with SIGKILL within their upload to the real S3 server: one package in the end, and no part beside it.
+"""Packaging is killed with SIGKILL during its upload to the real S3 server: one package in the end, and no leftover parts.
 
-INV-13; F-14, F-27, F-56. Between other steps: test_egress_kills.py.
+INV-13; F-14, F-27, F-56. Kills between other steps are in test_egress_kills.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,20 +32,20 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 MIB: Final = 1024**2
-PART: Final = 5 * MIB  # S3 takes no smaller ones
+PART: Final = 5 * MIB  # the smallest part that S3 accepts
 FILES: Final = {"a.csv": b"a,1\n" * 100, "large.bin": random_bytes(12 * MIB)}  # a package of three parts
-BEFORE, BEHIND = "before-send", "response-received"  # botocore's events
+BEFORE, AFTER = "before-send", "response-received"  # botocore's events
 
 
 class ReleaseBucket:
-    """Seen past our own store."""
+    """The release bucket, accessed without our own store."""
 
     def __init__(self, name: str) -> None:
         self.client: S3Client = stores.ceph().client
         self.name = name
 
     def uploads(self) -> list[int]:
-        """The number of parts of each that is unfinished."""
+        """Returns the number of parts of each unfinished upload."""
         found = self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])
         places: list[Any] = [{"Bucket": self.name, "Key": upload["Key"], "UploadId": upload["UploadId"]} for upload in found]
         return [len(self.client.list_parts(**place).get("Parts", [])) for place in places]
@@ -70,12 +70,14 @@ def release(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def people(acme: Tenant) -> dict[str, User]:
-    keys.ensure_signing_key(Key.Purpose.EGRESS, now=timezone.now())  # or the first package would make one, and differ in its name
+    keys.ensure_signing_key(
+        Key.Purpose.EGRESS, now=timezone.now()
+    )  # otherwise the first build creates the key, and the builds differ
     return make_reviewers(acme)
 
 
-class Deadly:
-    """The body of a request, of which the server gets the first pieces."""
+class KillingBody:
+    """The body of a request that kills this process after its first pieces."""
 
     def __init__(self, body: Any) -> None:
         self._body, self._left = body, 3
@@ -91,26 +93,29 @@ class Deadly:
 
 
 def killed_at(event: str, operation: str, number: int, *, is_inside: bool = False) -> Callable[[], None]:
-    """Prepares a worker for its death at the n-th request of that kind; `is_inside`: while it sends the body of it."""
-    left = iter(range(number - 1))
+    """Returns a function that prepares a kill of this process at request `number` of the operation.
 
-    def meet(request: Any = None, **_: Any) -> None:
-        if next(left, None) is not None:
+    With `is_inside`, the kill happens while the process sends the body.
+    """
+    earlier = iter(range(number - 1))
+
+    def on_event(request: Any = None, **_: Any) -> None:
+        if next(earlier, None) is not None:
             return
         if not is_inside:
             die()
-        request.body = Deadly(request.body)
+        request.body = KillingBody(request.body)
 
     def prepare() -> None:
         store = get_store("release")
         assert isinstance(store, S3Store)
-        store.shared_client.client.meta.events.register(".".join(filter(None, (event, "s3", operation))), meet)
+        store.shared_client.client.meta.events.register(".".join(filter(None, (event, "s3", operation))), on_event)
 
     return prepare
 
 
-def undisturbed(release: ReleaseBucket, request: Any) -> str:
-    """The digest of its package if nobody is killed. That has not happened afterwards."""
+def digest_without_kill(release: ReleaseBucket, request: Any) -> str:
+    """Returns the digest of the request's package without a kill. Undoes the build afterwards."""
     with undone():
         assert build()
         digest = row(request).package_sha256
@@ -119,7 +124,7 @@ def undisturbed(release: ReleaseBucket, request: Any) -> str:
     return digest
 
 
-def assert_follows_undisturbed(release: ReleaseBucket, request: Any, digest: str, api: Api, bob: User) -> None:
+def assert_completes_with_digest(release: ReleaseBucket, request: Any, digest: str, api: Api, bob: User) -> None:
     go_on_given(16)
     assert_released_once(request, api(bob), FILES)
     assert row(request).package_sha256 == digest
@@ -128,35 +133,35 @@ def assert_follows_undisturbed(release: ReleaseBucket, request: Any, digest: str
 
 
 MOMENTS = {
-    # what kills it, and what it leaves: uploads with so many parts, objects
-    "before-it-begins": (killed_at(BEFORE, "CreateMultipartUpload", 1), [], 0),
-    "begun-unheard": (killed_at(BEHIND, "CreateMultipartUpload", 1), [0], 0),
+    # The function that prepares the kill, the number of parts of each unfinished upload, and the number of objects left.
+    "before-start": (killed_at(BEFORE, "CreateMultipartUpload", 1), [], 0),
+    "after-start": (killed_at(AFTER, "CreateMultipartUpload", 1), [0], 0),
     "between-two-parts": (killed_at(BEFORE, "UploadPart", 2), [1], 0),
     "within-a-part": (killed_at(BEFORE, "UploadPart", 2, is_inside=True), [1], 0),
     "before-complete": (killed_at(BEFORE, "CompleteMultipartUpload", 1), [3], 0),
-    "completed-unheard": (killed_at(BEHIND, "CompleteMultipartUpload", 1), [], 1),
-    "before-the-release": (killed_at(BEHIND, "HeadObject", 2), [], 1),
+    "after-complete": (killed_at(AFTER, "CompleteMultipartUpload", 1), [], 1),
+    "before-the-release": (killed_at(AFTER, "HeadObject", 2), [], 1),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_package_whose_worker_is_killed_within_its_upload_is_that_of_the_next(
+def test_package_upload_killed_is_repeated_with_the_same_digest(
     release: ReleaseBucket, api: Api, bob: User, people: dict[str, User], moment: str
 ) -> None:
     """F-14, F-56."""
     prepare, uploads, objects = MOMENTS[moment]
     request = approved(api, bob, people, fill(api(bob), files=FILES))
-    digest = undisturbed(release, request)
+    digest = digest_without_kill(release, request)
     assert in_worker(prepare, build) == KILLED
     assert (release.uploads(), len(release.objects())) == (uploads, objects)
     assert row(request).status == "approved"
-    assert_follows_undisturbed(release, request, digest, api, bob)
+    assert_completes_with_digest(release, request, digest, api, bob)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("event", [BEFORE, BEHIND])
-def test_worker_that_is_killed_at_any_request_to_the_store_is_followed_by_another(
+@pytest.mark.parametrize("event", [BEFORE, AFTER])
+def test_packaging_killed_at_any_request_to_the_store_is_completed_by_another_worker(
     release: ReleaseBucket, api: Api, bob: User, people: dict[str, User], event: str
 ) -> None:
     """F-27, F-56."""

@@ -1,4 +1,4 @@
-"""A WSGI application that does each thing a worker has to cope with, and tells what became of it."""
+"""A WSGI application for tests of the worker: each path behaves in a way that the worker must handle, /stats returns counters."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ worker: "ShortTimeoutWorker"
 
 
 class ShortTimeoutWorker(Worker):
-    """As in production, with less patience."""
+    """The production worker with shorter timeouts."""
 
     idle_timeout = 1.0
     head_timeout = 3.0
@@ -49,7 +49,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 
     def cut() -> Iterator[bytes]:
         yield b"x" * 1000
-        raise RuntimeError("the store is gone")
+        raise RuntimeError("the store is unavailable")
 
     match environ["PATH_INFO"]:
         case "/hello":

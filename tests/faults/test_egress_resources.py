@@ -1,6 +1,6 @@
-"""What a package takes of the worker that builds it: little memory, however much is in it, and no disk. And one that has none.
+"""The resources of packaging: little memory regardless of the package's size, no disk, and recovery from a lack of memory.
 
-INV-13, INV-19; F-27, F-35. On the real S3 server, in parts as large as in production.
+INV-13, INV-19; F-27, F-35. On the real S3 server, with the part size of production.
 """
 
 import ctypes
@@ -59,8 +59,8 @@ log = logging.getLogger(__name__)
 
 KIB: Final = 1024
 MIB: Final = 1024**2
-WRITTEN: Final = MIB  # by SQLite itself, at most, and of each file's rows:
-ROWS: Final = 2 * KIB
+MAX_WRITTEN: Final = MIB  # by SQLite, in addition to the rows of each file
+MAX_ROWS_SIZE: Final = 2 * KIB  # of the rows of one file
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def people(acme: Tenant) -> dict[str, User]:
     return make_reviewers(acme)
 
 
-# --- Much in it ---
+# --- Large packages ---
 
 
-def of_this_process(file: str, name: str) -> int:
+def proc_value(file: str, name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+)", Path("/proc/self", file).read_text(), re.MULTILINE)
     assert found
     return int(found[1])
@@ -89,18 +89,18 @@ def write_no_file() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def weighed(work: Callable[[], object]) -> dict[str, int]:
-    """Bytes of memory that this process had more meanwhile than before, and bytes that it wrote to files.
+def measure(work: Callable[[], object]) -> dict[str, int]:
+    """Returns the growth of this process's memory during `work` and the amount written to files, in bytes.
 
-    What lies free in it is given back first: whoever it was forked from may have left as much as is looked for.
+    Releases free heap memory first: a forked process may inherit as much as the test looks for.
     """
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the most since now
-    memory, written = of_this_process("status", "VmHWM"), of_this_process("io", "wchar")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
+    memory, written = proc_value("status", "VmHWM"), proc_value("io", "wchar")
     work()
     return {
-        "growth": (of_this_process("status", "VmHWM") - memory) * KIB,
-        "written": of_this_process("io", "wchar") - written,
+        "growth": (proc_value("status", "VmHWM") - memory) * KIB,
+        "written": proc_value("io", "wchar") - written,
     }
 
 
@@ -110,7 +110,7 @@ def contents(files: int, mib: int) -> dict[str, bytes]:
 
 
 def fill_slowly(api: Api, owner: User, display_name: str, files: dict[str, bytes]) -> str:
-    """As `fill`, with a token for each: one that has to do for all may be too old for the last."""
+    """Like `fill`, but with a new token for each file, because one token may expire before the last upload."""
     slug = fill(api(owner), display_name, {})
     for name, content in files.items():
         put = api(owner).put(f"/api/v1/collections/{slug}/content/{name}", content, content_type="text/csv")
@@ -119,7 +119,7 @@ def fill_slowly(api: Api, owner: User, display_name: str, files: dict[str, bytes
 
 
 def empty_vault() -> None:
-    """Nobody needs it any more, and the server keeps all of this in memory."""
+    """Deletes the files' objects, which the test no longer needs and the server holds in memory."""
     vault = get_store("vault")
     assert vault.erase([entry for entry in vault.entries("") if not entry.key.startswith(identity.SYSTEM_PREFIX)]) == []
 
@@ -128,10 +128,10 @@ def empty_vault() -> None:
     ("files", "mib", "bound"),
     [(200, 128, 48), pytest.param(2_000, 2_048, 96, marks=[pytest.mark.long, pytest.mark.timeout(900)])],
 )
-def test_package_of_much_takes_little_memory_and_no_disk(
+def test_large_package_takes_little_memory_and_no_disk(
     api: Api, bob: User, people: dict[str, User], files: int, mib: int, bound: int
 ) -> None:
-    """INV-19, F-35. On SQLite the rows are on the disk, and nothing else: only PostgreSQL allows for no file at all."""
+    """INV-19, F-35. With SQLite only the rows are written to disk; with PostgreSQL the worker may write no file at all."""
     wishes = {"First": contents(3, 24), "Many": contents(files, mib)}
     requests = [submit(api(bob), fill_slowly(api, bob, name, given)) for name, given in wishes.items()]
     go_on_given(0)
@@ -140,23 +140,23 @@ def test_package_of_much_takes_little_memory_and_no_disk(
         for name in ("grace", "ruth"):
             assert decide(api(people[name]), request).status_code == 201
     first, request = requests
-    heard, told = os.pipe()
+    reader, writer = os.pipe()
 
     def prepare() -> None:
         write_no_file()
-        build()  # what is done once in a process is done now
+        build()  # the first package, so that one-time initialisation is not measured
 
     def work() -> None:
-        os.write(told, json.dumps(weighed(build)).encode())
+        os.write(writer, json.dumps(measure(build)).encode())
 
     ended = in_worker(prepare, work)
-    os.close(told)
+    os.close(writer)
     assert (ended, row(first).status, row(request).status) == (0, "released", "released"), row(request).problem
-    with os.fdopen(heard) as answers:
-        taken = json.load(answers)
+    with os.fdopen(reader) as results:
+        taken = json.load(results)
     log.info("%d MiB in %d files; bytes: %s", mib, files, taken)
     assert taken["growth"] < bound * MIB
-    assert taken["written"] < WRITTEN + files * ROWS
+    assert taken["written"] < MAX_WRITTEN + files * MAX_ROWS_SIZE
 
     answer: Any = api(bob).get(path(request, "package.zip"))
     digest, length = hashlib.sha256(), 0
@@ -167,15 +167,15 @@ def test_package_of_much_takes_little_memory_and_no_disk(
     assert length > mib * MIB - files
 
 
-# --- No memory for it ---
+# --- Lack of memory ---
 
 LARGE: Final = {"a.csv": b"a,1\n" * 100, "large.bin": random_bytes(20 * MIB, seed=2)}
 HOARD: Final[list[bytearray]] = []
 
 
 def starve(left: int) -> None:
-    """This process is up and connected, and can have so many more bytes of memory, free ones of its own included."""
-    EgressRequest.objects.exists()
+    """Limits the memory that this process can still allocate to `left` bytes, including its free heap memory."""
+    EgressRequest.objects.exists()  # connects to the database before the limit applies
     spare = mmap.mmap(-1, left) if left else None
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE, resource.RLIM_INFINITY))
@@ -189,31 +189,31 @@ def starve(left: int) -> None:
         spare.close()
 
 
-def starve_in_reading(left: int) -> None:
-    """As `starve`, as soon as this process has claimed a request and asks for the first of its files."""
+def starve_while_reading(left: int) -> None:
+    """Like `starve`, but when this process has claimed a request and reads the first of its files."""
     store, sizes = get_store("staging"), iter([left])
     assert isinstance(store, S3Store)
 
-    def meet(**_: Any) -> None:
+    def on_event(**_: Any) -> None:
         for size in sizes:
             starve(size)
 
-    store.shared_client.client.meta.events.register("before-send.s3.GetObject", meet)
+    store.shared_client.client.meta.events.register("before-send.s3.GetObject", on_event)
 
 
-def feed() -> None:
+def release_memory() -> None:
     HOARD.clear()
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def attempts(request: Any) -> int:
-    """To build its package."""
+    """Returns the number of attempts to build the request's package."""
     return row(request).attempts - row(request).attempts_before
 
 
 @pytest.mark.timeout(600)
-def test_worker_that_lacks_memory_is_followed_by_another(api: Api, bob: User, people: dict[str, User]) -> None:
-    """F-27: whatever it was doing when there was no more of it, and whether it lived to say so."""
+def test_packaging_without_memory_is_completed_by_another_worker(api: Api, bob: User, people: dict[str, User]) -> None:
+    """F-27: whatever the worker was doing when memory ran out, and whether or not it could report the error."""
     slug = fill(api(bob), files=LARGE)
     for left in count(0, 4):
         request = approved(api, bob, people, slug)
@@ -224,32 +224,32 @@ def test_worker_that_lacks_memory_is_followed_by_another(api: Api, bob: User, pe
         assert_released_once(request, api(bob), LARGE)
         if is_built:
             break
-    assert left > 0  # how much it takes depends on the free memory that the heap of this process already has
+    assert left > 0  # the required amount depends on the free heap memory of this process
 
 
-def test_worker_that_lacked_memory_builds_it_when_it_has_some(api: Api, bob: User, people: dict[str, User]) -> None:
-    """F-27: the next attempt may well be its own."""
+def test_worker_builds_the_package_when_it_has_memory_again(api: Api, bob: User, people: dict[str, User]) -> None:
+    """F-27: the same worker may make the next attempt."""
     request = approved(api, bob, people, fill(api(bob), files=LARGE))
 
     def work() -> None:
-        with suppress(Exception):  # what it can still do varies
+        with suppress(Exception):  # a starved worker fails at different places
             build()
-        feed()
-        close_old_connections()  # as Celery does behind each task
+        release_memory()
+        close_old_connections()  # like Celery after each task
         assert (row(request).status, attempts(request)) == ("approved", 1)
         assert jobs.build_packages(now=timezone.now() + timedelta(minutes=6))
 
-    assert in_worker(partial(starve_in_reading, 4 * MIB), work) == 0
+    assert in_worker(partial(starve_while_reading, 4 * MIB), work) == 0
     go_on_given(22)
     assert_released_once(request, api(bob), LARGE)
 
 
-def test_request_for_which_no_worker_has_the_memory_is_given_up(api: Api, bob: User, people: dict[str, User]) -> None:
-    """F-27: it fails after a few attempts, with nothing left."""
+def test_request_fails_if_no_worker_has_the_memory(api: Api, bob: User, people: dict[str, User]) -> None:
+    """F-27: it fails after a few attempts and leaves no data."""
     request = approved(api, bob, people, fill(api(bob), files=LARGE))
     for attempt in range(MOST_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
-        in_worker(partial(starve_in_reading, 4 * MIB), partial(jobs.build_packages, now=now))
+        in_worker(partial(starve_while_reading, 4 * MIB), partial(jobs.build_packages, now=now))
         assert (row(request).status, attempts(request)) == ("approved", attempt + 1)
     go_on_given(6 * MOST_ATTEMPTS)
     go_on_given(6 * MOST_ATTEMPTS + 16)
