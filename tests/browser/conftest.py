@@ -1,4 +1,4 @@
-"""A server with rows for every page, one Chromium, and a person in front of it."""
+"""Fixtures: a server with rows for every page, Chromium, and users who operate it."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from tests.needs import mark_dependents
 
 
 FLAGS = (
-    "--no-sandbox",  # it does not start as root with it
+    "--no-sandbox",  # the sandbox does not start as root
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
-    "--disable-background-networking",  # it looks for hosts of its own otherwise
+    "--disable-background-networking",  # no requests to other hosts
     "--disable-component-update",
     "--disable-sync",
 )
 
 
-# Not of the session: Playwright has an event loop running in this thread, in which Django refuses its database.
+# Not session-scoped: Playwright runs an event loop in this thread, and Django refuses database access in such a thread.
 @pytest.fixture(scope="module")
 @mark_dependents(pytest.mark.needs("chromium"), pytest.mark.server)
 def browser() -> Iterator[Browser]:
@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # Without a broker nothing ticks: every row stays as it was made.
+    # Without a broker no tick changes the rows.
     server = Server(tmp_path_factory.mktemp("browser"), BROKER_URL="redis://127.0.0.1:1/0")
     server.manage("-m", "config.install")
     server.manage("-m", "tests.browser.world")
@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def superuser(browser: Browser, site: Server) -> Iterator[Visitor]:
-    """Signed in once, at one window: both take longer than most tests."""
+    """A superuser, signed in once and with one page, because both take longer than most tests."""
     with browser.new_context() as context:
         visitor = Visitor(context.new_page(), site.url)
         visitor.sign_in(**site.demo["users"]["superuser"])
@@ -60,8 +60,8 @@ def operator(superuser: Visitor) -> Iterator[Visitor]:
 
 
 @pytest.fixture
-def stranger(browser: Browser, site: Server) -> Iterator[Visitor]:
-    """With no session."""
+def visitor(browser: Browser, site: Server) -> Iterator[Visitor]:
+    """A visitor without a session."""
     with browser.new_context() as context:
         visitor = Visitor(context.new_page(), site.url)
         yield visitor

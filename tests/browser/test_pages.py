@@ -1,6 +1,6 @@
-"""Every page and form that a person sees, in a browser. What the admin site has is asked of the site itself.
+"""Opens every page and form in a browser. The list of models and actions comes from the admin site itself.
 
-One module, so that its tests share a server and a browser wherever they run.
+One module, so that all tests share a server and a browser.
 """
 
 import re
@@ -15,20 +15,20 @@ from playwright.sync_api import expect
 
 from egress.models import EgressRequest
 from tenants.models import AuditEvent, Membership, Tenant, User
-from tests.browser.visitor import PATIENCE, Visitor
+from tests.browser.visitor import TIMEOUT, Visitor
 from tests.factories import PASSWORD
 from tests.live.server import Server
 
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the server and the browser
-expect.set_options(timeout=PATIENCE)
+expect.set_options(timeout=TIMEOUT)
 
 MODELS: Final = list(admin.site._registry)
 EACH = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-ENOUGH: Final = 12  # rows of a list whose pages are opened
-WHY: Final = "It is what the protocol allows."
+MAX_ROWS_OPENED: Final = 12  # rows of a list whose pages are opened
+REASON: Final = "It is what the protocol allows."
 NEW_PASSWORD: Final = "another long password"
-# Which rows an action is tried on, where the first of all would be refused.
+# The query for rows that permit the action, if the first row does not.
 ROWS: Final[dict[tuple[type[Model], str], str]] = {
     (Membership, "delete_selected"): "?q=carol",
     (Membership, "delete"): "?q=gary",
@@ -54,7 +54,7 @@ def address(model: type[Model], page: str = "") -> str:
 
 
 def choose(visitor: Visitor, field: str, words: str) -> None:
-    """In a field that looks its choices up. Each answer is waited for: the field would cancel the request."""
+    """Selects a choice in an autocomplete field. Waits for each response, because new input cancels a pending request."""
     with visitor.page.expect_response("**/admin/autocomplete/**"):
         visitor.page.click(f".field-{field} .select2-selection")
     with visitor.page.expect_response(f"**/admin/autocomplete/*term={words}*"):
@@ -87,20 +87,20 @@ FORMS: Final[dict[type[Model], Callable[[Visitor, str], None]]] = {
 }
 
 
-# --- Without signing in ---
+# --- Without a session ---
 
 
-def test_root_leads_to_the_api_pages(stranger: Visitor) -> None:
-    stranger.open("/")
-    assert stranger.path == "/api/docs/"
+def test_root_redirects_to_the_api_pages(visitor: Visitor) -> None:
+    visitor.open("/")
+    assert visitor.path == "/api/docs/"
 
 
-def test_api_pages_send_requests(stranger: Visitor, site: Server) -> None:
-    """Signs in with the form of an operation, gives the token to the page, and asks who that is."""
-    page = stranger.page
-    stranger.open("/api/docs/")
+def test_api_pages_send_requests(visitor: Visitor, site: Server) -> None:
+    """Signs in with the form of an operation, authorises the page with the token, and requests `me/`."""
+    page = visitor.page
+    visitor.open("/api/docs/")
     page.wait_for_selector(".opblock")
-    stranger.picture("operations")
+    visitor.screenshot("operations")
 
     def execute(operation: str, body: str = "") -> str:
         block = page.locator(f"[id$={operation}]").first
@@ -110,7 +110,7 @@ def test_api_pages_send_requests(stranger: Visitor, site: Server) -> None:
             block.locator("textarea").fill(body)
         block.locator("button.execute").click()
         expect(block.locator(".live-responses-table .response-col_status").last).to_have_text(re.compile("^200"))
-        stranger.picture(operation)
+        visitor.screenshot(operation)
         return block.locator(".live-responses-table .highlight-code code").first.inner_text()
 
     member = site.demo["users"]["member"]
@@ -118,79 +118,79 @@ def test_api_pages_send_requests(stranger: Visitor, site: Server) -> None:
     (token,) = re.findall(r'"access":\s*"([^"]+)"', answer)
     page.click("button.authorize")
     page.fill(".modal-ux input", token)
-    stranger.picture("authorize")
+    visitor.screenshot("authorize")
     page.click(".modal-ux button.authorize")
     page.click(".modal-ux .btn-done")
     assert '"username": "member"' in execute("-me")
 
 
-# --- The door of the admin site ---
+# --- The login of the admin site ---
 
 
-def test_signing_in_and_out(stranger: Visitor, site: Server) -> None:
+def test_sign_in_and_out(visitor: Visitor, site: Server) -> None:
     superuser = site.demo["users"]["superuser"]
-    stranger.open("/admin/")
-    assert stranger.path == "/admin/login/"
-    stranger.sign_in("superuser", "wrong")
-    assert "correct username and password" in stranger.page.locator(".errornote").inner_text()
-    stranger.sign_in(**superuser)
-    assert stranger.path == "/admin/"
-    stranger.click("#logout-form button")
-    assert "Logged out" in stranger.page.locator("#content").inner_text()
-    stranger.click("#content a")
-    assert stranger.path == "/admin/login/"
+    visitor.open("/admin/")
+    assert visitor.path == "/admin/login/"
+    visitor.sign_in("superuser", "wrong")
+    assert "correct username and password" in visitor.page.locator(".errornote").inner_text()
+    visitor.sign_in(**superuser)
+    assert visitor.path == "/admin/"
+    visitor.click("#logout-form button")
+    assert "Logged out" in visitor.page.locator("#content").inner_text()
+    visitor.click("#content a")
+    assert visitor.path == "/admin/login/"
 
 
-def test_staff_without_permissions_see_nothing_and_change_their_own_password(stranger: Visitor) -> None:
-    stranger.sign_in("clerk", PASSWORD)
-    assert "permission to view or edit anything" in stranger.page.locator("#content").inner_text()
-    with stranger.answered(403):
-        stranger.open("/admin/tenants/user/")
-    assert stranger.page.locator("h1").inner_text() == "Forbidden"
-    stranger.open("/admin/")
-    stranger.click("#user-tools a[href$='/password_change/']")
+def test_staff_without_permissions_can_only_change_their_password(visitor: Visitor) -> None:
+    visitor.sign_in("clerk", PASSWORD)
+    assert "permission to view or edit anything" in visitor.page.locator("#content").inner_text()
+    with visitor.answered(403):
+        visitor.open("/admin/tenants/user/")
+    assert visitor.page.locator("h1").inner_text() == "Forbidden"
+    visitor.open("/admin/")
+    visitor.click("#user-tools a[href$='/password_change/']")
     for old in ("wrong", PASSWORD):
-        stranger.page.fill("#id_old_password", old)
-        stranger.page.fill("#id_new_password1", NEW_PASSWORD)
-        stranger.page.fill("#id_new_password2", NEW_PASSWORD)
-        stranger.click("#content input[type=submit]")
-        assert stranger.page.locator(".errornote").is_visible() == (old == "wrong")
-    assert stranger.path == "/admin/password_change/done/"
-    stranger.click("#logout-form button")
-    stranger.sign_in("clerk", NEW_PASSWORD)
-    assert stranger.path == "/admin/"
+        visitor.page.fill("#id_old_password", old)
+        visitor.page.fill("#id_new_password1", NEW_PASSWORD)
+        visitor.page.fill("#id_new_password2", NEW_PASSWORD)
+        visitor.click("#content input[type=submit]")
+        assert visitor.page.locator(".errornote").is_visible() == (old == "wrong")
+    assert visitor.path == "/admin/password_change/done/"
+    visitor.click("#logout-form button")
+    visitor.sign_in("clerk", NEW_PASSWORD)
+    assert visitor.path == "/admin/"
 
 
-def test_people_of_a_tenant_are_not_let_in(stranger: Visitor, site: Server) -> None:
-    stranger.sign_in(**site.demo["users"]["admin"])
-    assert "correct username and password for a staff account" in stranger.page.locator(".errornote").inner_text()
+def test_tenant_members_cannot_sign_in(visitor: Visitor, site: Server) -> None:
+    visitor.sign_in(**site.demo["users"]["admin"])
+    assert "correct username and password for a staff account" in visitor.page.locator(".errornote").inner_text()
 
 
-def test_too_many_wrong_passwords_are_answered_with_a_page(stranger: Visitor) -> None:
-    stranger.sign_in("nobody", "wrong")
+def test_too_many_wrong_passwords_show_a_page(visitor: Visitor) -> None:
+    visitor.sign_in("nobody", "wrong")
     for _ in range(3):
-        stranger.page.fill("#id_password", "wrong")
-        stranger.click("input[type=submit]")
-    stranger.page.fill("#id_password", "wrong")
-    with stranger.answered(429):
-        stranger.click("input[type=submit]")
-    assert "Wait 15 minutes" in stranger.page.locator("#content").inner_text()
+        visitor.page.fill("#id_password", "wrong")
+        visitor.click("input[type=submit]")
+    visitor.page.fill("#id_password", "wrong")
+    with visitor.answered(429):
+        visitor.click("input[type=submit]")
+    assert "Wait 15 minutes" in visitor.page.locator("#content").inner_text()
 
 
-def test_form_whose_token_is_gone_is_answered_with_a_page(stranger: Visitor) -> None:
-    stranger.open("/admin/login/")
-    stranger.page.fill("#id_username", "clerk")
-    stranger.page.fill("#id_password", PASSWORD)
-    stranger.page.context.clear_cookies()
-    with stranger.answered(403):
-        stranger.click("input[type=submit]")
-    assert "Reload the page" in stranger.page.locator("#content").inner_text()
+def test_form_without_csrf_cookie_shows_a_page(visitor: Visitor) -> None:
+    visitor.open("/admin/login/")
+    visitor.page.fill("#id_username", "clerk")
+    visitor.page.fill("#id_password", PASSWORD)
+    visitor.page.context.clear_cookies()
+    with visitor.answered(403):
+        visitor.click("input[type=submit]")
+    assert "Reload the page" in visitor.page.locator("#content").inner_text()
 
 
-# --- The admin site, as the superuser sees it ---
+# --- The admin site for a superuser ---
 
 
-def test_front_page_leads_to_every_list(operator: Visitor) -> None:
+def test_front_page_links_to_every_list(operator: Visitor) -> None:
     operator.open("/admin/")
     leads_to = operator.links("#content .model-link a, #content th a")
     assert sorted(leads_to) == sorted(map(address, MODELS))
@@ -208,10 +208,10 @@ def test_front_page_leads_to_every_list(operator: Visitor) -> None:
 @EACH
 def test_list_and_rows_of_a_model(operator: Visitor, model: type[Model]) -> None:
     operator.open(address(model))
-    assert operator.rows().count() > 0, "tests/browser/world.py makes no row of it"
+    assert operator.rows().count() > 0, "tests/browser/world.py creates no row of this model"
     rows = operator.links("#result_list tbody th a")
     operator.fetch(operator.links("#changelist a[href^='?'], #result_list thead a"))  # sorted, filtered, paged
-    operator.fetch(rows[:ENOUGH])
+    operator.fetch(rows[:MAX_ROWS_OPENED])
     if (search := operator.page.locator("#searchbar")).count():
         search.fill("nothing is like this")
         operator.click("#changelist-search input[type=submit]")
@@ -223,7 +223,7 @@ def test_list_and_rows_of_a_model(operator: Visitor, model: type[Model]) -> None
         assert operator.messages("li.success")
 
 
-def test_links_of_a_list_and_a_history_are_followed(operator: Visitor) -> None:
+def test_links_of_a_list_and_a_history_work(operator: Visitor) -> None:
     operator.open(address(AuditEvent))
     operator.click(operator.page.locator("#result_list thead .text a").first)
     operator.click(operator.page.locator(".paginator a").first)
@@ -233,12 +233,12 @@ def test_links_of_a_list_and_a_history_are_followed(operator: Visitor) -> None:
     operator.click(".historylink")
 
 
-def test_forms_tells_how_each_new_row_is_filled_in() -> None:
+def test_forms_covers_every_model_that_can_be_added() -> None:
     assert FORMS.keys() == set(ADDABLE)
 
 
 @pytest.mark.parametrize("model", ADDABLE, ids=lambda model: model.__name__)
-def test_form_for_a_new_row_is_refused_empty_and_taken_full(operator: Visitor, model: type[Model]) -> None:
+def test_form_for_a_new_row_refuses_empty_and_accepts_valid_input(operator: Visitor, model: type[Model]) -> None:
     operator.open(address(model, "add/"))
     operator.click("[name=_save]")
     assert operator.page.locator(".errornote").is_visible()
@@ -261,7 +261,7 @@ def test_egress_request_has_its_actions_as_buttons(operator: Visitor, status: st
     operator.open(f"{address(EgressRequest)}?status__exact={status}")
     operator.click(operator.page.locator("#result_list tbody th a").first)
     operator.click(f"button[value={button}]")
-    assert operator.page.locator("#content textarea").is_visible()  # the test of actions fills it in
+    assert operator.page.locator("#content textarea").is_visible()  # test_action_is_carried_out fills it in
 
 
 @pytest.mark.parametrize(("model", "action"), ACTIONS, ids=[f"{model.__name__}-{action}" for model, action in ACTIONS])
@@ -278,25 +278,25 @@ def test_action_is_carried_out(operator: Visitor, model: type[Model], action: st
 
 def confirm(visitor: Visitor) -> None:
     if (reason := visitor.page.locator("#content textarea")).count():
-        reason.fill(WHY)
+        reason.fill(REASON)
     visitor.click("#content input[type=submit]")
 
 
 @pytest.mark.parametrize("field", ["user", "tenant"])
-def test_window_of_a_related_row_opens_and_closes(operator: Visitor, field: str) -> None:
+def test_popup_for_a_related_row_opens_and_closes(operator: Visitor, field: str) -> None:
     operator.open(address(Membership, "add/"))
     with operator.page.expect_popup() as opened:
         operator.page.click(f"#add_id_{field}")
-    popup = operator.beside(opened.value)
+    popup = operator.with_page(opened.value)
     popup.page.wait_for_load_state()
-    popup.arrived()
+    popup.check_page()
     FORMS[{"user": User, "tenant": Tenant}[field]](popup, "beside")
     with popup.page.expect_event("close"):
         popup.page.click("[name=_save]")
     expect(operator.page.locator(f".field-{field} .select2-selection__rendered")).to_contain_text("beside")
 
 
-def test_password_of_a_person_is_set_and_taken_away(operator: Visitor) -> None:
+def test_password_of_a_user_is_set_and_disabled(operator: Visitor) -> None:
     for button, says in (("set-password", "changed"), ("unset-password", "disabled")):
         operator.open(f"{address(User)}?q=rick")
         operator.click(operator.page.locator("#result_list tbody th a", has_text="rick"))
@@ -311,12 +311,12 @@ def test_password_of_a_person_is_set_and_taken_away(operator: Visitor) -> None:
         assert says in " ".join(operator.messages("li.success"))
 
 
-def test_unknown_address_of_the_admin_is_a_page(operator: Visitor) -> None:
+def test_unknown_path_of_the_admin_shows_a_page(operator: Visitor) -> None:
     with operator.answered(404):
         operator.open("/admin/nothing/")
     assert operator.page.locator("h1").inner_text() == "Not Found"
 
 
-def test_row_that_is_not_there_is_said_so(operator: Visitor) -> None:
+def test_missing_row_shows_a_warning(operator: Visitor) -> None:
     operator.open(address(Tenant, "00000000-0000-0000-0000-000000000000/change/"))
     assert "Perhaps it was deleted?" in " ".join(operator.messages("li.warning"))

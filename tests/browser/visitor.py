@@ -1,4 +1,4 @@
-"""A person at a browser, who notices whatever it complains about."""
+"""A user with a browser page, who records every error and warning of the browser."""
 
 import itertools
 import os
@@ -21,8 +21,8 @@ POLICY = {
     "frame-ancestors 'none'",
     "base-uri 'none'",
 }
-PATIENCE = 100_000  # milliseconds: a busy machine is no failure
-SCREENSHOTS = os.environ.get("BROWSER_SCREENSHOTS")  # a folder: every page is kept there
+TIMEOUT = 100_000  # milliseconds: long enough for a busy machine
+SCREENSHOTS = os.environ.get("BROWSER_SCREENSHOTS")  # the folder for a screenshot of every page
 FETCH = """paths => Promise.all(paths.map(async path => {
     const response = await fetch(path, {headers: {Accept: 'text/html'}})
     await response.text()
@@ -34,79 +34,79 @@ _numbers = itertools.count(1)
 class Visitor:
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
-        self.complaints: list[str] = []
+        self.problems: list[str] = []
         self._expected: set[int] = set()
         self._met: set[int] = set()
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(TIMEOUT)
         page.on("console", self._said)
-        page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
+        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         page.on("requestfailed", self._failed)
         page.on("response", self._answered)
 
     def _said(self, message: ConsoleMessage) -> None:
-        is_told_below = message.text.startswith("Failed to load resource: the server responded")
-        if message.type in {"error", "warning"} and not is_told_below:
-            self.complaints.append(f"console: {message.text}")
+        is_failed_response = message.text.startswith("Failed to load resource: the server responded")
+        if message.type in {"error", "warning"} and not is_failed_response:  # `_answered` handles those
+            self.problems.append(f"console: {message.text}")
 
     def _failed(self, request: Request) -> None:
-        self.complaints.append(f"failed: {request.method} {request.url}: {request.failure}")
+        self.problems.append(f"failed: {request.method} {request.url}: {request.failure}")
 
     def _answered(self, response: Response) -> None:
         if response.status >= 400:
             self._met.add(response.status)
             if response.status not in self._expected:
-                self.complaints.append(f"{response.status}: {response.request.method} {response.url}")
+                self.problems.append(f"{response.status}: {response.request.method} {response.url}")
         if response.request.resource_type == "document":
             policy = set(response.headers.get("content-security-policy", "").split("; "))
             if policy != POLICY or response.headers.get("referrer-policy") != "same-origin":
-                self.complaints.append(f"headers: {response.url}: {response.headers}")
+                self.problems.append(f"headers: {response.url}: {response.headers}")
 
     @contextmanager
     def answered(self, status: int) -> Iterator[None]:
-        """What is asked for in its block is refused with this status."""
+        """Expects responses with this error status inside the block."""
         self._expected, self._met = {status}, set()
         yield
         assert self._met == {status}
         self._expected = set()
 
     def check(self) -> None:
-        self.page.evaluate("0")  # whatever the page has said by now arrives before the answer
-        complaints, self.complaints = self.complaints, []
-        assert not complaints, "\n".join([f"at {self.page.url}:", *complaints])
+        self.page.evaluate("0")  # pending events of the page arrive before the result
+        problems, self.problems = self.problems, []
+        assert not problems, "\n".join([f"at {self.page.url}:", *problems])
 
-    # --- What a person does ---
+    # --- Actions ---
 
     def open(self, path: str) -> None:
-        """An address, or where a link of this page leads."""
+        """Opens a path of the site, or the target of a link on the current page."""
         self.page.goto(urljoin(self.page.url, path) if self.page.url.startswith(self.url) else self.url + path)
-        self.arrived()
+        self.check_page()
 
     def click(self, target: str | Locator) -> None:
-        """Something that leads to another page."""
+        """Clicks an element that opens another page."""
         found = self.page.locator(target) if isinstance(target, str) else target
         with self.page.expect_navigation():
             found.click()
-        self.arrived()
+        self.check_page()
 
     def fetch(self, paths: Iterable[str]) -> None:
-        """Pages that are opened without being looked at."""
+        """Requests pages without displaying them."""
         arrived = self.page.evaluate(FETCH, sorted(set(paths)))
-        assert [url for url in arrived if url.endswith("?e=1")] == []  # where the site sends whoever filters by what there is not
+        assert [url for url in arrived if url.endswith("?e=1")] == []  # the redirect of the site for an invalid filter
         self.check()
 
-    def arrived(self) -> None:
+    def check_page(self) -> None:
         self.check()
         assert self.page.evaluate("document.styleSheets.length"), f"{self.page.url} has no style"
-        self.picture(urlsplit(self.page.url).path.strip("/") or "root")
+        self.screenshot(urlsplit(self.page.url).path.strip("/") or "root")
 
-    def picture(self, name: str) -> None:
+    def screenshot(self, name: str) -> None:
         if SCREENSHOTS:
             test = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].split()[0]
             name = re.sub("[^A-Za-z0-9_]+", "-", f"{next(_numbers):03} {test} {name}")[:150]
             self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=True)
 
-    def beside(self, page: Page) -> "Visitor":
-        """The same person at another window."""
+    def with_page(self, page: Page) -> "Visitor":
+        """Returns the same user with another page."""
         return Visitor(page, self.url)
 
     def sign_in(self, username: str, password: str) -> None:
@@ -123,7 +123,7 @@ class Visitor:
         return self.page.locator("#result_list tbody tr")
 
     def links(self, selector: str) -> list[str]:
-        """Where these lead."""
+        """Returns the targets of the links."""
         found: list[str] = self.page.locator(selector).evaluate_all("all => all.map(one => one.getAttribute('href'))")
         return found
 

@@ -1,4 +1,7 @@
-"""Rows for every page of the admin site: `python -m tests.browser.world` sets up the installation that the environment names."""
+"""Creates rows for every page of the admin site.
+
+`python -m tests.browser.world` sets up the installation in STRONGROOM_HOME.
+"""
 
 import os
 from datetime import timedelta
@@ -12,7 +15,7 @@ from django.utils import timezone
 
 
 def make() -> None:
-    # Models can be imported only now: this is a program of its own.
+    # Models can be imported only after django.setup().
     from config import demo
     from egress.models import EgressPolicy
     from files.models import Collection, Grant, Hold, Level, PendingDeletion, Upload
@@ -23,9 +26,11 @@ def make() -> None:
     now = timezone.now()
     call_command("prepare")
     demo.create(url="", now=now)
-    with override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"]):  # none of these signs in
+    with override_settings(
+        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"]
+    ):  # fast; these users do not sign in
         people = egress_world.make_world().people
-    clerk = make_user("clerk")  # who may sign in, and has no permission for anything
+    clerk = make_user("clerk")  # can sign in, but has no permission
     clerk.is_staff = True
     clerk.save()
     for username in ("hans", "greta"):
@@ -49,5 +54,5 @@ def make() -> None:
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     django.setup()
-    setup_test_environment()  # the test clients' host is one of ALLOWED_HOSTS
+    setup_test_environment()  # adds the test client's host to ALLOWED_HOSTS
     make()

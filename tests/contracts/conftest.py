@@ -1,4 +1,4 @@
-"""Every store that the contract runs on: a local directory, moto, and a real S3 server."""
+"""The stores that must fulfil the contract: a local directory, moto, and a real S3 server."""
 
 import uuid
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from vault.stores.s3 import S3Store
 
 @pytest.fixture(scope="session", params=["local", *stores.SERVER_PARAMS])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ObjectStore]]:
-    """Two stores of one kind, which copy into each other."""
+    """Two stores of one kind, which can copy objects from each other."""
     if request.param == "local":
         yield [LocalStore(location=tmp_path_factory.mktemp(alias)) for alias in ("vault", "staging")]
     else:
@@ -34,11 +34,11 @@ def staging(pair: list[ObjectStore]) -> ObjectStore:
 
 @pytest.fixture
 def prefix(pair: list[ObjectStore]) -> Iterator[str]:
-    """Where this test is alone. It ends in a slash."""
+    """A key prefix that only this test uses, with a final slash."""
     name = f"{uuid.uuid4().hex}/"
     yield name
     for store in pair:
-        store.erase(store.entries(name))  # moto copies everything that a bucket holds for each listing
+        store.erase(store.entries(name))  # each listing in moto copies the whole bucket
 
 
 @pytest.fixture(scope="session", params=stores.SERVER_PARAMS)

@@ -1,4 +1,4 @@
-"""What only a directory has: folders, modes, a disk that is full, files that change under a reader."""
+"""Properties of the local store only: folders, file modes, a full disk, files that change during a download."""
 
 import os
 import resource
@@ -29,7 +29,7 @@ def put(store: LocalStore, key: str, content: bytes) -> None:
         raise
 
 
-def test_objects_are_open_to_nobody_else(store: LocalStore) -> None:
+def test_objects_are_accessible_to_the_owner_only(store: LocalStore) -> None:
     before = os.umask(0)
     try:
         put(store, "a/b/c", b"1")
@@ -41,7 +41,7 @@ def test_objects_are_open_to_nobody_else(store: LocalStore) -> None:
 
 
 def test_erase_and_abort_leave_no_folder_behind(store: LocalStore) -> None:
-    """Folders are named after collections, and a purged one is not to be found anywhere."""
+    """Folder names contain ids of collections, of which no trace may remain after a purge."""
     put(store, "a/b/c", b"1")
     writer = store.create("a/d/e", size=None)
     assert store.erase(store.entries("a/b/")) == []
@@ -50,20 +50,20 @@ def test_erase_and_abort_leave_no_folder_behind(store: LocalStore) -> None:
     assert list(store.root.iterdir()) == []
 
 
-def test_objects_are_made_in_a_folder_that_others_remove(store: LocalStore) -> None:
-    """Each of them erases what is, at times, the last object of a folder in which another one begins."""
+def test_objects_are_created_while_other_threads_remove_the_folder(store: LocalStore) -> None:
+    """Each thread sometimes erases the last object of a folder in which another thread creates an object."""
 
-    def come_and_go(name: str) -> None:
+    def create_and_erase(name: str) -> None:
         for _ in range(100):
             put(store, f"a/b/c/{name}", b"1")
             assert store.erase(store.entries(f"a/b/c/{name}")) == []
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(come_and_go, "defg"))
+        list(pool.map(create_and_erase, "defg"))
     assert list(store.root.iterdir()) == []
 
 
-def test_erase_names_what_remains_and_why(store: LocalStore) -> None:
+def test_erase_returns_failures_with_reasons(store: LocalStore) -> None:
     for key in "ac":
         put(store, key, b"1")
     (store.root / "b").mkdir()
@@ -75,7 +75,7 @@ def test_erase_names_what_remains_and_why(store: LocalStore) -> None:
 
 
 def test_commit_is_on_the_disk_before_it_returns(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content before it has its name, then the name, and the names of new folders: nothing else survives a power cut."""
+    """Syncs new folders, the content under a temporary name, and the final name, so that objects survive a power failure."""
     root, synced = str(store.root), []
     sync = os.fsync
 
@@ -98,7 +98,7 @@ def test_commit_is_on_the_disk_before_it_returns(store: LocalStore, monkeypatch:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_upload_of_a_killed_process_is_found_and_erased(store: LocalStore) -> None:
-    """F-14: SIGKILL aborts nothing."""
+    """F-14: a process killed by SIGKILL does not abort its upload."""
     child = os.fork()
     if child == 0:
         store.create("a/b", size=None).write(b"123")
@@ -115,7 +115,7 @@ def test_key_that_looks_like_an_upload_is_refused(store: LocalStore) -> None:
         store.create("a." + "0" * 32 + ".unfinished", size=None)
 
 
-def test_object_that_is_cut_under_its_reader_is_unavailable(store: LocalStore) -> None:
+def test_object_truncated_during_a_read_is_unavailable(store: LocalStore) -> None:
     put(store, "a", b"0123456789")
     stat, body = store.open("a", start=0, length=10, etag=None)
     assert body.read(5) == b"01234"
@@ -127,7 +127,7 @@ def test_object_that_is_cut_under_its_reader_is_unavailable(store: LocalStore) -
         store.open("a", start=0, length=10, etag=stat.etag)
 
 
-def test_object_that_is_overwritten_is_another_one(store: LocalStore) -> None:
+def test_overwritten_object_has_changed(store: LocalStore) -> None:
     put(store, "a", b"0123456789")
     before = store.stat("a")
     (store.root / "a").write_bytes(b"9876543210")
@@ -136,7 +136,7 @@ def test_object_that_is_overwritten_is_another_one(store: LocalStore) -> None:
 
 
 def test_restored_directory_holds_the_same_objects(store: LocalStore, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A backup that keeps times keeps ETags: another inode is no other content."""
+    """A backup that preserves modification times preserves ETags; the inode has no effect."""
     put(store, "a", b"0123456789")
     restored = LocalStore(location=tmp_path_factory.mktemp("restored"))
     original = store.root / "a"
@@ -145,7 +145,7 @@ def test_restored_directory_holds_the_same_objects(store: LocalStore, tmp_path_f
     assert restored.stat("a") == store.stat("a")
 
 
-def test_link_in_the_directory_is_not_followed(store: LocalStore, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_symbolic_link_is_not_followed(store: LocalStore, tmp_path_factory: pytest.TempPathFactory) -> None:
     secret = tmp_path_factory.mktemp("elsewhere") / "secret"
     secret.write_text("secret")
     (store.root / "a").symlink_to(secret)
@@ -163,8 +163,8 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_is_unavailable_and_nothing_stays(store: LocalStore) -> None:
-    """F-35. The limit on a file's size fails a write half-way as a full disk does."""
+def test_full_disk_is_unavailable_and_leaves_no_data(store: LocalStore) -> None:
+    """F-35. Like a full disk, a limit on the file size makes a write fail midway."""
     with file_size_limit(100_000), pytest.raises(StoreUnavailable):
         put(store, "a/b", bytes(200_000))
     assert list(store.root.iterdir()) == []

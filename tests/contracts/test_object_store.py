@@ -1,4 +1,4 @@
-"""What every object store does: the same tests on a local directory, on moto and on a real S3 server."""
+"""The contract of every object store: the same tests run on a local directory, on moto and on a real S3 server."""
 
 import gc
 import time
@@ -19,7 +19,7 @@ from vault.stores.s3 import S3Store
 
 
 MIB = 1024**2
-BIG = 2 * 8 * MIB + 12345  # two whole parts and a piece
+BIG = 2 * 8 * MIB + 12345  # two full parts and a partial one
 CONTENT = random_bytes(BIG)
 LONG = pytest.mark.long
 
@@ -42,7 +42,7 @@ def read(
 
 
 def descriptors_return_to(count: int) -> bool:
-    """moto lives in this process, and closes its ends when it gets to it."""
+    """Waits until at most `count` descriptors are open. moto runs in this process and closes its connections with a delay."""
     deadline = time.monotonic() + 10
     while psutil.Process().num_fds() > count and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -56,22 +56,22 @@ def kinds(store: ObjectStore, prefix: str) -> list[tuple[str, str]]:
 # --- Writing ---
 
 
-def is_kept(vault: ObjectStore, key: str, size: int, *, is_size_known: bool) -> bool:
+def round_trips(vault: ObjectStore, key: str, size: int, *, is_size_known: bool) -> bool:
     stat = put(vault, key, CONTENT[:size], size=size if is_size_known else None)
     return stat == vault.stat(key) and stat.size == size and (not size or read(vault, key) == CONTENT[:size])
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * MIB, 8 * MIB + 1, *(pytest.param(size, marks=LONG) for size in (8 * MIB - 1, BIG))])
-def test_commit_keeps_exactly_what_was_written(vault: ObjectStore, prefix: str, size: int) -> None:
-    assert is_kept(vault, prefix + "a", size, is_size_known=False)
+def test_commit_stores_exactly_the_written_bytes(vault: ObjectStore, prefix: str, size: int) -> None:
+    assert round_trips(vault, prefix + "a", size, is_size_known=False)
 
 
 @pytest.mark.parametrize("size", [0, BIG, *(pytest.param(size, marks=LONG) for size in (1, 8 * MIB - 1, 8 * MIB, 8 * MIB + 1))])
-def test_commit_keeps_exactly_what_was_written_in_a_size_known_before(vault: ObjectStore, prefix: str, size: int) -> None:
-    assert is_kept(vault, prefix + "a", size, is_size_known=True)
+def test_commit_with_known_size_stores_exactly_the_written_bytes(vault: ObjectStore, prefix: str, size: int) -> None:
+    assert round_trips(vault, prefix + "a", size, is_size_known=True)
 
 
-def test_write_takes_any_buffer_and_keeps_none(vault: ObjectStore, prefix: str) -> None:
+def test_write_accepts_any_buffer_and_keeps_no_reference(vault: ObjectStore, prefix: str) -> None:
     writer = vault.create(prefix + "a", size=None)
     reused = bytearray(b"one ")
     writer.write(reused)
@@ -84,7 +84,7 @@ def test_write_takes_any_buffer_and_keeps_none(vault: ObjectStore, prefix: str) 
     assert read(vault, prefix + "a") == b"one two three"
 
 
-def test_create_shows_no_object_before_commit(vault: ObjectStore, prefix: str) -> None:
+def test_object_is_invisible_before_commit(vault: ObjectStore, prefix: str) -> None:
     writer = vault.create(prefix + "a", size=None)
     writer.write(CONTENT)
     with pytest.raises(FileNotFoundError):
@@ -97,7 +97,7 @@ def test_create_shows_no_object_before_commit(vault: ObjectStore, prefix: str) -
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * MIB, BIG])
-def test_abort_leaves_nothing(vault: ObjectStore, prefix: str, size: int) -> None:
+def test_abort_leaves_no_data(vault: ObjectStore, prefix: str, size: int) -> None:
     writer = vault.create(prefix + "a", size=None)
     writer.write(CONTENT[:size])
     writer.abort()
@@ -105,7 +105,7 @@ def test_abort_leaves_nothing(vault: ObjectStore, prefix: str, size: int) -> Non
     assert kinds(vault, prefix) == []
 
 
-def test_abort_after_commit_does_nothing(vault: ObjectStore, prefix: str) -> None:
+def test_abort_after_commit_has_no_effect(vault: ObjectStore, prefix: str) -> None:
     writer = vault.create(prefix + "a", size=1)
     writer.write(b"1")
     writer.commit()
@@ -114,7 +114,7 @@ def test_abort_after_commit_does_nothing(vault: ObjectStore, prefix: str) -> Non
 
 
 @pytest.mark.parametrize("size", [1, BIG])
-def test_commit_refuses_a_key_that_is_taken(vault: ObjectStore, prefix: str, size: int) -> None:
+def test_commit_refuses_an_existing_key(vault: ObjectStore, prefix: str, size: int) -> None:
     first, second = vault.create(prefix + "a", size=None), vault.create(prefix + "a", size=None)
     first.write(b"first")
     second.write(CONTENT[:size])
@@ -126,8 +126,8 @@ def test_commit_refuses_a_key_that_is_taken(vault: ObjectStore, prefix: str, siz
     assert kinds(vault, prefix) == [("object", prefix + "a")]
 
 
-def test_commit_of_many_writers_at_once(vault: ObjectStore, prefix: str) -> None:
-    contents = [CONTENT[number : 9 * MIB + number] for number in range(12)]  # more than have a thread for their parts
+def test_commit_of_many_parallel_writers(vault: ObjectStore, prefix: str) -> None:
+    contents = [CONTENT[number : 9 * MIB + number] for number in range(12)]  # more writers than threads for parts
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(lambda number: put(vault, f"{prefix}{number}", contents[number]), range(12)))
     for number, content in enumerate(contents):
@@ -153,7 +153,7 @@ KEYS_REFUSED = [
 ]
 
 
-def test_every_operation_refuses_a_key_that_is_none(vault: ObjectStore, subtests: pytest.Subtests) -> None:
+def test_every_operation_refuses_an_invalid_key(vault: ObjectStore, subtests: pytest.Subtests) -> None:
     for key in KEYS_REFUSED:
         with subtests.test(key=key):
             with pytest.raises(ValueError, match="a key"):
@@ -168,7 +168,7 @@ def test_every_operation_refuses_a_key_that_is_none(vault: ObjectStore, subtests
                 vault.copy(key, "a", source=vault)
 
 
-def test_create_takes_a_key_of_1024_bytes(vault: ObjectStore, prefix: str) -> None:
+def test_create_accepts_a_key_of_1024_bytes(vault: ObjectStore, prefix: str) -> None:
     key = (prefix + "/".join(["k" * 100] * 10))[:1024].rstrip("/")
     key += "k" * (1024 - len(key))
     put(vault, key, b"1")
@@ -194,13 +194,13 @@ def test_open_reads_exactly_the_range(vault: ObjectStore, prefix: str, subtests:
     assert kept == vault.stat(prefix + "a")
 
 
-def test_open_behind_the_end_says_that_it_is_another_object(vault: ObjectStore, prefix: str) -> None:
+def test_open_after_the_end_raises_object_changed(vault: ObjectStore, prefix: str) -> None:
     put(vault, prefix + "a", b"12345")
     with pytest.raises(ObjectChanged):
         vault.open(prefix + "a", start=5, length=1, etag=None)
 
 
-def test_open_of_an_exchanged_object_is_refused(vault: ObjectStore, prefix: str) -> None:
+def test_open_of_a_replaced_object_raises_object_changed(vault: ObjectStore, prefix: str) -> None:
     before = put(vault, prefix + "a", b"12345")
     assert read(vault, prefix + "a", etag=before.etag) == b"12345"
     assert vault.erase(vault.entries(prefix)) == []
@@ -209,7 +209,7 @@ def test_open_of_an_exchanged_object_is_refused(vault: ObjectStore, prefix: str)
         vault.open(prefix + "a", start=0, length=1, etag=before.etag)
 
 
-def test_missing_objects_are_file_not_found(vault: ObjectStore, staging: ObjectStore, prefix: str) -> None:
+def test_missing_object_raises_file_not_found(vault: ObjectStore, staging: ObjectStore, prefix: str) -> None:
     put(vault, prefix + "folder/a", b"1")
     for key in (prefix + "b", prefix + "folder", prefix + "folder/b", prefix + "folder/a/b"):
         with pytest.raises(FileNotFoundError):
@@ -223,12 +223,12 @@ def test_missing_objects_are_file_not_found(vault: ObjectStore, staging: ObjectS
 
 @pytest.fixture
 def few_connections(settings: Settings) -> int:
-    """How many there are. One body more than that shows that each returned its own: or the last would wait and fail."""
+    """The size of the connection pool. The tests open one body more, which fails if a body has not returned its connection."""
     settings.S3_MAX_CONNECTIONS = 3
     return 3
 
 
-def test_bodies_return_their_connection(few_connections: int, vault: ObjectStore, prefix: str) -> None:
+def test_closed_bodies_return_their_connection(few_connections: int, vault: ObjectStore, prefix: str) -> None:
     put(vault, prefix + "a", CONTENT)
     closed = []
 
@@ -247,7 +247,7 @@ def test_bodies_return_their_connection(few_connections: int, vault: ObjectStore
     assert descriptors_return_to(before + 4)
 
 
-def test_bodies_that_nobody_closed_return_their_connection(few_connections: int, vault: ObjectStore, prefix: str) -> None:
+def test_unclosed_bodies_return_their_connection(few_connections: int, vault: ObjectStore, prefix: str) -> None:
     put(vault, prefix + "a", CONTENT)
     before = psutil.Process().num_fds()
     for _ in range(few_connections + 1):
@@ -272,7 +272,7 @@ def test_copy_is_the_same_object_in_another_bucket(vault: ObjectStore, staging: 
     assert kinds(staging, prefix) == [("object", prefix + "b")]
 
 
-def test_copy_refuses_a_key_that_is_taken(vault: ObjectStore, staging: ObjectStore, prefix: str) -> None:
+def test_copy_refuses_an_existing_key(vault: ObjectStore, staging: ObjectStore, prefix: str) -> None:
     put(vault, prefix + "a", b"new")
     put(staging, prefix + "a", b"old")
     with pytest.raises(FileExistsError):
@@ -290,7 +290,7 @@ def test_copy_from_another_service_is_refused(vault: ObjectStore, prefix: str, t
 # --- Listing and erasing ---
 
 
-def test_entries_are_everything_under_the_prefix_and_nothing_else(vault: ObjectStore, prefix: str) -> None:
+def test_entries_are_exactly_those_under_the_prefix(vault: ObjectStore, prefix: str) -> None:
     for key in ("aa/1", "ab/1", "ab/2/3", "ab2", "b"):
         put(vault, prefix + key, b"123")
     unfinished = vault.create(prefix + "ab/4", size=None)
@@ -310,7 +310,7 @@ def test_entries_are_everything_under_the_prefix_and_nothing_else(vault: ObjectS
     other.abort()
 
 
-def test_erase_destroys_what_was_listed_and_nothing_else(vault: ObjectStore, prefix: str) -> None:
+def test_erase_destroys_exactly_the_listed_entries(vault: ObjectStore, prefix: str) -> None:
     for key in ("a/1", "a/2", "b/1"):
         put(vault, prefix + key, b"1")
     unfinished = vault.create(prefix + "a/3", size=None)
@@ -319,11 +319,11 @@ def test_erase_destroys_what_was_listed_and_nothing_else(vault: ObjectStore, pre
     put(vault, prefix + "a/4", b"1")
     assert vault.erase(listed) == []
     assert kinds(vault, prefix) == [("object", prefix + "a/4"), ("object", prefix + "b/1")]
-    assert vault.erase(listed) == []  # gone already is success
+    assert vault.erase(listed) == []  # erasing missing entries succeeds
     unfinished.abort()
 
 
-def test_erase_of_an_upload_that_is_alive_makes_it_fail(vault: ObjectStore, prefix: str) -> None:
+def test_erase_of_an_active_upload_makes_it_fail(vault: ObjectStore, prefix: str) -> None:
     writer = vault.create(prefix + "a", size=None)
     writer.write(CONTENT)
     assert vault.erase(vault.entries(prefix)) == []
@@ -333,8 +333,8 @@ def test_erase_of_an_upload_that_is_alive_makes_it_fail(vault: ObjectStore, pref
     assert kinds(vault, prefix) == []
 
 
-@pytest.mark.parametrize("pair", ["local", pytest.param("moto", marks=LONG), CEPH], indirect=True)  # moto is slow at listing
-def test_entries_and_erase_go_past_a_thousand(vault: ObjectStore, prefix: str) -> None:
+@pytest.mark.parametrize("pair", ["local", pytest.param("moto", marks=LONG), CEPH], indirect=True)  # listings in moto are slow
+def test_entries_and_erase_handle_more_than_a_thousand(vault: ObjectStore, prefix: str) -> None:
     wanted = {f"{prefix}{number:04}" for number in range(1003)}
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda key: put(vault, key, b"1"), wanted))
@@ -343,11 +343,11 @@ def test_entries_and_erase_go_past_a_thousand(vault: ObjectStore, prefix: str) -
     assert kinds(vault, prefix) == []
 
 
-# --- Around it ---
+# --- Other operations ---
 
 
 def missing(store: ObjectStore, tmp_path: object) -> ObjectStore:
-    """The same kind of store, on a bucket that does not exist."""
+    """Returns a store of the same kind for a bucket that does not exist."""
     if isinstance(store, LocalStore):
         return LocalStore(location=f"{tmp_path}/none")
     assert isinstance(store, S3Store)
@@ -359,7 +359,7 @@ def missing(store: ObjectStore, tmp_path: object) -> ObjectStore:
     )
 
 
-def test_missing_bucket_never_passes_for_missing_objects(vault: ObjectStore, tmp_path: object) -> None:
+def test_missing_bucket_differs_from_missing_objects(vault: ObjectStore, tmp_path: object) -> None:
     nowhere = missing(vault, tmp_path)
     with pytest.raises(StoreRefused):
         nowhere.stat("a")
@@ -375,23 +375,23 @@ def test_missing_bucket_never_passes_for_missing_objects(vault: ObjectStore, tmp
         put(nowhere, "a", CONTENT)
 
 
-def test_check_of_a_bucket_that_answers(vault: ObjectStore) -> None:
+def test_check_of_an_available_bucket(vault: ObjectStore) -> None:
     vault.check()
     vault.prepare(create=False)
     vault.prepare(create=True)
 
 
-def test_clock_is_the_stores_own(vault: ObjectStore) -> None:
-    """F-65: a second opinion on what time it is. A directory has none."""
-    said = vault.clock()
+def test_clock_is_that_of_the_store(vault: ObjectStore) -> None:
+    """F-65: an independent clock. A local directory has none."""
+    time_of_store = vault.clock()
     if isinstance(vault, LocalStore):
-        assert said is None
+        assert time_of_store is None
     else:
-        assert said is not None
-        assert abs(datetime.now(UTC) - said) < timedelta(seconds=10)
+        assert time_of_store is not None
+        assert abs(datetime.now(UTC) - time_of_store) < timedelta(seconds=10)
 
 
-def test_django_reaches_no_object_past_the_port(vault: ObjectStore, prefix: str) -> None:
+def test_django_storage_api_is_disabled(vault: ObjectStore, prefix: str) -> None:
     assert isinstance(vault, LocalStore | S3Store)
     put(vault, prefix + "a", b"1")
     for refused in (lambda: vault.save(prefix + "b", None), lambda: vault.url(prefix + "a"), lambda: vault.delete(prefix + "a")):

@@ -1,4 +1,4 @@
-"""What only a bucket has: versions, retention, policies, multipart copies, an identity. On moto and on a real server."""
+"""Properties of the S3 store only: versions, retention, policies, multipart copies, credentials. On moto and on a real server."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def kinds(store: S3Store, prefix: str) -> list[str]:
     return sorted(entry.kind for entry in store.entries(prefix))
 
 
-# --- Everything that occupies a prefix ---
+# --- Versions, delete markers and uploads ---
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def versioned(endpoint: stores.Endpoint, s3: S3Store) -> S3Store:
 
 
 def fill(endpoint: stores.Endpoint, store: S3Store) -> None:
-    """An object with an old version below a delete marker, and an unfinished upload, under a/; one object under b/."""
+    """Creates versions with delete markers and an unfinished upload under a/, and one object under b/."""
     client, bucket = endpoint.client, store.bucket_name
     client.put_object(Bucket=bucket, Key="a/1", Body=b"old")
     client.delete_object(Bucket=bucket, Key="a/1")
@@ -64,7 +64,7 @@ def fill(endpoint: stores.Endpoint, store: S3Store) -> None:
     client.upload_part(Bucket=bucket, Key="a/3", UploadId=upload, PartNumber=1, Body=b"1")
 
 
-def test_entries_name_versions_markers_and_uploads(endpoint: stores.Endpoint, versioned: S3Store) -> None:
+def test_entries_include_versions_markers_and_uploads(endpoint: stores.Endpoint, versioned: S3Store) -> None:
     fill(endpoint, versioned)
     assert sorted((entry.kind, entry.key, entry.size) for entry in versioned.entries("a/")) == [
         ("marker", "a/1", 0), ("marker", "a/2", 0), ("object", "a/1", 5), ("upload", "a/3", 0), ("version", "a/1", 3),
@@ -72,7 +72,7 @@ def test_entries_name_versions_markers_and_uploads(endpoint: stores.Endpoint, ve
     ]  # fmt: skip
 
 
-def test_erase_leaves_no_version_behind(endpoint: stores.Endpoint, versioned: S3Store) -> None:
+def test_erase_leaves_no_version(endpoint: stores.Endpoint, versioned: S3Store) -> None:
     fill(endpoint, versioned)
     assert versioned.erase(versioned.entries("a/")) == []
     assert kinds(versioned, "a/") == []
@@ -80,8 +80,8 @@ def test_erase_leaves_no_version_behind(endpoint: stores.Endpoint, versioned: S3
 
 
 @pytest.mark.needs("ceph")
-def test_erase_destroys_in_a_bucket_whose_versioning_is_suspended() -> None:
-    endpoint = stores.ceph()  # moto fails at such a delete
+def test_erase_in_a_bucket_with_suspended_versioning() -> None:
+    endpoint = stores.ceph()  # moto fails to delete here
     with stores.buckets(endpoint, 1) as (name,):
         store = endpoint.store(name)
         for status in ("Enabled", "Suspended"):
@@ -91,9 +91,11 @@ def test_erase_destroys_in_a_bucket_whose_versioning_is_suspended() -> None:
         assert kinds(store, "a/") == []
 
 
-@pytest.mark.parametrize("endpoint", [stores.CEPH], indirect=True)  # moto lists all uploads on one page
+@pytest.mark.parametrize("endpoint", [stores.CEPH], indirect=True)  # moto returns all uploads on one page
 @pytest.mark.parametrize("uploads", [20, pytest.param(1001, marks=pytest.mark.long)])
-def test_entries_and_erase_go_past_a_thousand_of_each_kind(endpoint: stores.Endpoint, versioned: S3Store, uploads: int) -> None:
+def test_entries_and_erase_handle_more_than_a_thousand_of_each_kind(
+    endpoint: stores.Endpoint, versioned: S3Store, uploads: int
+) -> None:
     client, bucket, count = endpoint.client, versioned.bucket_name, 350
 
     def occupy(number: int) -> None:
@@ -110,7 +112,7 @@ def test_entries_and_erase_go_past_a_thousand_of_each_kind(endpoint: stores.Endp
     assert kinds(versioned, "") == []
 
 
-# --- What S3 refuses ---
+# --- Refusals of S3 ---
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def locked(endpoint: stores.Endpoint) -> Iterator[S3Store]:
         yield endpoint.store(name)
 
 
-def test_erase_names_what_a_retention_keeps(endpoint: stores.Endpoint, locked: S3Store) -> None:
+def test_erase_returns_objects_under_retention(endpoint: stores.Endpoint, locked: S3Store) -> None:
     for number in range(3):
         endpoint.client.put_object(Bucket=locked.bucket_name, Key=f"a/{number}", Body=b"1")
     endpoint.client.put_object(
@@ -146,7 +148,7 @@ def deny(endpoint: stores.Endpoint, bucket: str, key: str, *actions: str) -> Non
     endpoint.client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
 
 
-def test_erase_names_what_a_policy_keeps(endpoint: stores.Endpoint, s3: S3Store) -> None:
+def test_erase_returns_objects_that_a_policy_protects(endpoint: stores.Endpoint, s3: S3Store) -> None:
     for number in range(3):
         put(s3, f"a/{number}", b"1")
     deny(endpoint, s3.bucket_name, "a/1", "DeleteObject", "DeleteObjectVersion")
@@ -158,7 +160,7 @@ def test_erase_names_what_a_policy_keeps(endpoint: stores.Endpoint, s3: S3Store)
 
 @pytest.mark.needs("ceph")
 def test_reading_and_writing_without_permission_is_refused() -> None:
-    endpoint = stores.ceph()  # moto asks its policies about GET and DELETE only
+    endpoint = stores.ceph()  # moto applies policies to GET and DELETE only
     with stores.buckets(endpoint, 1) as (name,):
         store = endpoint.store(name)
         put(store, "a/1", b"1")
@@ -176,7 +178,7 @@ def test_reading_and_writing_without_permission_is_refused() -> None:
 @pytest.mark.needs("ceph")
 @pytest.mark.parametrize(("access_key", "secret_key"), [("nobody", "wrong"), (None, "wrong")], ids=["unknown", "wrong"])
 def test_wrong_credentials_are_refused(access_key: str | None, secret_key: str) -> None:
-    endpoint = stores.ceph()  # moto takes any
+    endpoint = stores.ceph()  # moto accepts any
     with stores.buckets(endpoint, 1) as (name,):
         store = S3Store(**endpoint.options(name) | {"access_key": access_key or endpoint.access_key, "secret_key": secret_key})
         with pytest.raises(StoreRefused):
@@ -191,15 +193,13 @@ def test_wrong_credentials_are_refused(access_key: str | None, secret_key: str) 
             put(store, "a", CONTENT)
 
 
-def test_no_credentials_at_all_are_refused(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_refused(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
     monkeypatch.setenv("AWS_CONFIG_FILE", "none")
-    anonymous = S3Store(
-        bucket_name=s3.bucket_name, endpoint_url=s3.endpoint_url, region_name="eu-west-1"
-    )  # nobody else's service
+    anonymous = S3Store(bucket_name=s3.bucket_name, endpoint_url=s3.endpoint_url, region_name="eu-west-1")  # a client of its own
     with pytest.raises(StoreRefused, match="NoCredentialsError"):
         anonymous.check()
 
@@ -207,14 +207,14 @@ def test_no_credentials_at_all_are_refused(s3: S3Store, monkeypatch: pytest.Monk
 # --- Writing and copying ---
 
 
-def test_part_without_a_thread_fails_and_holds_up_none_after_it(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_part_without_a_thread_fails_and_blocks_no_later_part(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """F-36."""
     none = ThreadPoolExecutor(1)
     none.shutdown()
     with monkeypatch.context() as patch:
         patch.setattr(s3.shared_client, "threads", none)
         s3.part_bytes = MIB
-        for _ in range(2 * PARTS_IN_FLIGHT):  # more often than there may be parts on their way
+        for _ in range(2 * PARTS_IN_FLIGHT):  # more uploads than parts may be in flight
             writer = s3.create("a", size=None)
             with pytest.raises(StoreUnavailable, match="UploadPart"):
                 writer.write(CONTENT)
@@ -226,14 +226,14 @@ def test_part_without_a_thread_fails_and_holds_up_none_after_it(s3: S3Store, mon
 
 def test_copy_in_parts_is_the_same_object(endpoint: stores.Endpoint, s3: S3Store) -> None:
     put(s3, "a", CONTENT)
-    s3.copy_bytes = 5 * MIB  # the smallest part that S3 takes
+    s3.copy_bytes = 5 * MIB  # the smallest part that S3 accepts
     stat = s3.copy("a", "b", source=s3)
     assert stat == s3.stat("b")
     assert stat.etag.endswith("-3")
     assert read(s3, "b") == CONTENT
 
 
-def test_object_tells_nothing_about_its_content(endpoint: stores.Endpoint, s3: S3Store) -> None:
+def test_object_metadata_reveals_nothing_about_the_content(endpoint: stores.Endpoint, s3: S3Store) -> None:
     put(s3, "small", b"<html>")
     put(s3, "big", CONTENT)
     s3.copy_bytes = 5 * MIB
@@ -245,9 +245,9 @@ def test_object_tells_nothing_about_its_content(endpoint: stores.Endpoint, s3: S
         assert "ContentEncoding" not in found
 
 
-@pytest.mark.parametrize("endpoint", ["moto"], indirect=True)  # the real one here has no service that keeps keys
+@pytest.mark.parametrize("endpoint", ["moto"], indirect=True)  # the real server has no key management service
 @pytest.mark.parametrize("content", [b"1", CONTENT], ids=["small", "big"])
-def test_store_encrypts_only_what_it_is_asked_to(endpoint: stores.Endpoint, s3: S3Store, content: bytes) -> None:
+def test_store_encrypts_on_request_only(endpoint: stores.Endpoint, s3: S3Store, content: bytes) -> None:
     for key, encrypt in (("asked", True), ("not-asked", False)):
         assert put(s3, key, content, encrypt=encrypt) == s3.stat(key)
         assert read(s3, key) == content
@@ -258,15 +258,15 @@ def test_store_encrypts_only_what_it_is_asked_to(endpoint: stores.Endpoint, s3: 
 
 @pytest.mark.parametrize("endpoint", [stores.CEPH], indirect=True)
 @pytest.mark.parametrize("content", [b"1", CONTENT], ids=["small", "big"])
-def test_store_that_cannot_encrypt_refuses(s3: S3Store, content: bytes) -> None:
+def test_store_without_encryption_refuses(s3: S3Store, content: bytes) -> None:
     with pytest.raises(NotEncrypted):
         put(s3, "asked", content, encrypt=True)
     assert kinds(s3, "") == []
 
 
 @pytest.mark.parametrize("checksums", ["when_required", "when_supported"])
-def test_both_settings_of_checksums_work(s3: S3Store, settings: Settings, checksums: str) -> None:
-    """F-21: servers differ in what they take, so that everything runs under both."""
+def test_both_checksum_settings_work(s3: S3Store, settings: Settings, checksums: str) -> None:
+    """F-21: servers differ in the checksums that they accept."""
     settings.S3_CHECKSUMS = checksums
     s3.copy_bytes = 5 * MIB
     put(s3, "a/small", b"1")
@@ -278,7 +278,7 @@ def test_both_settings_of_checksums_work(s3: S3Store, settings: Settings, checks
     assert kinds(s3, "") == []
 
 
-def test_part_sizes_reach_every_size_within_ten_thousand_parts() -> None:
+def test_part_sizes_reach_every_object_size_within_ten_thousand_parts() -> None:
     """F-15."""
     eight = 8 * MIB
     sizes = [part_size(number, smallest=eight, expected=0) for number in range(1, MAX_PARTS + 1)]
@@ -292,7 +292,7 @@ def test_part_sizes_reach_every_size_within_ten_thousand_parts() -> None:
         part_size(MAX_PARTS + 2, smallest=eight, expected=0)
 
 
-# --- One client ---
+# --- The shared client ---
 
 
 def test_stores_of_an_endpoint_share_one_client_in_all_threads(endpoint: stores.Endpoint, bucket: str) -> None:
@@ -305,8 +305,8 @@ def test_stores_of_an_endpoint_share_one_client_in_all_threads(endpoint: stores.
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_process_has_its_own_client(endpoint: stores.Endpoint, s3: S3Store) -> None:
-    """Two processes that talk on one connection read each other's answers."""
-    put(s3, "a", CONTENT)  # its parts had threads, which a child does not inherit
+    """Two processes that share a connection would read each other's responses."""
+    put(s3, "a", CONTENT)  # starts threads for the parts, which the child does not inherit
     parent = s3.shared_client
     child = os.fork()
     if child == 0:
@@ -319,24 +319,24 @@ def test_forked_process_has_its_own_client(endpoint: stores.Endpoint, s3: S3Stor
     assert read(s3, "b") == CONTENT
 
 
-def test_a_secret_shows_in_no_repr(endpoint: stores.Endpoint, bucket: str) -> None:
+def test_repr_contains_no_secret(endpoint: stores.Endpoint, bucket: str) -> None:
     secret = "do-not-show-this"
     store = S3Store(**endpoint.options(bucket) | {"secret_key": secret})
     assert secret not in repr(store.shared_client) + repr(store)
 
 
-def test_django_storages_reaches_no_bucket(s3: S3Store) -> None:
-    """Its connections are one per thread, and its reads are whole objects (T-3, T-13)."""
+def test_django_storages_api_is_disabled(s3: S3Store) -> None:
+    """It opens one connection per thread, and reads whole objects (T-3, T-13)."""
     put(s3, "a", b"1")
     for reach in (s3.exists, s3.listdir, s3.size, s3.get_modified_time, s3._open):
         with pytest.raises(NotImplementedError):
             reach("a")
 
 
-# --- Through Django's settings ---
+# --- Django settings ---
 
 
-def test_aliases_of_the_settings_are_these_stores(endpoint: stores.Endpoint, settings: Settings) -> None:
+def test_aliases_in_settings_are_s3_stores(endpoint: stores.Endpoint, settings: Settings) -> None:
     with stores.use_new_buckets(endpoint, settings) as buckets:
         port.check()
         port.ensure_buckets()
@@ -351,13 +351,13 @@ def test_aliases_of_the_settings_are_these_stores(endpoint: stores.Endpoint, set
         assert staging.copy("a", "a", source=vault).size == 1
 
 
-def test_ensure_buckets_creates_them_only_where_it_may(endpoint: stores.Endpoint, bucket: str, settings: Settings) -> None:
+def test_ensure_buckets_creates_buckets_only_if_permitted(endpoint: stores.Endpoint, bucket: str, settings: Settings) -> None:
     with ExitStack() as stack:
         endpoint.client.delete_bucket(Bucket=bucket)
         settings.STORAGES = settings.STORAGES | {
             alias: {"BACKEND": "vault.stores.s3.S3Store", "OPTIONS": endpoint.options(bucket)} for alias in stores.ALIASES
         }
-        stack.callback(endpoint.client.create_bucket, Bucket=bucket)  # for the fixture, which removes it
+        stack.callback(endpoint.client.create_bucket, Bucket=bucket)  # for the fixture, which deletes it
         settings.S3_CREATE_BUCKETS = False
         with pytest.raises(StoreRefused, match="no such bucket"):
             port.ensure_buckets()
@@ -369,7 +369,7 @@ def test_ensure_buckets_creates_them_only_where_it_may(endpoint: stores.Endpoint
         port.check()
 
 
-def test_storage_without_objects_is_no_store(settings: Settings) -> None:
+def test_storage_that_is_no_object_store_is_refused(settings: Settings) -> None:
     backends: Any = {"BACKEND": "django.core.files.storage.InMemoryStorage"}
     settings.STORAGES = settings.STORAGES | {"other": backends}
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""What goes wrong between us and S3, and what each fault leads to: moto behind a door that answers for it, and dead endpoints."""
+"""Faults between the server and S3, with moto behind fault-injecting middleware and with unreachable endpoints."""
 
 import re
 import socket
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MIB = 1024**2
-SMALLEST_PART = 5 * MIB  # the smallest that S3 takes
+SMALLEST_PART = 5 * MIB  # that S3 accepts
 BIG = bytes(SMALLEST_PART + MIB)
 
 
@@ -59,13 +59,13 @@ def kinds(store: S3Store) -> list[tuple[str, str]]:
     return [(entry.kind, entry.key) for entry in store.entries("")]
 
 
-def answer(environ: "WSGIEnvironment", start: "StartResponse", status: str, body: bytes, **headers: str) -> list[bytes]:
-    """An answer instead of moto's, after the request was read."""
+def read_and_respond(environ: "WSGIEnvironment", start: "StartResponse", status: str, body: bytes, **headers: str) -> list[bytes]:
+    """Reads the request and responds instead of moto."""
     environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-    return reply(start, status, body, **headers)
+    return respond(start, status, body, **headers)
 
 
-def reply(start: "StartResponse", status: str, body: bytes, **headers: str) -> list[bytes]:
+def respond(start: "StartResponse", status: str, body: bytes, **headers: str) -> list[bytes]:
     start(status, [("Content-Length", str(len(body))), *((name.replace("_", "-"), value) for name, value in headers.items())])
     return [body]
 
@@ -77,35 +77,37 @@ def s3_error(code: str) -> bytes:
 def failing(
     method: str, query: str, *, times: int = 10**6, status: str = "503 Slow Down", code: str = "SlowDown"
 ) -> Callable[..., Any]:
-    """A fault: the first `times` requests of a kind get an error."""
+    """Makes a fault: the first `times` requests of a kind get an error."""
     left = iter(range(times))
 
     def fault(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication") -> Iterable[bytes] | None:
         if not is_request(environ, method, query) or next(left, None) is None:
             return None
-        return answer(environ, start, status, s3_error(code))
+        return read_and_respond(environ, start, status, s3_error(code))
 
     return fault
 
 
-def unheard(
+def response_lost(
     method: str, query: str, *, times: int = 1, status: str = "500 Internal Server Error", code: str = "InternalError"
 ) -> Callable[..., Any]:
-    """A fault: the first `times` requests of a kind are done, and the answer is another one."""
+    """Makes a fault: moto performs the first `times` requests of a kind, but the response is an error."""
     left = iter(range(times))
 
     def fault(environ: "WSGIEnvironment", start: "StartResponse", application: "WSGIApplication") -> Iterable[bytes] | None:
         if not is_request(environ, method, query) or next(left, None) is None:
             return None
         b"".join(application(environ, lambda *_: lambda _: None))
-        return reply(start, status, s3_error(code))
+        return respond(start, status, s3_error(code))
 
     return fault
 
 
-def answering(method: str, query: str, status: str, body: bytes, **headers: str) -> Callable[..., Any]:
+def responding(method: str, query: str, status: str, body: bytes, **headers: str) -> Callable[..., Any]:
+    """Makes a fault: all requests of a kind get this response."""
+
     def fault(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication") -> Iterable[bytes] | None:
-        return answer(environ, start, status, body, **headers) if is_request(environ, method, query) else None
+        return read_and_respond(environ, start, status, body, **headers) if is_request(environ, method, query) else None
 
     return fault
 
@@ -121,7 +123,7 @@ PUT, PART, COMPLETE = ("PUT", "^$"), ("PUT", "partNumber"), ("POST", "^uploadId"
 
 
 @pytest.mark.parametrize("request_kind", [PUT, PART, COMPLETE], ids=["put", "part", "complete"])
-def test_write_survives_a_throttled_request(
+def test_write_retries_a_throttled_request(
     vault: S3Store, faults: stores.Faults, monkeypatch: pytest.MonkeyPatch, request_kind: tuple[str, str]
 ) -> None:
     content = b"1" if request_kind == PUT else BIG
@@ -133,7 +135,7 @@ def test_write_survives_a_throttled_request(
 
 @within(30)
 @pytest.mark.parametrize("request_kind", [PUT, PART, COMPLETE, ("POST", "^uploads")], ids=["put", "part", "complete", "start"])
-def test_write_against_a_failing_store_ends_in_time_and_leaves_nothing(
+def test_write_to_a_failing_store_fails_in_time_and_leaves_no_data(
     vault: S3Store, faults: stores.Faults, request_kind: tuple[str, str], seconds: float
 ) -> None:
     """F-01, F-12."""
@@ -141,14 +143,14 @@ def test_write_against_a_failing_store_ends_in_time_and_leaves_nothing(
     with faults.during(failing(*request_kind)) as seen, pytest.raises(StoreUnavailable, match="SlowDown"):
         put(vault, "a", b"1" if request_kind == PUT else BIG)
     assert time.monotonic() - began < seconds
-    assert sum(is_request(environ, *request_kind) for environ in seen) == 4  # bounded: one and three retries
+    assert sum(is_request(environ, *request_kind) for environ in seen) == 4  # one attempt and three retries
     assert kinds(vault) == []
 
 
 @pytest.mark.parametrize("times", [1, 4])
-def test_put_whose_answer_is_lost_is_one_object(vault: S3Store, faults: stores.Faults, times: int) -> None:
-    """F-02: even if every attempt is unheard, a look tells that it worked."""
-    with faults.during(unheard(*PUT, times=times)):
+def test_put_with_lost_response_makes_one_object(vault: S3Store, faults: stores.Faults, times: int) -> None:
+    """F-02: even if every response is lost, a check finds the object."""
+    with faults.during(response_lost(*PUT, times=times)):
         put(vault, "a", b"123")
     assert kinds(vault) == [("object", "a")]
 
@@ -156,13 +158,13 @@ def test_put_whose_answer_is_lost_is_one_object(vault: S3Store, faults: stores.F
 @pytest.mark.parametrize(
     "fault",
     [
-        unheard(*COMPLETE),
-        unheard(*COMPLETE, times=4),
-        unheard(*COMPLETE, status="404 Not Found", code="NoSuchUpload"),  # what AWS says to a retry of what worked
+        response_lost(*COMPLETE),
+        response_lost(*COMPLETE, times=4),
+        response_lost(*COMPLETE, status="404 Not Found", code="NoSuchUpload"),  # the response of AWS to a retry after a success
     ],
     ids=["once", "always", "gone"],
 )
-def test_complete_whose_answer_is_lost_is_one_object(vault: S3Store, faults: stores.Faults, fault: Callable[..., Any]) -> None:
+def test_complete_with_lost_response_makes_one_object(vault: S3Store, faults: stores.Faults, fault: Callable[..., Any]) -> None:
     """F-13."""
     with faults.during(fault):
         put(vault, "a", BIG)
@@ -170,44 +172,44 @@ def test_complete_whose_answer_is_lost_is_one_object(vault: S3Store, faults: sto
     assert vault.stat("a").size == len(BIG)
 
 
-def test_complete_that_answers_200_with_an_error_is_an_error(vault: S3Store, faults: stores.Faults) -> None:
-    """F-13: and nothing is left of it."""
-    with faults.during(answering(*COMPLETE, "200 OK", s3_error("InternalError"))), pytest.raises(StoreUnavailable):
+def test_complete_with_status_200_and_an_error_fails(vault: S3Store, faults: stores.Faults) -> None:
+    """F-13; the upload is aborted."""
+    with faults.during(responding(*COMPLETE, "200 OK", s3_error("InternalError"))), pytest.raises(StoreUnavailable):
         put(vault, "a", BIG)
     assert kinds(vault) == []
 
 
-def test_complete_that_answers_200_without_an_object_is_an_error(vault: S3Store, faults: stores.Faults) -> None:
+def test_complete_with_status_200_and_no_object_fails(vault: S3Store, faults: stores.Faults) -> None:
     body = b"<CompleteMultipartUploadResult><ETag>&quot;1-2&quot;</ETag></CompleteMultipartUploadResult>"
-    with faults.during(answering(*COMPLETE, "200 OK", body)), pytest.raises(StoreUnavailable):
+    with faults.during(responding(*COMPLETE, "200 OK", body)), pytest.raises(StoreUnavailable):
         put(vault, "a", BIG)
     assert kinds(vault) == []
 
 
-def test_part_that_the_store_knows_by_another_etag_fails_the_upload(vault: S3Store, faults: stores.Faults) -> None:
+def test_part_with_a_wrong_etag_fails_the_upload(vault: S3Store, faults: stores.Faults) -> None:
     """F-12."""
 
     def fault(environ: "WSGIEnvironment", start: "StartResponse", application: "WSGIApplication") -> Iterable[bytes] | None:
         if not is_request(environ, *PART):
             return None
 
-        def misname(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
+        def with_wrong_etag(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
             return start(status, [(name, '"0"' if name.lower() == "etag" else value) for name, value in headers])
 
-        return application(environ, misname)
+        return application(environ, with_wrong_etag)
 
     with faults.during(fault), pytest.raises(StoreRefused, match="InvalidPart"):
         put(vault, "a", BIG)
     assert kinds(vault) == []
 
 
-def test_put_that_a_proxy_answers_is_an_error(vault: S3Store, faults: stores.Faults) -> None:
-    with faults.during(answering(*PUT, "200 OK", b"<html>maintenance</html>")), pytest.raises(StoreUnavailable):
+def test_put_with_the_response_of_a_proxy_fails(vault: S3Store, faults: stores.Faults) -> None:
+    with faults.during(responding(*PUT, "200 OK", b"<html>maintenance</html>")), pytest.raises(StoreUnavailable):
         put(vault, "a", b"1")
     assert kinds(vault) == []
 
 
-def test_abort_that_fails_waits_for_the_sweep(
+def test_abort_that_fails_is_left_to_the_sweep(
     vault: S3Store, faults: stores.Faults, caplog: pytest.LogCaptureFixture, settings: Settings
 ) -> None:
     writer = vault.create("a", size=None)
@@ -218,8 +220,8 @@ def test_abort_that_fails_waits_for_the_sweep(
     assert kinds(vault) == [("upload", "a")]
 
 
-def test_write_fills_a_part_while_another_is_on_its_way(vault: S3Store, faults: stores.Faults) -> None:
-    """More often than there are threads for parts, so that each upload must have given its thread back."""
+def test_write_fills_a_part_while_another_is_in_flight(vault: S3Store, faults: stores.Faults) -> None:
+    """Makes more uploads than there are threads for parts, so that each upload must release its thread."""
     for number in range(s3_client.PARTS_IN_FLIGHT + 1):
         may_answer = threading.Event()
 
@@ -235,8 +237,8 @@ def test_write_fills_a_part_while_another_is_on_its_way(vault: S3Store, faults: 
             assert writer.commit().size == 2 * SMALLEST_PART - 1
 
 
-def test_abort_waits_for_a_part_on_its_way(vault: S3Store, faults: stores.Faults) -> None:
-    """S3 keeps a part that arrives after the abort of its upload."""
+def test_abort_waits_for_a_part_in_flight(vault: S3Store, faults: stores.Faults) -> None:
+    """S3 stores a part that arrives after the abort of its upload."""
     order = []
 
     def slowly(environ: "WSGIEnvironment", *_: Any) -> None:
@@ -253,13 +255,13 @@ def test_abort_waits_for_a_part_on_its_way(vault: S3Store, faults: stores.Faults
     assert order == ["part", "abort"]
 
 
-def test_write_holds_two_parts_at_most(vault: S3Store, faults: stores.Faults) -> None:
-    """The memory of an upload does not depend on its size."""
+def test_write_buffers_at_most_two_parts(vault: S3Store, faults: stores.Faults) -> None:
+    """The memory that an upload uses does not depend on its size."""
     segment = bytes(128 * 1024)
     vault.part_bytes = S3Store.part_bytes
-    with faults.during(answering(*PART, "200 OK", b"", ETag='"1"')):
+    with faults.during(responding(*PART, "200 OK", b"", ETag='"1"')):
         writer = vault.create("a", size=None)
-        writer.write(bytes(9 * MIB))  # whatever happens once has happened
+        writer.write(bytes(9 * MIB))  # one-time initialisation
         tracemalloc.start()
         try:
             for _ in range(100 * MIB // len(segment)):
@@ -268,7 +270,7 @@ def test_write_holds_two_parts_at_most(vault: S3Store, faults: stores.Faults) ->
         finally:
             tracemalloc.stop()
             writer.abort()
-    # Two parts of ours, the over-allocation of a growing buffer, and what the server of this process reads at once.
+    # Two parts, the over-allocation of a growing buffer, and what moto in this process reads at a time.
     assert peak < 2 * 9.5 * MIB + 8 * MIB
     assert writer.bytes_stored >= 90 * MIB
 
@@ -277,7 +279,7 @@ def test_write_holds_two_parts_at_most(vault: S3Store, faults: stores.Faults) ->
 
 
 def cut(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication") -> Iterable[bytes] | None:
-    """A fault: half of ten bytes."""
+    """A fault: the response ends after five of ten bytes."""
     if environ["REQUEST_METHOD"] != "GET":
         return None
     start(
@@ -287,8 +289,8 @@ def cut(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication"
     return [b"12345"]
 
 
-def test_body_that_breaks_off_is_unavailable(vault: S3Store, faults: stores.Faults, settings: Settings) -> None:
-    """F-05, and never a clean end. The connection comes back: there is only one."""
+def test_body_that_ends_early_is_unavailable(vault: S3Store, faults: stores.Faults, settings: Settings) -> None:
+    """F-05; it never looks complete, and it returns its connection, the only one."""
     settings.S3_MAX_CONNECTIONS = 1
     with faults.during(cut):
         for _ in range(2):
@@ -314,20 +316,20 @@ def test_body_that_breaks_off_is_unavailable(vault: S3Store, faults: stores.Faul
         ("206 Partial Content", {"Content_Range": "bytes 0-9/*"}),
     ],
 )
-def test_open_refuses_anything_but_the_range(
+def test_open_accepts_only_the_requested_range(
     vault: S3Store, faults: stores.Faults, settings: Settings, status: str, headers: dict[str, str]
 ) -> None:
-    """F-06: an error page with status 200, a server without ranges."""
+    """F-06: for example an error page with status 200, or a server that does not support ranges."""
     settings.S3_MAX_CONNECTIONS = 1
-    with faults.during(answering("GET", "^$", status, b"<html></html>", **headers)):
+    with faults.during(responding("GET", "^$", status, b"<html></html>", **headers)):
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 vault.open("a", start=0, length=10, etag=None)
     vault.check()
 
 
-def test_stat_refuses_a_page_for_an_object(vault: S3Store, faults: stores.Faults) -> None:
-    with faults.during(answering("HEAD", "^$", "200 OK", b"<html></html>")):
+def test_stat_refuses_an_html_page(vault: S3Store, faults: stores.Faults) -> None:
+    with faults.during(responding("HEAD", "^$", "200 OK", b"<html></html>")):
         with pytest.raises(StoreUnavailable):
             vault.stat("a")
         with pytest.raises(StoreUnavailable):
@@ -346,7 +348,7 @@ def test_open_is_one_request(vault: S3Store, faults: stores.Faults) -> None:
     assert get["HTTP_IF_MATCH"]
 
 
-def test_refusal_is_not_repeated(vault: S3Store, faults: stores.Faults) -> None:
+def test_refused_request_is_not_repeated(vault: S3Store, faults: stores.Faults) -> None:
     """F-11."""
     for code in ("AccessDenied", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "ExpiredToken"):
         with (
@@ -357,7 +359,7 @@ def test_refusal_is_not_repeated(vault: S3Store, faults: stores.Faults) -> None:
         assert len(seen) == 1
 
 
-def test_open_waits_for_a_connection_and_gives_up(vault: S3Store, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_without_free_connection_times_out(vault: S3Store, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.S3_MAX_CONNECTIONS = 2
     monkeypatch.setattr(s3_client, "CONNECTION_WAIT", 0.2)
     put(vault, "a", b"0123456789")
@@ -386,9 +388,9 @@ def test_open_waits_for_a_connection_and_gives_up(vault: S3Store, settings: Sett
     ids=["no-marker", "same-marker", "unsaid", "broken-page", "page", "empty"],
 )
 def test_incomplete_listing_is_an_error(vault: S3Store, faults: stores.Faults, listing: str, page: bytes) -> None:
-    """F-19: whoever deletes by a listing must never take a part of it for all."""
+    """F-19: a deletion must never take a partial listing as complete."""
     put(vault, "a", b"1")
-    with faults.during(answering("GET", listing, "200 OK", page)), pytest.raises(StoreUnavailable):
+    with faults.during(responding("GET", listing, "200 OK", page)), pytest.raises(StoreUnavailable):
         list(vault.entries(""))
 
 
@@ -397,47 +399,47 @@ def test_listing_that_is_throttled_midway_is_an_error(vault: S3Store, faults: st
     with ExitStack() as stack:
         stack.enter_context(
             faults.during(
-                lambda *request: failing("GET", "key-marker")(*request) or answering("GET", "versions", "200 OK", page)(*request)
+                lambda *request: failing("GET", "key-marker")(*request) or responding("GET", "versions", "200 OK", page)(*request)
             )
         )
         stack.enter_context(pytest.raises(StoreUnavailable, match="SlowDown"))
         list(vault.entries(""))
 
 
-def test_erase_repeats_a_key_that_was_throttled(vault: S3Store, faults: stores.Faults) -> None:
-    """F-17: 200 with an error for one key is neither success nor the end."""
+def test_erase_repeats_a_throttled_key(vault: S3Store, faults: stores.Faults) -> None:
+    """F-17: status 200 with a temporary error for one key is neither a success nor final."""
     for key in "abc":
         put(vault, key, b"1")
     entries = list(vault.entries(""))
     body = b"<DeleteResult><Error><Key>b</Key><VersionId>null</VersionId><Code>SlowDown</Code></Error></DeleteResult>"
-    first = iter([answering("POST", "delete", "200 OK", body)])
+    first = iter([responding("POST", "delete", "200 OK", body)])
     with faults.during(
         lambda *request: next(first, lambda *_: None)(*request) if request[0]["REQUEST_METHOD"] == "POST" else None
     ) as seen:
         assert vault.erase(entries) == []
     assert len(seen) == 2
-    assert [key for _, key in kinds(vault)] == ["a", "c"]  # the fault said that these were done
+    assert [key for _, key in kinds(vault)] == ["a", "c"]  # the injected response reports these as deleted
 
 
 @pytest.mark.parametrize("code", ["NoSuchKey", "NoSuchVersion"])
-def test_erase_takes_an_error_about_what_is_gone_for_success(vault: S3Store, faults: stores.Faults, code: str) -> None:
+def test_erase_of_a_missing_key_succeeds(vault: S3Store, faults: stores.Faults, code: str) -> None:
     put(vault, "a", b"1")
     body = f"<DeleteResult><Error><Key>a</Key><VersionId>null</VersionId><Code>{code}</Code></Error></DeleteResult>".encode()
-    with faults.during(answering("POST", "delete", "200 OK", body)):
+    with faults.during(responding("POST", "delete", "200 OK", body)):
         assert vault.erase(vault.entries("")) == []
 
 
-def test_erase_takes_an_error_that_names_nothing_for_all_of_them(vault: S3Store, faults: stores.Faults) -> None:
+def test_erase_applies_an_error_without_a_key_to_all_entries(vault: S3Store, faults: stores.Faults) -> None:
     put(vault, "a", b"1")
     entries = list(vault.entries(""))
     body = b"<DeleteResult><Error><Code>InvalidRequest</Code></Error></DeleteResult>"
-    with faults.during(answering("POST", "delete", "200 OK", body)):
+    with faults.during(responding("POST", "delete", "200 OK", body)):
         (failure,) = vault.erase(entries)
     assert failure.entry == entries[0]
     assert failure.reason.startswith("InvalidRequest")
 
 
-def test_erase_that_is_refused_as_a_whole_names_every_entry(vault: S3Store, faults: stores.Faults) -> None:
+def test_erase_that_is_refused_returns_every_entry(vault: S3Store, faults: stores.Faults) -> None:
     put(vault, "a", b"1")
     writer = vault.create("b", size=None)
     writer.write(BIG)
@@ -454,11 +456,11 @@ def test_erase_that_is_refused_as_a_whole_names_every_entry(vault: S3Store, faul
     writer.abort()
 
 
-def test_erase_asks_for_a_thousand_at_most_and_signs_them_as_old_servers_want(vault: S3Store, faults: stores.Faults) -> None:
-    """S-1, S-3: moto takes more than a thousand and needs no digest, real servers do not and do."""
+def test_erase_sends_at_most_a_thousand_keys_with_a_digest(vault: S3Store, faults: stores.Faults) -> None:
+    """Unlike moto, real servers accept at most a thousand keys and, if they are old, require Content-MD5."""
     (template,) = _one_entry(vault)
     entries = [StoreEntry("object", str(number), "null", 1, template.modified) for number in range(2001)]
-    with faults.during(answering("POST", "delete", "200 OK", b"<DeleteResult></DeleteResult>")) as seen:
+    with faults.during(responding("POST", "delete", "200 OK", b"<DeleteResult></DeleteResult>")) as seen:
         assert vault.erase(iter(entries)) == []
     assert len(seen) == 3
     assert all(environ["HTTP_CONTENT_MD5"] for environ in seen)
@@ -469,10 +471,10 @@ def _one_entry(vault: S3Store) -> list[StoreEntry]:
     return list(vault.entries(""))
 
 
-# --- Endpoints that are not there ---
+# --- Unreachable endpoints ---
 
 
-def dead(url: str) -> S3Store:
+def store_at(url: str) -> S3Store:
     return S3Store(bucket_name="b", endpoint_url=url, access_key="a", secret_key="b", region_name="us-east-1")
 
 
@@ -487,34 +489,34 @@ def test_refused_connection_is_unavailable_in_time(seconds: float) -> None:
     """F-03."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="EndpointConnectionError"):
-        dead(closed_port()).open("a", start=0, length=1, etag=None)
+        store_at(closed_port()).open("a", start=0, length=1, etag=None)
     assert time.monotonic() - began < seconds
 
 
 @within(20)
-def test_endpoint_that_swallows_connections_is_unavailable_in_time(seconds: float) -> None:
+def test_endpoint_that_drops_connections_is_unavailable_in_time(seconds: float) -> None:
     with ExitStack() as stack:
-        deaf = stack.enter_context(socket.socket())
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
-        for _ in range(3):  # fill its backlog: the kernel drops every further attempt
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):  # fills the backlog, so that the kernel drops further connections
             waiting = stack.enter_context(socket.socket())
             waiting.settimeout(0)
-            waiting.connect_ex(deaf.getsockname())
+            waiting.connect_ex(listener.getsockname())
         began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="ConnectTimeoutError"):
-            dead(f"http://127.0.0.1:{deaf.getsockname()[1]}").check()
+            store_at(f"http://127.0.0.1:{listener.getsockname()[1]}").check()
         assert time.monotonic() - began < seconds
 
 
-def test_server_that_never_answers_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F-04: twice 15 s and a pause, not four times."""
+def test_silent_server_gets_two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F-04: two timeouts of 15 seconds and a pause, not four."""
     monkeypatch.setattr(s3_client, "READ_TIMEOUT", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(16)
         with pytest.raises(StoreUnavailable, match="ReadTimeoutError"):
-            dead(f"http://127.0.0.1:{silent.getsockname()[1]}").open("a", start=0, length=1, etag=None)
+            store_at(f"http://127.0.0.1:{silent.getsockname()[1]}").open("a", start=0, length=1, etag=None)
         silent.settimeout(0)
         for _ in range(2):
             silent.accept()[0].close()
@@ -527,7 +529,7 @@ def test_server_that_never_answers_is_asked_twice(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A certificate for 127.0.0.1 that only itself vouches for, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     signed = (
@@ -546,13 +548,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def tls_url(certificate: tuple[str, str]) -> str:
-    """The same moto behind TLS."""
+    """The URL of the same moto over TLS."""
     return f"https://127.0.0.1:{stores.serve(stores.moto_server()[1], ssl_context=certificate).port}"
 
 
 @within(20)
-def test_certificate_that_nobody_vouches_for_is_unavailable_in_time(vault: S3Store, tls_url: str, seconds: float) -> None:
-    """F-03: verification is never off."""
+def test_untrusted_certificate_is_unavailable_in_time(vault: S3Store, tls_url: str, seconds: float) -> None:
+    """F-03: verification is always on."""
     store = S3Store(**stores.moto().options(vault.bucket_name) | {"endpoint_url": tls_url})
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="SSLError"):
@@ -561,7 +563,7 @@ def test_certificate_that_nobody_vouches_for_is_unavailable_in_time(vault: S3Sto
 
 
 @pytest.mark.parametrize("checksums", ["when_required", "when_supported"])
-def test_tls_protects_the_body_and_without_it_the_signature_does(
+def test_body_is_protected_by_tls_or_the_signature(
     vault: S3Store, faults: stores.Faults, settings: Settings, certificate: tuple[str, str], tls_url: str, checksums: str
 ) -> None:
     settings.S3_CHECKSUMS = checksums

@@ -1,4 +1,4 @@
-"""Life goes on while keys are rotated, names are fought for and files are replaced: nobody sees an error or a wrong byte."""
+"""Concurrent clients see no error and no wrong byte during key rotation, simultaneous uploads of one name, and replacements."""
 
 import base64
 import random
@@ -35,7 +35,7 @@ PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path: Path, ready_server: Callable[..., Server]) -> Iterator[Server]:
-    """On both kinds of infrastructure, of this test alone: its keyring changes, and it is started again."""
+    """A separate server on either kind of infrastructure: the test changes its keyring and restarts it."""
     if request.param == "real":
         with started_site(tmp_path / "home") as site:
             yield site.server
@@ -47,7 +47,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, ready_server: Callabl
 
 
 def add_master_key(server: Server, name: str) -> None:
-    """The last line is the active one."""
+    """Appends a master key. The last line of the keyring is the active key."""
     with keyring_of(server).open("a") as keyring:
         keyring.write(f"{name} {base64.b64encode(secrets.token_bytes(32)).decode()}\n")
 
@@ -71,13 +71,13 @@ def rotation(server: Server) -> "subprocess.Popen[bytes]":
     )
 
 
-def under(server: Server, name: str) -> int:
-    """Data keys that this master key wraps."""
+def wrapped_by(server: Server, name: str) -> int:
+    """Returns the number of data keys that the master key wraps."""
     return int(server.sql("SELECT count(*) FROM vault_key WHERE kek_id = ?", name)[0][0])
 
 
 class Client:
-    """Makes collections, uploads, replaces, reads and reads parts, one after the other, until it is told to stop."""
+    """Creates collections, uploads, replaces and reads files and ranges, one request after the other, until it is stopped."""
 
     def __init__(self, server: Server, number: int, folder: Path) -> None:
         folder.mkdir()
@@ -85,13 +85,13 @@ class Client:
         self.random = random.Random(number)
         self.number, self.rounds, self.contents = number, 0, dict[tuple[str, str], bytes]()
 
-    def live(self, is_over: threading.Event) -> None:
-        while not is_over.is_set():
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
             self.round()
             self.rounds += 1
 
     def round(self) -> None:
-        if self.rounds % 5 == 4:  # a collection whose key is made while others are rewrapped
+        if self.rounds % 5 == 4:  # creates a data key while others are rewrapped
             name = f"client {self.number} round {self.rounds}"
             made = post(self.member, "/api/v1/collections/", {"tenant": "demo", "display_name": name})
             assert made.status == 201, made
@@ -127,8 +127,10 @@ class Client:
     ],
     indirect=["server"],
 )
-def test_master_key_is_rotated_under_its_clients(server: Server, tmp_path: Path, count: int, keys: int, seconds: int) -> None:
-    """F-59: begun and killed half-way, then twice at once; afterwards the old master key may go, and everything opens."""
+def test_key_rotation_is_invisible_to_concurrent_clients(
+    server: Server, tmp_path: Path, count: int, keys: int, seconds: int
+) -> None:
+    """F-59: a rotation killed midway, then two in parallel. Afterwards all files are readable without the old master key."""
     make_collections(server, keys)
     before = keyring_of(server).read_text().split()[0]
     clients = [Client(server, number, tmp_path / f"{number}") for number in range(count)]
@@ -136,29 +138,29 @@ def test_master_key_is_rotated_under_its_clients(server: Server, tmp_path: Path,
         client.round()
     add_master_key(server, "next")
     restart(server)
-    assert under(server, before) == keys + count + 1  # the last one signs what is kept in the vault
-    is_over = threading.Event()
+    assert wrapped_by(server, before) == keys + count + 1  # plus the key that signs records in the vault
+    stop = threading.Event()
     with ThreadPoolExecutor(count) as pool:
-        lives = [pool.submit(client.live, is_over) for client in clients]
+        runs = [pool.submit(client.run, stop) for client in clients]
         try:
-            wait_for(lambda: is_ended(lives) or all(client.rounds for client in clients))
+            wait_for(lambda: has_failed(runs) or all(client.rounds for client in clients))
             if keys:
                 with rotation(server) as killed:
-                    wait_for(lambda: under(server, "next") >= 200)
+                    wait_for(lambda: wrapped_by(server, "next") >= 200)
                     killed.kill()
-                assert under(server, before)
+                assert wrapped_by(server, before)
             rotations = [rotation(server), rotation(server)]
             for process in rotations:
                 _, complaint = process.communicate(timeout=LIMIT)
                 assert process.returncode == 0, complaint.decode()
             time.sleep(seconds)
             rounds = [client.rounds for client in clients]
-            wait_for(lambda: is_ended(lives) or all(map(lt, rounds, (client.rounds for client in clients))))
+            wait_for(lambda: has_failed(runs) or all(map(lt, rounds, (client.rounds for client in clients))))
         finally:
-            is_over.set()
-        for life in lives:
-            life.result()
-    assert under(server, before) == 0
+            stop.set()
+        for client_run in runs:
+            client_run.result()
+    assert wrapped_by(server, before) == 0
 
     lines = keyring_of(server).read_text().splitlines()
     keyring_of(server).write_text("\n".join(line for line in lines if not line.startswith(f"{before} ")) + "\n")
@@ -172,13 +174,13 @@ def test_master_key_is_rotated_under_its_clients(server: Server, tmp_path: Path,
     server.manage("verify_audit")
 
 
-def is_ended(lives: "list[Future[None]]") -> bool:
-    """Somebody saw what nobody may see."""
-    return any(life.done() for life in lives)
+def has_failed(runs: "list[Future[None]]") -> bool:
+    """Returns whether a client has stopped, which means that it saw an error."""
+    return any(client_run.done() for client_run in runs)
 
 
 def make_collections(server: Server, count: int) -> None:
-    """So many that a rotation takes them in several transactions."""
+    """Creates collections in bulk, enough for several batches of a rotation."""
     server.manage(
         "shell",
         "--verbosity",
@@ -201,7 +203,7 @@ for number in range({count}):
 
 
 def finish(client: socket.socket, last: bytes) -> int:
-    """The status of an upload that has sent all but its last byte."""
+    """Sends the last byte of an upload, and returns the status of the response."""
     client.sendall(last)
     received = b""
     while data := client.recv(65536):
@@ -209,8 +211,8 @@ def finish(client: socket.socket, last: bytes) -> int:
     return int(received.split()[1])
 
 
-def twenty(member: Person, contents: list[bytes], condition: str = "") -> list[int]:
-    """Statuses of uploads of one name, all of which have begun before one ends."""
+def upload_in_parallel(member: Person, contents: list[bytes], condition: str = "") -> list[int]:
+    """Uploads all contents under one name, and returns the statuses. All uploads start before the first one ends."""
     head = f"PUT {path_of(member, 'one.bin')} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n{condition}"
     head += f"Connection: close\r\nContent-Length: {len(contents[0])}\r\n\r\n"
     with ExitStack() as uploads, ThreadPoolExecutor(len(contents)) as pool:
@@ -224,10 +226,10 @@ def twenty(member: Person, contents: list[bytes], condition: str = "") -> list[i
 
 
 @pytest.mark.parametrize("size", [100_000, pytest.param(9 * MIB, marks=pytest.mark.long)])
-def test_uploads_of_one_name_at_once_are_one_file(member: Person, site: Site, size: int) -> None:
-    """F-58: one 201 and else 409, and of replacements one 200 and else 412. Who comes when the file is there gets 428."""
+def test_simultaneous_uploads_of_one_name_make_one_file(member: Person, site: Site, size: int) -> None:
+    """F-58: one upload gets 201, the others 409; one replacement gets 200, the others 412. A later upload gets 428."""
     contents = [random_bytes(size, seed=number) for number in range(20)]
-    statuses = twenty(member, contents)
+    statuses = upload_in_parallel(member, contents)
     assert Counter(statuses) == {201: 1, 409: 19}
     kept = get(member, "one.bin")
     assert kept.content == contents[statuses.index(201)]
@@ -235,7 +237,7 @@ def test_uploads_of_one_name_at_once_are_one_file(member: Person, site: Site, si
     (key,) = objects_of(member)
     assert [stored for stored in site.server.stored_objects() if stored.startswith(key.rpartition("/")[0])] == [key]
 
-    statuses = twenty(member, contents[::-1], f"If-Match: {kept.headers['ETag']}\r\n")
+    statuses = upload_in_parallel(member, contents[::-1], f"If-Match: {kept.headers['ETag']}\r\n")
     assert Counter(statuses) == {200: 1, 412: 19}
     assert get(member, "one.bin").content == contents[::-1][statuses.index(200)]
     assert put(member, "one.bin", b"late").status == 428
@@ -243,7 +245,7 @@ def test_uploads_of_one_name_at_once_are_one_file(member: Person, site: Site, si
 
 
 def objects_of(member: Person) -> list[str]:
-    """Keys that rows of the member's collection name."""
+    """Returns the object keys in the rows of the member's collection."""
     named = """
         SELECT object_key FROM files_storedfile
         WHERE collection_id = (SELECT id FROM files_collection WHERE slug = ?)
@@ -257,18 +259,18 @@ def objects_of(member: Person) -> list[str]:
 
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize(
-    ("mib", "rate", "is_erased_meanwhile"),
+    ("mib", "rate", "is_erased_early"),
     [
         (6, "2M", False),
         pytest.param(48, "16M", False, marks=pytest.mark.long),
-        # Slow readers hold no open answer of S3, which would outlive the object.
+        # For a slow reader the server keeps no S3 response open, which would outlive the object.
         pytest.param(72, "2M", True, marks=pytest.mark.long),
     ],
 )
-def test_file_is_replaced_under_its_readers(
-    site: Site, member: Person, tmp_path: Path, mib: int, rate: str, *, is_erased_meanwhile: bool
+def test_replacement_during_downloads_keeps_the_old_content_readable(
+    site: Site, member: Person, tmp_path: Path, mib: int, rate: str, *, is_erased_early: bool
 ) -> None:
-    """INV-02: they get the old content whole. If its object goes meanwhile, after an hour, they get less of it and see that."""
+    """INV-02: running downloads get the old content. If its object is erased first (after an hour), they end visibly short."""
     old, new = OLD * (mib // 6), NEW * (mib // 6)
     member.upload("a.bin", old)
     (before,) = objects_of(member)
@@ -282,24 +284,24 @@ def test_file_is_replaced_under_its_readers(
         wait_for(lambda: all(target.exists() and target.stat().st_size for target in targets))
         etag = get(member, "a.bin", Range="bytes=0-0").headers["ETag"]
         assert put(member, "a.bin", new, If_Match=etag).status == 200
-        if is_erased_meanwhile:
-            forget_grace(site, before)
+        if is_erased_early:
+            end_grace_period(site, before)
         assert get(member, "a.bin").content == new
         ended = [reader.wait(LIMIT) for reader in readers]
     for target, code in zip(targets, ended, strict=True):
         received = target.read_bytes()
         assert (code, received == old) == (0, True) or (code == PARTIAL_FILE and len(received) < len(old))
         assert old.startswith(received)
-    assert (PARTIAL_FILE in ended) == is_erased_meanwhile
-    if not is_erased_meanwhile:
+    assert (PARTIAL_FILE in ended) == is_erased_early
+    if not is_erased_early:
         member.upload("other.bin", b"")
         assert member.api("DELETE", f"{member.files}other.bin/")[0] == 204
-        wait_for(site.server.has_no_leftovers)  # so a tick has come since
+        wait_for(site.server.has_no_leftovers)  # a tick has run since
         assert before in site.server.stored_objects()
-    forget_grace(site, before)
+    end_grace_period(site, before)
     assert get(member, "a.bin").content == new
 
 
-def forget_grace(site: Site, key: str) -> None:
+def end_grace_period(site: Site, key: str) -> None:
     site.server.sql("UPDATE files_pendingdeletion SET due_at = ? WHERE object_key = ?", datetime(2020, 1, 1, tzinfo=UTC), key)
     wait_for(lambda: key not in site.server.stored_objects())

@@ -1,6 +1,6 @@
-"""Parsers against parsers of others, on input that is made up: an answer that agrees, or a documented refusal, and soon.
+"""Fuzzes our parsers against other implementations: the same result or a documented refusal, within a time limit.
 
-`tests/unit` and `tests/api` hold each parser to the tables of its RFC; here is what only another implementation can tell.
+`tests/unit` and `tests/api` compare each parser with the examples of its RFC.
 """
 
 import base64
@@ -33,23 +33,23 @@ from vault import crypto, keyring
 
 
 Check = Callable[[Any], object]
-SOON = 5  # seconds of CPU
+MAX_CPU_SECONDS = 5
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
-# A last backslash stands before the closing quote: RFC 2183 reads that as a quote in the name. It is refused either way.
+# RFC 2183 parses a final backslash, before the closing quote, as an escaped quote in the name. The server refuses both names.
 FORM_NAMES = NAMES.filter(lambda name: not name.endswith("\\"))
 
 
 # --- Header fields ---
 
 
-def range_is_what_werkzeug_reads(case: tuple[str, int]) -> None:
+def range_agrees_with_werkzeug(case: tuple[str, int]) -> None:
     field, length = case
     try:
         ours = headers.parse_range(field, length)
     except headers.Unsatisfiable:
         ours = None
     if ours is None or (field.strip(" \t")[6] == "-" and ours.start == 0):
-        return  # of a suffix that is longer than the content werkzeug makes nothing, RFC 9110, 14.1.2 all of it
+        return  # a suffix longer than the content: the whole content in RFC 9110, 14.1.2; unsatisfiable in werkzeug
     theirs = werkzeug.http.parse_range_header(field.strip(" \t"))
     assert theirs is not None
     assert theirs.range_for_length(length) == (ours.start, ours.stop)
@@ -57,9 +57,9 @@ def range_is_what_werkzeug_reads(case: tuple[str, int]) -> None:
     assert len(content[ours.start : ours.stop]) == ours.stop - ours.start > 0
 
 
-def range_that_werkzeug_reads_is_read(case: tuple[int, int | None, int]) -> None:
+def range_of_werkzeug_is_accepted(case: tuple[int, int | None, int]) -> None:
     first, last, length = case
-    first = max(first, -length)  # see above
+    first = max(first, -length)  # avoids the difference described above
     field = f"bytes={first}-{'' if last is None else last}" if first >= 0 else f"bytes={first}"
     theirs = werkzeug.http.parse_range_header(field)
     expected = theirs and theirs.range_for_length(length)
@@ -71,7 +71,7 @@ def range_that_werkzeug_reads_is_read(case: tuple[int, int | None, int]) -> None
         assert (ours and (ours.start, ours.stop)) == expected
 
 
-def conditions_are_what_werkzeug_reads(tags: list[tuple[bool, str]]) -> None:
+def conditions_agree_with_werkzeug(tags: list[tuple[bool, str]]) -> None:
     field = ", ".join(f'{"W/" if is_weak else ""}"{value}"' for is_weak, value in tags)
     theirs = werkzeug.http.parse_etags(field)
     for value in {value for _, value in tags} | {"xyzzy"}:
@@ -80,7 +80,7 @@ def conditions_are_what_werkzeug_reads(tags: list[tuple[bool, str]]) -> None:
         assert headers.if_range(field, f'"{value}"') == (tags == [(False, value)])
 
 
-def disposition_is_read_back(name: str) -> None:
+def disposition_round_trips(name: str) -> None:
     try:
         check_filename(name)
     except ValueError:
@@ -91,7 +91,7 @@ def disposition_is_read_back(name: str) -> None:
     assert plain["filename"].isascii()
 
 
-def digests_are_the_last_of_their_kind(members: list[tuple[str, bytes]]) -> None:
+def last_digest_of_an_algorithm_applies(members: list[tuple[str, bytes]]) -> None:
     field = ",".join(f" {name}=:{base64.b64encode(value).decode()}:\t" for name, value in members)
     named = [value for name, value in members if name == "sha-256"]
     try:
@@ -103,7 +103,7 @@ def digests_are_the_last_of_their_kind(members: list[tuple[str, bytes]]) -> None
 # --- Bodies ---
 
 
-def json_is_what_python_reads(raw: bytes) -> None:
+def json_agrees_with_python(raw: bytes) -> None:
     try:
         ours = StrictJSONParser().parse(io.BytesIO(raw))
     except (ParseError, TooLarge):
@@ -112,7 +112,7 @@ def json_is_what_python_reads(raw: bytes) -> None:
     assert "\\u0000" not in json.dumps(ours)
 
 
-def json_of_python_is_read(value: dict[str, Any]) -> None:
+def json_of_python_is_accepted(value: dict[str, Any]) -> None:
     assert StrictJSONParser().parse(io.BytesIO(json.dumps(value).encode())) == value
     with pytest.raises(ParseError):
         StrictJSONParser().parse(io.BytesIO(json.dumps([value]).encode()))
@@ -127,15 +127,15 @@ def parts_of(environ: dict[str, Any]) -> list[tuple[str, str | None, bytes]]:
     return [(part.name, part.filename, b"".join(map(bytes, part.data))) for part in form_data.read_form(environ)]
 
 
-def form_of_urllib3_is_read(case: tuple[list[tuple[str, bytes]], bool]) -> None:
+def form_of_urllib3_is_accepted(case: tuple[list[tuple[str, bytes]], bool]) -> None:
     files, is_chunked = case
     body, kind = encode_multipart_formdata([("file", (name, content, "text/csv")) for name, content in files], boundary="cut")
-    # What browsers percent-encode in a quoted name is read as they mean it (HTML, 4.10.21.8).
+    # Browsers percent-encode these characters in a quoted name (HTML, 4.10.21.8), and the server decodes them.
     read = [(name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n"), content) for name, content in files]
     assert parts_of(environ_of(body, kind, is_chunked=is_chunked)) == [("file", name, content) for name, content in read]
 
 
-def form_is_read_or_refused(case: tuple[list[bytes], str, bool]) -> None:
+def form_is_parsed_or_refused(case: tuple[list[bytes], str, bool]) -> None:
     pieces, kind, is_chunked = case
     body = b"".join(pieces)
     try:
@@ -148,7 +148,7 @@ def form_is_read_or_refused(case: tuple[list[bytes], str, bool]) -> None:
 # --- Keys and objects ---
 
 
-def keyring_is_read_back(case: tuple[list[tuple[str, bytes]], str, str]) -> None:
+def keyring_round_trips(case: tuple[list[tuple[str, bytes]], str, str]) -> None:
     entries, gap, comment = case
     text = f"{comment}\n".join(f"{gap}{name} {gap}{base64.b64encode(key).decode()}" for name, key in entries)
     ring = keyring.parse(text)
@@ -156,13 +156,13 @@ def keyring_is_read_back(case: tuple[list[tuple[str, bytes]], str, str]) -> None
     assert all(ring.key(name) == key for name, key in entries)
 
 
-def nothing_decrypts_but_what_was_encrypted(case: tuple[int, int, bytes, bytes, int]) -> None:
+def only_encrypted_segments_decrypt(case: tuple[int, int, bytes, bytes, int]) -> None:
     segment_size, length, header, segment, index = case
     layout = crypto.Layout(length, segment_size)
     assert layout.object_range(0, layout.segments) == (0, layout.object_size)
     assert layout.offset_of(layout.segments) == length
     start, stop = layout.object_range(index % layout.segments, index % layout.segments + 1)
-    fitting = (segment * (stop - start))[: stop - start]  # of the right size, so that the tag has to tell
+    fitting = (segment * (stop - start))[: stop - start]  # of the right size, so that only the tag is wrong
     for given in (header, bytes([crypto.HEADER_SIZE]) + header[1:]):
         try:
             decryptor = crypto.AesGcmDecryptor(MATERIAL, aad=AAD, header=given, layout=layout)
@@ -173,7 +173,7 @@ def nothing_decrypts_but_what_was_encrypted(case: tuple[int, int, bytes, bytes, 
                 decryptor.decrypt(number, memoryview(piece))
 
 
-def sealed_segments_open_at_their_own_place_only(case: tuple[int, bytes, int]) -> None:
+def segments_decrypt_only_at_their_own_position(case: tuple[int, bytes, int]) -> None:
     segment_size, content, index = case
     stored = sealed(content, segment_size=segment_size)
     layout = crypto.Layout(len(content), segment_size)
@@ -218,28 +218,28 @@ FORM_WORDS = [
 FORM_KIND = st.sampled_from(["multipart/form-data; boundary=cut", 'multipart/form-data; boundary="cut"', "multipart/form-data"])
 PROPERTIES: dict[str, tuple[st.SearchStrategy[Any], Check]] = {
     "range": (st.tuples(st.text("bytes=0123456789-, \t", max_size=30) | st.from_regex(r"bytes=[0-9]{0,3}-[0-9]{0,3}"),
-                        st.integers(0, 999)), range_is_what_werkzeug_reads),
+                        st.integers(0, 999)), range_agrees_with_werkzeug),
     "werkzeug's range": (st.tuples(st.integers(-999, 999), st.none() | st.integers(0, 999), st.integers(1, 999)),
-                         range_that_werkzeug_reads_is_read),
+                         range_of_werkzeug_is_accepted),
     "conditions": (st.lists(st.tuples(st.booleans(), st.text("xyz,*W/ab", min_size=1, max_size=6)), min_size=1, max_size=5),
-                   conditions_are_what_werkzeug_reads),
-    "disposition": (NAMES, disposition_is_read_back),
+                   conditions_agree_with_werkzeug),
+    "disposition": (NAMES, disposition_round_trips),
     "digest": (st.lists(st.tuples(st.sampled_from(["sha-256", "md5"]), st.binary(min_size=31, max_size=33)), min_size=1),
-               digests_are_the_last_of_their_kind),
+               last_digest_of_an_algorithm_applies),
     "json": (st.binary(max_size=50) | st.lists(st.sampled_from(JSON_WORDS)).map(lambda words: b"{" + b"".join(words)),
-             json_is_what_python_reads),
-    "python's json": (st.dictionaries(JSON_TEXT, JSON_VALUE, max_size=5), json_of_python_is_read),
+             json_agrees_with_python),
+    "python's json": (st.dictionaries(JSON_TEXT, JSON_VALUE, max_size=5), json_of_python_is_accepted),
     "urllib3's form": (st.tuples(st.lists(st.tuples(FORM_NAMES, st.binary(max_size=200)), min_size=1, max_size=4), st.booleans()),
-                       form_of_urllib3_is_read),
+                       form_of_urllib3_is_accepted),
     "form": (st.tuples(st.lists(st.sampled_from(FORM_WORDS) | st.binary(max_size=9), max_size=30),
-                       FORM_KIND | st.text(max_size=40), st.booleans()), form_is_read_or_refused),
+                       FORM_KIND | st.text(max_size=40), st.booleans()), form_is_parsed_or_refused),
     "keyring": (st.tuples(st.lists(st.tuples(KEY_NAME, st.binary(min_size=32, max_size=32)), min_size=1, max_size=5,
                                    unique_by=(lambda entry: entry[0], lambda entry: entry[1])),
-                          st.text(" \t", max_size=3), st.sampled_from(["", "  # comment", "\r", "\n\n"])), keyring_is_read_back),
+                          st.text(" \t", max_size=3), st.sampled_from(["", "  # comment", "\r", "\n\n"])), keyring_round_trips),
     "no object": (st.tuples(st.integers(57, 200), st.integers(0, 2000), st.binary(min_size=40, max_size=40),
-                            st.binary(min_size=1, max_size=200), st.integers(0, 2**33)), nothing_decrypts_but_what_was_encrypted),
+                            st.binary(min_size=1, max_size=200), st.integers(0, 2**33)), only_encrypted_segments_decrypt),
     "object": (st.tuples(st.integers(57, 200), st.binary(max_size=500), st.integers(0, 2**33)),
-               sealed_segments_open_at_their_own_place_only),
+               segments_decrypt_only_at_their_own_position),
 }  # fmt: skip
 EXAMPLES = pytest.mark.parametrize("examples", [20, pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 
@@ -252,14 +252,14 @@ def fuzz(strategy: st.SearchStrategy[Any], check: Check, *, examples: int) -> No
     def run(value: Any) -> None:
         before = time.thread_time()
         check(value)
-        assert time.thread_time() - before < SOON
+        assert time.thread_time() - before < MAX_CPU_SECONDS
 
     run()
 
 
 @EXAMPLES
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_parsers_agree_with_others_or_refuse(name: str, examples: int) -> None:
+def test_parser_agrees_with_another_implementation_or_refuses(name: str, examples: int) -> None:
     strategy, check = PROPERTIES[name]
     fuzz(strategy, check, examples=examples)
 
@@ -278,7 +278,7 @@ CURSOR = st.text(max_size=30) | st.builds(
 
 @EXAMPLES
 @pytest.mark.both_databases
-@pytest.mark.django_db(transaction=True)  # PostgreSQL refuses some moments, which ends a transaction that it stands in
+@pytest.mark.django_db(transaction=True)  # PostgreSQL rejects some timestamps, which aborts the transaction
 def test_any_cursor_is_a_page_or_400(bob: User, api: Callable[[User | str | None], APIClient], examples: int) -> None:
     client = api(make_key(bob))  # a token would expire on a busy machine
     for title in ("One", "Two"):

@@ -1,6 +1,6 @@
-"""Processes are killed at the worst moment, and started again: files are whole or not there, and nothing else stays.
+"""Processes are killed at critical moments and restarted: files are complete or absent, and no leftovers remain.
 
-The moment is held by a proxy that lets nothing through any more. Kills in the middle of a body are in tests/journeys, too.
+A proxy that stops forwarding holds the process at the chosen moment. tests/journeys also has kills in the middle of a body.
 """
 
 import socket
@@ -27,7 +27,7 @@ MIB = 1024 * 1024
 CONTENT = random_bytes(20 * MIB + 12345)
 SMALL = CONTENT[:300_000]
 PARTIAL_FILE = 18  # curl: the transfer ended before the announced length
-# What holds a download up: a slow client's kernel might take all of it ahead.
+# Slows a download down. A slow client would not, because its kernel can buffer all of it.
 SLOW_STORE = Fault(request=rb"^GET ", rate=2 * MIB)
 
 
@@ -38,12 +38,12 @@ def kill_worker(server: Server) -> None:
 
 
 def kill_all(server: Server) -> None:
-    """As when the machine loses power."""
+    """Simulates a power failure."""
     server.kill()
 
 
 def revive(server: Server) -> None:
-    """gunicorn starts another worker by itself."""
+    """Restarts the server after a power failure, and waits for it. gunicorn replaces a killed worker automatically."""
     if not server.processes():
         server.start()
     wait_for(lambda: is_serving(server))
@@ -57,40 +57,40 @@ def is_serving(server: Server) -> bool:
 
 
 def outcome(answering: "Future[Response]") -> int | None:
-    """The status; None where the connection ended without an answer."""
+    """Returns the status, or None if the connection ended without a response."""
     try:
         return answering.result().status
     except (OSError, EOFError, ValueError):
         return None
-    except Exception as error:  # http.client has many
+    except Exception as error:  # any exception of http.client
         assert type(error).__module__ == "http.client", error  # noqa: PT017
         return None
 
 
 S3, DATABASE = "s3", "database"
 MOMENTS = [
-    # where, the exchange that is held, on which way, what is uploaded, whether there is a file afterwards
-    pytest.param(S3, rb"^POST \S+\?uploads", "response", CONTENT, False, id="multipart-begun", marks=pytest.mark.long),
+    # The proxy, the request and direction that it holds, the uploaded content, and whether the file exists afterwards.
+    pytest.param(S3, rb"^POST \S+\?uploads", "response", CONTENT, False, id="after-multipart-start", marks=pytest.mark.long),
     pytest.param(S3, rb"partNumber=2", "request", CONTENT, False, id="second-part", marks=pytest.mark.long),
     pytest.param(S3, rb"^POST \S+\?uploadId", "request", CONTENT, False, id="before-complete", marks=pytest.mark.long),
-    pytest.param(S3, rb"^POST \S+\?uploadId", "response", CONTENT, False, id="completed-unheard", marks=pytest.mark.long),
+    pytest.param(S3, rb"^POST \S+\?uploadId", "response", CONTENT, False, id="after-complete", marks=pytest.mark.long),
     pytest.param(S3, rb"^PUT ", "request", SMALL, False, id="before-put", marks=pytest.mark.long),
-    pytest.param(S3, rb"^PUT ", "response", SMALL, False, id="put-unheard"),
+    pytest.param(S3, rb"^PUT ", "response", SMALL, False, id="after-put"),
     pytest.param(DATABASE, rb"COMMIT", "request", CONTENT, False, id="before-commit"),
-    pytest.param(DATABASE, rb"COMMIT", "response", SMALL, True, id="committed-unheard"),
+    pytest.param(DATABASE, rb"COMMIT", "response", SMALL, True, id="after-commit"),
 ]
 
 
 @pytest.mark.parametrize("send", [put, pytest.param(post_form, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.long)])
-@pytest.mark.parametrize(("where", "request_held", "direction", "content", "is_kept"), MOMENTS)
-def test_upload_whose_server_is_killed_is_a_whole_file_or_nothing(
+@pytest.mark.parametrize(("where", "held_request", "direction", "content", "is_kept"), MOMENTS)
+def test_upload_with_server_killed_is_complete_or_absent(
     site: Site,
     member: Person,
     send: Callable[[Person, str, bytes], Response],
     kill: Callable[[Server], None],
     where: str,
-    request_held: bytes,
+    held_request: bytes,
     direction: str,
     content: bytes,
     *,
@@ -98,7 +98,7 @@ def test_upload_whose_server_is_killed_is_a_whole_file_or_nothing(
 ) -> None:
     """F-14, F-22."""
     proxy = site.s3 if where == S3 else site.database
-    held = Fault(request=request_held, direction=direction, then="hang")  # type: ignore[arg-type]
+    held = Fault(request=held_request, direction=direction, then="hang")  # type: ignore[arg-type]
     with ThreadPoolExecutor() as pool, proxy.during(held):
         answering = pool.submit(send, member, "a.bin", content)
         wait_for(lambda: proxy.triggered)
@@ -126,7 +126,7 @@ def download(member: Person, target: Path, *arguments: str) -> Iterator["subproc
 
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("kill", [kill_worker, pytest.param(kill_all, marks=pytest.mark.long)])
-def test_download_whose_server_is_killed_ends_visibly_and_can_be_resumed(
+def test_download_with_server_killed_ends_short_and_can_be_resumed(
     site: Site, member: Person, tmp_path: Path, kill: Callable[[Server], None]
 ) -> None:
     member.upload("a.bin", CONTENT)
@@ -151,15 +151,15 @@ def begin_upload(member: Person, filename: str, sent: int) -> socket.socket:
 
 @pytest.mark.needs("curl")
 @pytest.mark.long
-def test_server_that_is_told_to_stop_drains_what_ends_soon_and_cuts_the_rest(site: Site, member: Person, tmp_path: Path) -> None:
-    """F-28: `bin/run` waits for five seconds; WEB_DRAIN_SECONDS says how long in production."""
+def test_stop_drains_short_transfers_and_cuts_long_ones(site: Site, member: Person, tmp_path: Path) -> None:
+    """F-28: `bin/run` waits for five seconds; WEB_DRAIN_SECONDS sets the time in production."""
     server = site.server
     member.upload("a.bin", CONTENT)
     soon, late = tmp_path / "soon", tmp_path / "late"
     with (
         site.s3.during(SLOW_STORE),
-        download(member, soon, "-r", f"0-{4 * MIB - 1}") as soon_over,
-        download(member, late) as too_long,
+        download(member, soon, "-r", f"0-{4 * MIB - 1}") as short_download,
+        download(member, late) as long_download,
         begin_upload(member, "soon.bin", MIB) as last_bytes,
         begin_upload(member, "late.bin", MIB) as stalled,
         ThreadPoolExecutor() as pool,
@@ -170,8 +170,8 @@ def test_server_that_is_told_to_stop_drains_what_ends_soon_and_cuts_the_rest(sit
         wait_for(lambda: "Handling signal: term" in server.log[before:])
         last_bytes.sendall(CONTENT[MIB:])
         assert last_bytes.recv(20).startswith(b"HTTP/1.1 201")
-        assert soon_over.wait(LIMIT) == 0
-        assert too_long.wait(LIMIT) == PARTIAL_FILE
+        assert short_download.wait(LIMIT) == 0
+        assert long_download.wait(LIMIT) == PARTIAL_FILE
         with suppress(ConnectionResetError):
             assert stalled.recv(20) in {b"", b"HTTP/1.1 400 Bad Req"}
         assert stopping.result() == 0
@@ -184,25 +184,25 @@ def test_server_that_is_told_to_stop_drains_what_ends_soon_and_cuts_the_rest(sit
     wait_for(server.has_no_leftovers)
 
 
-ERASING = [
-    pytest.param(S3, rb"^GET \S+versions", "request", id="before-it-looks"),
-    pytest.param(S3, rb"^POST \S+\?delete", "request", id="before-it-deletes"),
-    pytest.param(S3, rb"^POST \S+\?delete", "response", id="deleted-unheard"),
-    pytest.param(DATABASE, rb'DELETE FROM "files_pendingdeletion"', "request", id="before-the-row-goes"),
+ERASURE_MOMENTS = [
+    pytest.param(S3, rb"^GET \S+versions", "request", id="before-listing"),
+    pytest.param(S3, rb"^POST \S+\?delete", "request", id="before-delete"),
+    pytest.param(S3, rb"^POST \S+\?delete", "response", id="after-delete"),
+    pytest.param(DATABASE, rb'DELETE FROM "files_pendingdeletion"', "request", id="before-row-delete"),
 ]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("where", "request_held", "direction"), ERASING)
-def test_erasure_whose_worker_is_killed_is_done_by_the_next(
-    site: Site, member: Person, where: str, request_held: bytes, direction: str
+@pytest.mark.parametrize(("where", "held_request", "direction"), ERASURE_MOMENTS)
+def test_erasure_with_worker_killed_is_completed_by_the_next(
+    site: Site, member: Person, where: str, held_request: bytes, direction: str
 ) -> None:
-    """F-26: between the claim and the end of it. The Celery worker goes, and with it all that `bin/run` started."""
+    """F-26: a kill between the claim and the end. When the Celery worker dies, `bin/run` stops all its processes."""
     server, proxy = site.server, site.s3 if where == S3 else site.database
     member.upload("kept.bin", SMALL)
     member.upload("a.bin", SMALL)
     (key,) = server.sql("SELECT object_key FROM files_storedfile WHERE filename = 'a.bin' ORDER BY id DESC LIMIT 1")[0]
-    with proxy.during(Fault(request=request_held, direction=direction, then="hang")):  # type: ignore[arg-type]
+    with proxy.during(Fault(request=held_request, direction=direction, then="hang")):  # type: ignore[arg-type]
         assert member.api("DELETE", f"{member.files}a.bin/")[0] == 204
         wait_for(lambda: proxy.triggered)
         assert server.sql("SELECT attempts FROM files_pendingdeletion WHERE object_key = ?", key) == [(1,)]

@@ -1,5 +1,7 @@
-"""Nothing is left of something: disk, descriptors, connections, SQLite's lock. 503 in the meantime, nothing kept, and all is well
-once there is some again (F-35, F-36, F-25)."""
+"""A resource is exhausted: disk, descriptors, database connections or SQLite's lock (F-35, F-36, F-25).
+
+Requests get 503 and leave no data, and the server recovers when the resource is available again.
+"""
 
 import socket
 import sqlite3
@@ -32,7 +34,7 @@ SMALL = CONTENT[:300_000]
 @pytest.fixture(scope="module")
 @mark_dependents(pytest.mark.server)
 def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterator[Server]:
-    """Of this module alone: its objects are checked as a whole, and other modules damage some of the shared server's."""
+    """A server for this module only, which checks all objects; other modules damage objects of the shared server."""
     server = Server(tmp_path_factory.mktemp("limits") / "home")
     server.copy_home_from(first_home)
     try:
@@ -43,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterat
 
 @pytest.fixture
 def plain(server: Server, tmp_path: Path) -> Person:
-    """A member of the server on SQLite and a local directory, with something to replace and to read."""
+    """A member of the server on SQLite and a local directory, with a file to read and a file to replace."""
     folder = tmp_path / "plain"
     folder.mkdir()
     member = Person(server, "member", folder)
@@ -57,17 +59,17 @@ def plain(server: Server, tmp_path: Path) -> Person:
 
 @contextmanager
 def full_disk(process: psutil.Process, limit: int = 0) -> Iterator[None]:
-    """No file grows beyond `limit` bytes for this process, wherever it lies: a disk without room, of which we need no other."""
-    _, most = process.rlimit(psutil.RLIMIT_FSIZE)
-    process.rlimit(psutil.RLIMIT_FSIZE, (limit, most))
+    """Simulates a full disk: limits every file that the process writes to `limit` bytes."""
+    _, maximum = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (limit, maximum))
     try:
         yield
     finally:
-        process.rlimit(psutil.RLIMIT_FSIZE, (most, most))
+        process.rlimit(psutil.RLIMIT_FSIZE, (maximum, maximum))
 
 
 def test_uploads_and_downloads_on_s3_need_no_disk(site: Site, member: Person) -> None:
-    """F-35: not for a temporary file, not even for the log."""
+    """F-35: neither for temporary files nor for the log."""
     with full_disk(site.server.web_worker()):
         for send in (put, post_form):
             for size in (0, 300_000, len(CONTENT)):
@@ -79,16 +81,16 @@ def test_uploads_and_downloads_on_s3_need_no_disk(site: Site, member: Person) ->
 @pytest.mark.parametrize(
     ("send", "limit"),
     [
-        pytest.param(put, 0, id="for-anything"),
-        pytest.param(post_form, 4 * MIB, id="for-objects"),
-        pytest.param(put, 4 * MIB, id="put-for-objects", marks=pytest.mark.long),
-        pytest.param(post_form, 0, id="form-for-anything", marks=pytest.mark.long),
+        pytest.param(put, 0, id="put-no-space"),
+        pytest.param(post_form, 4 * MIB, id="form-no-space-for-object"),
+        pytest.param(put, 4 * MIB, id="put-no-space-for-object", marks=pytest.mark.long),
+        pytest.param(post_form, 0, id="form-no-space", marks=pytest.mark.long),
     ],
 )
 def test_upload_to_a_full_disk_is_503_and_leaves_nothing(
     server: Server, plain: Person, send: Callable[[Person, str, bytes], Response], limit: int
 ) -> None:
-    """F-35: without room for a row, and with room for a row but not for the object."""
+    """F-35: without space for a row, and with space for a row but not for the object."""
     before = server.stored_objects()
     with full_disk(server.web_worker(), limit):
         answer = send(plain, "a.bin", CONTENT)
@@ -103,8 +105,8 @@ def test_upload_to_a_full_disk_is_503_and_leaves_nothing(
     assert get(plain, "a.bin").content == CONTENT
 
 
-def test_full_disk_under_sqlite_is_503_and_passes(server: Server, plain: Person) -> None:
-    """F-35: whatever writes a row; a download writes its audit event."""
+def test_full_disk_with_sqlite_is_503_and_recovers(server: Server, plain: Person) -> None:
+    """F-35: every request that writes a row gets 503, including downloads, which write an audit event."""
     with full_disk(server.web_worker()):
         answers = {name: request(plain) for name, request in REQUESTS.items()}
     is_write = answers.keys() - {"list", "link", "admin", "probe"}
@@ -127,7 +129,7 @@ def locked(server: Server) -> Iterator[None]:
         other.execute("ROLLBACK")
 
 
-def test_sqlite_that_is_locked_for_a_while_is_not_noticed(server: Server, plain: Person) -> None:
+def test_sqlite_briefly_locked_causes_no_error(server: Server, plain: Person) -> None:
     names = REQUESTS.keys() - {"delete", "admin"}
     with ThreadPoolExecutor(len(names)) as pool:
         with locked(server):
@@ -140,8 +142,8 @@ def test_sqlite_that_is_locked_for_a_while_is_not_noticed(server: Server, plain:
 
 
 @pytest.mark.quiet
-def test_sqlite_that_stays_locked_is_503_in_time(server: Server, plain: Person) -> None:
-    """F-25: `timeout` of settings.DATABASES is the patience; who only reads needs none."""
+def test_sqlite_permanently_locked_is_503_in_time(server: Server, plain: Person) -> None:
+    """F-25: writers wait for the `timeout` in settings.DATABASES; readers do not wait."""
     with locked(server):
         started = time.monotonic()
         answers = dict(zip(REQUESTS, in_parallel(partial(request, plain) for request in REQUESTS.values()), strict=True))
@@ -158,7 +160,7 @@ def test_sqlite_that_stays_locked_is_503_in_time(server: Server, plain: Person) 
 
 
 @contextmanager
-def few_descriptors(process: psutil.Process, count: int) -> Iterator[None]:
+def descriptor_limit(process: psutil.Process, count: int) -> Iterator[None]:
     before = process.rlimit(psutil.RLIMIT_NOFILE)
     process.rlimit(psutil.RLIMIT_NOFILE, (count, before[1]))
     try:
@@ -167,13 +169,13 @@ def few_descriptors(process: psutil.Process, count: int) -> Iterator[None]:
         process.rlimit(psutil.RLIMIT_NOFILE, before)
 
 
-def test_server_without_descriptors_recovers_by_itself(site: Site, member: Person) -> None:
-    """F-36: a hundred clients take all of 64. A download goes on, others wait or get 503, and all is well when some have gone."""
+def test_server_without_descriptors_recovers(site: Site, member: Person) -> None:
+    """F-36: a hundred clients exhaust 64 descriptors. A running download continues; other requests wait or get 503."""
     member.upload("a.bin", CONTENT)
     request = f"GET {member.content('a.bin').removeprefix(member.server.url)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     request += f"Authorization: Bearer {member.token}\r\nConnection: close\r\n\r\n"
     with (
-        few_descriptors(site.server.web_worker(), 64),
+        descriptor_limit(site.server.web_worker(), 64),
         ThreadPoolExecutor() as pool,
         socket.create_connection(("127.0.0.1", site.server.port), timeout=LIMIT) as reader,
         ExitStack() as crowd,
@@ -194,13 +196,13 @@ def test_server_without_descriptors_recovers_by_itself(site: Site, member: Perso
 
 
 @pytest.mark.parametrize("spare", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)])
-def test_request_that_gets_no_more_descriptors_is_503(site: Site, member: Person, spare: int) -> None:
-    """F-36: one for the client, and then none, or none behind the database's, for the connection to S3."""
+def test_request_that_runs_out_of_descriptors_is_503(site: Site, member: Person, spare: int) -> None:
+    """F-36: after the descriptor for the client, none remains for the database, or none for the connection to S3."""
     member.upload("a.bin", SMALL)
     site.s3.reset()
     site.database.reset()
     gunicorn = site.server.web_worker()
-    with few_descriptors(gunicorn, highest_descriptor(gunicorn) + 1 + spare):
+    with descriptor_limit(gunicorn, highest_descriptor(gunicorn) + 1 + spare):
         for request in (partial(get, member, "a.bin"), partial(put, member, "b.bin", SMALL), partial(REQUESTS["list"], member)):
             answer = request()
             assert answer.status < 300 or answer.is_retryable_503
@@ -212,11 +214,11 @@ def highest_descriptor(process: psutil.Process) -> int:
     return max(int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir())
 
 
-# --- Connections of the database ---
+# --- Database connections ---
 
 
-def test_database_that_takes_no_more_connections_is_503_and_recovers(site: Site, member: Person) -> None:
-    """F-36: those that are open carry everybody as long as they last."""
+def test_database_that_refuses_connections_is_503_and_recovers(site: Site, member: Person) -> None:
+    """F-36: requests succeed as long as open connections remain."""
     member.upload("kept.bin", SMALL)
     address, _, name = site.server.database.rpartition("/")
     with psycopg.connect(f"{address}/postgres", autocommit=True) as other:

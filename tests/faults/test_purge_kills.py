@@ -1,6 +1,6 @@
-"""Purges are killed at any moment, doubled, and met by uploads and deletions: each collection goes once, and nobody else's does.
+"""Purges are killed at any moment, run in parallel, and race with uploads and deletions: each due collection is purged once.
 
-INV-07, INV-08; F-26, F-31, F-32, F-33. Each query and each request to the store is in services/test_purge_broken.py.
+INV-07, INV-08; F-26, F-31, F-32, F-33. Faults at each query and each store request are in services/test_purge_broken.py.
 """
 
 import subprocess
@@ -30,7 +30,7 @@ DELAYS = (0, 0.01, 0.03, 0.1, 0.3)
 
 
 def make(server: Server, folder: Path, *, files: int) -> Person:
-    """A person with a collection of so many small files."""
+    """Returns a member with a collection of small files, whose number is `files`."""
     folder.mkdir()
     person = Person(server, "member", folder)
     parts = [
@@ -51,7 +51,7 @@ def expire(*people: Person) -> None:
 
 @contextmanager
 def purge(server: Server) -> Iterator["subprocess.Popen[str]"]:
-    """`manage.py purge`, killed at the end of the block if it still runs."""
+    """Runs `manage.py purge`, and kills it at the end of the block."""
     with subprocess.Popen(
         killed_with_parent(sys.executable, "manage.py", "purge"),
         cwd=ROOT,
@@ -66,27 +66,27 @@ def purge(server: Server) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def has_begun(server: Server) -> int:
-    """Grows with each destruction, and with each time that a worker takes up a part of one."""
+def count_attempts(server: Server) -> int:
+    """Returns a number that grows with each new destruction and each attempt at one of its shards."""
     attempts = "SELECT count(*) + coalesce(sum(attempts), 0) FROM "
     return sum(int(server.sql(attempts + table)[0][0]) for table in ("purge_destruction", "purge_shard"))
 
 
-def kill_at_work(server: Server, delay: float) -> None:
-    """So many seconds after it has taken something up, if it is not done by then."""
-    before = has_begun(server)
+def start_and_kill_purge(server: Server, delay: float) -> None:
+    """Starts a purge and kills it `delay` seconds after its first attempt."""
+    before = count_attempts(server)
     with purge(server) as process:
-        wait_for(lambda: has_begun(server) > before or process.poll() is not None)
+        wait_for(lambda: count_attempts(server) > before or process.poll() is not None)
         time.sleep(delay)
 
 
 def destroyed(server: Server) -> list[str]:
-    """Their former ids."""
+    """Returns the former ids of the destroyed collections."""
     return sorted(slug for (slug,) in server.sql("SELECT slug FROM purge_destruction WHERE status = 'done'"))
 
 
 def assert_gone(server: Server, *people: Person) -> None:
-    """INV-07; and each of them once, whoever took part in it."""
+    """INV-07; asserts that exactly these collections are destroyed, each once, whichever workers took part."""
     certified = server.sql("SELECT slug, certificate, collection_uuid FROM purge_destruction WHERE status = 'done'")
     assert sorted(slug for slug, _, _ in certified) == sorted(person.collection for person in people)
     assert all(certificate for _, certificate, _ in certified)
@@ -110,20 +110,20 @@ def assert_untouched(person: Person, *, files: int) -> None:
 
 
 class Uploader:
-    """Uploads one small file after the other until it is told to stop."""
+    """Uploads small files, one after the other, until it is stopped."""
 
     def __init__(self, person: Person) -> None:
         self.person, self.statuses = person, list[int]()
 
-    def upload(self, is_over: Event) -> None:
-        while not is_over.is_set():
+    def upload(self, stop: Event) -> None:
+        while not stop.is_set():
             self.statuses.append(put(self.person, f"late-{len(self.statuses)}", b"late").status)
             time.sleep(0.05)
 
 
 @pytest.mark.long
-def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., Server], tmp_path: Path) -> None:
-    """F-26, F-31, F-33: on a collection that was begun five times, on one that expires now, and on one that its owner deletes."""
+def test_purge_killed_and_run_in_parallel_completes_once(ready_server: Callable[..., Server], tmp_path: Path) -> None:
+    """F-26, F-31, F-33: for a collection after five killed attempts, one that expires now, and one that its owner deletes."""
     server = ready_server(DELETE_GRACE="1").start()
     november = make(server, tmp_path / "november", files=300)
     october, december, kept = (make(server, tmp_path / name, files=50) for name in ("october", "december", "kept"))
@@ -132,17 +132,17 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
     expire(november)
     kills = 0
     for delay in DELAYS:
-        kill_at_work(server, delay)
+        start_and_kill_purge(server, delay)
         kills += november.collection not in destroyed(server)
         server.expire_leases()
     assert kills > 0
 
     server.start()
     expire(october)
-    is_over = Event()
+    stop = Event()
     uploaders = [Uploader(person) for person in (october, december, kept)]
     with ThreadPoolExecutor(3) as pool, purge(server) as first, purge(server) as second:
-        uploads = [pool.submit(each.upload, is_over) for each in uploaders]
+        uploads = [pool.submit(each.upload, stop) for each in uploaders]
         try:
             assert call_api(november, "DELETE", f"/api/v1/collections/{november.collection}/").status == 404
             assert call_api(december, "DELETE", f"/api/v1/collections/{december.collection}/").status == 202
@@ -151,7 +151,7 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
                 assert process.returncode == 0, complaint
             wait_for(lambda: len(destroyed(server)) == 3)
         finally:
-            is_over.set()
+            stop.set()
     for upload in uploads:
         upload.result()
 
@@ -162,12 +162,12 @@ def test_purge_that_is_killed_and_doubled_ends_once(ready_server: Callable[..., 
     assert_untouched(kept, files=50)
 
 
-# --- Doubled beats and workers ---
+# --- Two beats and two workers ---
 
 
 @contextmanager
 def another(server: Server, *arguments: str) -> Iterator[None]:
-    """One more beat or worker, as on a second host."""
+    """Runs an additional beat or worker, as on a second host."""
     command = killed_with_parent(sys.executable, "-m", "celery", "--app", "config.celery", "--quiet", *arguments)
     with (server.home / "another").open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=server.environment, stdout=output, stderr=output)
@@ -179,8 +179,8 @@ def another(server: Server, *arguments: str) -> Iterator[None]:
         process.wait()
 
 
-def test_two_beats_and_two_workers_do_it_once(ready_server: Callable[..., Server], tmp_path: Path) -> None:
-    """F-31, F-32: and the daily task comes ten times over."""
+def test_two_beats_and_two_workers_purge_each_collection_once(ready_server: Callable[..., Server], tmp_path: Path) -> None:
+    """F-31, F-32: the daily task is delivered ten more times."""
     server = ready_server(DELETE_GRACE="1").start()
     people = [make(server, tmp_path / f"{number}", files=20) for number in range(6)]
     *due, kept = people
@@ -197,26 +197,26 @@ def test_two_beats_and_two_workers_do_it_once(ready_server: Callable[..., Server
     assert_untouched(kept, files=20)
 
 
-# --- On PostgreSQL and a real S3 server, at chosen moments ---
+# --- Kills at chosen moments, on PostgreSQL and a real S3 server ---
 
 S3, DATABASE = "s3", "database"
 MOMENTS = [
-    pytest.param(DATABASE, rb'INSERT INTO "purge_destruction"', "request", id="begins", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'INSERT INTO "purge_destruction"', "request", id="before-start", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'UPDATE "vault_key" SET "wrapped"', "response", id="key-not-committed", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'UPDATE "purge_shard"', "request", id="claims", marks=pytest.mark.long),
-    pytest.param(S3, rb"^GET \S+versions", "request", id="lists", marks=pytest.mark.long),
-    pytest.param(S3, rb"^POST \S+\?delete", "request", id="deletes", marks=pytest.mark.long),
-    pytest.param(S3, rb"^POST \S+\?delete", "response", id="deleted-unheard"),
-    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "request", id="rows-go", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "response", id="rows-gone-unheard", marks=pytest.mark.long),
-    pytest.param(DATABASE, rb'DELETE FROM "files_collection"', "request", id="certifies", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'UPDATE "purge_shard"', "request", id="before-claim", marks=pytest.mark.long),
+    pytest.param(S3, rb"^GET \S+versions", "request", id="before-list", marks=pytest.mark.long),
+    pytest.param(S3, rb"^POST \S+\?delete", "request", id="before-delete", marks=pytest.mark.long),
+    pytest.param(S3, rb"^POST \S+\?delete", "response", id="after-delete"),
+    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "request", id="before-row-delete", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'DELETE FROM "files_storedfile"', "response", id="after-row-delete", marks=pytest.mark.long),
+    pytest.param(DATABASE, rb'DELETE FROM "files_collection"', "request", id="before-certificate", marks=pytest.mark.long),
     pytest.param(DATABASE, rb'DELETE FROM "vault_key"', "response", id="certificate-not-committed", marks=pytest.mark.long),
 ]
 
 
 @pytest.mark.parametrize(("where", "held", "direction"), MOMENTS)
-def test_purge_that_is_killed_is_ended_by_the_next(site: Site, tmp_path: Path, where: str, held: bytes, direction: str) -> None:
-    """F-26: the command or the worker, whichever comes that far; both are killed, as when the machine loses power."""
+def test_purge_killed_is_completed_by_the_next(site: Site, tmp_path: Path, where: str, held: bytes, direction: str) -> None:
+    """F-26: the command or the worker, whichever gets there first; both are killed, as in a power failure."""
     server, proxy = site.server, site.s3 if where == S3 else site.database
     before = destroyed(server)
     november, kept = (make(server, tmp_path / name, files=10) for name in ("november", "kept"))

@@ -1,6 +1,6 @@
-"""The store fails under a purge: it goes on later, says so meanwhile, and never takes less than all for all there is.
+"""The store fails during a purge: the purge waits, reports it, continues later, and never takes a partial listing as complete.
 
-INV-07; F-17, F-19. What a store refuses is in services/test_purge_broken.py, too.
+INV-07; F-17, F-19. services/test_purge_broken.py also has refusals of the store.
 """
 
 import re
@@ -17,7 +17,7 @@ from files.models import Collection
 from purge import destruction as destroying
 from tenants.models import User
 from tests import stores
-from tests.contracts.test_s3_faults import answer, answering, is_request, reply, s3_error
+from tests.contracts.test_s3_faults import is_request, read_and_respond, respond, responding, s3_error
 from tests.faults.test_storage import DELETE, LIST
 from tests.faults.worlds import november
 from tests.services.purging import (
@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), starts_from(november)]
 LONG = pytest.mark.long
 VERSIONS = ("GET", "versions")
 EMPTY = b"<ListVersionsResult><IsTruncated>false</IsTruncated></ListVersionsResult>"
-CUT = b"<ListVersionsResult><IsTruncated>true</IsTruncated></ListVersionsResult>"  # there is more, but it does not say where
+CUT = b"<ListVersionsResult><IsTruncated>true</IsTruncated></ListVersionsResult>"  # truncated, but without a next marker
 
 
 @pytest.fixture
@@ -64,12 +64,12 @@ def filled(faults: stores.Faults, settings: Settings, built: str, buckets_of_wor
 
 
 def throttled_from(number: int) -> "Fault":
-    """Every request from this one on, counted from 1. Before that two entries are a page: servers may give fewer than asked."""
+    """Throttles all requests from `number` on, counted from 1. Earlier listings have two entries per page, as servers may do."""
     asked = count(1)
 
     def fault(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication") -> Iterable[bytes] | None:
         if next(asked) >= number:
-            return answer(environ, start, "503 Slow Down", s3_error("SlowDown"))
+            return read_and_respond(environ, start, "503 Slow Down", s3_error("SlowDown"))
         if is_request(environ, *LIST):
             environ["QUERY_STRING"] += "&max-keys=2"
         return None
@@ -78,10 +78,10 @@ def throttled_from(number: int) -> "Fault":
 
 
 @pytest.mark.parametrize("step", [10, pytest.param(1, marks=[LONG, pytest.mark.timeout(600)])])
-def test_store_that_throttles_from_any_request_on_is_waited_for(
+def test_purge_waits_for_a_store_that_throttles_from_any_request_on(
     faults: stores.Faults, api: Api, alice: User, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """In the middle of a listing, between two batches of a deletion, at the last look."""
+    """For example in the middle of a listing, between two batches of a deletion, or at the final check."""
     monkeypatch.setattr(destroying, "BATCH", 2)
     for number in count(1, step):
         collection = fill(api(alice), f"Number {number}")
@@ -91,7 +91,7 @@ def test_store_that_throttles_from_any_request_on_is_waited_for(
             break
         assert_waits(collection)
         work_on()
-        assert_waits(collection)  # whoever had it may be alive: not before his lease has run out
+        assert_waits(collection)  # the interrupted worker's lease has not expired
         work_later()
         assert_destroyed(collection)
     assert_destroyed(collection)
@@ -102,7 +102,7 @@ def test_store_that_throttles_from_any_request_on_is_waited_for(
 
 
 def failing_in_part(code: str, key: str, *, times: int) -> "Fault":
-    """The first `times` deletions do their work but for one key, of which they say that."""
+    """Makes the first `times` deletions fail for one key with this error code, and succeed for the others."""
     left = iter(range(times))
 
     def fault(environ: "WSGIEnvironment", start: "StartResponse", application: "WSGIApplication") -> Iterable[bytes] | None:
@@ -115,7 +115,7 @@ def failing_in_part(code: str, key: str, *, times: int) -> "Fault":
             passed = environ | {"wsgi.input": BytesIO(rest), "CONTENT_LENGTH": str(len(rest))}
             b"".join(application(passed, lambda *_: lambda _: None))
         error = f"<Error><Key>{key}</Key><VersionId>null</VersionId><Code>{code}</Code><Message>a fault</Message></Error>"
-        return reply(start, "200 OK", f"<DeleteResult>{error}</DeleteResult>".encode())
+        return respond(start, "200 OK", f"<DeleteResult>{error}</DeleteResult>".encode())
 
     return fault
 
@@ -131,10 +131,10 @@ def failing_in_part(code: str, key: str, *, times: int) -> "Fault":
         pytest.param("AccessDenied", 2, marks=LONG),
     ],
 )
-def test_deletion_that_fails_in_part_is_repeated_for_what_remains(
+def test_deletion_that_fails_in_part_is_repeated_for_the_rest(
     filled: Collection, faults: stores.Faults, code: str, times: int
 ) -> None:
-    """A store in trouble is waited for, and only what it refuses blocks. Nothing is called gone that is there."""
+    """Temporary errors make the purge wait, only a refusal blocks it. No existing object counts as erased."""
     kept = under(filled)[1].key
     with faults.during(failing_in_part(code, kept, times=times)) as seen:
         destruction = end(filled)
@@ -154,8 +154,8 @@ def test_deletion_that_fails_in_part_is_repeated_for_what_remains(
 
 
 @pytest.mark.parametrize("code", ["", "NoSuchKey", "NoSuchVersion"])
-def test_key_that_somebody_else_has_deleted_is_gone(filled: Collection, faults: stores.Faults, code: str) -> None:
-    """Between the listing and the deletion; servers differ in what they say to that."""
+def test_key_deleted_by_another_client_counts_as_erased(filled: Collection, faults: stores.Faults, code: str) -> None:
+    """The other client deletes between listing and deletion. Servers differ in their response to that."""
     client = stores.moto().client
     keys = [entry.key for entry in under(filled)]
 
@@ -165,7 +165,7 @@ def test_key_that_somebody_else_has_deleted_is_gone(filled: Collection, faults: 
         for key in keys:
             client.delete_object(Bucket=environ["PATH_INFO"].strip("/"), Key=key)
         errors = "".join(f"<Error><Key>{key}</Key><Code>{code}</Code></Error>" for key in keys)
-        return answer(environ, start, "200 OK", f"<DeleteResult>{errors}</DeleteResult>".encode()) if code else None
+        return read_and_respond(environ, start, "200 OK", f"<DeleteResult>{errors}</DeleteResult>".encode()) if code else None
 
     with faults.during(fault):
         end(filled)
@@ -184,10 +184,8 @@ def test_key_that_somebody_else_has_deleted_is_gone(filled: Collection, faults: 
         b"",
     ],
 )
-def test_listing_that_is_cut_short_is_never_taken_for_all_there_is(
-    filled: Collection, faults: stores.Faults, page: bytes
-) -> None:
-    with faults.during(answering(*VERSIONS, "200 OK", page)):
+def test_incomplete_listing_makes_the_purge_wait(filled: Collection, faults: stores.Faults, page: bytes) -> None:
+    with faults.during(responding(*VERSIONS, "200 OK", page)):
         end(filled)
     assert len(under(filled)) == len(NAMES)
     assert_waits(filled)
@@ -196,28 +194,28 @@ def test_listing_that_is_cut_short_is_never_taken_for_all_there_is(
 
 
 @pytest.mark.parametrize("stale", [1, pytest.param(2, marks=LONG), pytest.param(3, marks=LONG), 4])
-def test_listing_that_is_stale_is_not_the_last(filled: Collection, faults: stores.Faults, stale: int) -> None:
-    """One listing of each bucket in turn says that nothing is there: the look behind it finds what is."""
+def test_stale_empty_listing_is_checked_again(filled: Collection, faults: stores.Faults, stale: int) -> None:
+    """One of the listings is wrongly empty; the next listing finds the objects."""
     asked = count(1)
 
     def fault(environ: "WSGIEnvironment", start: "StartResponse", _: "WSGIApplication") -> Iterable[bytes] | None:
         if not is_request(environ, *VERSIONS) or next(asked) != stale:
             return None
-        return answer(environ, start, "200 OK", EMPTY)
+        return read_and_respond(environ, start, "200 OK", EMPTY)
 
     with faults.during(fault):
         end(filled)
     assert_gone(filled)
 
 
-def test_answer_to_a_deletion_that_is_lost_costs_another_look(filled: Collection, faults: stores.Faults) -> None:
-    """All of it was done and none of it heard: what is gone is not counted, and nothing is left."""
+def test_lost_response_to_a_deletion_is_resolved_by_another_listing(filled: Collection, faults: stores.Faults) -> None:
+    """The deletion succeeded and its response is lost: the erased objects are not counted, and none remains."""
 
     def fault(environ: "WSGIEnvironment", start: "StartResponse", application: Any) -> Iterable[bytes] | None:
         if not is_request(environ, *DELETE):
             return None
         b"".join(application(environ, lambda *_: lambda _: None))
-        return reply(start, "500 Internal Server Error", s3_error("InternalError"))
+        return respond(start, "500 Internal Server Error", s3_error("InternalError"))
 
     with faults.during(fault):
         end(filled)

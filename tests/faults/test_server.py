@@ -1,4 +1,4 @@
-"""A real gunicorn with our worker: F-39, F-44, F-46, F-47 and what TRAPS T-7 and T-12 measured."""
+"""Tests of a real gunicorn with our worker class: F-39, F-44, F-46, F-47."""
 
 import contextlib
 import hashlib
@@ -25,9 +25,9 @@ from tests.needs import mark_dependents
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = ShortTimeoutWorker.idle_timeout
-PROMPT = 2  # seconds; who is starved waits for `head_timeout`, which is 3
-KEEPALIVE = 5  # seconds, of config/gunicorn.conf.py
+IDLE_TIMEOUT = ShortTimeoutWorker.idle_timeout
+PROMPT = 2  # seconds; a delayed client would wait for `head_timeout`, 3 seconds
+KEEPALIVE = 5  # seconds, as in config/gunicorn.conf.py
 QUIET = pytest.mark.quiet
 GIB = 1024 * MIB
 
@@ -38,16 +38,9 @@ class Server:
         self.address = listener.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self.log = log
-        gunicorn = [
-            sys.executable,
-            "-m",
-            "gunicorn",
-            "-c",
-            "config/gunicorn.conf.py",
-            "-k",
-            "tests.faults.worker_app.ShortTimeoutWorker",
-        ]
-        gunicorn += ["--bind", f"fd://{listener.fileno()}", "--threads", str(threads), "tests.faults.worker_app:application"]
+        gunicorn = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "--threads", str(threads)]
+        gunicorn += ["-k", "tests.faults.worker_app.ShortTimeoutWorker", "--bind", f"fd://{listener.fileno()}"]
+        gunicorn += ["tests.faults.worker_app:application"]
         with log.open("wb") as stderr, listener:
             self.process = subprocess.Popen(
                 killed_with_parent(*gunicorn),
@@ -69,12 +62,12 @@ class Server:
 
     @contextlib.contextmanager
     def crowd(self, *kinds: bytes) -> Iterator[list[socket.socket]]:
-        """200 clients that sent one of these each and stay."""
+        """Opens 200 connections that each send one of these byte strings and stay open."""
         with contextlib.ExitStack() as stack:
             yield [stack.enter_context(self.connect(data)) for data in islice(cycle(kinds), 200)]
 
     def exchange(self, data: bytes) -> bytes:
-        """Everything that the server says until it closes the connection."""
+        """Sends the data and returns everything that the server sends until it closes the connection."""
         with self.connect(data) as client:
             return read_all(client)
 
@@ -90,11 +83,11 @@ class Server:
         return stats
 
     def settled(self, **expected: int) -> None:
-        """Waits until the application's figures are these."""
+        """Waits until the application's counters have these values."""
         wait_for(lambda: expected.items() <= self.stats().items(), self.stats)
 
-    def are_prompt(self, *, is_quiet: bool) -> bool:
-        """Whether healthy requests are answered at once: half of them on a machine that may be busy, or each of them."""
+    def responds_promptly(self, *, is_quiet: bool) -> bool:
+        """Returns whether healthy requests get prompt responses: all of them, or half of them on a machine that may be busy."""
         took = []
         for _ in range(20):
             started = time.monotonic()
@@ -152,64 +145,66 @@ def huge_file(tmp_path: Path) -> Path:
     return path
 
 
-# --- Nobody waits for somebody else's connection ---
+# --- Slow connections do not delay other clients ---
 
 
 IS_QUIET = pytest.mark.parametrize("is_quiet", [False, pytest.param(True, marks=QUIET)])
 
 
 @IS_QUIET
-def test_closed_connections_that_clients_keep_open_delay_nobody(server: Server, *, is_quiet: bool) -> None:
+def test_connections_that_clients_do_not_close_delay_no_other_client(server: Server, *, is_quiet: bool) -> None:
     request = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     with server.crowd(request):
-        assert server.are_prompt(is_quiet=is_quiet)
+        assert server.responds_promptly(is_quiet=is_quiet)
 
 
-BEGUN = {
+INCOMPLETE_REQUESTS = {
     "nothing": b"",
     "half-a-head": b"GET /hello HTTP/1.1\r\nX-Slow: ",
     "half-a-body": b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf",
-    "invited": b"POST /read HTTP/1.1\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n",
+    "expects-continue": b"POST /read HTTP/1.1\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n",
     "refused": b"POST /refuse HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
     "half-a-second-head": b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\nGET /hello HT",
 }
 
 
-@pytest.mark.parametrize("kinds", [[*BEGUN], *(pytest.param([kind], id=kind, marks=QUIET) for kind in BEGUN)])
-def test_200_clients_that_begin_and_stall_delay_nobody(server: Server, kinds: list[str]) -> None:
-    with server.crowd(*(BEGUN[kind] for kind in kinds)):
-        assert server.are_prompt(is_quiet=len(kinds) == 1)
-        server.settled(connections=1)  # and they are closed in the end
+@pytest.mark.parametrize(
+    "kinds", [[*INCOMPLETE_REQUESTS], *(pytest.param([kind], id=kind, marks=QUIET) for kind in INCOMPLETE_REQUESTS)]
+)
+def test_200_stalled_clients_delay_no_other_client(server: Server, kinds: list[str]) -> None:
+    with server.crowd(*(INCOMPLETE_REQUESTS[kind] for kind in kinds)):
+        assert server.responds_promptly(is_quiet=len(kinds) == 1)
+        server.settled(connections=1)  # the server closes the stalled connections
 
 
 @IS_QUIET
-def test_200_clients_that_stall_at_their_second_request_delay_nobody(server: Server, *, is_quiet: bool) -> None:
+def test_200_clients_stalled_at_their_second_request_delay_no_other_client(server: Server, *, is_quiet: bool) -> None:
     with server.crowd(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n") as clients:
         for client in clients:
             while not client.recv(1000).endswith(b"hello"):
                 pass
             client.sendall(b"GET /hello HT")
-        assert server.are_prompt(is_quiet=is_quiet)
+        assert server.responds_promptly(is_quiet=is_quiet)
 
 
 @within(3 * ShortTimeoutWorker.head_timeout)
-def test_stalled_head_is_closed_without_an_answer(server: Server, seconds: float) -> None:
+def test_stalled_head_is_closed_without_a_response(server: Server, seconds: float) -> None:
     started = time.monotonic()
     assert server.exchange(b"GET /hello HTTP/1.1\r\nX-Slow: ") == b""
     assert time.monotonic() - started < seconds
 
 
 @pytest.mark.needs("curl")
-def test_failed_streams_are_counted_out_once(server: Server) -> None:
+def test_failed_streams_decrement_the_connection_count_once(server: Server) -> None:
     for _ in range(10):
         assert curl(f"{server.url}/raises").returncode == 18
     server.settled(connections=1)
 
 
-# --- Clients have to keep moving ---
+# --- Stalled and slow clients ---
 
 
-def test_reader_that_stalls_is_cut_off(server: Server) -> None:
+def test_stalled_reader_is_disconnected(server: Server) -> None:
     closed = server.stats()["closed"]
     with server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n", buffer=4096) as client:
         client.recv(1000)
@@ -217,10 +212,10 @@ def test_reader_that_stalls_is_cut_off(server: Server) -> None:
         assert len(read_all(client)) < 8 * MIB
 
 
-@QUIET  # on a busy machine it does not keep moving
-def test_slow_reader_that_keeps_moving_is_served(server: Server) -> None:
+@QUIET  # on a busy machine the reader may stall
+def test_slow_reader_is_served(server: Server) -> None:
     with server.connect(b"GET /large-pieces HTTP/1.1\r\nHost: x\r\n\r\n", buffer=4096) as client:
-        deadline = time.monotonic() + 4 * PATIENCE
+        deadline = time.monotonic() + 4 * IDLE_TIMEOUT
         while time.monotonic() < deadline:
             assert client.recv(4096)
             time.sleep(0.02)
@@ -228,25 +223,25 @@ def test_slow_reader_that_keeps_moving_is_served(server: Server) -> None:
         assert client.recv(4096)
 
 
-def test_kernel_takes_little_ahead_of_a_slow_reader(server: Server) -> None:
+def test_kernel_buffers_little_ahead_of_a_slow_reader(server: Server) -> None:
     produced = server.stats()["produced"]
     with server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n", buffer=4096) as client:
         client.recv(1000)
-        time.sleep(PATIENCE / 2)
+        time.sleep(IDLE_TIMEOUT / 2)
         assert server.stats()["produced"] - produced <= MIB
 
 
-@within(10 * PATIENCE)
-def test_body_that_stalls_is_answered_408(server: Server, seconds: float) -> None:
+@within(10 * IDLE_TIMEOUT)
+def test_stalled_body_is_408(server: Server, seconds: float) -> None:
     started = time.monotonic()
     answer = server.exchange(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nsome")
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert PATIENCE * 0.9 < time.monotonic() - started < seconds
+    assert IDLE_TIMEOUT * 0.9 < time.monotonic() - started < seconds
 
 
-@within(6 * PATIENCE)
+@within(6 * IDLE_TIMEOUT)
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nfffff\r\n"])
-def test_body_that_trickles_is_answered_408(server: Server, framing: bytes, seconds: float) -> None:
+def test_trickling_body_is_408(server: Server, framing: bytes, seconds: float) -> None:
     with server.connect(b"POST /read HTTP/1.1\r\nHost: x\r\n" + framing) as client:
         client.settimeout(0.05)
         deadline = time.monotonic() + seconds
@@ -255,10 +250,10 @@ def test_body_that_trickles_is_answered_408(server: Server, framing: bytes, seco
             with contextlib.suppress(TimeoutError):
                 assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
                 return
-    pytest.fail("a body at 20 bytes a second was read for ever")
+    pytest.fail("the server did not end a body that arrives at 20 bytes per second")
 
 
-# --- Bodies are asked for when they are wanted ---
+# --- Expect: 100-continue ---
 
 
 TIMES = pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
@@ -266,7 +261,7 @@ TIMES = pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.
 
 @TIMES
 @pytest.mark.needs("curl")
-def test_refused_upload_is_answered_with_nothing_uploaded(server: Server, huge_file: Path, times: int) -> None:
+def test_refused_upload_sends_no_body(server: Server, huge_file: Path, times: int) -> None:
     for _ in range(times):
         result = curl("-T", str(huge_file), "-w", "%{http_code} %{size_upload}", f"{server.url}/refuse")
         assert result.stdout == b"no403 0"
@@ -274,7 +269,7 @@ def test_refused_upload_is_answered_with_nothing_uploaded(server: Server, huge_f
 
 @TIMES
 @pytest.mark.needs("curl")
-def test_refused_upload_of_a_client_that_does_not_ask_is_answered(server: Server, huge_file: Path, times: int) -> None:
+def test_refused_upload_without_expect_gets_the_response(server: Server, huge_file: Path, times: int) -> None:
     for _ in range(times):
         result = curl("-T", str(huge_file), "-H", "Expect:", "-w", "%{http_code}", f"{server.url}/refuse")
         assert result.stdout == b"no403"
@@ -285,7 +280,7 @@ def test_refusal_of_an_unread_body_closes_the_connection(server: Server) -> None
     assert b"\r\nConnection: close\r\n" in answer
 
 
-def test_wanted_body_is_invited_once(server: Server) -> None:
+def test_accepted_body_gets_100_continue_once(server: Server) -> None:
     head = b"POST /read HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
     for body in (b"x" * 5, b"x" * 300_000):
         with server.connect(head % len(body)) as client:
@@ -296,14 +291,14 @@ def test_wanted_body_is_invited_once(server: Server) -> None:
         assert answer.endswith(f"{len(body)} {hashlib.sha256(body).hexdigest()}".encode())
 
 
-def test_body_of_a_client_that_went_ahead_is_not_invited(server: Server) -> None:
+def test_body_sent_early_gets_no_100_continue(server: Server) -> None:
     head = b"POST /read HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
     assert b"100 Continue" not in server.exchange(head + b"12345")
 
 
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_body_arrives_whole(server: Server, tmp_path: Path, framing: str) -> None:
+def test_body_arrives_complete(server: Server, tmp_path: Path, framing: str) -> None:
     file = tmp_path / "body"
     for size in (0, 1, 65_536, 65_537, 3_000_000):
         body = os.urandom(size)
@@ -322,19 +317,19 @@ def test_body_arrives_whole(server: Server, tmp_path: Path, framing: str) -> Non
         pytest.param(b"-5\r\nhello\r\n0\r\n\r\n", id="bad-size"),
     ],
 )
-def test_broken_chunks_are_errors_to_the_application(server: Server, body: bytes) -> None:
+def test_broken_chunks_are_400(server: Server, body: bytes) -> None:
     with server.connect(b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body) as client:
         client.shutdown(socket.SHUT_WR)
         assert read_all(client).startswith(b"HTTP/1.1 400 ")
 
 
-# --- A response is whole, or visibly not ---
+# --- A response is complete or ends visibly short ---
 
 
-@within(0.9, when_busy=KEEPALIVE - 1)  # a client that is not told waits for KEEPALIVE
+@within(0.9, when_busy=KEEPALIVE - 1)  # without a close, the client would wait for KEEPALIVE
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("path", ["/raises", "/ends-early"])
-def test_response_that_fails_ends_short_at_once(server: Server, path: str, seconds: float) -> None:
+def test_response_that_fails_ends_short_immediately(server: Server, path: str, seconds: float) -> None:
     took = []
     for _ in range(3):
         started = time.monotonic()
@@ -346,11 +341,11 @@ def test_response_that_fails_ends_short_at_once(server: Server, path: str, secon
 
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("version", ["--http1.0", "--http1.1"])
-def test_response_without_length_that_fails_is_no_success(server: Server, version: str) -> None:
+def test_response_without_length_that_fails_is_an_error_to_the_client(server: Server, version: str) -> None:
     assert curl(version, f"{server.url}/raises-without-length").returncode in {18, 56}
 
 
-def test_head_runs_no_body(server: Server) -> None:
+def test_head_produces_no_body(server: Server) -> None:
     before = server.stats()
     answer = server.exchange(b"HEAD /small-pieces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert f"\r\nContent-Length: {64 * MIB}\r\n".encode() in answer
@@ -358,14 +353,14 @@ def test_head_runs_no_body(server: Server) -> None:
     assert (after["produced"], after["closed"]) == (before["produced"], before["closed"] + 1)
 
 
-def test_reader_that_leaves_closes_the_body(server: Server) -> None:
+def test_reader_that_disconnects_closes_the_body(server: Server) -> None:
     closed = server.stats()["closed"]
     with server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n") as client:
         client.recv(100_000)
     server.settled(closed=closed + 1, connections=1)
 
 
-# --- One connection, several requests ---
+# --- Several requests on one connection ---
 
 
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
@@ -382,7 +377,7 @@ def test_refused_small_body_leaves_the_connection_usable(server: Server) -> None
     assert re.findall(rb"HTTP/1.1 (\d+)", server.exchange(requests)) == [b"403", b"200"]
 
 
-# --- What never reaches the application is answered like everything else ---
+# --- Requests that never reach the application ---
 
 
 @pytest.mark.parametrize(
@@ -405,7 +400,7 @@ def test_refused_small_body_leaves_the_connection_usable(server: Server) -> None
         pytest.param(b"GET /fail HTTP/1.1\r\n\r\n", 500, id="exception"),
     ],
 )
-def test_request_that_the_server_refuses_gets_a_problem(server: Server, request_: bytes, status: int) -> None:
+def test_request_that_the_server_refuses_gets_a_problem_document(server: Server, request_: bytes, status: int) -> None:
     head, _, body = server.exchange(request_).partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
     assert b"Content-Type: application/problem+json" in head
@@ -414,7 +409,7 @@ def test_request_that_the_server_refuses_gets_a_problem(server: Server, request_
     assert problem["status"] == status
 
 
-def test_server_log_is_json_and_tells_nothing_of_the_request(server: Server) -> None:
+def test_server_log_is_json_without_request_data(server: Server) -> None:
     server.exchange(b"GET /secret-plan.txt\x1b HTTP/1.1\r\n\r\n")
     server.exchange(b"GET /fail?token=hunter2 HTTP/1.1\r\n\r\n")
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
@@ -426,7 +421,7 @@ def test_server_log_is_json_and_tells_nothing_of_the_request(server: Server) -> 
 
 
 @within(10)
-def test_stopping_server_lets_a_stream_end(own_server: Server, seconds: float) -> None:
+def test_stopping_server_completes_a_stream(own_server: Server, seconds: float) -> None:
     silent, idle = own_server.connect(), own_server.connect(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
     with own_server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as client, silent, idle:
         received = len(client.recv(1000))
@@ -437,7 +432,7 @@ def test_stopping_server_lets_a_stream_end(own_server: Server, seconds: float) -
         assert own_server.process.wait(seconds) == 0
 
 
-def test_worker_ends_with_its_killed_master(own_server: Server) -> None:
+def test_worker_exits_after_its_master_is_killed(own_server: Server) -> None:
     (child,) = psutil.Process(own_server.process.pid).children()
     with own_server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n"):
         own_server.process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The store fails under the API: a clear answer, nothing kept, and all works again once it does (F-01, F-02, F-12, F-13)."""
+"""The store fails during API requests: a clear error, no leftovers, and full recovery (F-01, F-02, F-12, F-13)."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,7 +14,7 @@ from tenants.models import User
 from tests import invariants, stores
 from tests.api import paths
 from tests.contents import random_bytes
-from tests.contracts.test_s3_faults import COMPLETE, PART, PUT, answering, failing, unheard
+from tests.contracts.test_s3_faults import COMPLETE, PART, PUT, failing, responding, response_lost
 from vault import content_reader
 from vault.stores.s3 import S3Store
 
@@ -27,7 +27,7 @@ START, GET, LIST, DELETE = ("POST", "^uploads"), ("GET", "^$"), ("GET", "prefix=
 
 @pytest.fixture
 def slug(faults: stores.Faults, api: Api, alice: User, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(S3Store, "part_bytes", 5 * MIB)  # S3 takes no smaller ones
+    monkeypatch.setattr(S3Store, "part_bytes", 5 * MIB)  # the smallest part that S3 accepts
     return str(api(alice).post(paths.COLLECTIONS, {"display_name": "November"}).json()["id"])
 
 
@@ -52,13 +52,13 @@ def refused(response: Any) -> bool:
         pytest.param(failing, START, 503, id="start", marks=pytest.mark.long),
         pytest.param(failing, PART, 503, id="part"),
         pytest.param(failing, COMPLETE, 503, id="complete"),
-        pytest.param(unheard, PUT, 201, id="put-done-but-unheard"),
-        pytest.param(unheard, START, 503, id="start-done-but-unheard", marks=pytest.mark.long),
-        pytest.param(unheard, PART, 503, id="part-done-but-unheard", marks=pytest.mark.long),
-        pytest.param(unheard, COMPLETE, 201, id="complete-done-but-unheard"),
+        pytest.param(response_lost, PUT, 201, id="put-response-lost"),
+        pytest.param(response_lost, START, 503, id="start-response-lost", marks=pytest.mark.long),
+        pytest.param(response_lost, PART, 503, id="part-response-lost", marks=pytest.mark.long),
+        pytest.param(response_lost, COMPLETE, 201, id="complete-response-lost"),
     ],
 )
-def test_upload_against_a_failing_store_is_refused_or_done_and_leaves_nothing_else(
+def test_upload_to_a_failing_store_is_complete_or_absent(
     faults: stores.Faults,
     api: Api,
     alice: User,
@@ -80,7 +80,7 @@ def test_upload_against_a_failing_store_is_refused_or_done_and_leaves_nothing_el
     assert read(api(alice), slug) == content
 
 
-def test_throttling_that_passes_is_not_noticed(faults: stores.Faults, api: Api, alice: User, slug: str) -> None:
+def test_brief_throttling_causes_no_error(faults: stores.Faults, api: Api, alice: User, slug: str) -> None:
     with faults.during(failing(*PART, times=2)):
         assert put(api(alice), slug, BIG).status_code == 201
     with faults.during(failing(*GET, times=3)):
@@ -88,7 +88,7 @@ def test_throttling_that_passes_is_not_noticed(faults: stores.Faults, api: Api, 
     invariants.check_all()
 
 
-def test_failed_replacement_leaves_the_old_content(faults: stores.Faults, api: Api, alice: User, slug: str) -> None:
+def test_failed_replacement_keeps_the_old_content(faults: stores.Faults, api: Api, alice: User, slug: str) -> None:
     etag = put(api(alice), slug, SMALL).headers["ETag"]
     with faults.during(failing(*COMPLETE)):
         assert refused(put(api(alice), slug, BIG, if_match=etag))
@@ -97,10 +97,10 @@ def test_failed_replacement_leaves_the_old_content(faults: stores.Faults, api: A
     invariants.check_all()
 
 
-def test_upload_that_cannot_even_be_cleared_away_is_left_to_the_clean_up(
+def test_upload_that_cannot_be_aborted_is_removed_by_the_clean_up(
     faults: stores.Faults, api: Api, alice: User, slug: str
 ) -> None:
-    """The store is gone for all of it: parts remain, and the row that knows of them."""
+    """The store also fails during the abort: parts remain, and the upload's row refers to them."""
     left = iter(range(3))  # the start and two parts pass
 
     def gone(environ: Any, start: Any, application: Any) -> Any:
@@ -109,7 +109,7 @@ def test_upload_that_cannot_even_be_cleared_away_is_left_to_the_clean_up(
     with faults.during(gone):
         assert refused(put(api(alice), slug, BIG))
         with time_machine.travel(timedelta(seconds=2 * Upload.DEAD_AFTER_SECONDS)):
-            tick()  # in vain, and without an exception
+            tick()  # fails without an exception
     assert len(invariants.entries()) == 1
     invariants.check_objects()
     with time_machine.travel(timedelta(hours=2)):
@@ -119,23 +119,23 @@ def test_upload_that_cannot_even_be_cleared_away_is_left_to_the_clean_up(
     invariants.check_all()
 
 
-def test_download_is_not_begun_again_once_patience_is_over(
+def test_download_is_not_retried_after_the_time_limit(
     faults: stores.Faults, api: Api, alice: User, slug: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F-04: a silent store takes its client 30 seconds, which must not become four times as many."""
+    """F-04: a client waits 30 seconds for a silent store. Retries must not multiply that time."""
     put(api(alice), slug, SMALL)
     with faults.during(failing(*GET)) as tries:
         assert refused(api(alice).get(paths.content(slug, "a.bin")))
     monkeypatch.setattr(content_reader, "RETRY_SECONDS", 0)
-    with faults.during(failing(*GET)) as impatient:
+    with faults.during(failing(*GET)) as single:
         assert refused(api(alice).get(paths.content(slug, "a.bin")))
-    assert len(tries) == content_reader.MAX_ATTEMPTS * len(impatient)
+    assert len(tries) == content_reader.MAX_ATTEMPTS * len(single)
 
 
-def test_small_upload_that_never_reached_the_store_is_not_looked_for_there(
+def test_small_upload_that_never_reached_the_store_causes_no_further_request(
     faults: stores.Faults, api: Api, alice: User, slug: str
 ) -> None:
-    """F-03: a store that is away is asked for nothing more, and no row waits for it."""
+    """F-03: an unavailable store gets no further request, and no row remains."""
     with faults.during(failing("HEAD", "")) as seen:
         assert refused(put(api(alice), slug, SMALL))
     assert {environ["REQUEST_METHOD"] for environ in seen} == {"HEAD"}
@@ -143,7 +143,7 @@ def test_small_upload_that_never_reached_the_store_is_not_looked_for_there(
 
 
 @pytest.mark.parametrize("request_kind", [LIST, DELETE], ids=["listing", "delete"])
-def test_erasure_against_a_failing_store_is_tried_again(
+def test_erasure_against_a_failing_store_is_retried(
     faults: stores.Faults, api: Api, alice: User, slug: str, request_kind: tuple[str, str]
 ) -> None:
     """F-17, F-19."""
@@ -165,13 +165,13 @@ def test_erasure_against_a_failing_store_is_tried_again(
         pytest.param(failing(*GET, status="403 Forbidden", code="AccessDenied"), 503, "storage_unavailable", id="forbidden"),
         pytest.param(failing(*GET, status="404 Not Found", code="NoSuchKey"), 502, "object_missing", id="no-such-key"),
         pytest.param(failing(*GET, status="404 Not Found", code="NoSuchBucket"), 503, "storage_unavailable", id="no-such-bucket"),
-        pytest.param(answering(*GET, "200 OK", b"<html>hello</html>"), 503, "storage_unavailable", id="error-page-with-200"),
+        pytest.param(responding(*GET, "200 OK", b"<html>hello</html>"), 503, "storage_unavailable", id="error-page-with-200"),
     ],
 )
-def test_download_from_a_failing_store_is_told_before_the_first_byte(
+def test_download_from_a_failing_store_fails_before_the_first_byte(
     faults: stores.Faults, api: Api, alice: User, slug: str, fault: Callable[..., Any], status: int, code: str
 ) -> None:
-    """F-06, F-10, F-11: and a store that is down, or the wrong one, makes no file a lost one."""
+    """F-06, F-10, F-11: an unavailable store or a missing bucket does not mark the file as missing."""
     put(api(alice), slug, SMALL)
     with faults.during(fault):
         answer = api(alice).get(paths.content(slug, "a.bin"))
