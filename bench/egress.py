@@ -111,7 +111,7 @@ def stage() -> None:
 
     from egress import jobs
 
-    while jobs.work(now=timezone.now(), until=float("inf")):
+    while jobs.process_copies(now=timezone.now(), until=float("inf")):
         pass
 
 
@@ -120,7 +120,7 @@ def build() -> None:
 
     from egress import jobs
 
-    assert jobs.build_packages(now=timezone.now())
+    assert jobs.build_package(now=timezone.now())
 
 
 @dataclass

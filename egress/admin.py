@@ -24,7 +24,7 @@ from files.admin import ReadOnly
 from tenants.models import User
 
 
-class Rows(admin.TabularInline):
+class ReadOnlyInline(admin.TabularInline):
     extra = 0
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -37,29 +37,29 @@ class Rows(admin.TabularInline):
         return False
 
 
-class AtStages(Rows):
-    readonly_fields = ("at_stage",)
+class StageInline(ReadOnlyInline):
+    readonly_fields = ("stage_number",)
 
     @admin.display(description="stage")
-    def at_stage(self, found: Transition | Decision) -> int:
+    def stage_number(self, found: Transition | Decision) -> int:
         """From 1, as the API and the mails have it."""
         return found.stage + 1
 
 
-class Steps(AtStages):
+class TransitionsInline(StageInline):
     model = Transition
     verbose_name_plural = "timeline"
-    fields = ("number", "at", "from_status", "to_status", "round", "at_stage", "by_name", "reason")
+    fields = ("number", "at", "from_status", "to_status", "round", "stage_number", "by_name", "reason")
     ordering = ("number",)
 
 
-class Decisions(AtStages):
+class DecisionsInline(StageInline):
     model = Decision
-    fields = ("at", "round", "at_stage", "role", "verdict", "reason", "by_name", "by_email", "content_sha256", "voided_at")
+    fields = ("at", "round", "stage_number", "role", "verdict", "reason", "by_name", "by_email", "content_sha256", "voided_at")
     ordering = ("at",)
 
 
-class Downloads(Rows):
+class DownloadsInline(ReadOnlyInline):
     model = Download
     fields = ("granted_at", "by_name", "touched_at", "bytes_left")
     ordering = ("granted_at",)
@@ -83,7 +83,7 @@ class EgressRequestAdmin(ReadOnly):
         "package_length", "package_sha256", "signature", "downloaded",
     )  # fmt: skip
     readonly_fields = ("files", "mails", "downloaded")
-    inlines = (Steps, Decisions, Downloads)
+    inlines = (TransitionsInline, DecisionsInline, DownloadsInline)
     actions = ("build_again", "revoke")
     change_form_template = "admin/egress/request.html"  # with the actions that there are for it, as buttons
 
@@ -130,13 +130,13 @@ class EgressRequestAdmin(ReadOnly):
                 given.is_valid(raise_exception=True)
                 service(found, reason=given.validated_data["reason"], by=cast(User, request.user), now=timezone.now())
             except APIException as error:
-                self.message_user(request, f"{title}: {found}: {_words_of(error)}", messages.ERROR)
+                self.message_user(request, f"{title}: {found}: {_error_text(error)}", messages.ERROR)
             else:
                 self.message_user(request, f"{title}: {found}: done.")
         return None
 
 
-def _words_of(error: APIException) -> str:
+def _error_text(error: APIException) -> str:
     """Without the fields' names: there is but one."""
     detail = error.detail
     if isinstance(detail, dict):

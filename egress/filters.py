@@ -27,5 +27,5 @@ class RequestFilter(filters.FilterSet):
         return requests.filter(requester_name=value)
 
     def that_await_me(self, requests: QuerySet[EgressRequest], name: str, value: Any) -> QuerySet[EgressRequest]:
-        awaiting = access.awaiting(requests, user_of(self.request))
+        awaiting = access.awaiting_decision_by(requests, user_of(self.request))
         return awaiting if value else requests.exclude(pk__in=awaiting.values("pk"))

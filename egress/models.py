@@ -1,6 +1,6 @@
-"""Requests to let files out: what is asked for, who decided what, and what became of it.
+"""Egress requests: the requested files, the decisions, the transitions and the downloads.
 
-People are named by ids without a constraint, and by name: what somebody decided stands when they are gone.
+Rows refer to users by id, without a foreign key constraint, and by name. A decision outlives the account that made it.
 """
 
 from typing import Any, ClassVar, Final
@@ -18,12 +18,12 @@ from tenants.models import SERVICE_ROLES, Tenant, check_role
 from tenants.work.leases import Leased
 
 
-LONGEST_DAYS: Final = 366
-MOST_FILES: Final = 10_000  # of one request
+MAX_DAYS: Final = 366
+MAX_FILES: Final = 10_000  # in one request
 
 
-def person(**options: Any) -> "models.ForeignKey[Any, Any]":
-    """Somebody who may be gone: their number stays, and is given to nobody else."""
+def user_reference(**options: Any) -> "models.ForeignKey[Any, Any]":
+    """A reference to a user whose account may be deleted. Ids of users are not reused."""
     return models.ForeignKey(
         settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, related_name="+", editable=False, **options
     )
@@ -39,35 +39,31 @@ def default_downloaders() -> list[str]:
 
 def check_stages(stages: object) -> None:
     if not isinstance(stages, list) or not 1 <= len(stages) <= 10:
-        raise ValidationError("Name one to ten stages, in a list.")
+        raise ValidationError("Give a list of one to ten stages.")
     for role in stages:
         check_role(role)
         if role in SERVICE_ROLES:
-            raise ValidationError(f"A stage has a role of its own: not {', '.join(SERVICE_ROLES)}.")
+            raise ValidationError(f"These roles cannot be used for a stage: {', '.join(SERVICE_ROLES)}.")
     if len(set(stages)) != len(stages):
-        raise ValidationError("A stage is named once.")
+        raise ValidationError("Give each stage once.")
 
 
 class EgressPolicy(models.Model):
-    """What holds for a tenant's requests from now on: each keeps a copy from the moment when it was submitted."""
+    """The rules for new requests of a tenant. Each request keeps a copy of the policy from its submission."""
 
     class Format(models.TextChoices):
         SEALED = "sealed", "Encrypted"
-        PLAIN = "plain", "As a plain zip, for a bucket that encrypts by itself"
+        PLAIN = "plain", "Plain zip, encrypted by the bucket"
 
     tenant = models.OneToOneField(Tenant, models.CASCADE, related_name="egress_policy")
-    version = models.PositiveIntegerField(default=0, editable=False, help_text="counts the changes")
-    stages = models.JSONField(default=default_stages, validators=[check_stages], help_text="roles, in the order of decisions")
+    version = models.PositiveIntegerField(default=0, editable=False, help_text="number of changes")
+    stages = models.JSONField(default=default_stages, validators=[check_stages], help_text="roles in the order of decision")
     single_approval = models.BooleanField(default=False, help_text="The first stage decides alone.")
     max_downloads = models.PositiveIntegerField(default=1, validators=[MinValueValidator(1), MaxValueValidator(1000)])
-    download_window_days = models.PositiveIntegerField(
-        default=7, validators=[MinValueValidator(1), MaxValueValidator(LONGEST_DAYS)]
-    )
-    request_expiry_days = models.PositiveIntegerField(
-        default=21, validators=[MinValueValidator(1), MaxValueValidator(LONGEST_DAYS)]
-    )
-    file_types = models.JSONField(default=list, help_text="extensions that may leave, such as csv; empty for any")
-    max_files = models.PositiveIntegerField(default=MOST_FILES, validators=[MinValueValidator(1), MaxValueValidator(MOST_FILES)])
+    download_window_days = models.PositiveIntegerField(default=7, validators=[MinValueValidator(1), MaxValueValidator(MAX_DAYS)])
+    request_expiry_days = models.PositiveIntegerField(default=21, validators=[MinValueValidator(1), MaxValueValidator(MAX_DAYS)])
+    file_types = models.JSONField(default=list, help_text="allowed extensions, such as csv; empty: all")
+    max_files = models.PositiveIntegerField(default=MAX_FILES, validators=[MinValueValidator(1), MaxValueValidator(MAX_FILES)])
     max_file_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text="empty for no limit")
     max_total_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text="empty for no limit")
     min_reason_length = models.PositiveIntegerField(
@@ -85,55 +81,71 @@ class EgressPolicy(models.Model):
         return f"egress policy of {self.tenant}"
 
     @property
-    def stages_in_force(self) -> list[str]:
+    def effective_stages(self) -> list[str]:
         return self.stages[:1] if self.single_approval else list(self.stages)
 
 
 class EgressRequest(Leased):
-    """The files of one collection that are to leave it. Only `egress.transitions.move` changes the status; a trigger sees to it.
+    """A request to release files of one collection. Only `egress.transitions.move` changes its status; a trigger enforces this.
 
-    A round begins with each submission, and has its own files and decisions.
+    Each submission starts a round, which has its own files and decisions.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="egress_requests", editable=False)
     collection = models.ForeignKey(
-        Collection, models.SET_NULL, null=True, related_name="egress_requests", editable=False, help_text="none: destroyed since"
+        Collection,
+        models.SET_NULL,
+        null=True,
+        related_name="egress_requests",
+        editable=False,
+        help_text="null after the collection was destroyed",
     )
     collection_uuid = models.UUIDField(editable=False)
     collection_slug = models.CharField(max_length=80, editable=False)
     collection_name = models.CharField(max_length=200, editable=False)
-    requester = person()
+    requester = user_reference()
     requester_name = models.CharField(max_length=150, editable=False)
     justification = models.TextField(editable=False)
-    policy = models.JSONField(editable=False, help_text="as it was when this was submitted")
-    stages = models.JSONField(editable=False, help_text="roles, in the order of decisions")
+    policy = models.JSONField(editable=False, help_text="copy from the submission")
+    stages = models.JSONField(editable=False, help_text="roles in the order of decision")
     stage_count = models.PositiveIntegerField(editable=False)
 
     status = models.CharField(max_length=10, choices=State, default=State.SUBMITTED, editable=False)
     round = models.PositiveIntegerField(default=1, editable=False)
-    stage = models.PositiveIntegerField(default=0, editable=False, help_text="of the decision that is next, from 0")
-    awaited_role = models.CharField(max_length=40, blank=True, editable=False, help_text="who decides now, in review")
-    step = models.PositiveIntegerField(default=0, editable=False, help_text="number of its last step")
-    content_sha256 = models.CharField(max_length=64, editable=False, help_text="of the round's names, lengths and digests")
+    stage = models.PositiveIntegerField(default=0, editable=False, help_text="of the next decision, from 0")
+    awaited_role = models.CharField(
+        max_length=40, blank=True, editable=False, help_text="role that decides next, while in review"
+    )
+    step = models.PositiveIntegerField(default=0, editable=False, help_text="number of the last transition")
+    content_sha256 = models.CharField(
+        max_length=64, editable=False, help_text="of names, lengths and digests of the round's files"
+    )
     file_count = models.PositiveIntegerField(editable=False)
     total_length = models.BigIntegerField(editable=False, help_text="plaintext bytes")
     created_at = models.DateTimeField(editable=False)
-    submitted_at = models.DateTimeField(editable=False, help_text="of this round")
-    changed_at = models.DateTimeField(editable=False, help_text="since when it is in its state")
-    expires_at = models.DateTimeField(null=True, editable=False, help_text="when it ends by itself; none: it has ended")
-    problem = models.CharField(max_length=500, blank=True, editable=False, help_text="what keeps it from going on")
-    attempts_before = models.PositiveIntegerField(default=0, editable=False, help_text="at what it does now: leases since count")
+    submitted_at = models.DateTimeField(editable=False, help_text="start of this round")
+    changed_at = models.DateTimeField(editable=False, help_text="time of the last change of status")
+    expires_at = models.DateTimeField(
+        null=True, editable=False, help_text="when an open request expires or fails; null: not open"
+    )
+    problem = models.CharField(max_length=500, blank=True, editable=False, help_text="blocking reason")
+    attempts_before = models.PositiveIntegerField(default=0, editable=False, help_text="leases before the current task")
 
     package_collection = models.OneToOneField(
-        Collection, models.SET_NULL, null=True, related_name="package_of", editable=False, help_text="hidden: holds the package"
+        Collection,
+        models.SET_NULL,
+        null=True,
+        related_name="package_of",
+        editable=False,
+        help_text="hidden collection of the package",
     )
     released_at = models.DateTimeField(null=True, editable=False)
     available_until = models.DateTimeField(null=True, editable=False)
-    packed = models.BigIntegerField(default=0, editable=False, help_text="bytes of the package that have been written")
+    packed = models.BigIntegerField(default=0, editable=False, help_text="bytes written to the package so far")
     package_length = models.BigIntegerField(null=True, editable=False)
     package_sha256 = models.CharField(max_length=64, blank=True, editable=False)
-    manifest = models.TextField(blank=True, editable=False, help_text="canonical JSON, exactly as it is signed")
+    manifest = models.TextField(blank=True, editable=False, help_text="canonical JSON, as signed")
     signature = models.CharField(max_length=100, blank=True, editable=False, help_text="Ed25519, base64")
     max_downloads = models.PositiveIntegerField(editable=False)
     download_count = models.PositiveIntegerField(default=0, editable=False)
@@ -173,7 +185,7 @@ class EgressRequest(Leased):
 
 
 class Transition(models.Model):
-    """One change of state: the timeline of a request. Nothing changes it, and no status changes without one."""
+    """One entry in the timeline of a request. Rows are immutable; a trigger rejects a change of status without its transition."""
 
     request = models.ForeignKey(EgressRequest, models.PROTECT, related_name="steps")
     number = models.PositiveIntegerField()
@@ -182,7 +194,7 @@ class Transition(models.Model):
     round = models.PositiveIntegerField()
     stage = models.PositiveIntegerField()
     at = models.DateTimeField()
-    by = person(null=True)
+    by = user_reference(null=True)
     by_name = models.CharField(max_length=150, help_text="username, or system")
     reason = models.TextField(blank=True)
 
@@ -190,35 +202,39 @@ class Transition(models.Model):
         constraints: ClassVar = [models.UniqueConstraint("request", "number", name="step_number_once_in_request")]
 
     def __str__(self) -> str:
-        return f"step {self.number} of {self.request_id}"
+        return f"transition {self.number} of {self.request_id}"
 
 
 class StagedFile(models.Model):
-    """A file as it was pinned, and its copy in staging: the same ciphertext, under a key of its own."""
+    """A pinned file and its copy in staging: the same ciphertext under another object key."""
 
     class Status(models.TextChoices):
         PINNED = "pinned"
         STAGED = "staged"
-        WIPING = "wiping"  # nobody reads it any more
-        WIPED = "wiped"  # and a listing has shown that it is gone
+        WIPING = "wiping"  # no longer readable; due for deletion
+        WIPED = "wiped"  # a listing has confirmed that the copy is deleted
 
     request = models.ForeignKey(EgressRequest, models.PROTECT, related_name="items")
     round = models.PositiveIntegerField()
-    number = models.PositiveIntegerField(help_text="in its round, from 1")
+    number = models.PositiveIntegerField(help_text="within the round, from 1")
     file = models.ForeignKey(
-        StoredFile, models.SET_NULL, null=True, related_name="egress_items", help_text="has what opens the copy; none: gone since"
+        StoredFile,
+        models.SET_NULL,
+        null=True,
+        related_name="egress_items",
+        help_text="its key decrypts the copy; null: deleted or unpinned",
     )
     file_uuid = models.UUIDField()
     filename = models.CharField(max_length=255)
     content_type = models.CharField(max_length=127)
     length = models.BigIntegerField(help_text="plaintext bytes")
     sha256 = models.CharField(max_length=64, help_text="of the plaintext, hex")
-    object_id = models.UUIDField(help_text="the content that was pinned")
+    object_id = models.UUIDField(help_text="pinned content")
     status = models.CharField(max_length=10, choices=Status, default=Status.PINNED)
     store = models.CharField(max_length=50, help_text="STORAGES alias of the copy")
     object_key = models.CharField(max_length=200, unique=True, help_text="of the copy")
     object_etag = models.CharField(max_length=200, blank=True, help_text="of the copy")
-    wiped_at = models.DateTimeField(null=True, help_text="the copy was listed as absent")
+    wiped_at = models.DateTimeField(null=True, help_text="when a listing confirmed the deletion of the copy")
 
     class Meta:
         constraints: ClassVar = [
@@ -231,15 +247,15 @@ class StagedFile(models.Model):
         indexes: ClassVar = [models.Index("status", "request", name="item_by_status_and_request")]
 
     def __str__(self) -> str:
-        return f"item {self.number} of {self.request_id}"
+        return f"file {self.number} of {self.request_id}"
 
 
 class Contributor(models.Model):
-    """Who wrote a pinned content, or the file's first: they decide nothing about this round."""
+    """A user who created or last wrote a pinned file. They cannot decide in this round."""
 
     request = models.ForeignKey(EgressRequest, models.PROTECT, related_name="contributors")
     round = models.PositiveIntegerField()
-    user = person()
+    user = user_reference()
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint("request", "round", "user", name="contributor_once_in_round")]
@@ -249,7 +265,7 @@ class Contributor(models.Model):
 
 
 class Decision(models.Model):
-    """What one person said at one stage. It stands, unless they lost the right before anything was released: then it is void."""
+    """The decision of one reviewer at one stage. It becomes void if the reviewer loses the right to decide before the release."""
 
     class Verdict(models.TextChoices):
         APPROVE = "approve"
@@ -262,8 +278,8 @@ class Decision(models.Model):
     role = models.CharField(max_length=40)
     verdict = models.CharField(max_length=10, choices=Verdict)
     reason = models.TextField()
-    content_sha256 = models.CharField(max_length=64, help_text="what was decided on")
-    by = person()
+    content_sha256 = models.CharField(max_length=64, help_text="digest of the files that were reviewed")
+    by = user_reference()
     by_name = models.CharField(max_length=150)
     by_email = models.EmailField()
     at = models.DateTimeField()
@@ -285,10 +301,10 @@ class Decision(models.Model):
 
 
 class ReadReceipt(models.Model):
-    """A reviewer had bytes of a staged file."""
+    """Records that a reviewer read bytes of a staged file."""
 
     item = models.ForeignKey(StagedFile, models.PROTECT, related_name="receipts")
-    by = person()
+    by = user_reference()
     by_name = models.CharField(max_length=150)
     first_at = models.DateTimeField()
 
@@ -296,28 +312,28 @@ class ReadReceipt(models.Model):
         constraints: ClassVar = [models.UniqueConstraint("item", "by", name="receipt_once_per_person")]
 
     def __str__(self) -> str:
-        return f"opening of {self.item_id}"
+        return f"receipt for {self.item_id}"
 
 
 class Download(models.Model):
-    """The grant of one package's bytes to one person, of which a transfer that broke fetches the rest."""
+    """One download of a package by one user. An interrupted transfer resumes within the same download."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     request = models.ForeignKey(EgressRequest, models.PROTECT, related_name="downloads")
-    by = person()
+    by = user_reference()
     by_name = models.CharField(max_length=150)
     link = models.ForeignKey(
-        # Links are forgotten by the thousand, in one statement: nothing here has to be loaded or changed for that.
+        # Expired links are deleted in bulk. No constraint, so that the deletion neither loads nor updates these rows.
         DownloadLink,
         models.DO_NOTHING,
         db_constraint=False,
         null=True,
         related_name="+",
-        help_text="that it was claimed with, an hour after which it is gone",
+        help_text="link that started the download; links are deleted after an hour",
     )
     granted_at = models.DateTimeField()
-    touched_at = models.DateTimeField(help_text="when bytes last left")
-    bytes_left = models.BigIntegerField(help_text="what a broken transfer may still fetch")
+    touched_at = models.DateTimeField(help_text="when bytes were last sent")
+    bytes_left = models.BigIntegerField(help_text="bytes that a resumed transfer may still fetch")
 
     class Meta:
         constraints: ClassVar = [models.CheckConstraint(condition=Q(bytes_left__gte=0), name="download_budget_not_negative")]

@@ -16,17 +16,17 @@ def packages_in_window(collection: Collection) -> list[EgressRequest]:
     return list(released.select_related("package_collection").order_by("released_at"))
 
 
-def end_all(collection: Collection, *, now: datetime) -> None:
+def end_open_requests(collection: Collection, *, now: datetime) -> None:
     """In the caller's transaction: ends the open request about a collection that has to go whatever holds it."""
     for request in EgressRequest.objects.filter(collection_uuid=collection.uuid, status__in=OPEN):
         locked = lock_request(request)
         if locked.status == State.APPROVED:
-            _move(locked, State.FAILED, "egress.fail", now)
+            _move_by_system(locked, State.FAILED, "egress.fail", now)
         if locked.status in OPEN:
-            _move(locked, State.EXPIRED, "egress.expire", now)
+            _move_by_system(locked, State.EXPIRED, "egress.expire", now)
 
 
-def _move(locked: EgressRequest, to: State, action: str, now: datetime) -> None:
+def _move_by_system(locked: EgressRequest, to: State, action: str, now: datetime) -> None:
     move(locked, to, by=None, now=now, action=action, reason="The collection was destroyed.")
 
 

@@ -8,8 +8,8 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from egress import access, downloads
-from egress.models import LONGEST_DAYS, MOST_FILES, Decision, Download, EgressPolicy, EgressRequest, StagedFile, Transition
-from egress.states import OWNERS, State
+from egress.models import MAX_DAYS, MAX_FILES, Decision, Download, EgressPolicy, EgressRequest, StagedFile, Transition
+from egress.states import NEXT_ACTORS, State
 from tenants.absolute_urls import absolute_url
 from tenants.models import SERVICE_ROLES, Mail, MailState, Role
 from tenants.serializers import MOST, Moment
@@ -36,7 +36,7 @@ class Filenames(serializers.ListField):
     child = serializers.CharField(max_length=1024, trim_whitespace=False)
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(max_length=MOST_FILES, help_text="all that you can read, if left out", **kwargs)
+        super().__init__(max_length=MAX_FILES, help_text="all that you can read, if left out", **kwargs)
 
 
 # --- In ---
@@ -52,7 +52,7 @@ class SubmitInput(serializers.Serializer[Any]):
 class ResubmitInput(serializers.Serializer[Any]):
     files = serializers.ListField(
         child=serializers.CharField(max_length=1024, trim_whitespace=False),
-        max_length=MOST_FILES,
+        max_length=MAX_FILES,
         required=False,
         help_text="those of the round before, if left out",
     )
@@ -80,7 +80,7 @@ class OptionalReasonInput(serializers.Serializer[Any]):
 
 class ExtendInput(ReasonInput):
     downloads = serializers.IntegerField(min_value=0, max_value=1000, default=0, help_text="more of them")
-    days = serializers.IntegerField(min_value=0, max_value=LONGEST_DAYS, default=0, help_text="more of them")
+    days = serializers.IntegerField(min_value=0, max_value=MAX_DAYS, default=0, help_text="more of them")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if not attrs["downloads"] and not attrs["days"]:
@@ -111,15 +111,15 @@ class PolicyInput(serializers.Serializer[Any]):
     )
     single_approval = serializers.BooleanField(default=False)
     max_downloads = serializers.IntegerField(min_value=1, max_value=1000, default=1)
-    download_window_days = serializers.IntegerField(min_value=1, max_value=LONGEST_DAYS, default=7)
-    request_expiry_days = serializers.IntegerField(min_value=1, max_value=LONGEST_DAYS, default=21)
+    download_window_days = serializers.IntegerField(min_value=1, max_value=MAX_DAYS, default=7)
+    request_expiry_days = serializers.IntegerField(min_value=1, max_value=MAX_DAYS, default=21)
     file_types = serializers.ListField(
         child=Pattern(r"^[a-z0-9_+-]{1,20}$", "An extension is in lower case and without its dot, such as csv."),
         max_length=100,
         default=list,
         help_text="extensions; empty for any",
     )
-    max_files = serializers.IntegerField(min_value=1, max_value=MOST_FILES, default=MOST_FILES)
+    max_files = serializers.IntegerField(min_value=1, max_value=MAX_FILES, default=MAX_FILES)
     max_file_bytes = serializers.IntegerField(min_value=1, max_value=MOST, allow_null=True, default=None)
     max_total_bytes = serializers.IntegerField(min_value=1, max_value=MOST, allow_null=True, default=None)
     min_reason_length = serializers.IntegerField(min_value=1, max_value=1000, default=10)
@@ -235,10 +235,10 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
     links = serializers.SerializerMethodField()
 
     @extend_schema_field(
-        serializers.ChoiceField(choices=sorted({str(owner) for owner in OWNERS.values() if owner}), allow_null=True)
+        serializers.ChoiceField(choices=sorted({str(owner) for owner in NEXT_ACTORS.values() if owner}), allow_null=True)
     )
     def get_waits_for(self, request: EgressRequest) -> str | None:
-        return OWNERS[State(request.status)]
+        return NEXT_ACTORS[State(request.status)]
 
     def get_stage(self, request: EgressRequest) -> int | None:
         return request.stage + 1 if request.status == State.IN_REVIEW else None
@@ -251,7 +251,7 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
     def get_links(self, request: EgressRequest) -> dict[str, str | None]:
         """Those that open something for the reader."""
         http, actor, where = self.context["request"], self.context["viewer"], {"request_id": str(request.pk)}
-        collection = request.collection_slug if access.sees_collection(actor, request) else None
+        collection = request.collection_slug if access.can_see_collection(actor, request) else None
         package = access.can(access.check_can_fetch, actor, request)
         return {
             "self": absolute_url(http, "egress-request", **where),
@@ -304,10 +304,10 @@ class DownloadOutput(serializers.Serializer[Download]):
     bytes_left = serializers.IntegerField(help_text="what a transfer that broke may still fetch")
 
     def get_bytes_taken(self, download: Download) -> int:
-        return downloads.taken(download)
+        return downloads.bytes_taken(download)
 
     def get_is_complete(self, download: Download) -> bool:
-        return downloads.taken(download) >= (download.request.package_length or 0)
+        return downloads.bytes_taken(download) >= (download.request.package_length or 0)
 
 
 class NotificationOutput(serializers.Serializer[Mail]):

@@ -11,7 +11,7 @@ from django.forms.models import model_to_dict
 
 from egress import access, errors, transitions
 from egress.access import actor_of
-from egress.models import LONGEST_DAYS, MOST_FILES, Contributor, Decision, EgressPolicy, EgressRequest, StagedFile
+from egress.models import MAX_DAYS, MAX_FILES, Contributor, Decision, EgressPolicy, EgressRequest, StagedFile
 from egress.package import manifest
 from egress.states import OPEN, State
 from egress.transitions import lock_request, move
@@ -48,12 +48,12 @@ def submit(
         if locked.status != Collection.Status.OPEN:
             raise NotOpen
         policy = access.policy_of(locked.tenant)
-        _check_length("justification", justification, policy.min_reason_length)
+        _check_reason_length("justification", justification, policy.min_reason_length)
         open_one = EgressRequest.objects.filter(collection_uuid=locked.uuid, status__in=OPEN)
         if open_one.exists():
             seen = access.visible_requests(by).filter(pk__in=open_one.values("pk")).first()
             raise errors.RequestAlreadyOpen(str(seen.pk) if seen else "")
-        files = _wanted(locked, filenames, by)
+        files = _select_files(locked, filenames, by)
         _check_files(files, policy)
         request = EgressRequest(
             tenant=locked.tenant,
@@ -64,15 +64,15 @@ def submit(
             requester=by,
             requester_name=by.username,
             justification=justification,
-            policy=_copy_of(policy),
-            stages=policy.stages_in_force,
-            stage_count=len(policy.stages_in_force),
+            policy=_policy_snapshot(policy),
+            stages=policy.effective_stages,
+            stage_count=len(policy.effective_stages),
             max_downloads=policy.max_downloads,
             created_at=now,
             submitted_at=now,
             changed_at=now,
             expires_at=now + timedelta(days=policy.request_expiry_days),
-            **_content(files),
+            **_content_fields(files),
         )
         request.save(force_insert=True)
         _pin(request, files, by=by, now=now, round_number=1)
@@ -109,8 +109,8 @@ def resubmit(
             filenames = list(locked.items.filter(round=locked.round).values_list("filename", flat=True))
         policy = EgressPolicy(**locked.policy)
         if justification is not None:
-            _check_length("justification", justification, policy.min_reason_length)
-        files = _wanted(collection, filenames, by)
+            _check_reason_length("justification", justification, policy.min_reason_length)
+        files = _select_files(collection, filenames, by)
         _check_files(files, policy)
         _pin(locked, files, by=by, now=now, round_number=locked.round + 1)
         move(
@@ -124,7 +124,7 @@ def resubmit(
             stage=0,
             submitted_at=now,
             justification=justification or locked.justification,
-            **_content(files),
+            **_content_fields(files),
         )
     return locked
 
@@ -159,22 +159,22 @@ def decide(
     with transaction.atomic():
         locked = lock_request(request)
         if locked.status == State.FAILED and verdict == Decision.Verdict.RETURN:
-            access.check_can_send_back(actor_of(by), locked)
+            access.check_can_return_failed(actor_of(by), locked)
         else:
             access.check_can_decide(actor_of(by), locked)
         if round_number not in {None, locked.round} or stage_number not in {None, locked.stage + 1}:
             raise errors.StaleDecision(locked.round, locked.stage + 1)
-        _check_length("reason", reason, locked.policy["min_reason_length"])
+        _check_reason_length("reason", reason, locked.policy["min_reason_length"])
         to, stage, facts = State.RETURNED, locked.stage, {}
         if locked.status == State.IN_REVIEW:
             facts = {"role": locked.awaited_role, "content": locked.content_sha256}
             _write_decision(locked, verdict, reason, by, now)
-            to, stage = _following(locked, verdict)
+            to, stage = _next_state(locked, verdict)
         move(locked, to, by=by, now=now, reason=reason, action=f"egress.{verdict}", facts=facts, stage=stage)
     return locked
 
 
-def _following(locked: EgressRequest, verdict: str) -> tuple[State, int]:
+def _next_state(locked: EgressRequest, verdict: str) -> tuple[State, int]:
     """The state and the stage that a decision leads to. An approval leads to the first stage that nobody has approved."""
     if verdict == Decision.Verdict.REJECT:
         return State.REJECTED, locked.stage
@@ -214,7 +214,7 @@ def revoke(request: EgressRequest, *, reason: str, by: User, now: datetime) -> E
     with transaction.atomic():
         locked = lock_request(request)
         access.check_can_revoke(actor_of(by), locked)
-        _check_length("reason", reason, locked.policy["min_reason_length"])
+        _check_reason_length("reason", reason, locked.policy["min_reason_length"])
         move(locked, State.REVOKED, by=by, now=now, reason=reason, action="egress.revoke")
     return locked
 
@@ -235,12 +235,12 @@ def extend(request: EgressRequest, *, downloads: int, days: int, reason: str, by
     with transaction.atomic():
         locked = lock_request(request)
         access.check_can_extend(actor_of(by), locked)
-        _check_length("reason", reason, locked.policy["min_reason_length"])
+        _check_reason_length("reason", reason, locked.policy["min_reason_length"])
         if locked.package_collection is None or lock_collection(locked.package_collection).status != Collection.Status.OPEN:
             raise errors.PackageGone  # its purge came first
         until = (locked.available_until or now) + timedelta(days=days)
-        if until > now + timedelta(days=LONGEST_DAYS):
-            raise Invalid("days", f"A package is to be had for at most {LONGEST_DAYS} days from now.")
+        if until > now + timedelta(days=MAX_DAYS):
+            raise Invalid("days", f"A package is to be had for at most {MAX_DAYS} days from now.")
         Collection.objects.filter(package_of=locked).update(purge_at=until)
         move(
             locked,
@@ -260,7 +260,7 @@ def extend(request: EgressRequest, *, downloads: int, days: int, reason: str, by
 
 
 @retry_on_deadlock
-def set_policy(tenant: Tenant, *, by: User, now: datetime, version: int | None = None, **wish: Any) -> EgressPolicy:
+def set_policy(tenant: Tenant, *, by: User, now: datetime, version: int | None = None, **fields: Any) -> EgressPolicy:
     """The whole policy: what is not given has its default. For requests that are submitted from now on.
 
     Raises PolicyChanged if the one that it replaces has another version than the given one.
@@ -268,20 +268,20 @@ def set_policy(tenant: Tenant, *, by: User, now: datetime, version: int | None =
     with transaction.atomic():
         locked = Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
         people.check_can_administer(by, locked)
-        if wish.get("release_format") == EgressPolicy.Format.PLAIN and Cipher.NONE not in locked.allowed_ciphers:
+        if fields.get("release_format") == EgressPolicy.Format.PLAIN and Cipher.NONE not in locked.allowed_ciphers:
             raise Invalid("release_format", "The tenant allows no files without encryption.", code="cipher_not_allowed")
         before = access.policy_of(locked)
         if version not in {None, before.version}:
             raise errors.PolicyChanged(before.version)
-        policy = EgressPolicy(pk=before.pk, tenant=locked, version=before.version + 1, **wish)
+        policy = EgressPolicy(pk=before.pk, tenant=locked, version=before.version + 1, **fields)
         policy.save()
-        after, old = _copy_of(policy), _copy_of(before)
+        after, old = _policy_snapshot(policy), _policy_snapshot(before)
         changes = {name: str(value) for name, value in after.items() if value != old[name]}
         audit.record("egress.policy", by=by, tenant=locked, target=policy, now=now, **changes)
     return policy
 
 
-def _copy_of(policy: EgressPolicy) -> dict[str, Any]:
+def _policy_snapshot(policy: EgressPolicy) -> dict[str, Any]:
     return model_to_dict(policy, exclude=["id", "tenant"]) | {"version": policy.version}
 
 
@@ -295,7 +295,7 @@ def _collection_of(locked: EgressRequest) -> Collection:
     return collection
 
 
-def _wanted(collection: Collection, filenames: Sequence[str] | None, by: User) -> list[StoredFile]:
+def _select_files(collection: Collection, filenames: Sequence[str] | None, by: User) -> list[StoredFile]:
     """In the order of their names, with what is wrong said by name."""
     try:
         visible = file_access.get_collection(by, collection.slug)
@@ -303,7 +303,7 @@ def _wanted(collection: Collection, filenames: Sequence[str] | None, by: User) -
         raise Refused("You cannot read the collection any more.") from None
     readable = file_access.readable_files(by, visible).order_by("name_key")
     if filenames is None:
-        files = list(readable[: MOST_FILES + 1])
+        files = list(readable[: MAX_FILES + 1])
         if not files:
             raise Invalid("files", "There is no file in it that you can read.", code="empty")
         return files
@@ -314,14 +314,14 @@ def _wanted(collection: Collection, filenames: Sequence[str] | None, by: User) -
     if len(files) != len(keys):
         found = {file.name_key for file in files}
         unknown = [name for name in filenames if unique_key(name) not in found]
-        raise Invalid("files", f"You can read no file of this name: {_some(unknown)}.", code="unknown_file")
+        raise Invalid("files", f"You can read no file of this name: {_abbreviate(unknown)}.", code="unknown_file")
     return files
 
 
 def _check_files(files: list[StoredFile], policy: EgressPolicy) -> None:
     def refuse(wrong: list[str], problem: str, code: str) -> None:
         if wrong:
-            raise Invalid("files", f"{problem}: {_some(wrong)}.", code=code)
+            raise Invalid("files", f"{problem}: {_abbreviate(wrong)}.", code=code)
 
     if len(files) > policy.max_files:
         raise Invalid("files", f"A request has at most {policy.max_files} files.", code="too_many_files")
@@ -338,7 +338,7 @@ def _check_files(files: list[StoredFile], policy: EgressPolicy) -> None:
     if policy.max_total_bytes is not None and sum(file.length for file in files) > policy.max_total_bytes:
         raise Invalid("files", f"A request has at most {policy.max_total_bytes} bytes together.", code="too_large")
     refuse(
-        [file.filename for file in files if _unpacked(file.name_key) in RESERVED],
+        [file.filename for file in files if _name_after_unpacking(file.name_key) in RESERVED],
         "The package has files of these names itself: rename",
         "reserved_name",
     )
@@ -346,18 +346,18 @@ def _check_files(files: list[StoredFile], policy: EgressPolicy) -> None:
         raise errors.FilesMissing
 
 
-def _unpacked(name: str) -> str:
+def _name_after_unpacking(name: str) -> str:
     """As Windows takes it: without what it drops at the end and behind a colon, and without what nobody sees."""
     seen = "".join(character for character in name if category(character) != "Cf")
     return seen.partition(":")[0].rstrip(". ")
 
 
-def _some(names: list[str]) -> str:
+def _abbreviate(names: list[str]) -> str:
     shown = ", ".join(names[:5])
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
-def _content(files: Sequence[StoredFile]) -> dict[str, Any]:
+def _content_fields(files: Sequence[StoredFile]) -> dict[str, Any]:
     """What a round is about."""
     return {
         "content_sha256": manifest.digest_of(manifest.listed(files)),
@@ -405,6 +405,6 @@ def _pin(request: EgressRequest, files: list[StoredFile], *, by: User, now: date
     Contributor.objects.bulk_create(Contributor(request=request, round=round_number, user_id=user) for user in sorted(writers))
 
 
-def _check_length(field: str, text: str, least: int) -> None:
+def _check_reason_length(field: str, text: str, least: int) -> None:
     if len(" ".join(text.split())) < least:
         raise Invalid(field, f"Say why, in at least {least} characters.", code="too_short")

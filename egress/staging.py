@@ -29,45 +29,45 @@ from vault.stores import EraseFailure, StoreRefused, StoreUnavailable, get_store
 log = logging.getLogger(__name__)
 
 BATCH: Final = 1_000
-AT_ONCE: Final = 8  # copies, each of which waits for the store
-BEAT: Final = 5.0  # seconds between signs of life
+COPY_THREADS: Final = 8  # copies, each of which waits for the store
+HEARTBEAT_SECONDS: Final = 5.0  # seconds between signs of life
 
 
-def copy_some(request: EgressRequest, *, until: float) -> bool:
+def copy_pinned_files(request: EgressRequest, *, until: float) -> bool:
     """Copies pinned files that have no copy yet; True once all have. Raises LeaseLost, StoreError, FileNotFoundError."""
     pinned = request.items.filter(round=request.round, status=StagedFile.Status.PINNED).select_related("file").order_by("number")
-    with ThreadPoolExecutor(AT_ONCE, "staging") as pool:
-        while items := list(pinned[:AT_ONCE]):
+    with ThreadPoolExecutor(COPY_THREADS, "staging") as pool:
+        while items := list(pinned[:COPY_THREADS]):
             heartbeat(request, State.SUBMITTED)
-            _finish(request, {pool.submit(_copy, item): item for item in items})
+            _await_copies(request, {pool.submit(_copy, item): item for item in items})
             if time.monotonic() > until:
                 return False
     return True
 
 
-def _finish(request: EgressRequest, copies: Mapping[Future[str], StagedFile]) -> None:
+def _await_copies(request: EgressRequest, copies: Mapping[Future[str], StagedFile]) -> None:
     """Waits for all of them, whatever becomes of one or of the request, and shows signs of life as long as the store is at it.
 
-    A large copy takes longer than a silent worker is waited for, and nobody is to list what is gone while one is still coming.
+    A large copy takes longer than a silent worker is waited for, and nobody is to list what is gone while one is still pending.
     """
-    coming, trouble = set(copies), None
-    while coming:
-        done, coming = wait(coming, BEAT, FIRST_COMPLETED)
+    pending, first_error = set(copies), None
+    while pending:
+        done, pending = wait(pending, HEARTBEAT_SECONDS, FIRST_COMPLETED)
         for copy in done:
             try:
-                _settle(copies[copy], copy)
+                _record_copy(copies[copy], copy)
             except Exception as error:  # told when the rest has come, too
-                trouble = trouble or error
+                first_error = first_error or error
         if not done:
             try:
                 request.heartbeat(timezone.now())
             except LeaseLost as error:
-                trouble = error
-    if trouble is not None:
-        raise trouble
+                first_error = error
+    if first_error is not None:
+        raise first_error
 
 
-def _settle(item: StagedFile, copy: Future[str]) -> None:
+def _record_copy(item: StagedFile, copy: Future[str]) -> None:
     """What has come of a copy. If the request ended meanwhile, it goes again: who wipes may have looked for it before it came."""
     try:
         etag = copy.result()
@@ -97,13 +97,13 @@ def _copy(item: StagedFile) -> str:
 def begin_review(request: EgressRequest, *, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_request(request)
-        check_ours(request, locked, State.SUBMITTED)
+        check_claim(request, locked, State.SUBMITTED)
         if locked.items.filter(round=locked.round).exclude(status=StagedFile.Status.STAGED).exists():
             return
         move(locked, State.IN_REVIEW, by=None, now=now, action="egress.review")
 
 
-def check_ours(request: EgressRequest, locked: EgressRequest, status: State) -> None:
+def check_claim(request: EgressRequest, locked: EgressRequest, status: State) -> None:
     """Raises LeaseLost if the locked row is not what this worker claimed any more."""
     if locked.lease_owner != request.lease_owner or locked.status != status or locked.round != request.round:
         raise LeaseLost
@@ -115,7 +115,7 @@ def wipe(request: EgressRequest, *, now: datetime) -> None:
         while items := list(request.items.filter(status=StagedFile.Status.WIPING, store=store).order_by("pk")[:BATCH]):
             request.heartbeat(timezone.now())
             _erase(request, items)
-            _tombstone(request, items, now=now)
+            _mark_wiped(request, items, now=now)
 
 
 def _erase(request: EgressRequest, items: list[StagedFile]) -> None:
@@ -135,7 +135,7 @@ def _erase(request: EgressRequest, items: list[StagedFile]) -> None:
 
 
 @retry_on_deadlock
-def _tombstone(request: EgressRequest, items: list[StagedFile], *, now: datetime) -> None:
+def _mark_wiped(request: EgressRequest, items: list[StagedFile], *, now: datetime) -> None:
     with transaction.atomic():
         request.heartbeat(now)
         # Nothing is in the way any more. What a request failed for stays to be read: these were an earlier round's copies.

@@ -1,5 +1,7 @@
-"""The states of an egress request, and who may move it from which to which. Everything else that knows of them reads this table:
-the service that moves a request, the database's guard, the tests, and the diagram in docs/egress-states.md.
+"""The states of an egress request and the transitions between them.
+
+`TRANSITIONS` is the only definition. The service that changes states, the database trigger, the tests and the diagram in
+docs/egress-states.md are derived from it.
 """
 
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from django.db.models import TextChoices
 
 
 class State(TextChoices):
-    SUBMITTED = "submitted", "Submitted"  # pinned, and being copied to staging
+    SUBMITTED = "submitted", "Submitted"  # its files are pinned and are being copied to staging
     IN_REVIEW = "in_review", "In review"
     APPROVED = "approved", "Approved"  # its package is being built
     RELEASED = "released", "Released"
@@ -23,8 +25,8 @@ class State(TextChoices):
     REVOKED = "revoked", "Revoked"
 
 
-class By(StrEnum):
-    """Who moves a request. `move` asks nobody for it: each service checks its own."""
+class ActorKind(StrEnum):
+    """Who performs a transition. `move` does not check this: each service calls its own access check."""
 
     REQUESTER = "requester"
     REVIEWER = "reviewer"
@@ -32,40 +34,40 @@ class By(StrEnum):
     SYSTEM = "system"
 
 
-TRANSITIONS: Final[dict[State, dict[State, tuple[By, ...]]]] = {
+TRANSITIONS: Final[dict[State, dict[State, tuple[ActorKind, ...]]]] = {
     State.SUBMITTED: {
-        State.IN_REVIEW: (By.SYSTEM,),
-        State.WITHDRAWN: (By.REQUESTER,),
-        State.EXPIRED: (By.SYSTEM,),
+        State.IN_REVIEW: (ActorKind.SYSTEM,),
+        State.WITHDRAWN: (ActorKind.REQUESTER,),
+        State.EXPIRED: (ActorKind.SYSTEM,),
     },
     State.IN_REVIEW: {
-        State.IN_REVIEW: (By.REVIEWER,),  # the next stage
-        State.APPROVED: (By.REVIEWER,),
-        State.REJECTED: (By.REVIEWER,),
-        State.RETURNED: (By.REVIEWER,),
-        State.WITHDRAWN: (By.REQUESTER,),
-        State.EXPIRED: (By.SYSTEM,),
+        State.IN_REVIEW: (ActorKind.REVIEWER,),  # the next stage
+        State.APPROVED: (ActorKind.REVIEWER,),
+        State.REJECTED: (ActorKind.REVIEWER,),
+        State.RETURNED: (ActorKind.REVIEWER,),
+        State.WITHDRAWN: (ActorKind.REQUESTER,),
+        State.EXPIRED: (ActorKind.SYSTEM,),
     },
     State.APPROVED: {
-        State.RELEASED: (By.SYSTEM,),
-        State.IN_REVIEW: (By.SYSTEM,),  # somebody who approved may not any more
-        State.FAILED: (By.SYSTEM,),
+        State.RELEASED: (ActorKind.SYSTEM,),
+        State.IN_REVIEW: (ActorKind.SYSTEM,),  # an approver lost the right to approve
+        State.FAILED: (ActorKind.SYSTEM,),
     },
     State.FAILED: {
-        State.APPROVED: (By.OPERATOR,),
-        State.RETURNED: (By.REVIEWER,),
-        State.WITHDRAWN: (By.REQUESTER,),
-        State.EXPIRED: (By.SYSTEM,),
+        State.APPROVED: (ActorKind.OPERATOR,),
+        State.RETURNED: (ActorKind.REVIEWER,),
+        State.WITHDRAWN: (ActorKind.REQUESTER,),
+        State.EXPIRED: (ActorKind.SYSTEM,),
     },
     State.RETURNED: {
-        State.SUBMITTED: (By.REQUESTER,),
-        State.WITHDRAWN: (By.REQUESTER,),
-        State.EXPIRED: (By.SYSTEM,),
+        State.SUBMITTED: (ActorKind.REQUESTER,),
+        State.WITHDRAWN: (ActorKind.REQUESTER,),
+        State.EXPIRED: (ActorKind.SYSTEM,),
     },
     State.RELEASED: {
-        State.RELEASED: (By.REVIEWER,),  # extended
-        State.CLOSED: (By.SYSTEM,),
-        State.REVOKED: (By.REVIEWER, By.OPERATOR),
+        State.RELEASED: (ActorKind.REVIEWER,),  # extended
+        State.CLOSED: (ActorKind.SYSTEM,),
+        State.REVOKED: (ActorKind.REVIEWER, ActorKind.OPERATOR),
     },
     State.CLOSED: {},
     State.REJECTED: {},
@@ -74,14 +76,14 @@ TRANSITIONS: Final[dict[State, dict[State, tuple[By, ...]]]] = {
     State.REVOKED: {},
 }
 
-# Whose turn it is. Nobody's, once it has ended.
-OWNERS: Final[dict[State, By | None]] = {
-    State.SUBMITTED: By.SYSTEM,
-    State.IN_REVIEW: By.REVIEWER,
-    State.APPROVED: By.SYSTEM,
-    State.RELEASED: By.REQUESTER,
-    State.RETURNED: By.REQUESTER,
-    State.FAILED: By.OPERATOR,
+# Who acts next. None in a final state.
+NEXT_ACTORS: Final[dict[State, ActorKind | None]] = {
+    State.SUBMITTED: ActorKind.SYSTEM,
+    State.IN_REVIEW: ActorKind.REVIEWER,
+    State.APPROVED: ActorKind.SYSTEM,
+    State.RELEASED: ActorKind.REQUESTER,
+    State.RETURNED: ActorKind.REQUESTER,
+    State.FAILED: ActorKind.OPERATOR,
     State.CLOSED: None,
     State.REJECTED: None,
     State.WITHDRAWN: None,
@@ -89,14 +91,15 @@ OWNERS: Final[dict[State, By | None]] = {
     State.REVOKED: None,
 }
 
-# A collection has at most one request in these, and each has a deadline.
+# A collection has at most one request in these states. Each such request has a deadline.
 OPEN: Final = (State.SUBMITTED, State.IN_REVIEW, State.APPROVED, State.FAILED, State.RETURNED)
-# In these its files stay as they are.
+# In these states the files of the request cannot be changed.
 PINNING: Final = (State.SUBMITTED, State.IN_REVIEW, State.APPROVED, State.FAILED)
 FINAL: Final = tuple(state for state, following in TRANSITIONS.items() if not following)
 
 
-def pairs() -> Iterator[tuple[State, State, tuple[By, ...]]]:
+def allowed_transitions() -> Iterator[tuple[State, State, tuple[ActorKind, ...]]]:
+    """Triples of source state, target state and actors."""
     for source, following in TRANSITIONS.items():
         for target, movers in following.items():
             yield source, target, movers
@@ -104,6 +107,6 @@ def pairs() -> Iterator[tuple[State, State, tuple[By, ...]]]:
 
 def diagram() -> str:
     """The table as a Mermaid state diagram."""
-    arrows = [f"    {source} --> {target}: {' or '.join(movers)}" for source, target, movers in pairs()]
+    arrows = [f"    {source} --> {target}: {' or '.join(movers)}" for source, target, movers in allowed_transitions()]
     ends = [f"    {state} --> [*]" for state in FINAL]
-    return "\n".join(["stateDiagram-v2", f"    [*] --> {State.SUBMITTED}: {By.REQUESTER}", *arrows, *ends]) + "\n"
+    return "\n".join(["stateDiagram-v2", f"    [*] --> {State.SUBMITTED}: {ActorKind.REQUESTER}", *arrows, *ends]) + "\n"

@@ -11,4 +11,4 @@ def tick() -> None:
 
 @shared_task(ignore_result=True)
 def build_packages() -> None:
-    jobs.pack()
+    jobs.build_packages()

@@ -13,7 +13,7 @@ from tenants.errors import NotFound
 from tenants.models import User
 
 
-ABOUT_COLLECTION: Final = {
+COLLECTION_STATUS: Final = {
     State.RELEASED: Collection.EgressStatus.PROCESSED,
     State.REJECTED: Collection.EgressStatus.PENDING,
     State.WITHDRAWN: Collection.EgressStatus.NONE,
@@ -61,9 +61,9 @@ def move(
     write_step(locked, came_from, by=by, now=now, reason=reason)
     locked.save(update_fields=["status", "step", "awaited_role", "changed_at", "attempts_before", "expires_at", *changes])
     if to not in PINNING:
-        _let_go(locked)
-    if to != came_from and to in ABOUT_COLLECTION:
-        set_egress_status(locked, _about_collection(locked, to))
+        _unpin_files(locked)
+    if to != came_from and to in COLLECTION_STATUS:
+        set_egress_status(locked, _collection_status(locked, to))
     if to in FINAL and locked.package_collection_id is not None:
         Collection.objects.filter(package_of=locked).update(purge_at=now)  # the next tick destroys it
     notifications.announce(locked, now=now)
@@ -97,9 +97,9 @@ def write_step(request: EgressRequest, came_from: str, *, by: User | None, now: 
     )
 
 
-def _about_collection(request: EgressRequest, to: State) -> Collection.EgressStatus:
+def _collection_status(request: EgressRequest, to: State) -> Collection.EgressStatus:
     """What was released of it before stays released, whatever became of this request."""
-    status = ABOUT_COLLECTION[to]
+    status = COLLECTION_STATUS[to]
     earlier = EgressRequest.objects.filter(collection_uuid=request.collection_uuid, released_at__isnull=False)
     return Collection.EgressStatus.PROCESSED if status == Collection.EgressStatus.NONE and earlier.exists() else status
 
@@ -108,7 +108,7 @@ def set_egress_status(request: EgressRequest, status: Collection.EgressStatus) -
     Collection.objects.filter(uuid=request.collection_uuid).update(egress_status=status)
 
 
-def _let_go(request: EgressRequest) -> None:
+def _unpin_files(request: EgressRequest) -> None:
     """Its files may be changed again, and nobody reads the copies from here on. The tick deletes them."""
     Hold.objects.filter(collection=request.collection_id, kind=Hold.Kind.EGRESS, ref=str(request.pk)).delete()
     request.items.filter(status__in=[StagedFile.Status.PINNED, StagedFile.Status.STAGED]).update(

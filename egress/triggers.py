@@ -5,7 +5,7 @@ that nobody decided on (INV-10, INV-11, INV-12). The services check the same and
 from functools import partial
 from typing import Final
 
-from egress.states import pairs
+from egress.states import allowed_transitions
 from tenants.work.triggers import Guard, register
 
 
@@ -19,7 +19,9 @@ MOVES: Final = (
     "OLD.status <> NEW.status OR OLD.round <> NEW.round OR OLD.stage <> NEW.stage OR OLD.step <> NEW.step"
     " OR OLD.awaited_role <> NEW.awaited_role"
 )
-LISTED: Final = " OR ".join(f"(OLD.status = '{source}' AND NEW.status = '{target}')" for source, target, _ in pairs())
+LISTED: Final = " OR ".join(
+    f"(OLD.status = '{source}' AND NEW.status = '{target}')" for source, target, _ in allowed_transitions()
+)
 ROUNDS: Final = (  # each submission begins one
     "((NEW.status = 'submitted' AND NEW.round = OLD.round + 1) OR (NEW.status <> 'submitted' AND NEW.round = OLD.round))"
 )
@@ -37,7 +39,7 @@ BEGINS: Final = (
 )
 
 
-def for_ever(table: str, *, of: str, key: str) -> tuple[Guard, ...]:
+def never_deleted(table: str, *, of: str, key: str) -> tuple[Guard, ...]:
     """Rows of it are never deleted. `key` says of a row whether it is in the way of NEW."""
     refuse = partial(Guard, table=table, refusal=f"{of} are never deleted")
     name = table.removeprefix("egress_")
@@ -99,9 +101,9 @@ register(
         "an egress request begins as submitted",
         when="NEW.status <> 'submitted' OR NEW.round <> 1 OR NEW.stage <> 0 OR NEW.step <> 0",
     ),
-    *for_ever(REQUESTS, of="egress requests", key="FALSE"),
+    *never_deleted(REQUESTS, of="egress requests", key="FALSE"),
     Guard("step_no_update", STEPS, "UPDATE", "steps of egress requests never change"),
-    *for_ever(STEPS, of="steps of egress requests", key="request_id = NEW.request_id AND number = NEW.number"),
+    *never_deleted(STEPS, of="steps of egress requests", key="request_id = NEW.request_id AND number = NEW.number"),
     Guard(
         "item_comes_with_its_round",
         ITEMS,
@@ -122,7 +124,7 @@ register(
         " OR (OLD.status IN ('wiping', 'wiped') AND NEW.status IN ('pinned', 'staged'))"
         " OR (OLD.status = 'wiped' AND (NEW.status <> 'wiped' OR NEW.wiped_at <> OLD.wiped_at))",
     ),
-    *for_ever(
+    *never_deleted(
         ITEMS,
         of="files of egress requests",
         key="object_key = NEW.object_key OR (request_id = NEW.request_id AND round = NEW.round AND number = NEW.number)",
@@ -172,13 +174,13 @@ register(
         when="NOT EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id AND r.status = 'approved')",
         asks=REQUESTS,
     ),
-    *for_ever(
+    *never_deleted(
         DECISIONS,
         of="decisions",
         key="request_id = NEW.request_id AND round = NEW.round AND (stage = NEW.stage OR by_id = NEW.by_id)"
         " AND voided_at IS NULL AND NEW.voided_at IS NULL",
     ),
-    *for_ever(
+    *never_deleted(
         CONTRIBUTORS,
         of="contributors to egress requests",
         key="request_id = NEW.request_id AND round = NEW.round AND user_id = NEW.user_id",

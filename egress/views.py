@@ -47,11 +47,11 @@ def detail(view: APIView, user: User, request_id: str, *, round_number: int | No
     return Response(RequestDetail(found, context=context).data, **kwargs)
 
 
-def taken_in(serializer: type[Any], request: Request) -> dict[str, Any]:
+def validated(serializer: type[Any], request: Request) -> dict[str, Any]:
     given = serializer(data=request.data)
     given.is_valid(raise_exception=True)
-    wish: dict[str, Any] = given.validated_data
-    return wish
+    fields: dict[str, Any] = given.validated_data
+    return fields
 
 
 class RequestsView(generics.GenericAPIView[EgressRequest]):
@@ -71,11 +71,11 @@ class RequestsView(generics.GenericAPIView[EgressRequest]):
     @extend_schema(operation_id="egress_requests_submit", request=SubmitInput, responses={201: RequestDetail})
     def post(self, request: Request) -> Response:
         """Asks for files of a collection to be let out. They stay as they are until it is decided."""
-        user, wish = user_of(request), taken_in(SubmitInput, request)
+        user, fields = user_of(request), validated(SubmitInput, request)
         made = services.submit(
-            collection=file_access.find_collection(user, wish["collection"], tenant=wish.get("tenant")),
-            filenames=wish.get("files"),
-            justification=wish["justification"],
+            collection=file_access.find_collection(user, fields["collection"], tenant=fields.get("tenant")),
+            filenames=fields.get("files"),
+            justification=fields["justification"],
             by=user,
             now=timezone.now(),
         )
@@ -99,15 +99,15 @@ class DecisionsView(APIView):
         """Approve, reject or return it, at the stage that it is at. A request that failed can be returned."""
         user, now = user_of(request), timezone.now()
         found = access.get_request(user, request_id)
-        wish = taken_in(DecisionInput, request)
+        fields = validated(DecisionInput, request)
         services.decide(
             found,
-            verdict=wish["verdict"],
-            reason=wish["reason"],
+            verdict=fields["verdict"],
+            reason=fields["reason"],
             by=user,
             now=now,
-            round_number=wish.get("round"),
-            stage_number=wish.get("stage"),
+            round_number=fields.get("round"),
+            stage_number=fields.get("stage"),
         )
         return detail(self, user, request_id, status=status.HTTP_201_CREATED)
 
@@ -118,9 +118,9 @@ class ResubmitView(APIView):
         """A new round of a request that was returned: everything is decided anew."""
         user = user_of(request)
         found = access.get_request(user, request_id)
-        wish = taken_in(ResubmitInput, request)
+        fields = validated(ResubmitInput, request)
         services.resubmit(
-            found, filenames=wish.get("files"), justification=wish.get("justification"), by=user, now=timezone.now()
+            found, filenames=fields.get("files"), justification=fields.get("justification"), by=user, now=timezone.now()
         )
         return detail(self, user, request_id)
 
@@ -131,7 +131,7 @@ class WithdrawView(APIView):
         """The requester thinks better of it."""
         user = user_of(request)
         found = access.get_request(user, request_id)
-        services.withdraw(found, reason=taken_in(OptionalReasonInput, request)["reason"], by=user, now=timezone.now())
+        services.withdraw(found, reason=validated(OptionalReasonInput, request)["reason"], by=user, now=timezone.now())
         return detail(self, user, request_id)
 
 
@@ -143,7 +143,7 @@ class RevokeView(APIView):
         """Ends a release: nobody fetches the package any more. `downloads` says who has it already."""
         user = user_of(request)
         found = access.get_request(user, request_id)
-        services.revoke(found, reason=taken_in(ReasonInput, request)["reason"], by=user, now=timezone.now())
+        services.revoke(found, reason=validated(ReasonInput, request)["reason"], by=user, now=timezone.now())
         return detail(self, user, request_id)
 
 
@@ -155,7 +155,7 @@ class RetryView(APIView):
         """Builds the package of a request that failed once more. For operators."""
         user = user_of(request)
         found = access.get_request(user, request_id)
-        services.retry(found, reason=taken_in(OptionalReasonInput, request)["reason"], by=user, now=timezone.now())
+        services.retry(found, reason=validated(OptionalReasonInput, request)["reason"], by=user, now=timezone.now())
         return detail(self, user, request_id)
 
 
@@ -167,8 +167,10 @@ class ExtendView(APIView):
         """More downloads, or more days. For whoever decides last."""
         user = user_of(request)
         found = access.get_request(user, request_id)
-        wish = taken_in(ExtendInput, request)
-        services.extend(found, downloads=wish["downloads"], days=wish["days"], reason=wish["reason"], by=user, now=timezone.now())
+        fields = validated(ExtendInput, request)
+        services.extend(
+            found, downloads=fields["downloads"], days=fields["days"], reason=fields["reason"], by=user, now=timezone.now()
+        )
         return detail(self, user, request_id)
 
 
@@ -180,8 +182,8 @@ class StagedFileView(APIView):
     def get(self, request: Request, request_id: str, number: int) -> HttpResponseBase:
         """A staged file, for whoever has a say in the request. Who opened it is on record."""
         user = user_of(request)
-        item = access.get_item(user, request_id, number)
-        return respond(downloads.open_item(item, by=user, wanted=wanted(request), now=timezone.now()))
+        item = access.get_staged_file(user, request_id, number)
+        return respond(downloads.open_staged_file(item, by=user, wanted=wanted(request), now=timezone.now()))
 
     @extend_schema(operation_id="egress_item_head", responses={200: None})
     def head(self, request: Request, request_id: str, number: int) -> HttpResponseBase:
@@ -210,7 +212,7 @@ class DownloadsView(APIView):
         """A one-off link to the package. It counts as a download when it is used."""
         user = user_of(request)
         found = access.get_request(user, request_id)
-        return link_created(self, request, downloads.mint(found, by=user, now=timezone.now()))
+        return link_created(self, request, downloads.mint_link(found, by=user, now=timezone.now()))
 
 
 class ManifestView(APIView):
@@ -245,5 +247,5 @@ class PolicyView(APIView):
         """Replaces them, for requests that are submitted from now on."""
         user = user_of(request)
         policy = access.get_policy(user, tenant)
-        wish = taken_in(PolicyInput, request)
-        return render(self, PolicyOutput, services.set_policy(policy.tenant, by=user, now=timezone.now(), **wish))
+        fields = validated(PolicyInput, request)
+        return render(self, PolicyOutput, services.set_policy(policy.tenant, by=user, now=timezone.now(), **fields))

@@ -79,7 +79,7 @@ def redo_from_ledger(collection: Collection, entry: Entry, *, now: datetime) -> 
         locked = lock_collection(collection)
         if locked.status in {Collection.Status.PURGING, Collection.Status.BLOCKED}:
             return None
-        retention.end_all(locked, now=now)
+        retention.end_open_requests(locked, now=now)
         Hold.objects.filter(collection=locked).delete()
         return _shred(
             locked, why=entry.why, due_at=entry.began_at, by=None, now=now, number=entry.number, entered_at=entry.began_at

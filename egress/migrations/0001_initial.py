@@ -25,12 +25,12 @@ class Migration(migrations.Migration):
             name="EgressPolicy",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("version", models.PositiveIntegerField(default=0, editable=False, help_text="counts the changes")),
+                ("version", models.PositiveIntegerField(default=0, editable=False, help_text="number of changes")),
                 (
                     "stages",
                     models.JSONField(
                         default=egress.models.default_stages,
-                        help_text="roles, in the order of decisions",
+                        help_text="roles in the order of decision",
                         validators=[egress.models.check_stages],
                     ),
                 ),
@@ -56,7 +56,7 @@ class Migration(migrations.Migration):
                         validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(366)],
                     ),
                 ),
-                ("file_types", models.JSONField(default=list, help_text="extensions that may leave, such as csv; empty for any")),
+                ("file_types", models.JSONField(default=list, help_text="allowed extensions, such as csv; empty: all")),
                 (
                     "max_files",
                     models.PositiveIntegerField(
@@ -78,7 +78,7 @@ class Migration(migrations.Migration):
                 (
                     "release_format",
                     models.CharField(
-                        choices=[("sealed", "Encrypted"), ("plain", "As a plain zip, for a bucket that encrypts by itself")],
+                        choices=[("sealed", "Encrypted"), ("plain", "Plain zip, encrypted by the bucket")],
                         default="sealed",
                         max_length=10,
                     ),
@@ -116,8 +116,8 @@ class Migration(migrations.Migration):
                 ("collection_name", models.CharField(editable=False, max_length=200)),
                 ("requester_name", models.CharField(editable=False, max_length=150)),
                 ("justification", models.TextField(editable=False)),
-                ("policy", models.JSONField(editable=False, help_text="as it was when this was submitted")),
-                ("stages", models.JSONField(editable=False, help_text="roles, in the order of decisions")),
+                ("policy", models.JSONField(editable=False, help_text="copy from the submission")),
+                ("stages", models.JSONField(editable=False, help_text="roles in the order of decision")),
                 ("stage_count", models.PositiveIntegerField(editable=False)),
                 (
                     "status",
@@ -143,43 +143,49 @@ class Migration(migrations.Migration):
                 ("round", models.PositiveIntegerField(default=1, editable=False)),
                 (
                     "stage",
-                    models.PositiveIntegerField(default=0, editable=False, help_text="of the decision that is next, from 0"),
+                    models.PositiveIntegerField(default=0, editable=False, help_text="of the next decision, from 0"),
                 ),
                 (
                     "awaited_role",
-                    models.CharField(blank=True, editable=False, help_text="who decides now, in review", max_length=40),
+                    models.CharField(
+                        blank=True, editable=False, help_text="role that decides next, while in review", max_length=40
+                    ),
                 ),
-                ("step", models.PositiveIntegerField(default=0, editable=False, help_text="number of its last step")),
+                ("step", models.PositiveIntegerField(default=0, editable=False, help_text="number of the last transition")),
                 (
                     "content_sha256",
-                    models.CharField(editable=False, help_text="of the round's names, lengths and digests", max_length=64),
+                    models.CharField(
+                        editable=False, help_text="of names, lengths and digests of the round's files", max_length=64
+                    ),
                 ),
                 ("file_count", models.PositiveIntegerField(editable=False)),
                 ("total_length", models.BigIntegerField(editable=False, help_text="plaintext bytes")),
                 ("created_at", models.DateTimeField(editable=False)),
-                ("submitted_at", models.DateTimeField(editable=False, help_text="of this round")),
-                ("changed_at", models.DateTimeField(editable=False, help_text="since when it is in its state")),
+                ("submitted_at", models.DateTimeField(editable=False, help_text="start of this round")),
+                ("changed_at", models.DateTimeField(editable=False, help_text="time of the last change of status")),
                 (
                     "expires_at",
-                    models.DateTimeField(editable=False, help_text="when it ends by itself; none: it has ended", null=True),
+                    models.DateTimeField(
+                        editable=False, help_text="when an open request expires or fails; null: not open", null=True
+                    ),
                 ),
                 (
                     "problem",
-                    models.CharField(blank=True, editable=False, help_text="what keeps it from going on", max_length=500),
+                    models.CharField(blank=True, editable=False, help_text="blocking reason", max_length=500),
                 ),
                 (
                     "attempts_before",
-                    models.PositiveIntegerField(default=0, editable=False, help_text="at what it does now: leases since count"),
+                    models.PositiveIntegerField(default=0, editable=False, help_text="leases before the current task"),
                 ),
                 ("released_at", models.DateTimeField(editable=False, null=True)),
                 ("available_until", models.DateTimeField(editable=False, null=True)),
                 (
                     "packed",
-                    models.BigIntegerField(default=0, editable=False, help_text="bytes of the package that have been written"),
+                    models.BigIntegerField(default=0, editable=False, help_text="bytes written to the package so far"),
                 ),
                 ("package_length", models.BigIntegerField(editable=False, null=True)),
                 ("package_sha256", models.CharField(blank=True, editable=False, max_length=64)),
-                ("manifest", models.TextField(blank=True, editable=False, help_text="canonical JSON, exactly as it is signed")),
+                ("manifest", models.TextField(blank=True, editable=False, help_text="canonical JSON, as signed")),
                 ("signature", models.CharField(blank=True, editable=False, help_text="Ed25519, base64", max_length=100)),
                 ("max_downloads", models.PositiveIntegerField(editable=False)),
                 ("download_count", models.PositiveIntegerField(default=0, editable=False)),
@@ -187,7 +193,7 @@ class Migration(migrations.Migration):
                     "collection",
                     models.ForeignKey(
                         editable=False,
-                        help_text="none: destroyed since",
+                        help_text="null after the collection was destroyed",
                         null=True,
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="egress_requests",
@@ -198,7 +204,7 @@ class Migration(migrations.Migration):
                     "package_collection",
                     models.OneToOneField(
                         editable=False,
-                        help_text="hidden: holds the package",
+                        help_text="hidden collection of the package",
                         null=True,
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="package_of",
@@ -232,8 +238,8 @@ class Migration(migrations.Migration):
                 ("id", models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ("by_name", models.CharField(max_length=150)),
                 ("granted_at", models.DateTimeField()),
-                ("touched_at", models.DateTimeField(help_text="when bytes last left")),
-                ("bytes_left", models.BigIntegerField(help_text="what a broken transfer may still fetch")),
+                ("touched_at", models.DateTimeField(help_text="when bytes were last sent")),
+                ("bytes_left", models.BigIntegerField(help_text="bytes that a resumed transfer may still fetch")),
                 (
                     "by",
                     models.ForeignKey(
@@ -248,7 +254,7 @@ class Migration(migrations.Migration):
                     "link",
                     models.ForeignKey(
                         db_constraint=False,
-                        help_text="that it was claimed with, an hour after which it is gone",
+                        help_text="link that started the download; links are deleted after an hour",
                         null=True,
                         on_delete=django.db.models.deletion.DO_NOTHING,
                         related_name="+",
@@ -275,7 +281,7 @@ class Migration(migrations.Migration):
                     models.CharField(choices=[("approve", "Approve"), ("reject", "Reject"), ("return", "Return")], max_length=10),
                 ),
                 ("reason", models.TextField()),
-                ("content_sha256", models.CharField(help_text="what was decided on", max_length=64)),
+                ("content_sha256", models.CharField(help_text="digest of the files that were reviewed", max_length=64)),
                 ("by_name", models.CharField(max_length=150)),
                 ("by_email", models.EmailField(max_length=254)),
                 ("at", models.DateTimeField()),
@@ -326,13 +332,13 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("round", models.PositiveIntegerField()),
-                ("number", models.PositiveIntegerField(help_text="in its round, from 1")),
+                ("number", models.PositiveIntegerField(help_text="within the round, from 1")),
                 ("file_uuid", models.UUIDField()),
                 ("filename", models.CharField(max_length=255)),
                 ("content_type", models.CharField(max_length=127)),
                 ("length", models.BigIntegerField(help_text="plaintext bytes")),
                 ("sha256", models.CharField(help_text="of the plaintext, hex", max_length=64)),
-                ("object_id", models.UUIDField(help_text="the content that was pinned")),
+                ("object_id", models.UUIDField(help_text="pinned content")),
                 (
                     "status",
                     models.CharField(
@@ -344,11 +350,11 @@ class Migration(migrations.Migration):
                 ("store", models.CharField(help_text="STORAGES alias of the copy", max_length=50)),
                 ("object_key", models.CharField(help_text="of the copy", max_length=200, unique=True)),
                 ("object_etag", models.CharField(blank=True, help_text="of the copy", max_length=200)),
-                ("wiped_at", models.DateTimeField(help_text="the copy was listed as absent", null=True)),
+                ("wiped_at", models.DateTimeField(help_text="when a listing confirmed the deletion of the copy", null=True)),
                 (
                     "file",
                     models.ForeignKey(
-                        help_text="has what opens the copy; none: gone since",
+                        help_text="its key decrypts the copy; null: deleted or unpinned",
                         null=True,
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="egress_items",

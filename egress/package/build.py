@@ -23,7 +23,7 @@ from egress import access
 from egress.models import Decision, EgressPolicy, EgressRequest, StagedFile
 from egress.package.manifest import NAME, SIGNATURE, Manifest, digest_of, listed, make
 from egress.package.zip_format import new_member
-from egress.staging import BEAT, check_ours, heartbeat
+from egress.staging import HEARTBEAT_SECONDS, check_claim, heartbeat
 from egress.states import State
 from egress.transitions import lock_request, move
 from files import access as file_access
@@ -49,26 +49,26 @@ from vault.stores import NotEncrypted, ObjectChanged
 log = logging.getLogger(__name__)
 
 RELEASE: Final = "release"  # STORAGES alias
-MOST_ATTEMPTS: Final = 5
+MAX_ATTEMPTS: Final = 5
 
 
 class Unreleasable(Exception):
     """What was approved cannot be released as it is. The text says why, and is for the people concerned."""
 
 
-class ApproverLost(Exception):
+class ApproverUnauthorized(Exception):
     """Somebody who approved may not approve any more: the next attempt sends the request back to their stage."""
 
 
 def build(request: EgressRequest, *, now: datetime) -> None:
     """The package of a claimed request. Raises LeaseLost, and StoreError where it may pass; what may not fails the request."""
     try:
-        if request.attempts - request.attempts_before > MOST_ATTEMPTS:
-            raise Unreleasable(f"The package could not be built in {MOST_ATTEMPTS} attempts. {request.problem}".strip())
+        if request.attempts - request.attempts_before > MAX_ATTEMPTS:
+            raise Unreleasable(f"The package could not be built in {MAX_ATTEMPTS} attempts. {request.problem}".strip())
         release = _prepare(request, now=now)
         if release is not None:
             _build(request, release, now=now)
-    except ApproverLost:
+    except ApproverUnauthorized:
         _prepare(request, now=timezone.now())
     except Unreleasable as error:
         _fail(request, str(error), now=timezone.now())
@@ -79,8 +79,8 @@ def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
     """The hidden collection that is to hold the package. None if the request went back to review."""
     with transaction.atomic():
         locked = lock_request(request)
-        check_ours(request, locked, State.APPROVED)
-        if _void_lost(locked, now=now):
+        check_claim(request, locked, State.APPROVED)
+        if _void_unauthorized(locked, now=now):
             return None
         _check_requester(locked)
         cipher = Cipher.NONE if locked.policy["release_format"] == EgressPolicy.Format.PLAIN else Cipher.AES_GCM
@@ -105,13 +105,13 @@ def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
     return release
 
 
-def _void_lost(locked: EgressRequest, *, now: datetime) -> bool:
+def _void_unauthorized(locked: EgressRequest, *, now: datetime) -> bool:
     """Sends the request back to the first stage whose approver may not approve any more. True if there is one."""
-    lost = _lost(locked)
-    if not lost:
+    unauthorized = _unauthorized_decisions(locked)
+    if not unauthorized:
         return False
-    Decision.objects.filter(pk__in=[decision.pk for decision in lost]).update(voided_at=now)
-    names = ", ".join(f"{decision.by_name} ({decision.role})" for decision in lost)
+    Decision.objects.filter(pk__in=[decision.pk for decision in unauthorized]).update(voided_at=now)
+    names = ", ".join(f"{decision.by_name} ({decision.role})" for decision in unauthorized)
     move(
         locked,
         State.IN_REVIEW,
@@ -119,13 +119,13 @@ def _void_lost(locked: EgressRequest, *, now: datetime) -> bool:
         now=now,
         action="egress.void",
         reason=f"May not approve any more: {names}.",
-        stage=min(decision.stage for decision in lost),
+        stage=min(decision.stage for decision in unauthorized),
     )
     return True
 
 
-def _lost(locked: EgressRequest) -> list[Decision]:
-    return [decision for decision in access.standing_decisions(locked) if not access.still_counts(decision, locked)]
+def _unauthorized_decisions(locked: EgressRequest) -> list[Decision]:
+    return [decision for decision in access.valid_decisions(locked) if not access.is_still_authorized(decision, locked)]
 
 
 def _check_requester(locked: EgressRequest) -> None:
@@ -183,21 +183,21 @@ class Package(uploads.UploadSession):
     limit = None  # what was approved may be as large as it is
     request: EgressRequest
     manifest: Manifest
-    _beaten = 0.0
+    _last_heartbeat = 0.0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         super().write(data)
-        if time.monotonic() - self._beaten > BEAT:
-            self._beaten = time.monotonic()
+        if time.monotonic() - self._last_heartbeat > HEARTBEAT_SECONDS:
+            self._last_heartbeat = time.monotonic()
             heartbeat(self.request, State.APPROVED, packed=self.length)
 
     def create_file(self, *, by: User | None, now: datetime) -> StoredFile:
-        """The release. Whoever lost a right while the bytes were written is found here (F-49)."""
+        """The release. Whoever unauthorized a right while the bytes were written is found here (F-49)."""
         package = self.draft
         locked = lock_request(self.request)
-        check_ours(self.request, locked, State.APPROVED)
-        if _lost(locked):
-            raise ApproverLost
+        check_claim(self.request, locked, State.APPROVED)
+        if _unauthorized_decisions(locked):
+            raise ApproverUnauthorized
         _check_requester(locked)
         # The other contender is the clean-up, which takes an upload without a heartbeat for dead.
         if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
@@ -223,7 +223,7 @@ class Package(uploads.UploadSession):
         return package
 
 
-class Sink(io.RawIOBase):
+class ZipSink(io.RawIOBase):
     """What `zipfile` takes for a file that can only be written to."""
 
     def __init__(self, package: Package) -> None:
@@ -239,7 +239,7 @@ class Sink(io.RawIOBase):
 
 def _write(package: Package, items: list[StagedFile], manifest: Manifest) -> None:
     """The files in their order, and then what says that they are these."""
-    with zipfile.ZipFile(Sink(package), "w") as archive:
+    with zipfile.ZipFile(ZipSink(package), "w") as archive:
         for item in items:
             with archive.open(new_member(item.filename, item.length), "w") as member:
                 for piece in _verified(item):
@@ -255,7 +255,7 @@ def _verified(item: StagedFile) -> Iterator[bytes]:
     """
     digest, length = hashlib.sha256(), 0
     try:
-        for piece in replace(staged(item), etag="").read(0, item.length, is_internal=True):
+        for piece in replace(staged_content(item), etag="").read(0, item.length, is_internal=True):
             digest.update(piece)
             length += len(piece)
             yield piece
@@ -266,7 +266,7 @@ def _verified(item: StagedFile) -> Iterator[bytes]:
         raise Unreleasable(f"File {item.number} is not what was approved.")
 
 
-def staged(item: StagedFile) -> Content:
+def staged_content(item: StagedFile) -> Content:
     """The bytes of a copy, and the key to them. FileNotFoundError if the content that was pinned is not there any more."""
     file = item.file
     if file is None or file.object_id != item.object_id:
@@ -281,5 +281,5 @@ def staged(item: StagedFile) -> Content:
 def _fail(request: EgressRequest, problem: str, *, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_request(request)
-        check_ours(request, locked, State.APPROVED)
+        check_claim(request, locked, State.APPROVED)
         move(locked, State.FAILED, by=None, now=now, reason=problem, action="egress.fail", problem=problem[:500])

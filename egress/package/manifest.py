@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from egress.access import standing_decisions
+from egress.access import valid_decisions
 from egress.models import EgressRequest, StagedFile
 from files.models import StoredFile
 from tenants.models import User
@@ -41,7 +41,7 @@ def make(request: EgressRequest, items: Iterable[StagedFile], *, now: datetime) 
     """Of a request that was approved at every stage: the same each time, so that its package is, too. Raises WrongKey."""
     key = keys.ensure_signing_key(Key.Purpose.EGRESS, now=now)
     requester = User.objects.filter(pk=request.requester_id).first()
-    decisions = sorted(standing_decisions(request), key=lambda decision: decision.stage)
+    decisions = sorted(valid_decisions(request), key=lambda decision: decision.stage)
     body = {
         "version": 1,
         "request": {

@@ -18,8 +18,8 @@ from egress.package.zip_format import NonCanonicalZip, check
 
 # What zipfile and json raise over bytes that mean nothing, or that point outside the file.
 UNREADABLE: Final = (zipfile.BadZipFile, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, EOFError, OSError)
-CHUNK: Final = 1024**2
-MOST: Final = 64 * 1024**2  # bytes of a manifest
+CHUNK_BYTES: Final = 1024**2
+MAX_MANIFEST_BYTES: Final = 64 * 1024**2  # bytes of a manifest
 
 
 class BadPackage(Exception):
@@ -55,7 +55,7 @@ def _verify(file: BinaryIO, public_keys: list[Ed25519PublicKey]) -> dict[str, An
 def _read(package: zipfile.ZipFile, name: str) -> bytes:
     try:
         with package.open(name) as member:
-            return member.read(MOST)
+            return member.read(MAX_MANIFEST_BYTES)
     except KeyError:
         raise BadPackage(f"it has no {name}") from None
 
@@ -78,7 +78,7 @@ def _check_files(package: zipfile.ZipFile, files: list[dict[str, Any]]) -> None:
     for file in files:
         digest, length = hashlib.sha256(), 0
         with package.open(file["name"]) as member:
-            while piece := member.read(CHUNK):
+            while piece := member.read(CHUNK_BYTES):
                 digest.update(piece)
                 length += len(piece)
         if (length, digest.hexdigest()) != (file["length"], file["sha256"]):

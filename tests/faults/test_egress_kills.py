@@ -25,7 +25,7 @@ from rest_framework.test import APIClient
 from config.processes import die_with_parent
 from egress import jobs
 from egress.models import EgressRequest, StagedFile
-from egress.package.build import MOST_ATTEMPTS
+from egress.package.build import MAX_ATTEMPTS
 from files.models import Collection, Upload
 from tenants.models import Tenant, User
 from tests import invariants
@@ -129,11 +129,11 @@ def in_worker(prepare: Callable[[], object], work: Callable[[], object]) -> int:
 
 
 def stage() -> object:
-    return jobs.work(now=timezone.now(), until=float("inf"))
+    return jobs.process_copies(now=timezone.now(), until=float("inf"))
 
 
 def build() -> object:
-    return jobs.build_packages(now=timezone.now())
+    return jobs.build_package(now=timezone.now())
 
 
 PHASES: Final = {"staging": (stage, 12), "packaging": (build, 15), "wiping": (stage, 6)}
@@ -218,13 +218,13 @@ def assert_released_once(request: Any, client: APIClient, files: dict[str, bytes
 def test_request_fails_after_repeated_kills_of_its_workers(api: Api, bob: User, people: dict[str, User]) -> None:
     """F-27: for example, when packaging exhausts memory each time. After a few attempts it fails and leaves no data."""
     request = approved(api, bob, people, fill(api(bob)))
-    for attempt in range(MOST_ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
-        assert in_worker(Steps(12).count_all, partial(jobs.build_packages, now=now)) == KILLED
+        assert in_worker(Steps(12).count_all, partial(jobs.build_package, now=now)) == KILLED
         assert row(request).status == "approved"
-    assert Upload.objects.count() == MOST_ATTEMPTS
-    go_on(6 * MOST_ATTEMPTS)
-    go_on(6 * MOST_ATTEMPTS + 16)  # after the heartbeat timeout of the last upload
+    assert Upload.objects.count() == MAX_ATTEMPTS
+    go_on(6 * MAX_ATTEMPTS)
+    go_on(6 * MAX_ATTEMPTS + 16)  # after the heartbeat timeout of the last upload
     assert row(request).status == "failed"
     assert "could not be built in 5 attempts" in row(request).problem
     assert in_bucket("release") == []

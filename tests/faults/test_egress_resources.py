@@ -26,7 +26,7 @@ from pytest_django import Settings
 
 from egress import jobs
 from egress.models import EgressRequest
-from egress.package.build import MOST_ATTEMPTS
+from egress.package.build import MAX_ATTEMPTS
 from files.models import Upload
 from tenants.models import Tenant, User
 from tests import stores
@@ -237,7 +237,7 @@ def test_worker_builds_the_package_when_it_has_memory_again(api: Api, bob: User,
         release_memory()
         close_old_connections()  # like Celery after each task
         assert (row(request).status, attempts(request)) == ("approved", 1)
-        assert jobs.build_packages(now=timezone.now() + timedelta(minutes=6))
+        assert jobs.build_package(now=timezone.now() + timedelta(minutes=6))
 
     assert in_worker(partial(starve_while_reading, 4 * MIB), work) == 0
     go_on_given(22)
@@ -247,12 +247,12 @@ def test_worker_builds_the_package_when_it_has_memory_again(api: Api, bob: User,
 def test_request_fails_if_no_worker_has_the_memory(api: Api, bob: User, people: dict[str, User]) -> None:
     """F-27: it fails after a few attempts and leaves no data."""
     request = approved(api, bob, people, fill(api(bob), files=LARGE))
-    for attempt in range(MOST_ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
-        in_worker(partial(starve_while_reading, 4 * MIB), partial(jobs.build_packages, now=now))
+        in_worker(partial(starve_while_reading, 4 * MIB), partial(jobs.build_package, now=now))
         assert (row(request).status, attempts(request)) == ("approved", attempt + 1)
-    go_on_given(6 * MOST_ATTEMPTS)
-    go_on_given(6 * MOST_ATTEMPTS + 16)
+    go_on_given(6 * MAX_ATTEMPTS)
+    go_on_given(6 * MAX_ATTEMPTS + 16)
     assert row(request).status == "failed"
     assert "could not be built in 5 attempts" in row(request).problem
     assert in_bucket("release") == []

@@ -65,16 +65,16 @@ def work_on() -> None:
     """All that goes on by itself, until there is nothing left to do, however long a busy machine takes for it."""
     for _ in range(20):
         jobs.tick(now=timezone.now())
-        while jobs.work(now=timezone.now(), until=float("inf")):
+        while jobs.process_copies(now=timezone.now(), until=float("inf")):
             pass
-        if not jobs.build_packages(now=timezone.now()):
+        if not jobs.build_package(now=timezone.now()):
             break
 
 
 def work_later() -> None:
     """When whoever had a lease and showed no sign of life is taken for dead."""
-    now = timezone.now() + jobs.PATIENCE + timedelta(minutes=1)
-    while jobs.work(now=now, until=float("inf")) or jobs.build_packages(now=now):
+    now = timezone.now() + jobs.LEASE_TIMEOUT + timedelta(minutes=1)
+    while jobs.process_copies(now=now, until=float("inf")) or jobs.build_package(now=now):
         pass
 
 
@@ -112,7 +112,7 @@ def go_on(minutes: int) -> None:
     """All that is to be done so much later, by which time those who work now are taken for dead if that is long enough."""
     with travel(timezone.now() + timedelta(minutes=minutes)):
         now = timezone.now()
-        while jobs.work(now=now, until=float("inf")) or jobs.build_packages(now=now):
+        while jobs.process_copies(now=now, until=float("inf")) or jobs.build_package(now=now):
             pass
         cleanup.give_up_stalled_uploads(now=now)
         cleanup.erase_due(now=now)
@@ -121,7 +121,7 @@ def go_on(minutes: int) -> None:
 def go_on_given(minutes: int) -> None:
     """As `go_on`, but the time is only given: S3 refuses what is signed at another than its own."""
     now = timezone.now() + timedelta(minutes=minutes)
-    while jobs.work(now=now, until=float("inf")) or jobs.build_packages(now=now):
+    while jobs.process_copies(now=now, until=float("inf")) or jobs.build_package(now=now):
         pass
     cleanup.give_up_stalled_uploads(now=now)
     cleanup.erase_due(now=now)

@@ -124,7 +124,7 @@ def send_back(api: Api, request: Any, people: dict[str, User]) -> None:
 def expire(api: Api, request: Any, people: dict[str, User]) -> None:
     approve(api, request, people["grace"])
     outbox.send_due(now=timezone.now())
-    jobs.end_overdue(now=timezone.now() + 22 * DAY)
+    jobs.end_expired(now=timezone.now() + 22 * DAY)
 
 
 def revoke(api: Api, request: Any, people: dict[str, User]) -> None:

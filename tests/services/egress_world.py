@@ -90,11 +90,11 @@ def _requests(clients: Clients, requester: User) -> dict[str, Any]:
         assert decide(grace, made[start]).status_code == 201
     assert decide(ruth, made["failed"]).status_code == 201
     User.objects.filter(pk=requester.pk).update(is_active=False)
-    assert jobs.build_packages(now=timezone.now())
+    assert jobs.build_package(now=timezone.now())
     User.objects.filter(pk=requester.pk).update(is_active=True)
     for start in ("released", "closed", "revoked"):
         assert decide(ruth, made[start]).status_code == 201
-        assert jobs.build_packages(now=timezone.now())
+        assert jobs.build_package(now=timezone.now())
     assert decide(ruth, made["approved"]).status_code == 201
     assert decide(grace, made["rejected"], "reject").status_code == 201
     assert decide(grace, made["returned"], "return").status_code == 201
@@ -103,7 +103,7 @@ def _requests(clients: Clients, requester: User) -> dict[str, Any]:
     past = timezone.now() - timedelta(minutes=1)
     EgressRequest.objects.filter(pk=made["expired"]["id"]).update(expires_at=past)
     EgressRequest.objects.filter(pk=made["closed"]["id"]).update(available_until=past)
-    jobs.end_overdue(now=timezone.now())
+    jobs.end_expired(now=timezone.now())
     work_on()
     assert not StagedFile.objects.filter(status=StagedFile.Status.WIPING).exists()
     made["submitted"] = _submit(clients, "submitted")
@@ -120,7 +120,7 @@ def _submit(clients: Clients, start: str) -> Any:
 
 def work_on() -> None:
     """Copies and wiping, of all that wait for it."""
-    while jobs.work(now=timezone.now(), until=float("inf")):
+    while jobs.process_copies(now=timezone.now(), until=float("inf")):
         pass
 
 

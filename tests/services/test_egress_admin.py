@@ -111,7 +111,7 @@ def test_page_shows_the_request_with_all_that_happened_and_no_content(site: Clie
 
     for each in (released["id"], released["collection"], released["justification"], "1 of 1", "grace@example.org", "ruth"):
         assert each in page, each
-    assert re.findall(r'field-at_stage">.*?<p>(\d)</p>', page, re.DOTALL)[-2:] == ["1", "2"]  # of the decisions
+    assert re.findall(r'field-stage_number">.*?<p>(\d)</p>', page, re.DOTALL)[-2:] == ["1", "2"]  # of the decisions
     for state in (State.SUBMITTED, State.IN_REVIEW, State.APPROVED, State.RELEASED):
         assert str(state.label) in page
     assert 'name="_save"' not in page
@@ -262,7 +262,7 @@ def test_operator_has_a_package_built_again(site: Client, api: Api, bob: User, f
 @pytest.mark.parametrize(
     ("action", "reason", "words"),
     [
-        ("build_again", WHY, "The request is released: this is not the moment for it."),
+        ("build_again", WHY, "This is not possible while the request is released."),
         ("revoke", "", "This field may not be blank."),
         ("revoke", "short", "Say why, in at least 10 characters."),
         ("revoke", "with a bell \x07 in it", "Control characters are not allowed."),
@@ -280,7 +280,10 @@ def test_refusal_is_a_message_and_no_error_page(site: Client, released: Any, act
 def test_refusal_of_one_keeps_no_other_from_it(site: Client, api: Api, bob: User, people: dict[str, User], released: Any) -> None:
     other = ask(api, bob, "Others")
     messages = said(press(site, "revoke", released, other, reason=WHY))
-    assert sorted(message.rpartition(": ")[2] for message in messages) == ["done.", "this is not the moment for it."]
+    assert sorted(message.rpartition(": ")[2] for message in messages) == [
+        "This is not possible while the request is in review.",
+        "done.",
+    ]
     assert (row(released).status, row(other).status) == ("revoked", "in_review")
 
 

@@ -84,8 +84,8 @@ POINTS = {  # of the 17, 79 and 18 that there are
 def assert_taken_up_again(request: Any, api: Api, bob: User, people: dict[str, User], phase: str, kind: str, point: int) -> bool:
     """Whether there were fewer points than that."""
     if phase == "wiping":
-        jobs.build_packages(now=timezone.now())
-    work = jobs.build_packages if phase == "packaging" else partial(jobs.work, until=0)
+        jobs.build_package(now=timezone.now())
+    work = jobs.build_package if phase == "packaging" else partial(jobs.process_copies, until=0)
     is_over = break_off(point, kind, partial(work, now=timezone.now()))
     go_on(16)
     if phase == "staging":
@@ -152,7 +152,7 @@ def test_what_keeps_copies_from_being_wiped_is_told(
 ) -> None:
     """No longer than that. All of the 18 points are tried with --long."""
     assert decide(api(people["grace"]), in_review, "reject").status_code == 201
-    assert not break_off(point, kind, partial(jobs.work, now=timezone.now(), until=float("inf")))
+    assert not break_off(point, kind, partial(jobs.process_copies, now=timezone.now(), until=float("inf")))
     go_on(6)
     assert_wiped(in_review)
     assert row(in_review).problem == ""
@@ -169,7 +169,7 @@ def test_what_kept_copies_from_being_wiped_is_told_no_longer_than_that(
         request = submit(api(bob), fill(api(bob), f"Number {point}", files={"a.csv": b"a"}))
         work_on()
         assert decide(api(people["grace"]), request, "reject").status_code == 201
-        is_over = break_off(point, kind, partial(jobs.work, now=timezone.now(), until=float("inf")))
+        is_over = break_off(point, kind, partial(jobs.process_copies, now=timezone.now(), until=float("inf")))
         go_on(6)
         assert_wiped(request)
         assert row(request).problem == ""

@@ -62,14 +62,14 @@ def test_worker_whose_copy_takes_long_is_alive_and_nobody_wipes_behind_it(
     api: Api, bob: User, people: dict[str, User], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """INV-07: a listing that finds nothing means that nothing will come."""
-    monkeypatch.setattr(staging, "BEAT", 0.05)
+    monkeypatch.setattr(staging, "HEARTBEAT_SECONDS", 0.05)
     gate, request = Gate(monkeypatch), submit(api(bob), fill(api(bob), files={"a.csv": b"a"}))
-    worker = in_thread(partial(jobs.work, now=timezone.now(), until=float("inf")))
+    worker = in_thread(partial(jobs.process_copies, now=timezone.now(), until=float("inf")))
     assert gate.begun.wait(10)
     assert api(bob).post(path(request, "withdraw/"), {}).status_code == 200
     first = row(request).lease_at
     wait_for(lambda: row(request).lease_at != first)
-    assert not jobs.work(now=timezone.now(), until=float("inf"))
+    assert not jobs.process_copies(now=timezone.now(), until=float("inf"))
     assert StagedFile.objects.get(request=request["id"]).status == "wiping"
     gate.open.set()
     worker.join(30)
@@ -82,7 +82,7 @@ def test_copy_that_came_behind_its_tombstone_is_erased(
 ) -> None:
     """The worker could not show a sign of life for six minutes, another has wiped meanwhile, and then the store is done."""
     gate, request = Gate(monkeypatch), submit(api(bob), fill(api(bob), files={"a.csv": b"a"}))
-    worker = in_thread(partial(jobs.work, now=timezone.now(), until=float("inf")))
+    worker = in_thread(partial(jobs.process_copies, now=timezone.now(), until=float("inf")))
     assert gate.begun.wait(10)
     assert api(bob).post(path(request, "withdraw/"), {}).status_code == 200
     EgressRequest.objects.update(lease_at=timezone.now() - timedelta(minutes=6))
@@ -97,11 +97,11 @@ def test_large_request_takes_turns_with_others(
     api: Api, bob: User, people: dict[str, User], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tick copies a piece of one. The next is another's, and somebody who came later is not kept waiting for all of it."""
-    monkeypatch.setattr(staging, "AT_ONCE", 1)
+    monkeypatch.setattr(staging, "COPY_THREADS", 1)
     large = submit(api(bob), fill(api(bob), "Large", files={f"{number}.csv": b"a" for number in range(5)}))
     small = submit(api(bob), fill(api(bob), "Small", files={"a.csv": b"a"}))
     for _ in range(4):
-        assert jobs.work(now=timezone.now(), until=0)
+        assert jobs.process_copies(now=timezone.now(), until=0)
     assert (row(large).status, row(small).status) == ("submitted", "in_review")
 
 

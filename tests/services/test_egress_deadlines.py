@@ -70,11 +70,11 @@ def test_abandoned_request_leaves_by_itself(world: World, start: str) -> None:
 def test_step_that_somebody_took_moves_the_deadline(world: World) -> None:
     request = world.requests["second stage"]
     first = deadline(request)
-    jobs.end_overdue(now=first - SECOND)
+    jobs.end_expired(now=first - SECOND)
     assert row(request).status == "in_review"
     assert decide(world.clients["ruth"], request, "return").status_code == 201
     assert deadline(request) > first
-    jobs.end_overdue(now=first)
+    jobs.end_expired(now=first)
     assert row(request).status == "returned"
 
 

@@ -182,7 +182,7 @@ def revoke(client: APIClient, request: Any) -> int:
 
 
 def close(request: Any) -> int:
-    jobs.end_overdue(now=timezone.now() + timedelta(days=8))
+    jobs.end_expired(now=timezone.now() + timedelta(days=8))
     return 200
 
 

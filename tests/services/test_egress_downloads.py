@@ -199,7 +199,7 @@ def revoke(request: Any, api: Api, alice: User) -> None:
 
 
 def close(request: Any, api: Api, alice: User) -> None:
-    jobs.end_overdue(now=timezone.now() + timedelta(days=8))
+    jobs.end_expired(now=timezone.now() + timedelta(days=8))
 
 
 ENDS = [revoke, close]
@@ -608,7 +608,7 @@ def test_running_download_ends_with_the_right_to_it(
         next(pieces)
     answer.close()
     (made,) = row(released).downloads.all()
-    assert downloads.taken(made) == len(received)
+    assert downloads.bytes_taken(made) == len(received)
 
 
 def test_running_download_goes_on_while_nothing_changes(
@@ -628,13 +628,13 @@ def test_package_is_not_closed_under_who_has_fetched_it_for_hours(
         for piece in answer.streaming_content:
             received += len(piece)
             clock.shift(timedelta(minutes=20))
-            jobs.end_overdue(now=timezone.now())
+            jobs.end_expired(now=timezone.now())
             if received > 3 * MIB:
                 break
         assert row(released).status == "released"
         answer.close()
-        clock.shift(jobs.RESUMABLE + timedelta(minutes=1))
-        jobs.end_overdue(now=timezone.now())
+        clock.shift(jobs.RESUME_PERIOD + timedelta(minutes=1))
+        jobs.end_expired(now=timezone.now())
     assert row(released).status == "closed"
     assert AuditEvent.objects.filter(action="egress.close").count() == 1
     invariants.check_slots()

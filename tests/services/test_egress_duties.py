@@ -34,8 +34,8 @@ def put(world: World, who: str, slug: str, filename: str, content: bytes) -> int
 
 
 def build() -> None:
-    assert jobs.build_packages(now=timezone.now())
-    while jobs.build_packages(now=timezone.now()):
+    assert jobs.build_package(now=timezone.now())
+    while jobs.build_package(now=timezone.now()):
         pass
 
 

@@ -52,9 +52,9 @@ def assert_no_package(api: Api, people: dict[str, User], request: Any, *, now: d
 def test_package_ends_with_its_window(api: Api, people: dict[str, User], released: Any) -> None:
     until = row(released).available_until
     assert until
-    jobs.end_overdue(now=until - SECOND)
+    jobs.end_expired(now=until - SECOND)
     assert row(released).status == "released"
-    jobs.end_overdue(now=until)
+    jobs.end_expired(now=until)
     assert row(released).status == "closed"
     assert_no_package(api, people, released, now=until)
 
@@ -66,7 +66,7 @@ def test_package_ends_when_the_clock_says_so_whoever_is_first(api: Api, people: 
     Collection.objects.filter(kind="release").update(purge_at=past)
     purge_tick(now=timezone.now())
     assert api(people["bob"]).get(path(released, "package.zip")).status_code == 409
-    jobs.end_overdue(now=timezone.now())
+    jobs.end_expired(now=timezone.now())
     assert row(released).status == "closed"
     assert_no_package(api, people, released)
 
@@ -76,11 +76,11 @@ def test_package_that_was_fetched_to_the_limit_ends_when_it_cannot_be_resumed(
 ) -> None:
     assert body(api(people["bob"]).get(path(released, "package.zip")))
     touched = row(released).downloads.get().touched_at
-    jobs.end_overdue(now=touched + jobs.RESUMABLE - SECOND)
+    jobs.end_expired(now=touched + jobs.RESUME_PERIOD - SECOND)
     assert row(released).status == "released"
-    jobs.end_overdue(now=touched + jobs.RESUMABLE)
+    jobs.end_expired(now=touched + jobs.RESUME_PERIOD)
     assert row(released).status == "closed"
-    assert_no_package(api, people, released, now=touched + jobs.RESUMABLE)
+    assert_no_package(api, people, released, now=touched + jobs.RESUME_PERIOD)
 
 
 def test_extended_package_ends_at_its_new_time(api: Api, people: dict[str, User], released: Any) -> None:
@@ -91,9 +91,9 @@ def test_extended_package_ends_at_its_new_time(api: Api, people: dict[str, User]
     assert before
     assert until == before + timedelta(days=2)
     assert Collection.objects.get(kind="release").purge_at == until
-    jobs.end_overdue(now=before + SECOND)
+    jobs.end_expired(now=before + SECOND)
     assert row(released).status == "released"
-    jobs.end_overdue(now=until)
+    jobs.end_expired(now=until)
     assert row(released).status == "closed"
 
 
@@ -106,7 +106,7 @@ def test_package_whose_time_is_over_is_not_extended(api: Api, people: dict[str, 
     assert "extend" not in see(api(people["ruth"]), released)["allowed_actions"]
     answer = api(people["ruth"]).post(path(released, "extend/"), {"days": 2, "reason": REASON})
     assert (answer.status_code, answer.json()["code"]) == (409, "package_gone")
-    jobs.end_overdue(now=timezone.now())
+    jobs.end_expired(now=timezone.now())
     assert row(released).status == "closed"
 
 

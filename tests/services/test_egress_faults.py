@@ -284,15 +284,15 @@ def test_attempts_that_are_used_up_fail_and_leave_nothing(
     """F-27. An operator's retry begins to count anew."""
     with monkeypatch.context() as patch:
         patch.setattr("vault.stores.local.LocalWriter.commit", raising(StoreRefused("AccessDenied")))
-        for attempt in range(build.MOST_ATTEMPTS):
+        for attempt in range(build.MAX_ATTEMPTS):
             go_on(6 * attempt)
             assert row(request_).status == "approved"
-        go_on(6 * build.MOST_ATTEMPTS)
+        go_on(6 * build.MAX_ATTEMPTS)
     assert_failed(request_, "could not be built in 5 attempts. The storage does not do what it is asked")
     assert len(in_bucket("staging")) == len(FILES)  # for the retry
 
     retry(api(root), request_)
-    go_on(6 * build.MOST_ATTEMPTS + 6)
+    go_on(6 * build.MAX_ATTEMPTS + 6)
     assert_released_once(request_, api(bob))
 
 
@@ -305,9 +305,9 @@ def test_store_that_is_away_uses_up_no_attempt_for_a_day(
         patch.setattr("vault.stores.local.LocalWriter.commit", raising(StoreUnavailable("no answer")))
         for minutes in range(0, 23 * 60, step):
             go_on(minutes)
-        assert row(request_).attempts > 2 * build.MOST_ATTEMPTS
+        assert row(request_).attempts > 2 * build.MAX_ATTEMPTS
         assert row(request_).status == "approved"
-        for attempt in range(build.MOST_ATTEMPTS + 1):
+        for attempt in range(build.MAX_ATTEMPTS + 1):
             go_on(25 * 60 + 6 * attempt)
         assert_failed(request_, "could not be built in 5 attempts. The storage does not do what it is asked")
 
@@ -370,7 +370,7 @@ def test_right_that_is_lost_while_the_package_is_written_keeps_it_from_being_rel
         return create(self, key, **options)
 
     monkeypatch.setattr(LocalStore, "create", meddling)
-    jobs.build_packages(now=timezone.now())
+    jobs.build_package(now=timezone.now())
     found = row(request_)
     assert (found.status, found.stage) == (status, stage), found.problem
     assert len(in_bucket("release")) == (1 if status == "released" else 0)
@@ -466,7 +466,7 @@ def test_copies_of_a_request_that_is_withdrawn_meanwhile_are_wiped_at_once(
             assert api(bob).post(path(request, "withdraw/"), {"reason": REASON}).status_code == 200
         return copy(self, *args, **options)
 
-    monkeypatch.setattr(staging, "AT_ONCE", 1)
+    monkeypatch.setattr(staging, "COPY_THREADS", 1)
     monkeypatch.setattr(LocalStore, "copy", withdrawing)
     monkeypatch.setattr(staging, "ThreadPoolExecutor", InlineExecutor)
     work_on()

@@ -310,7 +310,7 @@ def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
     for message in told:
         assert message["Subject"] == "Failed, nothing was released: egress request for Results (Acme)"
         assert "> The copy of file 1 is not what was approved." in text_of(message)
-    deadline = notifications._moment(deadline_of(request))
+    deadline = notifications.format_moment(deadline_of(request))
     retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
     following = {
         "bob@example.org": "Wait for the operators, who have been told and can have it built again, or withdraw the request.",

@@ -47,7 +47,7 @@ def ends(now: datetime) -> Call:
     """Whatever is overdue: no answer to look at."""
 
     def end() -> int:
-        jobs.end_overdue(now=now)
+        jobs.end_expired(now=now)
         return 0
 
     return end
@@ -206,10 +206,10 @@ def test_workers_at_once_make_one_package(office: Office, results: str) -> None:
     request = office.submit()
 
     def build() -> bool:
-        return jobs.build_packages(now=timezone.now())
+        return jobs.build_package(now=timezone.now())
 
     def work() -> bool:
-        return jobs.work(now=timezone.now(), until=float("inf"))
+        return jobs.process_copies(now=timezone.now(), until=float("inf"))
 
     race([work, build] * 4)
     assert assert_consistent(request).status == "in_review"
@@ -227,9 +227,9 @@ def test_workers_at_once_make_one_package(office: Office, results: str) -> None:
 def test_worker_that_was_taken_for_dead_comes_back(office: Office, approved: Any) -> None:
     """Two with the same request at once, of whom one has its lease: one package."""
     request = approved
-    later = timezone.now() + jobs.PATIENCE + timedelta(minutes=1)
-    race([lambda: jobs.build_packages(now=timezone.now()), lambda: jobs.build_packages(now=later)])
-    while jobs.build_packages(now=later + jobs.PATIENCE + timedelta(minutes=1)):
+    later = timezone.now() + jobs.LEASE_TIMEOUT + timedelta(minutes=1)
+    race([lambda: jobs.build_package(now=timezone.now()), lambda: jobs.build_package(now=later)])
+    while jobs.build_package(now=later + jobs.LEASE_TIMEOUT + timedelta(minutes=1)):
         pass
     found = row(request)
     assert found.status == "released"

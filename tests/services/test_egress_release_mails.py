@@ -63,7 +63,7 @@ def test_release_that_was_revoked_meanwhile_is_not_announced(
 
 
 def close(api: Api, request: Any, bob: User) -> None:
-    jobs.end_overdue(now=timezone.now() + 8 * DAY)
+    jobs.end_expired(now=timezone.now() + 8 * DAY)
     assert see(api(bob), request)["status"] == "closed"
 
 

@@ -138,9 +138,9 @@ def test_operators_and_the_requester_are_reminded_of_what_failed(
     retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
     said = {
         "bob@example.org": f"Your request {what} The operators, who are reminded, too, can have it built again, and you can "
-        f"withdraw it. Otherwise it ends by itself on {notifications._moment(deadline)}.",
+        f"withdraw it. Otherwise it ends by itself on {notifications.format_moment(deadline)}.",
         "root@example.org": f"The request of bob@example.org {what} Once what is in the way is seen to, have it built again: "
-        f"{button} {retry}. Otherwise it ends by itself on {notifications._moment(deadline)}.",
+        f"{button} {retry}. Otherwise it ends by itself on {notifications.format_moment(deadline)}.",
     }
     for message in reminded:
         assert re.fullmatch(

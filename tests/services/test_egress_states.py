@@ -17,7 +17,7 @@ from rest_framework.test import APIClient
 from egress import jobs
 from egress.errors import WrongState
 from egress.models import EgressRequest
-from egress.states import FINAL, OPEN, OWNERS, PINNING, TRANSITIONS, By, State, pairs
+from egress.states import FINAL, NEXT_ACTORS, OPEN, PINNING, TRANSITIONS, ActorKind, State, allowed_transitions
 from egress.transitions import lock_request, move
 from tenants.models import Membership, User
 from tests.services.egress import REASON, body, decide, path, row
@@ -53,34 +53,34 @@ class Way:
     """From one state to another, or on the spot (None), for these actors and nobody else."""
 
     to: State | None
-    by: By
+    by: ActorKind
     actors: tuple[str, ...]
 
 
 REQUESTER: Final = ("bob", WITH_ROLES, "key of bob")
 WAYS: Final[dict[tuple[str, str], list[Way]]] = {
-    ("approve", "first stage"): [Way(State.IN_REVIEW, By.REVIEWER, ("grace",))],
-    ("approve", "second stage"): [Way(State.APPROVED, By.REVIEWER, ("ruth",))],
-    ("reject", "first stage"): [Way(State.REJECTED, By.REVIEWER, ("grace",))],
-    ("reject", "second stage"): [Way(State.REJECTED, By.REVIEWER, ("ruth",))],
-    ("return", "first stage"): [Way(State.RETURNED, By.REVIEWER, ("grace",))],
-    ("return", "second stage"): [Way(State.RETURNED, By.REVIEWER, ("ruth",))],
-    ("return", "failed"): [Way(State.RETURNED, By.REVIEWER, ("ruth",))],
-    ("resubmit", "returned"): [Way(State.SUBMITTED, By.REQUESTER, REQUESTER)],
-    ("withdraw", "submitted"): [Way(State.WITHDRAWN, By.REQUESTER, REQUESTER)],
-    ("withdraw", "first stage"): [Way(State.WITHDRAWN, By.REQUESTER, REQUESTER)],
-    ("withdraw", "second stage"): [Way(State.WITHDRAWN, By.REQUESTER, REQUESTER)],
-    ("withdraw", "failed"): [Way(State.WITHDRAWN, By.REQUESTER, REQUESTER)],
-    ("withdraw", "returned"): [Way(State.WITHDRAWN, By.REQUESTER, REQUESTER)],
+    ("approve", "first stage"): [Way(State.IN_REVIEW, ActorKind.REVIEWER, ("grace",))],
+    ("approve", "second stage"): [Way(State.APPROVED, ActorKind.REVIEWER, ("ruth",))],
+    ("reject", "first stage"): [Way(State.REJECTED, ActorKind.REVIEWER, ("grace",))],
+    ("reject", "second stage"): [Way(State.REJECTED, ActorKind.REVIEWER, ("ruth",))],
+    ("return", "first stage"): [Way(State.RETURNED, ActorKind.REVIEWER, ("grace",))],
+    ("return", "second stage"): [Way(State.RETURNED, ActorKind.REVIEWER, ("ruth",))],
+    ("return", "failed"): [Way(State.RETURNED, ActorKind.REVIEWER, ("ruth",))],
+    ("resubmit", "returned"): [Way(State.SUBMITTED, ActorKind.REQUESTER, REQUESTER)],
+    ("withdraw", "submitted"): [Way(State.WITHDRAWN, ActorKind.REQUESTER, REQUESTER)],
+    ("withdraw", "first stage"): [Way(State.WITHDRAWN, ActorKind.REQUESTER, REQUESTER)],
+    ("withdraw", "second stage"): [Way(State.WITHDRAWN, ActorKind.REQUESTER, REQUESTER)],
+    ("withdraw", "failed"): [Way(State.WITHDRAWN, ActorKind.REQUESTER, REQUESTER)],
+    ("withdraw", "returned"): [Way(State.WITHDRAWN, ActorKind.REQUESTER, REQUESTER)],
     ("revoke", "released"): [
-        Way(State.REVOKED, By.REVIEWER, ("grace", "ruth", "cora", WITH_ROLES)),  # whoever sees harm may stop it
-        Way(State.REVOKED, By.OPERATOR, ("alice", "root")),
+        Way(State.REVOKED, ActorKind.REVIEWER, ("grace", "ruth", "cora", WITH_ROLES)),  # whoever sees harm may stop it
+        Way(State.REVOKED, ActorKind.OPERATOR, ("alice", "root")),
     ],
-    ("retry", "failed"): [Way(State.APPROVED, By.OPERATOR, ("root",))],
-    ("extend", "released"): [Way(State.RELEASED, By.REVIEWER, ("ruth",))],
-    ("download", "released"): [Way(None, By.REQUESTER, REQUESTER)],
-    ("read_items", "first stage"): [Way(None, By.REVIEWER, ("grace", "key of grace", "ruth", "cora"))],
-    ("read_items", "second stage"): [Way(None, By.REVIEWER, ("grace", "key of grace", "ruth", "cora"))],
+    ("retry", "failed"): [Way(State.APPROVED, ActorKind.OPERATOR, ("root",))],
+    ("extend", "released"): [Way(State.RELEASED, ActorKind.REVIEWER, ("ruth",))],
+    ("download", "released"): [Way(None, ActorKind.REQUESTER, REQUESTER)],
+    ("read_items", "first stage"): [Way(None, ActorKind.REVIEWER, ("grace", "key of grace", "ruth", "cora"))],
+    ("read_items", "second stage"): [Way(None, ActorKind.REVIEWER, ("grace", "key of grace", "ruth", "cora"))],
 }
 AUDITED: Final = {action: f"egress.{action}" for action in ACTIONS} | {"download": "link.mint", "read_items": "egress.read"}
 
@@ -125,9 +125,9 @@ CHANGING: Final[dict[str, set[str]]] = {
 
 def test_every_state_has_its_place_in_each_table(world: World) -> None:
     """A state that is added and not covered here fails the suite."""
-    assert set(State) == set(TRANSITIONS) == set(OWNERS) == set(STARTS.values())
+    assert set(State) == set(TRANSITIONS) == set(NEXT_ACTORS) == set(STARTS.values())
     assert {row(request).status for request in world.requests.values()} == set(State)
-    assert {state for state, owner in OWNERS.items() if owner is None} == set(FINAL)
+    assert {state for state, owner in NEXT_ACTORS.items() if owner is None} == set(FINAL)
     assert set(OPEN) | set(FINAL) | {State.RELEASED} == set(State)
     assert set(PINNING) == set(OPEN) - {State.RETURNED}
 
@@ -140,9 +140,11 @@ def test_every_transition_has_a_way_and_every_way_is_a_transition() -> None:
                 ways[STARTS[start], way.to].add(way.by)
     for targets in SYSTEM.values():
         for start, to in targets.items():
-            ways[STARTS[start], to].add(By.SYSTEM)
-    assert ways == {(source, target): set(movers) for source, target, movers in pairs()}
-    assert {source for source, _, movers in pairs() if By.SYSTEM in movers} >= set(OPEN), "each open state ends by itself"
+            ways[STARTS[start], to].add(ActorKind.SYSTEM)
+    assert ways == {(source, target): set(movers) for source, target, movers in allowed_transitions()}
+    assert {source for source, _, movers in allowed_transitions() if ActorKind.SYSTEM in movers} >= set(OPEN), (
+        "each open state ends by itself"
+    )
 
 
 # --- What people do ---
@@ -254,15 +256,15 @@ def run(name: str, world: World) -> None:
     if name == "copies":
         work_on()
     elif name == "deadline":
-        jobs.end_overdue(now=now + timedelta(days=400))
+        jobs.end_expired(now=now + timedelta(days=400))
     elif name == "downloads used":
-        jobs.end_overdue(now=now)
+        jobs.end_expired(now=now)
     else:
         if name == "package, requester gone":
             User.objects.filter(username="bob").update(is_active=False)
         if name == "package, approver gone":
             Membership.objects.filter(user=world.people["ruth"]).delete()
-        jobs.build_packages(now=now)
+        jobs.build_package(now=now)
 
 
 # --- Past the services ---

@@ -224,7 +224,7 @@ class ModelBase(RuleBasedStateMachine):
     def tick_egress(self) -> None:
         """Makes staged copies, builds the packages of approved requests, and wipes staged copies."""
         jobs.tick(now=self.now)
-        jobs.pack()
+        jobs.build_packages()
         jobs.tick(now=self.now)
 
     # --- Expectations of the model ---

@@ -228,7 +228,7 @@ class EgressRules(EgressChecks):
             assert not EgressRequest.objects.exclude(status="failed").exclude(problem="").exists()
             before = rows()
             jobs.tick(now=self.now)
-            jobs.pack()
+            jobs.build_packages()
             assert rows() == before
 
     @rule(number=REQUESTS, fault=LONG_FAULT)
