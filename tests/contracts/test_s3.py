@@ -199,7 +199,8 @@ def test_missing_credentials_are_refused(s3: S3Store, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
     monkeypatch.setenv("AWS_CONFIG_FILE", "none")
-    anonymous = S3Store(bucket_name=s3.bucket_name, endpoint_url=s3.endpoint_url, region_name="eu-west-1")  # a client of its own
+    # Another region, so that the store does not share the cached client of other tests.
+    anonymous = S3Store(bucket_name=s3.bucket_name, endpoint_url=s3.endpoint_url, region_name="eu-west-1")
     with pytest.raises(StoreRefused, match="NoCredentialsError"):
         anonymous.check()
 

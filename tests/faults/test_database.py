@@ -56,7 +56,7 @@ REQUESTS: dict[str, Callable[[Person], Response]] = {
 
 
 @pytest.fixture
-def stocked(member: Person) -> Person:
+def member_with_files(member: Person) -> Person:
     """A member with a file to read and a file to replace."""
     for filename in ("kept.bin", "replaced.bin"):
         member.upload(filename, SMALL)
@@ -84,12 +84,14 @@ def hanging(site: Site) -> Iterator[None]:
     ],
 )
 def test_request_without_database_is_503_in_time_and_works_afterwards(
-    site: Site, stocked: Person, fail: Callable[[Site], AbstractContextManager[None]], seconds: int
+    site: Site, member_with_files: Person, fail: Callable[[Site], AbstractContextManager[None]], seconds: int
 ) -> None:
     before = site.server.log
     with fail(site):
         started = time.monotonic()
-        answers = dict(zip(REQUESTS, in_parallel(partial(request, stocked) for request in REQUESTS.values()), strict=True))
+        answers = dict(
+            zip(REQUESTS, in_parallel(partial(request, member_with_files) for request in REQUESTS.values()), strict=True)
+        )
         assert time.monotonic() - started < seconds
         assert site.server.request("GET", "/healthz")[0] == 200
         time.sleep(max(0, started + 9 - time.monotonic()))  # until the pool tries to connect only rarely
@@ -100,25 +102,27 @@ def test_request_without_database_is_503_in_time_and_works_afterwards(
     assert {answer.code for answer in answers.values()} == {"database_unavailable"}
     assert "request failed" not in site.server.log[len(before) :]
 
-    assert get(stocked, "kept.bin").content == SMALL
+    assert get(member_with_files, "kept.bin").content == SMALL
     for name, request in REQUESTS.items():
-        assert request(stocked).status < 500, name
+        assert request(member_with_files).status < 500, name
     assert site.server.request("GET", "/readyz")[0] == 200
     site.server.expire_leases()  # of uploads that could not clean up
 
 
-def test_broken_idle_connections_cause_no_error(site: Site, stocked: Person) -> None:
+def test_broken_idle_connections_cause_no_error(site: Site, member_with_files: Person) -> None:
     """As after a restart of PostgreSQL: for many requests, and for one whose pool has only broken connections."""
-    crowd = [partial(REQUESTS["collection"], stocked)] * 16
+    crowd = [partial(REQUESTS["collection"], member_with_files)] * 16
     for _ in range(2):
         wait_for(lambda: in_parallel(crowd) and site.database.connections >= 8)
         site.database.reset()
-        assert get(stocked, "kept.bin").content == SMALL
+        assert get(member_with_files, "kept.bin").content == SMALL
     site.database.reset()
-    assert {answer.status < 500 for answer in in_parallel(partial(request, stocked) for request in REQUESTS.values())} == {True}
+    assert {
+        answer.status < 500 for answer in in_parallel(partial(request, member_with_files) for request in REQUESTS.values())
+    } == {True}
 
 
-def waiting(site: Site) -> int:
+def count_lock_waits(site: Site) -> int:
     """Returns the number of the site's transactions that wait for a lock."""
     statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = ? AND wait_event_type = 'Lock'"
     return int(site.server.sql(statement, site.server.database.rpartition("/")[2])[0][0])
@@ -250,17 +254,17 @@ def test_download_continues_while_the_database_is_briefly_unavailable(
     assert (len(body) == len(content)) == is_whole
 
 
-def test_downloads_hold_no_database_connection(site: Site, stocked: Person) -> None:
+def test_downloads_hold_no_database_connection(site: Site, member_with_files: Person) -> None:
     """With more downloads than the pool has connections, other requests succeed."""
-    stocked.upload("a.bin", CONTENT)
+    member_with_files.upload("a.bin", CONTENT)
     with ExitStack() as running:
-        clients = [running.enter_context(begin_download(stocked, "a.bin")) for _ in range(24)]
+        clients = [running.enter_context(begin_download(member_with_files, "a.bin")) for _ in range(24)]
         for client in clients:
             assert client.recv(20).startswith(b"HTTP/1.1 200")
         name = site.server.database.rpartition("/")[2]
         busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = ? AND state <> 'idle' AND pid <> pg_backend_pid()"
         wait_for(lambda: site.server.sql(busy, name) == [(0,)])
-        assert get(stocked, "kept.bin").content == SMALL
+        assert get(member_with_files, "kept.bin").content == SMALL
 
 
 # --- Starting ---
@@ -324,11 +328,13 @@ AUDITED = ["sign-in", "collection", "put", "form", "replace", "rename", "downloa
 
 
 @pytest.mark.parametrize("sqlstate", [pytest.param("40001", marks=pytest.mark.long), "40P01"])
-def test_transaction_with_serialization_failure_or_deadlock_is_retried(site: Site, stocked: Person, sqlstate: str) -> None:
+def test_transaction_with_serialization_failure_or_deadlock_is_retried(
+    site: Site, member_with_files: Person, sqlstate: str
+) -> None:
     """F-25."""
     for name in AUDITED:
         with rejected_transactions(site, sqlstate, 1) as tried:
-            assert REQUESTS[name](stocked).status < 300, name
+            assert REQUESTS[name](member_with_files).status < 300, name
             assert tried() == 2
 
 
@@ -343,14 +349,14 @@ def test_transaction_with_serialization_failure_or_deadlock_is_retried(site: Sit
         pytest.param("25006", 1, id="read-only", marks=pytest.mark.long),
     ],
 )
-def test_transaction_that_always_fails_is_503(site: Site, stocked: Person, sqlstate: str, tries: int) -> None:
+def test_transaction_that_always_fails_is_503(site: Site, member_with_files: Person, sqlstate: str, tries: int) -> None:
     for name in ("put", "rename", "download"):
         with rejected_transactions(site, sqlstate, 1000) as tried:
-            answer = REQUESTS[name](stocked)
+            answer = REQUESTS[name](member_with_files)
             assert (answer.status, answer.is_retryable_503, answer.code) == (503, True, "database_unavailable"), name
             assert tried() == tries
     assert site.server.has_no_leftovers()
-    assert stocked.filenames() == {"kept.bin", "replaced.bin"}
+    assert member_with_files.filenames() == {"kept.bin", "replaced.bin"}
 
 
 @contextmanager
@@ -359,15 +365,15 @@ def other_client(site: Site) -> Iterator["psycopg.Connection[tuple[int]]"]:
         yield connection
 
 
-def test_deadlock_with_another_client_causes_no_error(site: Site, stocked: Person) -> None:
+def test_deadlock_with_another_client_causes_no_error(site: Site, member_with_files: Person) -> None:
     """F-25: the server locks the collection, then the head of the audit chain; the other client in the opposite order."""
     for _ in range(5):
         with other_client(site) as other, ThreadPoolExecutor() as pool:
             other.execute("SELECT * FROM tenants_audithead FOR UPDATE")
-            answer = pool.submit(REQUESTS["replace"], stocked)
-            wait_for(lambda: waiting(site) == 1)
+            answer = pool.submit(REQUESTS["replace"], member_with_files)
+            wait_for(lambda: count_lock_waits(site) == 1)
             try:
-                other.execute("SELECT * FROM files_collection WHERE slug = %s FOR UPDATE", [stocked.collection])
+                other.execute("SELECT * FROM files_collection WHERE slug = %s FOR UPDATE", [member_with_files.collection])
                 is_server_aborted = True  # this client got the lock, so PostgreSQL aborted the server's transaction
             except errors.DeadlockDetected:  # PostgreSQL aborts the transaction that first waits for a second
                 is_server_aborted = False
@@ -379,16 +385,16 @@ def test_deadlock_with_another_client_causes_no_error(site: Site, stocked: Perso
 
 
 @QUIET
-def test_requests_that_wait_for_a_lock_are_503_in_time(site: Site, stocked: Person) -> None:
+def test_requests_that_wait_for_a_lock_are_503_in_time(site: Site, member_with_files: Person) -> None:
     """With more requests than the pool has connections, read-only requests wait for a connection and are answered (F-36)."""
     with other_client(site) as other:
         other.execute("SELECT * FROM tenants_audithead FOR UPDATE")
         started = time.monotonic()
-        writers = [partial(REQUESTS["rename"], stocked)] * 24
-        answers = in_parallel([*writers, *[partial(REQUESTS["list"], stocked)] * 8])
+        writers = [partial(REQUESTS["rename"], member_with_files)] * 24
+        answers = in_parallel([*writers, *[partial(REQUESTS["list"], member_with_files)] * 8])
         assert time.monotonic() - started < IN_TIME
-        assert waiting(site) == 0  # the server's transactions are no longer waiting in PostgreSQL either
+        assert count_lock_waits(site) == 0  # the server's transactions are no longer waiting in PostgreSQL either
     assert all(answer.is_retryable_503 for answer in answers[:24])
     assert {answer.status for answer in answers[24:]} <= {200, 503}
     assert all(answer.status == 200 or answer.is_retryable_503 for answer in answers[24:])
-    assert REQUESTS["rename"](stocked).status == 200
+    assert REQUESTS["rename"](member_with_files).status == 200

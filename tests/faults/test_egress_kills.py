@@ -114,7 +114,7 @@ def close_connections() -> None:
         connection.close_pool()
 
 
-def in_worker(prepare: Callable[[], object], work: Callable[[], object]) -> int:
+def run_in_child(prepare: Callable[[], object], work: Callable[[], object]) -> int:
     """Runs the functions in a forked process. Returns its exit code: 0, or the negative number of a signal."""
     close_connections()
     if pid := os.fork():
@@ -165,7 +165,7 @@ def kill_and_complete(phase: str, api: Api, bob: User, people: dict[str, User], 
     """Kills a worker after step `last`, completes the request in this process, and returns the worker's exit code."""
     work, _ = PHASES[phase]
     request = ready_for(phase, api, bob, people, f"Number {last}")
-    ended = in_worker(Steps(last).count_all, work)
+    ended = run_in_child(Steps(last).count_all, work)
     assert ended in {0, KILLED}
     assert_status_is_backed_by_work(request, phase)
     go_on(16)
@@ -220,7 +220,7 @@ def test_request_fails_after_repeated_kills_of_its_workers(api: Api, bob: User, 
     request = approved(api, bob, people, fill(api(bob)))
     for attempt in range(MAX_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
-        assert in_worker(Steps(12).count_all, partial(jobs.build_package, now=now)) == KILLED
+        assert run_in_child(Steps(12).count_all, partial(jobs.build_package, now=now)) == KILLED
         assert row(request).status == "approved"
     assert Upload.objects.count() == MAX_ATTEMPTS
     go_on(6 * MAX_ATTEMPTS)

@@ -14,7 +14,7 @@ from pytest_django import Settings
 from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
-from tests.faults.test_egress_kills import KILLED, assert_released_once, build, die, in_worker
+from tests.faults.test_egress_kills import KILLED, assert_released_once, build, die, run_in_child
 from tests.needs import mark_dependents
 from tests.services.egress import Api, approved, fill, go_on_given, make_reviewers, row
 from tests.services.egress_world import undone
@@ -152,7 +152,7 @@ def test_package_upload_killed_is_repeated_with_the_same_digest(
     prepare, uploads, objects = MOMENTS[moment]
     request = approved(api, bob, people, fill(api(bob), files=FILES))
     digest = digest_without_kill(release, request)
-    assert in_worker(prepare, build) == KILLED
+    assert run_in_child(prepare, build) == KILLED
     assert (release.uploads(), len(release.objects())) == (uploads, objects)
     assert row(request).status == "approved"
     assert_completes_with_digest(release, request, digest, api, bob)
@@ -168,7 +168,7 @@ def test_packaging_killed_at_any_request_to_the_store_is_completed_by_another_wo
     slug = fill(api(bob), files=FILES)
     for number in count(1):
         request = approved(api, bob, people, slug)
-        ended = in_worker(killed_at(event, "", number), build)
+        ended = run_in_child(killed_at(event, "", number), build)
         assert ended in {0, KILLED}
         go_on_given(16)
         assert_released_once(request, api(bob), FILES)

@@ -31,7 +31,7 @@ from files.models import Upload
 from tenants.models import Tenant, User
 from tests import stores
 from tests.contents import random_bytes
-from tests.faults.test_egress_kills import assert_released_once, build, in_worker
+from tests.faults.test_egress_kills import assert_released_once, build, run_in_child
 from tests.needs import mark_dependents
 from tests.services.egress import (
     Api,
@@ -109,7 +109,7 @@ def contents(files: int, mib: int) -> dict[str, bytes]:
     return {f"{number:05}.csv": content for number in range(files)}
 
 
-def fill_slowly(api: Api, owner: User, display_name: str, files: dict[str, bytes]) -> str:
+def fill_with_new_tokens(api: Api, owner: User, display_name: str, files: dict[str, bytes]) -> str:
     """Like `fill`, but with a new token for each file, because one token may expire before the last upload."""
     slug = fill(api(owner), display_name, {})
     for name, content in files.items():
@@ -133,7 +133,7 @@ def test_large_package_takes_little_memory_and_no_disk(
 ) -> None:
     """INV-19, F-35. With SQLite only the rows are written to disk; with PostgreSQL the worker may write no file at all."""
     wishes = {"First": contents(3, 24), "Many": contents(files, mib)}
-    requests = [submit(api(bob), fill_slowly(api, bob, name, given)) for name, given in wishes.items()]
+    requests = [submit(api(bob), fill_with_new_tokens(api, bob, name, given)) for name, given in wishes.items()]
     go_on_given(0)
     empty_vault()
     for request in requests:
@@ -149,7 +149,7 @@ def test_large_package_takes_little_memory_and_no_disk(
     def work() -> None:
         os.write(writer, json.dumps(measure(build)).encode())
 
-    ended = in_worker(prepare, work)
+    ended = run_in_child(prepare, work)
     os.close(writer)
     assert (ended, row(first).status, row(request).status) == (0, "released", "released"), row(request).problem
     with os.fdopen(reader) as results:
@@ -217,7 +217,7 @@ def test_packaging_without_memory_is_completed_by_another_worker(api: Api, bob: 
     slug = fill(api(bob), files=LARGE)
     for left in count(0, 4):
         request = approved(api, bob, people, slug)
-        ended = in_worker(partial(starve, left * MIB), build)
+        ended = run_in_child(partial(starve, left * MIB), build)
         log.info("with %d MiB: %d, %s, %s", left, ended, row(request).status, row(request).problem)
         is_built = row(request).status == "released"
         go_on_given(16)
@@ -239,7 +239,7 @@ def test_worker_builds_the_package_when_it_has_memory_again(api: Api, bob: User,
         assert (row(request).status, attempts(request)) == ("approved", 1)
         assert jobs.build_package(now=timezone.now() + timedelta(minutes=6))
 
-    assert in_worker(partial(starve_while_reading, 4 * MIB), work) == 0
+    assert run_in_child(partial(starve_while_reading, 4 * MIB), work) == 0
     go_on_given(22)
     assert_released_once(request, api(bob), LARGE)
 
@@ -249,7 +249,7 @@ def test_request_fails_if_no_worker_has_the_memory(api: Api, bob: User, people: 
     request = approved(api, bob, people, fill(api(bob), files=LARGE))
     for attempt in range(MAX_ATTEMPTS):
         now = timezone.now() + timedelta(minutes=6 * attempt)
-        in_worker(partial(starve_while_reading, 4 * MIB), partial(jobs.build_package, now=now))
+        run_in_child(partial(starve_while_reading, 4 * MIB), partial(jobs.build_package, now=now))
         assert (row(request).status, attempts(request)) == ("approved", attempt + 1)
     go_on_given(6 * MAX_ATTEMPTS)
     go_on_given(6 * MAX_ATTEMPTS + 16)

@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, first_home: Path) -> Iterat
 
 
 @pytest.fixture
-def plain(server: Server, tmp_path: Path) -> Person:
+def sqlite_member(server: Server, tmp_path: Path) -> Person:
     """A member of the server on SQLite and a local directory, with a file to read and a file to replace."""
     folder = tmp_path / "plain"
     folder.mkdir()
@@ -87,33 +87,33 @@ def test_uploads_and_downloads_on_s3_need_no_disk(site: Site, member: Person) ->
         pytest.param(post_form, 0, id="form-no-space", marks=pytest.mark.long),
     ],
 )
-def test_upload_to_a_full_disk_is_503_and_leaves_nothing(
-    server: Server, plain: Person, send: Callable[[Person, str, bytes], Response], limit: int
+def test_upload_to_a_full_disk_is_503_and_leaves_no_data(
+    server: Server, sqlite_member: Person, send: Callable[[Person, str, bytes], Response], limit: int
 ) -> None:
     """F-35: without space for a row, and with space for a row but not for the object."""
     before = server.stored_objects()
     with full_disk(server.web_worker(), limit):
-        answer = send(plain, "a.bin", CONTENT)
+        answer = send(sqlite_member, "a.bin", CONTENT)
         assert answer.is_retryable_503
         assert answer.code == ("storage_unavailable" if limit else "database_unavailable")
         assert server.request("GET", "/healthz")[0] == 200
-        assert plain.filenames() == {"kept.bin", "replaced.bin"}
+        assert sqlite_member.filenames() == {"kept.bin", "replaced.bin"}
     wait_for(server.has_no_leftovers)
     assert server.stored_objects() == before
     server.check_consistency()
-    assert send(plain, "a.bin", CONTENT).status == 201
-    assert get(plain, "a.bin").content == CONTENT
+    assert send(sqlite_member, "a.bin", CONTENT).status == 201
+    assert get(sqlite_member, "a.bin").content == CONTENT
 
 
-def test_full_disk_with_sqlite_is_503_and_recovers(server: Server, plain: Person) -> None:
+def test_full_disk_with_sqlite_is_503_and_recovers(server: Server, sqlite_member: Person) -> None:
     """F-35: every request that writes a row gets 503, including downloads, which write an audit event."""
     with full_disk(server.web_worker()):
-        answers = {name: request(plain) for name, request in REQUESTS.items()}
+        answers = {name: request(sqlite_member) for name, request in REQUESTS.items()}
     is_write = answers.keys() - {"list", "link", "admin", "probe"}
     assert {name for name, answer in answers.items() if answer.is_retryable_503} == is_write
     assert {answer.code for name, answer in answers.items() if name in is_write} == {"database_unavailable"}
     for name, request in REQUESTS.items():
-        assert request(plain).status < 500, name
+        assert request(sqlite_member).status < 500, name
     server.check_consistency()
     server.manage("verify_audit")
 
@@ -129,11 +129,11 @@ def locked(server: Server) -> Iterator[None]:
         other.execute("ROLLBACK")
 
 
-def test_sqlite_briefly_locked_causes_no_error(server: Server, plain: Person) -> None:
+def test_sqlite_briefly_locked_causes_no_error(server: Server, sqlite_member: Person) -> None:
     names = REQUESTS.keys() - {"delete", "admin"}
     with ThreadPoolExecutor(len(names)) as pool:
         with locked(server):
-            answers = {name: pool.submit(REQUESTS[name], plain) for name in names}
+            answers = {name: pool.submit(REQUESTS[name], sqlite_member) for name in names}
             wait_for(answers["list"].done)
             time.sleep(2)
             assert not answers["put"].done()
@@ -142,15 +142,15 @@ def test_sqlite_briefly_locked_causes_no_error(server: Server, plain: Person) ->
 
 
 @pytest.mark.quiet
-def test_sqlite_permanently_locked_is_503_in_time(server: Server, plain: Person) -> None:
+def test_sqlite_permanently_locked_is_503_in_time(server: Server, sqlite_member: Person) -> None:
     """F-25: writers wait for the `timeout` in settings.DATABASES; readers do not wait."""
     with locked(server):
         started = time.monotonic()
-        answers = dict(zip(REQUESTS, in_parallel(partial(request, plain) for request in REQUESTS.values()), strict=True))
+        answers = dict(zip(REQUESTS, in_parallel(partial(request, sqlite_member) for request in REQUESTS.values()), strict=True))
         assert 20 < time.monotonic() - started < 55
     assert {name for name, answer in answers.items() if not answer.is_retryable_503} == {"list", "link", "admin", "probe"}
     for name, request in REQUESTS.items():
-        assert request(plain).status < 500, name
+        assert request(sqlite_member).status < 500, name
     server.expire_leases()
     wait_for(server.has_no_leftovers)
     server.check_consistency()

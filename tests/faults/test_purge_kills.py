@@ -166,7 +166,7 @@ def test_purge_killed_and_run_in_parallel_completes_once(ready_server: Callable[
 
 
 @contextmanager
-def another(server: Server, *arguments: str) -> Iterator[None]:
+def additional_process(server: Server, *arguments: str) -> Iterator[None]:
     """Runs an additional beat or worker, as on a second host."""
     command = killed_with_parent(sys.executable, "-m", "celery", "--app", "config.celery", "--quiet", *arguments)
     with (server.home / "another").open("ab") as output:
@@ -185,7 +185,10 @@ def test_two_beats_and_two_workers_purge_each_collection_once(ready_server: Call
     people = [make(server, tmp_path / f"{number}", files=20) for number in range(6)]
     *due, kept = people
     second = ("worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat")
-    with another(server, *second), another(server, "beat", "--schedule", str(server.home / "second-schedule"), "--pidfile="):
+    with (
+        additional_process(server, *second),
+        additional_process(server, "beat", "--schedule", str(server.home / "second-schedule"), "--pidfile="),
+    ):
         expire(*due[:3])
         for person in due[3:]:
             assert call_api(person, "DELETE", f"/api/v1/collections/{person.collection}/").status == 202

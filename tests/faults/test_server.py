@@ -82,7 +82,7 @@ class Server:
         stats: dict[str, int] = json.loads(self.get("/stats"))
         return stats
 
-    def settled(self, **expected: int) -> None:
+    def wait_for_stats(self, **expected: int) -> None:
         """Waits until the application's counters have these values."""
         wait_for(lambda: expected.items() <= self.stats().items(), self.stats)
 
@@ -125,7 +125,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server) -> Server:
-    shared.settled(connections=1)
+    shared.wait_for_stats(connections=1)
     return shared
 
 
@@ -174,7 +174,7 @@ INCOMPLETE_REQUESTS = {
 def test_200_stalled_clients_delay_no_other_client(server: Server, kinds: list[str]) -> None:
     with server.crowd(*(INCOMPLETE_REQUESTS[kind] for kind in kinds)):
         assert server.responds_promptly(is_quiet=len(kinds) == 1)
-        server.settled(connections=1)  # the server closes the stalled connections
+        server.wait_for_stats(connections=1)  # the server closes the stalled connections
 
 
 @IS_QUIET
@@ -198,7 +198,7 @@ def test_stalled_head_is_closed_without_a_response(server: Server, seconds: floa
 def test_failed_streams_decrement_the_connection_count_once(server: Server) -> None:
     for _ in range(10):
         assert curl(f"{server.url}/raises").returncode == 18
-    server.settled(connections=1)
+    server.wait_for_stats(connections=1)
 
 
 # --- Stalled and slow clients ---
@@ -208,7 +208,7 @@ def test_stalled_reader_is_disconnected(server: Server) -> None:
     closed = server.stats()["closed"]
     with server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n", buffer=4096) as client:
         client.recv(1000)
-        server.settled(closed=closed + 1)
+        server.wait_for_stats(closed=closed + 1)
         assert len(read_all(client)) < 8 * MIB
 
 
@@ -357,7 +357,7 @@ def test_reader_that_disconnects_closes_the_body(server: Server) -> None:
     closed = server.stats()["closed"]
     with server.connect(b"GET /small-pieces HTTP/1.1\r\nHost: x\r\n\r\n") as client:
         client.recv(100_000)
-    server.settled(closed=closed + 1, connections=1)
+    server.wait_for_stats(closed=closed + 1, connections=1)
 
 
 # --- Several requests on one connection ---

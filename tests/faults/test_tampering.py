@@ -123,7 +123,7 @@ class Victim:
         assert answer.status_code in {200, 201}, answer.content
         self.row = StoredFile.objects.get(collection__slug=self.slug, filename=self.name)
 
-    def whole(self, kinds: Sequence[str] = DOWNLOADS) -> list[tuple[Any, int]]:
+    def full_responses(self, kinds: Sequence[str] = DOWNLOADS) -> list[tuple[Any, int]]:
         """Returns responses that cover the whole file, each with its offset in the content (-1 for an archive)."""
         return [(self.get(kind), -1 if kind == "archive" else 0) for kind in kinds]
 
@@ -136,7 +136,7 @@ class Victim:
             return self.client.get(paths.archive(self.slug), {"file": self.name})
         return APIClient().get(self.client.post(paths.download(self.slug, self.name), {}).json()["url"])
 
-    def parts(self) -> list[tuple[Any, int]]:
+    def range_responses(self) -> list[tuple[Any, int]]:
         """Returns range responses with their offsets: the first segment, the middle, a segment boundary, and the last byte."""
         ranges = [(0, "0-7"), (60, "60-99"), (self.length - 1, f"{self.length - 1}-")] if self.length else []
         address = paths.content(self.slug, self.name)
@@ -162,13 +162,13 @@ class Victim:
         return is_whole
 
     def assert_intact(self) -> None:
-        assert all(self.is_complete(*answer) for answer in [*self.whole(), *self.parts()])
+        assert all(self.is_complete(*answer) for answer in [*self.full_responses(), *self.range_responses()])
 
     def assert_detected(self, *, everywhere: bool = True) -> None:
         """Asserts that every kind of download (or one kind, in turn) fails visibly, and that no range has wrong bytes."""
         kinds = DOWNLOADS if everywhere else [next(self.turns)]
-        assert [self.is_complete(*answer) for answer in self.whole(kinds)] == [False] * len(kinds)
-        for answer in self.parts() if everywhere else []:
+        assert [self.is_complete(*answer) for answer in self.full_responses(kinds)] == [False] * len(kinds)
+        for answer in self.range_responses() if everywhere else []:
             self.is_complete(*answer)
 
 
@@ -386,7 +386,7 @@ def test_row_with_cipher_removed_yields_no_bytes(api: Api, alice: User, objects:
     row.update(cipher="NONE", length=len(content), sha256=sha256, object_size=len(content), object_etag="", header=b"")
     victim.assert_detected()
     row.update(**before)
-    assert is_planted or all(victim.is_complete(*answer) for answer in victim.whole())
+    assert is_planted or all(victim.is_complete(*answer) for answer in victim.full_responses())
 
 
 @EVERYWHERE

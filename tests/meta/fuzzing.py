@@ -55,7 +55,7 @@ def published() -> dict[str, Any]:
 @cache
 def operations() -> dict[str, Operation]:
     """Maps method and path to the operation."""
-    schema = schemathesis.openapi.from_dict(with_what_exists(json.loads(json.dumps(published()))))
+    schema = schemathesis.openapi.from_dict(with_existing_ids(json.loads(json.dumps(published()))))
     schema.app = served
     found = [each.ok() for each in schema.get_all_operations() if isinstance(each, Ok)]
     return {operation.label: operation for operation in found}
@@ -68,7 +68,7 @@ def cases(label: str) -> tuple[st.SearchStrategy[Case], st.SearchStrategy[Case]]
     return valid, st.one_of(valid, invalid)
 
 
-def with_what_exists(document: dict[str, Any]) -> dict[str, Any]:
+def with_existing_ids(document: dict[str, Any]) -> dict[str, Any]:
     """Restricts the schema to identifiers that exist, because generated ones would only get 404.
 
     Requests that violate the schema still contain other identifiers.

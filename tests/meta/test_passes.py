@@ -14,11 +14,11 @@ SERVERS = {"TEST_POSTGRESQL_URL": POSTGRESQL}
 PRESENT = sorted(needs.EXTERNAL)
 
 
-def of_run(*, is_bare: bool = False, is_external: bool = False, is_long: bool = True) -> list[Pass]:
+def passes_of(*, is_bare: bool = False, is_external: bool = False, is_long: bool = True) -> list[Pass]:
     return list(passes(SERVERS, PRESENT, is_bare=is_bare, is_external=is_external, is_long=is_long))
 
 
-RUNS = [of_run(), of_run(is_bare=True), of_run(is_external=True), of_run(is_long=False)]
+RUNS = [passes_of(), passes_of(is_bare=True), passes_of(is_external=True), passes_of(is_long=False)]
 
 
 def test_selection_of_each_pass_agrees_with_has() -> None:

@@ -252,7 +252,7 @@ class EgressChecks(FileRules):
 
 def comparable(detail: Any) -> dict[str, object]:
     """Returns the properties of an API response in the form of `Request.shown`."""
-    touched = [moment(download["last_at"]) for download in detail["downloads"]]
+    touched = [parse_time(download["last_at"]) for download in detail["downloads"]]
     principal = [each for each in detail["decisions"] if each["round"] == detail["round"] and not each["voided_at"]]
     return {
         "status": detail["status"],
@@ -260,13 +260,13 @@ def comparable(detail: Any) -> dict[str, object]:
         "awaited_role": detail["awaited_role"],
         "files": {item["filename"]: (item["length"], item["sha256"]) for item in detail["items"]},
         "decided": {each["stage"] - 1: each["by"] for each in principal},
-        "expires_at": moment(detail["expires_at"]),
-        "available_until": moment(detail["available_until"]),
+        "expires_at": parse_time(detail["expires_at"]),
+        "available_until": parse_time(detail["available_until"]),
         "max_downloads": detail["max_downloads"],
         "download_count": detail["download_count"],
         "touched_at": max([each for each in touched if each], default=None),
     }
 
 
-def moment(text: str | None) -> datetime | None:
+def parse_time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
