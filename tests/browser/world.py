@@ -26,9 +26,8 @@ def make() -> None:
     now = timezone.now()
     call_command("prepare")
     demo.create(url="", now=now)
-    with override_settings(
-        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"]
-    ):  # fast; these users do not sign in
+    # A fast hasher, because these users do not sign in.
+    with override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"]):
         people = egress_world.make_world().people
     clerk = make_user("clerk")  # can sign in, but has no permission
     clerk.is_staff = True

@@ -217,9 +217,8 @@ def begin_download(member: Person, filename: str) -> socket.socket:
     """Starts a download with a small receive buffer, so that the kernel reads little ahead of the client."""
     head = f"GET {path_of(member, filename)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {member.token}\r\n"
     client = socket.socket()
-    client.setsockopt(
-        socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024
-    )  # smaller buffers slow loopback down, whose segments have 64 KiB
+    # Smaller buffers slow loopback down, whose segments have 64 KiB.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
     client.settimeout(60)
     client.connect(("127.0.0.1", member.server.port))
     client.sendall(f"{head}Connection: close\r\n\r\n".encode())

@@ -70,9 +70,8 @@ def release(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def people(acme: Tenant) -> dict[str, User]:
-    keys.ensure_signing_key(
-        Key.Purpose.EGRESS, now=timezone.now()
-    )  # otherwise the first build creates the key, and the builds differ
+    # Otherwise the first build creates the key, and the builds differ.
+    keys.ensure_signing_key(Key.Purpose.EGRESS, now=timezone.now())
     return make_reviewers(acme)
 
 

@@ -213,9 +213,8 @@ def test_erasure_with_worker_killed_is_completed_by_the_next(
     assert server.processes() == []
     server.check_consistency()
     server.start()
-    assert server.sql("SELECT count(*) FROM files_pendingdeletion WHERE object_key = ?", key) == [
-        (1,)
-    ]  # until its lease runs out
+    # The row stays until its lease expires.
+    assert server.sql("SELECT count(*) FROM files_pendingdeletion WHERE object_key = ?", key) == [(1,)]
     server.expire_leases()
     wait_for(server.has_no_leftovers)
     assert key not in server.stored_objects()

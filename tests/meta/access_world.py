@@ -144,9 +144,8 @@ def make_world() -> World:
     request = returned(clients, slug)
     keys.ensure_signing_key(Key.Purpose.EGRESS, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)
-    clients["root"].post(
-        "/api/v1/auth/token/", {"username": "root", "password": PASSWORD}
-    )  # adds an event to the platform's audit trail
+    # Adds an event to the platform's audit trail.
+    clients["root"].post("/api/v1/auth/token/", {"username": "root", "password": PASSWORD})
     people["root"].refresh_from_db()  # type: ignore[union-attr]  # a reset of the password depends on the last sign-in
     secrets = [
         slug, "November Cohort", "patient-4711", "confidential", "third ward", str(collection.uuid), str(file.uuid),

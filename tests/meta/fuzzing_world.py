@@ -28,7 +28,7 @@ DESTRUCTION: Final = UUID("33333333-2222-4333-8444-555555555555")
 
 @dataclass(frozen=True)
 class FuzzingWorld:
-    """Objects of the tenant acme. alice is an admin, the only reviewer of egress requests, and may download packages."""
+    """Objects of the tenant acme. The admin alice can release an egress request with one approval, and may download packages."""
 
     acme: Tenant
     alice: User

@@ -13,9 +13,8 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / ".github").rglob("*.md")), 
 SETTINGS, COMMANDS = ROOT / "docs" / "operations" / "settings.md", ROOT / "docs" / "operations" / "commands.md"
 PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["root_packages"]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]+)?\)")
-PATH = re.compile(
-    rf"`((?:{'|'.join(PACKAGES)})/[\w./-]+\.py|(?:tests|bench|bin|docs|\.ci)/[\w./-]*)`"
-)  # by extension: URL paths look similar
+# Paths need an extension or one of these folders, because URL paths look similar.
+PATH = re.compile(rf"`((?:{'|'.join(PACKAGES)})/[\w./-]+\.py|(?:tests|bench|bin|docs|\.ci)/[\w./-]*)`")
 
 
 def rows(page: Path) -> list[list[str]]:
