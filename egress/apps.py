@@ -6,5 +6,5 @@ class EgressConfig(AppConfig):
     verbose_name = "Egress"
 
     def ready(self) -> None:
-        # Once they are imported, triggers know the guards, the outbox the letters, and links how a package is fetched.
-        from egress import downloads, notifications, triggers  # noqa: F401  for what they register
+        # These modules register their triggers, mails and the handler of download links when they are imported.
+        from egress import downloads, notifications, triggers  # noqa: F401

@@ -1,4 +1,7 @@
-"""What goes on by itself: copies, packages, wiping, deadlines. Rows found by status; each call does a bounded piece."""
+"""Background jobs: copy files to staging, build packages, delete copies, enforce deadlines.
+
+Each job finds its rows by status and leases them. Each call does a bounded amount of work.
+"""
 
 import logging
 import time
@@ -26,11 +29,11 @@ from vault.stores import StoreError, StoreRefused
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS: Final = 4.0  # seconds: a tick is over before the next one
-LEASE_TIMEOUT: Final = timedelta(minutes=5)  # without a sign of life, before another worker takes over
-MAX_OUTAGE: Final = timedelta(days=1)  # for which a store may be away without a package being given up
-RESUME_PERIOD: Final = timedelta(hours=1)  # for which the last download may still be resumed
-MAX_CONCURRENT_COPIES: Final = 2  # requests, by all workers together: a copy may take long, and there is other process_copies
+TICK_SECONDS: Final = 4.0  # less than the interval between ticks
+LEASE_TIMEOUT: Final = timedelta(minutes=5)  # since the last heartbeat; then another worker may take over
+MAX_OUTAGE: Final = timedelta(days=1)  # of a store; later failures count as attempts
+RESUME_PERIOD: Final = timedelta(hours=1)  # since bytes were last sent
+MAX_CONCURRENT_COPIES: Final = 2  # requests, over all workers: leaves workers for other jobs
 BATCH: Final = 100
 
 WIPING: Final = StagedFile.objects.filter(status=StagedFile.Status.WIPING)
@@ -38,6 +41,7 @@ Step = Callable[[EgressRequest], None]
 
 
 def tick(*, now: datetime) -> None:
+    """Enforces deadlines, sends reminders, then copies or deletes files for about `TICK_SECONDS`."""
     end_expired(now=now)
     notifications.remind(now=now)
     until = time.monotonic() + TICK_SECONDS
@@ -49,17 +53,17 @@ def tick(*, now: datetime) -> None:
 
 
 def end_expired(*, now: datetime) -> None:
-    """What nobody has gone on with ends by itself, and so do packages whose window is over or that were fetched to the limit."""
+    """Ends open requests at their deadline, and releases whose download window or number of downloads is used up."""
     overdue = EgressRequest.objects.filter(expires_at__lte=now).order_by("expires_at")[:BATCH]
     for request in [*overdue, *_finished_releases(now)[:BATCH]]:
         try:
             _end_request(request, now=now)
-        except Exception:  # one request that will not end must not hold up the rest
-            log.exception("an egress request did not end", extra={"request": str(request.pk)})
+        except Exception:  # The other requests must not wait for a faulty one.
+            log.exception("egress request could not be ended", extra={"request": str(request.pk)})
 
 
 def _finished_releases(now: datetime) -> QuerySet[EgressRequest]:
-    """Releases of which nobody may fetch anything any more."""
+    """Releases that no user can download from, and none can resume."""
     touched = Download.objects.filter(request=OuterRef("pk"), touched_at__gt=now - RESUME_PERIOD)
     fetched = Q(download_count__gte=F("max_downloads")) & ~Exists(touched)
     return EgressRequest.objects.filter(Q(available_until__lte=now) | fetched, status=State.RELEASED)
@@ -70,23 +74,26 @@ def _end_request(request: EgressRequest, *, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_request(request)
         if locked.step != request.step:
-            return  # somebody was faster, and it has another deadline by now
+            return  # It has moved since it was read, and has a new deadline.
         if locked.status == State.RELEASED:
-            if _finished_releases(now).filter(pk=locked.pk).exists():  # nobody extended it just now
+            if _finished_releases(now).filter(pk=locked.pk).exists():  # It was not extended in the meantime.
                 move(locked, State.CLOSED, by=None, now=now, action="egress.close")
         elif locked.status == State.APPROVED:
             problem = "The package could not be built in time."
             move(locked, State.FAILED, by=None, now=now, reason=problem, action="egress.fail", problem=problem)
         else:
-            move(locked, State.EXPIRED, by=None, now=now, reason="Its deadline is over.", action="egress.expire")
+            move(locked, State.EXPIRED, by=None, now=now, reason="The deadline has passed.", action="egress.expire")
 
 
 # --- Copies ---
 
 
 def process_copies(*, now: datetime, until: float) -> bool:
-    """Wipes or makes copies of one request. False if there was nothing to do, or others are at it."""
-    # What waits for copies or its package has that done first: an old copy that will not go must not hold it up for ever.
+    """Deletes or makes the copies of one request. Returns False if no request is due or all are leased to other workers.
+
+    `until` is the time on the monotonic clock at which copying pauses.
+    """
+    # Requests that still need copies or a package come first: an old copy that cannot be deleted must not block them.
     wiping = EgressRequest.objects.filter(pk__in=WIPING.values("request")).exclude(status__in=[State.SUBMITTED, State.APPROVED])
     for request in _claim(wiping.order_by("changed_at"), now=now):
         _attempt(request, partial(staging.wipe, now=now))
@@ -94,7 +101,8 @@ def process_copies(*, now: datetime, until: float) -> bool:
     submitted = EgressRequest.objects.filter(status=State.SUBMITTED)
     if _count_leased(submitted, now) >= MAX_CONCURRENT_COPIES:
         return False
-    for request in _claim(submitted.order_by("attempts", "changed_at"), now=now):  # a large one takes turns with the others
+    # Fewest attempts first, so that a large request does not delay the others.
+    for request in _claim(submitted.order_by("attempts", "changed_at"), now=now):
         _attempt(request, partial(_copy_files, until=until))
         return True
     return False
@@ -109,14 +117,14 @@ def _copy_files(request: EgressRequest, *, until: float) -> None:
 
 
 def build_packages() -> None:
-    """One package after the other, for about a tick."""
+    """Builds packages one after another for about `TICK_SECONDS`."""
     until = time.monotonic() + TICK_SECONDS
     while build_package(now=timezone.now()) and time.monotonic() < until:
         pass
 
 
 def build_package(*, now: datetime) -> bool:
-    """Builds one package, unless enough of them are being built. False if there was nothing to do."""
+    """Builds one package, unless the maximum number is already being built. Returns False if none was built."""
     approved = EgressRequest.objects.filter(status=State.APPROVED)
     if _count_leased(approved, now) >= settings.EGRESS_PACKAGES_AT_ONCE:
         return False
@@ -126,16 +134,16 @@ def build_package(*, now: datetime) -> bool:
     return False
 
 
-# --- One request after the other ---
+# --- Leases and failures ---
 
 
 def _count_leased(requests: QuerySet[EgressRequest], now: datetime) -> int:
-    """How many of them somebody is at."""
+    """The number of these requests that a worker holds a lease on."""
     return requests.exclude(lease_owner="").filter(lease_at__gt=now - LEASE_TIMEOUT).count()
 
 
 def _claim(requests: QuerySet[EgressRequest], *, now: datetime) -> list[EgressRequest]:
-    """The first of them that did not fail just now: those rest, and the others have their turn."""
+    """Leases the first of these requests. Skips requests that failed recently, see `_back_off`."""
     rested = requests.exclude(lease_owner="", lease_at__gt=now - LEASE_TIMEOUT).select_related("tenant")
     return claim(rested, now=now, limit=1, timeout=LEASE_TIMEOUT)
 
@@ -144,18 +152,18 @@ def _attempt(request: EgressRequest, step: Step) -> None:
     try:
         step(request)
     except FileNotFoundError as error:
-        log.error("the storage has lost what an egress request is about", extra={"request": str(request.pk), "error": str(error)})
-        _back_off(request, "The storage has lost a file of it: an operator has to put it back, or it is withdrawn.")
+        log.error("egress request has missing objects", extra={"request": str(request.pk), "error": str(error)})
+        _back_off(request, "A file is missing from the storage. Ask an operator to restore it, or withdraw the request.")
     except (StoreError, StorageUnavailable) as error:
-        log.warning("an egress request waits for the store", extra={"request": str(request.pk), "error": str(error)})
-        is_refusal = isinstance(error.__cause__ or error, StoreRefused)  # of which no waiting makes anything else
+        log.warning("egress request waits for the object store", extra={"request": str(request.pk), "error": str(error)})
+        is_refusal = isinstance(error.__cause__ or error, StoreRefused)  # Waiting does not help.
         counts = is_refusal or timezone.now() - request.changed_at > MAX_OUTAGE
-        _back_off(request, "The storage does not do what it is asked; it is tried again.", counts=counts)
-    except LeaseLost:  # somebody else's by now, or it ended meanwhile: then whoever wipes it need not wait for us
+        _back_off(request, "The storage is unavailable or refuses the operation. The next attempt is automatic.", counts=counts)
+    except LeaseLost:  # Leased to another worker, or ended. If ended, the job that deletes the copies must not wait.
         _release(request)
-    except Exception:  # a bug met by one request must not hold up the others
-        log.exception("an egress request did not go on", extra={"request": str(request.pk)})
-        _back_off(request, "Something went wrong, and is tried again.")
+    except Exception:  # The other requests must not wait for a faulty one.
+        log.exception("egress job failed", extra={"request": str(request.pk)})
+        _back_off(request, "An internal error occurred. The next attempt is automatic.")
     else:
         with suppress(LeaseLost):
             _set_problem(request, "")
@@ -168,7 +176,7 @@ def _release(request: EgressRequest) -> None:
 
 
 def _back_off(request: EgressRequest, problem: str, *, counts: bool = True) -> None:
-    """Free for whoever comes when the rest is over: see `_claim`. An attempt that does not count uses up none of the five."""
+    """Releases the lease. `_claim` skips the request until `LEASE_TIMEOUT` has passed. `counts`: against `build.MAX_ATTEMPTS`."""
     with suppress(LeaseLost):
         _set_problem(request, problem)
         before = F("attempts_before") + (0 if counts else 1)
@@ -176,6 +184,6 @@ def _back_off(request: EgressRequest, problem: str, *, counts: bool = True) -> N
 
 
 def _set_problem(request: EgressRequest, problem: str) -> None:
-    """Of one that has something left to do: nobody would take the note away again from another."""
+    """Only for a request with unfinished jobs: on any other request no later job would clear the text."""
     is_unfinished = Q(status__in=[State.SUBMITTED, State.APPROVED]) | Exists(WIPING.filter(request=OuterRef("pk")))
     request.fenced().exclude(status=State.FAILED).filter(is_unfinished).update(problem=problem)

@@ -1,4 +1,4 @@
-"""What purge asks of egress before it removes a collection, and what it says of it on the certificate."""
+"""Functions that `purge` calls before it destroys a collection or issues its certificate."""
 
 from datetime import datetime
 
@@ -11,13 +11,16 @@ from files.models import Collection, StoredFile
 
 
 def packages_in_window(collection: Collection) -> list[EgressRequest]:
-    """Released from this collection, and still to be had: they outlive it, which its certificate says (INV-07)."""
+    """Released requests of this collection whose package is available. The package outlives the collection (INV-07)."""
     released = EgressRequest.objects.filter(collection_uuid=collection.uuid, status=State.RELEASED)
     return list(released.select_related("package_collection").order_by("released_at"))
 
 
 def end_open_requests(collection: Collection, *, now: datetime) -> None:
-    """In the caller's transaction: ends the open request about a collection that has to go whatever holds it."""
+    """Ends the open request of a collection that must be destroyed despite its holds. Uses the caller's transaction.
+
+    Raises: NotFound, WrongState.
+    """
     for request in EgressRequest.objects.filter(collection_uuid=collection.uuid, status__in=OPEN):
         locked = lock_request(request)
         if locked.status == State.APPROVED:
@@ -31,7 +34,7 @@ def _move_by_system(locked: EgressRequest, to: State, action: str, now: datetime
 
 
 def detach_rows(collection: Collection) -> None:
-    """Nothing here points at the collection or its files any more. Requests stay, with what they were about."""
+    """Removes all references to the collection and its files. Requests keep the names and digests of both."""
     with transaction.atomic():
         StagedFile.objects.filter(file__in=StoredFile.objects.filter(collection=collection)).update(file=None)
         EgressRequest.objects.filter(collection=collection).update(collection=None)

@@ -1,4 +1,4 @@
-"""What people do to egress requests. Lock first, then check, write, move, audit: one transaction each."""
+"""Operations on egress requests and policies. Each locks, checks, writes, and records in one transaction."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -30,17 +30,23 @@ from vault.models import Cipher
 
 
 STAGING: Final = "staging"
-RESERVED: Final = (manifest.NAME, manifest.SIGNATURE)  # names that the package has for itself
+RESERVED_NAMES: Final = (manifest.NAME, manifest.SIGNATURE)  # used by the package itself
 
 
-# --- The requester's ---
+# --- By the requester ---
 
 
 @retry_on_deadlock
 def submit(
     *, collection: Collection, filenames: Sequence[str] | None, justification: str, by: User, now: datetime
 ) -> EgressRequest:
-    """Asks for these files of a collection, or for all that `by` can read. Pins them; the tick copies them to staging."""
+    """Submits a request for the named files, or for all files that `by` can read. Pins them; a tick copies them to staging.
+
+    `collection` comes from `files.access`, which has checked that `by` can see it.
+
+    Raises: DatabaseRestored, FilesMissing, ForeignVault, Invalid, NotFound, NotOpen, PersonOnly, Refused, RequestAlreadyOpen,
+    StorageUnavailable.
+    """
     identity.check(now=now)
     with transaction.atomic():
         locked = lock_collection(collection)
@@ -77,7 +83,7 @@ def submit(
         request.save(force_insert=True)
         _pin(request, files, by=by, now=now, round_number=1)
         request.step = 1
-        transitions.write_step(request, "", by=by, now=now, reason=justification)
+        transitions.write_transition(request, "", by=by, now=now, reason=justification)
         request.save(update_fields=["step"])
         transitions.set_egress_status(request, Collection.EgressStatus.PROCESSING)
         audit.record(
@@ -99,7 +105,14 @@ def submit(
 def resubmit(
     request: EgressRequest, *, filenames: Sequence[str] | None, justification: str | None, by: User, now: datetime
 ) -> EgressRequest:
-    """A new round of what was returned: of the same names, as they are now, unless others are given. All is decided anew."""
+    """Starts a new round of a returned request. All stages decide again.
+
+    Without `filenames` the round has the files of the same names, with their current content. Without `justification` the
+    previous text remains.
+
+    Raises: DatabaseRestored, FilesMissing, ForeignVault, Invalid, NotFound, NotOpen, PersonOnly, Refused, StorageUnavailable,
+    WrongState.
+    """
     identity.check(now=now)
     with transaction.atomic():
         locked = lock_request(request)
@@ -131,6 +144,10 @@ def resubmit(
 
 @retry_on_deadlock
 def withdraw(request: EgressRequest, *, reason: str, by: User, now: datetime) -> EgressRequest:
+    """Ends a request on behalf of its requester. `reason` may be empty.
+
+    Raises: NotFound, Refused, WrongState.
+    """
     with transaction.atomic():
         locked = lock_request(request)
         access.check_can_withdraw(actor_of(by), locked)
@@ -138,7 +155,7 @@ def withdraw(request: EgressRequest, *, reason: str, by: User, now: datetime) ->
     return locked
 
 
-# --- The reviewers' ---
+# --- By reviewers ---
 
 
 @retry_on_deadlock
@@ -152,9 +169,13 @@ def decide(
     round_number: int | None = None,
     stage_number: int | None = None,
 ) -> EgressRequest:
-    """What `by` says at the stage that it is at. The last approval has its package built, and what failed can be returned.
+    """Records the decision of `by` at the current stage. After the last approval a tick builds the package.
 
-    Raises StaleDecision if it is in another round, or at another stage (from 1), than the given ones, which `by` has looked at.
+    A failed request can only be returned. `round_number` and `stage_number` (both from 1) are those that `by` has read; the
+    decision is refused if the request has moved since.
+
+    Raises: AlreadyDecided, Invalid, NotAReviewer, NotFound, NotYourStage, OwnContribution, OwnRequest, PersonOnly, Refused,
+    StaleDecision, WrongState.
     """
     with transaction.atomic():
         locked = lock_request(request)
@@ -175,7 +196,7 @@ def decide(
 
 
 def _next_state(locked: EgressRequest, verdict: str) -> tuple[State, int]:
-    """The state and the stage that a decision leads to. An approval leads to the first stage that nobody has approved."""
+    """The status and stage after this decision. An approval leads to the first stage without a valid approval."""
     if verdict == Decision.Verdict.REJECT:
         return State.REJECTED, locked.stage
     if verdict == Decision.Verdict.RETURN:
@@ -201,16 +222,19 @@ def _write_decision(locked: EgressRequest, verdict: str, reason: str, by: User, 
                 by_email=by.email,
                 at=now,
             )
-    except IntegrityError:  # the database's own rules, which say the same as `check_can_decide`
+    except IntegrityError:  # A constraint or trigger of the database, which enforces the same rules as `check_can_decide`.
         raise errors.AlreadyDecided from None
 
 
-# --- After the last decision ---
+# --- After the last approval ---
 
 
 @retry_on_deadlock
 def revoke(request: EgressRequest, *, reason: str, by: User, now: datetime) -> EgressRequest:
-    """Nobody fetches the package from here on; running downloads end within seconds, and it is destroyed."""
+    """Ends a release. New downloads are refused, running downloads stop within seconds, and a tick destroys the package.
+
+    Raises: Invalid, NotAReviewer, NotFound, PersonOnly, WrongState.
+    """
     with transaction.atomic():
         locked = lock_request(request)
         access.check_can_revoke(actor_of(by), locked)
@@ -221,7 +245,10 @@ def revoke(request: EgressRequest, *, reason: str, by: User, now: datetime) -> E
 
 @retry_on_deadlock
 def retry(request: EgressRequest, *, reason: str, by: User, now: datetime) -> EgressRequest:
-    """Builds the package of a request that failed once more. What was approved stands, and is checked again."""
+    """Builds the package of a failed request again. The approvals remain valid and are checked again.
+
+    Raises: NotFound, Refused, WrongState.
+    """
     with transaction.atomic():
         locked = lock_request(request)
         access.check_can_retry(actor_of(by), locked)
@@ -231,16 +258,19 @@ def retry(request: EgressRequest, *, reason: str, by: User, now: datetime) -> Eg
 
 @retry_on_deadlock
 def extend(request: EgressRequest, *, downloads: int, days: int, reason: str, by: User, now: datetime) -> EgressRequest:
-    """So many more downloads, and so many more days."""
+    """Adds downloads and days to a release. `days` are added to the end of the download window.
+
+    Raises: Invalid, NotAReviewer, NotFound, OwnContribution, OwnRequest, PackageGone, PersonOnly, Refused, WrongState.
+    """
     with transaction.atomic():
         locked = lock_request(request)
         access.check_can_extend(actor_of(by), locked)
         _check_reason_length("reason", reason, locked.policy["min_reason_length"])
         if locked.package_collection is None or lock_collection(locked.package_collection).status != Collection.Status.OPEN:
-            raise errors.PackageGone  # its purge came first
+            raise errors.PackageGone  # It was purged first.
         until = (locked.available_until or now) + timedelta(days=days)
         if until > now + timedelta(days=MAX_DAYS):
-            raise Invalid("days", f"A package is to be had for at most {MAX_DAYS} days from now.")
+            raise Invalid("days", f"The package can be available for at most {MAX_DAYS} days from now. Add fewer days.")
         Collection.objects.filter(package_of=locked).update(purge_at=until)
         move(
             locked,
@@ -261,15 +291,21 @@ def extend(request: EgressRequest, *, downloads: int, days: int, reason: str, by
 
 @retry_on_deadlock
 def set_policy(tenant: Tenant, *, by: User, now: datetime, version: int | None = None, **fields: Any) -> EgressPolicy:
-    """The whole policy: what is not given has its default. For requests that are submitted from now on.
+    """Replaces the policy for requests that are submitted from now on. A missing field gets its default value.
 
-    Raises PolicyChanged if the one that it replaces has another version than the given one.
+    The change is refused if `version` is given and is not the current version.
+
+    Raises: Invalid, PolicyChanged.
     """
     with transaction.atomic():
         locked = Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
         people.check_can_administer(by, locked)
         if fields.get("release_format") == EgressPolicy.Format.PLAIN and Cipher.NONE not in locked.allowed_ciphers:
-            raise Invalid("release_format", "The tenant allows no files without encryption.", code="cipher_not_allowed")
+            raise Invalid(
+                "release_format",
+                "The tenant does not allow unencrypted files. Choose `sealed`.",
+                code="cipher_not_allowed",
+            )
         before = access.policy_of(locked)
         if version not in {None, before.version}:
             raise errors.PolicyChanged(before.version)
@@ -285,7 +321,7 @@ def _policy_snapshot(policy: EgressPolicy) -> dict[str, Any]:
     return model_to_dict(policy, exclude=["id", "tenant"]) | {"version": policy.version}
 
 
-# --- What is asked for ---
+# --- Files of a request ---
 
 
 def _collection_of(locked: EgressRequest) -> Collection:
@@ -296,16 +332,16 @@ def _collection_of(locked: EgressRequest) -> Collection:
 
 
 def _select_files(collection: Collection, filenames: Sequence[str] | None, by: User) -> list[StoredFile]:
-    """In the order of their names, with what is wrong said by name."""
+    """The requested files, ordered by name. Raises an error that names the files that `by` cannot read."""
     try:
         visible = file_access.get_collection(by, collection.slug)
     except NotFound:
-        raise Refused("You cannot read the collection any more.") from None
+        raise Refused("You can no longer read the collection.") from None
     readable = file_access.readable_files(by, visible).order_by("name_key")
     if filenames is None:
         files = list(readable[: MAX_FILES + 1])
         if not files:
-            raise Invalid("files", "There is no file in it that you can read.", code="empty")
+            raise Invalid("files", "The collection has no file that you can read.", code="empty")
         return files
     keys = {unique_key(name) for name in filenames}
     if not keys:
@@ -314,7 +350,7 @@ def _select_files(collection: Collection, filenames: Sequence[str] | None, by: U
     if len(files) != len(keys):
         found = {file.name_key for file in files}
         unknown = [name for name in filenames if unique_key(name) not in found]
-        raise Invalid("files", f"You can read no file of this name: {_abbreviate(unknown)}.", code="unknown_file")
+        raise Invalid("files", f"You cannot read files of these names: {_abbreviate(unknown)}.", code="unknown_file")
     return files
 
 
@@ -324,22 +360,26 @@ def _check_files(files: list[StoredFile], policy: EgressPolicy) -> None:
             raise Invalid("files", f"{problem}: {_abbreviate(wrong)}.", code=code)
 
     if len(files) > policy.max_files:
-        raise Invalid("files", f"A request has at most {policy.max_files} files.", code="too_many_files")
+        raise Invalid("files", f"A request can have at most {policy.max_files} files. Name fewer files.", code="too_many_files")
     types = set(policy.file_types)
     if types:
         refuse(
             [file.filename for file in files if access.file_type(file.filename) not in types],
-            f"Files of these types may leave: {', '.join(sorted(types))}. Not",
+            f"The policy allows only these file types: {', '.join(sorted(types))}. Remove",
             "file_type_not_allowed",
         )
     if policy.max_file_bytes is not None:
         large = [file.filename for file in files if file.length > policy.max_file_bytes]
-        refuse(large, f"A file that leaves has at most {policy.max_file_bytes} bytes. Larger are", "file_too_large")
+        refuse(large, f"A file can have at most {policy.max_file_bytes} bytes. Remove", "file_too_large")
     if policy.max_total_bytes is not None and sum(file.length for file in files) > policy.max_total_bytes:
-        raise Invalid("files", f"A request has at most {policy.max_total_bytes} bytes together.", code="too_large")
+        raise Invalid(
+            "files",
+            f"The files can have at most {policy.max_total_bytes} bytes in total.",
+            code="too_large",
+        )
     refuse(
-        [file.filename for file in files if _name_after_unpacking(file.name_key) in RESERVED],
-        "The package has files of these names itself: rename",
+        [file.filename for file in files if _name_after_unpacking(file.name_key) in RESERVED_NAMES],
+        "These names are reserved for files of the package. Rename",
         "reserved_name",
     )
     if any(file.status != StoredFile.Status.READY for file in files):
@@ -347,7 +387,7 @@ def _check_files(files: list[StoredFile], policy: EgressPolicy) -> None:
 
 
 def _name_after_unpacking(name: str) -> str:
-    """As Windows takes it: without what it drops at the end and behind a colon, and without what nobody sees."""
+    """The name of the unpacked file on Windows: no trailing dots or spaces, no part after a colon, no invisible characters."""
     seen = "".join(character for character in name if category(character) != "Cf")
     return seen.partition(":")[0].rstrip(". ")
 
@@ -358,16 +398,16 @@ def _abbreviate(names: list[str]) -> str:
 
 
 def _content_fields(files: Sequence[StoredFile]) -> dict[str, Any]:
-    """What a round is about."""
+    """The fields of a request that describe the files of the round."""
     return {
-        "content_sha256": manifest.digest_of(manifest.listed(files)),
+        "content_sha256": manifest.digest_of(manifest.entries(files)),
         "file_count": len(files),
         "total_length": sum(file.length for file in files),
     }
 
 
 def _pin(request: EgressRequest, files: list[StoredFile], *, by: User, now: datetime, round_number: int) -> None:
-    """From here on they stay as they are, and each waits for its copy."""
+    """Places a hold on each file, queues its copy, and records its contributors."""
     collection = _collection_of(request)
     Hold.objects.bulk_create(
         Hold(
@@ -375,7 +415,7 @@ def _pin(request: EgressRequest, files: list[StoredFile], *, by: User, now: date
             file=file,
             kind=Hold.Kind.EGRESS,
             ref=str(request.pk),
-            reason=f"The egress request {request.pk} of {request.requester_name} is about it.",
+            reason=f"It is part of the egress request {request.pk} of {request.requester_name}.",
             placed_at=now,
             placed_by=by,
         )
@@ -399,12 +439,12 @@ def _pin(request: EgressRequest, files: list[StoredFile], *, by: User, now: date
         for number, file in enumerate(files, start=1)
     )
     writers = {user for file in files for user in (file.created_by_id, file.updated_by_id) if user is not None}
-    # What a service account wrote, somebody wrote with a key of it: whoever made one may have.
+    # A service account writes with an API key. Every person who created one of its keys counts as a contributor.
     keys = ApiKey.objects.filter(owner__in=writers, owner__service_of__isnull=False, created_by__isnull=False)
     writers |= set(keys.values_list("created_by", flat=True))
     Contributor.objects.bulk_create(Contributor(request=request, round=round_number, user_id=user) for user in sorted(writers))
 
 
-def _check_reason_length(field: str, text: str, least: int) -> None:
-    if len(" ".join(text.split())) < least:
-        raise Invalid(field, f"Say why, in at least {least} characters.", code="too_short")
+def _check_reason_length(field: str, text: str, minimum: int) -> None:
+    if len(" ".join(text.split())) < minimum:
+        raise Invalid(field, f"Give a reason of at least {minimum} characters.", code="too_short")

@@ -1,6 +1,6 @@
-"""Copies of what was pinned: made by the store itself, as ciphertext, and wiped when the request does not need them any more.
+"""Copies of pinned files in the staging bucket. The store copies the ciphertext; copies that are no longer needed are deleted.
 
-Whoever works on a request has its lease, so that nothing is copied behind the back of the listing that says that all is gone.
+A worker needs the lease of the request for both. This prevents new copies after the listing that confirms the deletion.
 """
 
 import logging
@@ -29,12 +29,17 @@ from vault.stores import EraseFailure, StoreRefused, StoreUnavailable, get_store
 log = logging.getLogger(__name__)
 
 BATCH: Final = 1_000
-COPY_THREADS: Final = 8  # copies, each of which waits for the store
-HEARTBEAT_SECONDS: Final = 5.0  # seconds between signs of life
+COPY_THREADS: Final = 8
+HEARTBEAT_SECONDS: Final = 5.0
 
 
 def copy_pinned_files(request: EgressRequest, *, until: float) -> bool:
-    """Copies pinned files that have no copy yet; True once all have. Raises LeaseLost, StoreError, FileNotFoundError."""
+    """Copies pinned files until the time `until` on the monotonic clock. Returns True when every file of the round has a copy.
+
+    Also lets errors of the stores and FileNotFoundError pass.
+
+    Raises: LeaseLost.
+    """
     pinned = request.items.filter(round=request.round, status=StagedFile.Status.PINNED).select_related("file").order_by("number")
     with ThreadPoolExecutor(COPY_THREADS, "staging") as pool:
         while items := list(pinned[:COPY_THREADS]):
@@ -46,9 +51,10 @@ def copy_pinned_files(request: EgressRequest, *, until: float) -> bool:
 
 
 def _await_copies(request: EgressRequest, copies: Mapping[Future[str], StagedFile]) -> None:
-    """Waits for all of them, whatever becomes of one or of the request, and shows signs of life as long as the store is at it.
+    """Waits for all copies, even after an error, then raises the first error.
 
-    A large copy takes longer than a silent worker is waited for, and nobody is to list what is gone while one is still pending.
+    The heartbeat keeps the lease during a large copy. Without it another worker could confirm the deletion of all copies while
+    one is still being written.
     """
     pending, first_error = set(copies), None
     while pending:
@@ -56,7 +62,7 @@ def _await_copies(request: EgressRequest, copies: Mapping[Future[str], StagedFil
         for copy in done:
             try:
                 _record_copy(copies[copy], copy)
-            except Exception as error:  # told when the rest has come, too
+            except Exception as error:  # raised after the other copies have finished
                 first_error = first_error or error
         if not done:
             try:
@@ -68,14 +74,14 @@ def _await_copies(request: EgressRequest, copies: Mapping[Future[str], StagedFil
 
 
 def _record_copy(item: StagedFile, copy: Future[str]) -> None:
-    """What has come of a copy. If the request ended meanwhile, it goes again: who wipes may have looked for it before it came."""
+    """Records a finished copy. Deletes it if the request has ended: `wipe` may have listed the copies before this one existed."""
     try:
         etag = copy.result()
     except FileNotFoundError as error:
         if item.file is not None and item.file.status != StoredFile.Status.MISSING:
             note_missing(item.file, None, timezone.now(), error)
         raise
-    # The other contender is whoever ends the request: what it marked for wiping stays marked.
+    # The other contender is a service that ends the request and marks its copies for deletion. Those marks must remain.
     pinned = StagedFile.objects.filter(pk=item.pk, status=StagedFile.Status.PINNED)
     is_marked = pinned.update(status=StagedFile.Status.STAGED, object_etag=etag) == 1
     if not is_marked and not StagedFile.objects.filter(pk=item.pk, status=StagedFile.Status.STAGED).exists():
@@ -85,16 +91,20 @@ def _record_copy(item: StagedFile, copy: Future[str]) -> None:
 def _copy(item: StagedFile) -> str:
     file = item.file
     if file is None:
-        raise LeaseLost  # the request ended just now
+        raise LeaseLost  # The request has ended.
     store = get_store(item.store)
     try:
         return store.copy(file.object_key, item.object_key, source=get_store(file.store)).etag
-    except FileExistsError:  # a worker was killed between the copy and its mark; the package is verified byte by byte anyway
+    except FileExistsError:  # A worker was killed before it recorded the copy. The package job verifies every byte.
         return store.stat(item.object_key).etag
 
 
 @retry_on_deadlock
 def begin_review(request: EgressRequest, *, now: datetime) -> None:
+    """Moves a submitted request into review if every file has a copy.
+
+    Raises: LeaseLost, NotFound, WrongState.
+    """
     with transaction.atomic():
         locked = lock_request(request)
         check_claim(request, locked, State.SUBMITTED)
@@ -104,13 +114,21 @@ def begin_review(request: EgressRequest, *, now: datetime) -> None:
 
 
 def check_claim(request: EgressRequest, locked: EgressRequest, status: State) -> None:
-    """Raises LeaseLost if the locked row is not what this worker claimed any more."""
+    """Checks that the locked row is still leased to this worker, in this status, and in the same round.
+
+    Raises: LeaseLost.
+    """
     if locked.lease_owner != request.lease_owner or locked.status != status or locked.round != request.round:
         raise LeaseLost
 
 
 def wipe(request: EgressRequest, *, now: datetime) -> None:
-    """Deletes every version of the copies that nobody needs, and puts on record that a listing does not find them any more."""
+    """Deletes every version of the copies that are no longer needed. Records that a listing has confirmed the deletion.
+
+    Also lets errors of the stores pass.
+
+    Raises: LeaseLost.
+    """
     for store in request.items.filter(status=StagedFile.Status.WIPING).order_by().values_list("store", flat=True).distinct():
         while items := list(request.items.filter(status=StagedFile.Status.WIPING, store=store).order_by("pk")[:BATCH]):
             request.heartbeat(timezone.now())
@@ -119,7 +137,7 @@ def wipe(request: EgressRequest, *, now: datetime) -> None:
 
 
 def _erase(request: EgressRequest, items: list[StagedFile]) -> None:
-    """Two passes of one listing: what the first finds is deleted, and the second has to find nothing."""
+    """Lists and deletes twice at most. Raises StoreRefused or StoreUnavailable if a listing still finds copies."""
     store, keys = get_store(items[0].store), {item.object_key for item in items}
     prefix = items[0].object_key.rpartition("/")[0] + "/"
     failures: list[EraseFailure] = []
@@ -138,7 +156,7 @@ def _erase(request: EgressRequest, items: list[StagedFile]) -> None:
 def _mark_wiped(request: EgressRequest, items: list[StagedFile], *, now: datetime) -> None:
     with transaction.atomic():
         request.heartbeat(now)
-        # Nothing is in the way any more. What a request failed for stays to be read: these were an earlier round's copies.
+        # The blocking reason of this job is gone. The reason of a failed request remains: these copies are of an earlier round.
         request.fenced().exclude(status=State.FAILED).update(problem="")
         wiping: QuerySet[StagedFile] = StagedFile.objects.filter(
             pk__in=[item.pk for item in items], status=StagedFile.Status.WIPING
@@ -148,6 +166,9 @@ def _mark_wiped(request: EgressRequest, items: list[StagedFile], *, now: datetim
 
 
 def heartbeat(request: EgressRequest, status: State, **progress: int) -> None:
-    """A sign of life on a request that is still in this state, and in this round, with how far it is."""
+    """Extends the lease of a request that is still in this status and round, and stores the progress.
+
+    Raises: LeaseLost.
+    """
     if request.fenced().filter(status=status, round=request.round).update(lease_at=timezone.now(), **progress) != 1:
         raise LeaseLost

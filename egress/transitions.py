@@ -1,4 +1,4 @@
-"""The one way from state to state: a step, the new status, who hears of it, and the audit row, in the caller's transaction."""
+"""The only code that changes the status of a request. Also writes the transition, mails and audit event, in one transaction."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -22,8 +22,11 @@ COLLECTION_STATUS: Final = {
 
 
 def lock_request(request: EgressRequest) -> EgressRequest:
-    """As it is now. Its collection first, as everybody does who locks more than one thing (files.locks)."""
-    if request.collection_id is not None:  # it may have been destroyed just now: then there is nothing to lock
+    """Locks the collection, then the request, in the order of `files.locks`. Returns the current row of the request.
+
+    Raises: NotFound.
+    """
+    if request.collection_id is not None:  # The collection may be destroyed concurrently. Then only the request is locked.
         Collection.objects.select_for_update(of=("self",)).filter(pk=request.collection_id).first()
     locked = EgressRequest.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=request.pk).first()
     if locked is None:
@@ -42,15 +45,17 @@ def move(
     facts: Mapping[str, str | int] | None = None,
     **changes: Any,
 ) -> None:
-    """Moves a locked request, with these fields changed along. Raises WrongState, and leaves it as it is, if that is no way.
+    """Changes the status of a locked request and sets the fields in `changes`. `facts` are added to the audit event.
 
-    `facts` go on record beside what every step has there, of which `stage` is where it was done. To be called last: the audit
-    trail is locked from here to the end of the transaction.
+    The audit event names the stage before the change. Call `move` last in a transaction, because it locks the audit trail until
+    the end of the transaction.
+
+    Raises: WrongState.
     """
     came_from, stage = State(locked.status), locked.stage + 1
     if to not in TRANSITIONS[came_from]:
         raise errors.WrongState(locked.status)
-    changes.setdefault("problem", "")  # what was in the way of the last state is not in the way of this one
+    changes.setdefault("problem", "")  # The blocking reason of the previous status no longer applies.
     for name, value in changes.items():
         setattr(locked, name, value)
     locked.status, locked.step = to, locked.step + 1
@@ -58,14 +63,14 @@ def move(
     if to != came_from:
         locked.changed_at, locked.attempts_before = now, locked.attempts
         locked.expires_at = now + timedelta(days=locked.policy["request_expiry_days"]) if to in OPEN else None
-    write_step(locked, came_from, by=by, now=now, reason=reason)
+    write_transition(locked, came_from, by=by, now=now, reason=reason)
     locked.save(update_fields=["status", "step", "awaited_role", "changed_at", "attempts_before", "expires_at", *changes])
     if to not in PINNING:
         _unpin_files(locked)
     if to != came_from and to in COLLECTION_STATUS:
         set_egress_status(locked, _collection_status(locked, to))
     if to in FINAL and locked.package_collection_id is not None:
-        Collection.objects.filter(package_of=locked).update(purge_at=now)  # the next tick destroys it
+        Collection.objects.filter(package_of=locked).update(purge_at=now)  # The next tick destroys the package.
     notifications.announce(locked, now=now)
     audit.record(
         action,
@@ -82,7 +87,8 @@ def move(
     )
 
 
-def write_step(request: EgressRequest, came_from: str, *, by: User | None, now: datetime, reason: str) -> None:
+def write_transition(request: EgressRequest, came_from: str, *, by: User | None, now: datetime, reason: str) -> None:
+    """Adds the current status of the request to its timeline."""
     Transition.objects.create(
         request=request,
         number=request.step,
@@ -98,18 +104,19 @@ def write_step(request: EgressRequest, came_from: str, *, by: User | None, now: 
 
 
 def _collection_status(request: EgressRequest, to: State) -> Collection.EgressStatus:
-    """What was released of it before stays released, whatever became of this request."""
+    """The status to show on the collection. A collection with an earlier release stays `processed`."""
     status = COLLECTION_STATUS[to]
     earlier = EgressRequest.objects.filter(collection_uuid=request.collection_uuid, released_at__isnull=False)
     return Collection.EgressStatus.PROCESSED if status == Collection.EgressStatus.NONE and earlier.exists() else status
 
 
 def set_egress_status(request: EgressRequest, status: Collection.EgressStatus) -> None:
+    """Sets the egress status of the request's collection, if the collection exists."""
     Collection.objects.filter(uuid=request.collection_uuid).update(egress_status=status)
 
 
 def _unpin_files(request: EgressRequest) -> None:
-    """Its files may be changed again, and nobody reads the copies from here on. The tick deletes them."""
+    """Releases the holds, so that the files can be changed again. Marks the copies for deletion by the next tick."""
     Hold.objects.filter(collection=request.collection_id, kind=Hold.Kind.EGRESS, ref=str(request.pk)).delete()
     request.items.filter(status__in=[StagedFile.Status.PINNED, StagedFile.Status.STAGED]).update(
         status=StagedFile.Status.WIPING, file=None

@@ -1,7 +1,7 @@
-"""From the last approval to the release: everybody and every byte once more, then one zip, encrypted on its way to its bucket.
+"""Builds the package of an approved request: checks all approvals and files again, then streams one zip to the release bucket.
 
-Nothing of a package exists for anybody before the transaction that releases it. Killed anywhere before that, the next worker
-begins anew and comes to the same bytes; what the first left is cleared away like any upload that stalled (F-27, INV-13).
+The package becomes visible in the transaction that releases the request. If a worker is killed before that, the next worker
+starts again and produces the same bytes. The clean-up of stalled uploads removes the incomplete upload (F-27, INV-13).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from egress import access
 from egress.models import Decision, EgressPolicy, EgressRequest, StagedFile
-from egress.package.manifest import NAME, SIGNATURE, Manifest, digest_of, listed, make
+from egress.package.manifest import NAME, SIGNATURE, Manifest, digest_of, entries, make
 from egress.package.zip_format import new_member
 from egress.staging import HEARTBEAT_SECONDS, check_claim, heartbeat
 from egress.states import State
@@ -53,15 +53,21 @@ MAX_ATTEMPTS: Final = 5
 
 
 class Unreleasable(Exception):
-    """What was approved cannot be released as it is. The text says why, and is for the people concerned."""
+    """The approved files cannot be released. The message gives the reason and is shown to users."""
 
 
 class ApproverUnauthorized(Exception):
-    """Somebody who approved may not approve any more: the next attempt sends the request back to their stage."""
+    """An approver is no longer authorized. The request goes back to the stage of that approver."""
 
 
 def build(request: EgressRequest, *, now: datetime) -> None:
-    """The package of a claimed request. Raises LeaseLost, and StoreError where it may pass; what may not fails the request."""
+    """Builds and releases the package of a leased request. A permanent error moves the request to `failed`.
+
+    Other errors of the stores are raised, and the caller tries again later.
+
+    Raises: DatabaseRestored, ForeignVault, KeyUnavailable, LeaseLost, NotFound, StorageUnavailable, StoreRefused,
+    StoreUnavailable, Unreleasable, WrongKey, WrongState.
+    """
     try:
         if request.attempts - request.attempts_before > MAX_ATTEMPTS:
             raise Unreleasable(f"The package could not be built in {MAX_ATTEMPTS} attempts. {request.problem}".strip())
@@ -76,7 +82,7 @@ def build(request: EgressRequest, *, now: datetime) -> None:
 
 @retry_on_deadlock
 def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
-    """The hidden collection that is to hold the package. None if the request went back to review."""
+    """The hidden collection for the package. None if the request went back to review."""
     with transaction.atomic():
         locked = lock_request(request)
         check_claim(request, locked, State.APPROVED)
@@ -85,7 +91,7 @@ def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
         _check_requester(locked)
         cipher = Cipher.NONE if locked.policy["release_format"] == EgressPolicy.Format.PLAIN else Cipher.AES_GCM
         if cipher == Cipher.NONE and cipher not in locked.tenant.allowed_ciphers:
-            raise Unreleasable("The tenant allows no files without encryption any more, and the package would be one.")
+            raise Unreleasable("The tenant no longer allows unencrypted files, and the package would be unencrypted.")
         if locked.package_collection is not None:
             return locked.package_collection
         release = Collection(
@@ -106,7 +112,7 @@ def _prepare(request: EgressRequest, *, now: datetime) -> Collection | None:
 
 
 def _void_unauthorized(locked: EgressRequest, *, now: datetime) -> bool:
-    """Sends the request back to the first stage whose approver may not approve any more. True if there is one."""
+    """Moves the request back to the first stage whose approver is no longer authorized. Returns False if all are authorized."""
     unauthorized = _unauthorized_decisions(locked)
     if not unauthorized:
         return False
@@ -118,7 +124,7 @@ def _void_unauthorized(locked: EgressRequest, *, now: datetime) -> bool:
         by=None,
         now=now,
         action="egress.void",
-        reason=f"May not approve any more: {names}.",
+        reason=f"No longer authorized to approve: {names}.",
         stage=min(decision.stage for decision in unauthorized),
     )
     return True
@@ -129,26 +135,26 @@ def _unauthorized_decisions(locked: EgressRequest) -> list[Decision]:
 
 
 def _check_requester(locked: EgressRequest) -> None:
-    """Whoever asked has to be there still, and able to read what they asked for."""
+    """Raises Unreleasable unless the requester is an active member who can read all requested files."""
     requester = User.objects.filter(pk=locked.requester_id).first()
     if requester is None or not access.actor_of(requester).roles_in(locked):
-        raise Unreleasable("The requester is no active member of the tenant any more.")
+        raise Unreleasable("The requester is no longer an active member of the tenant.")
     try:
         collection = file_access.get_collection(requester, locked.collection_slug)
     except NotFound:
-        raise Unreleasable("The requester cannot read the collection any more.") from None
+        raise Unreleasable("The requester can no longer read the collection.") from None
     pinned = locked.items.filter(round=locked.round).values("file")
     if file_access.readable_files(requester, collection).filter(pk__in=pinned).count() != locked.file_count:
-        raise Unreleasable("The requester cannot read all of these files any more.")
+        raise Unreleasable("The requester can no longer read all of these files.")
 
 
-# --- The bytes ---
+# --- Content ---
 
 
 def _build(request: EgressRequest, release: Collection, *, now: datetime) -> None:
     items = list(request.items.filter(round=request.round).select_related("file__collection__key").order_by("number"))
-    if digest_of(listed(items)) != request.content_sha256:
-        raise Unreleasable("The request names other files than were decided on.")
+    if digest_of(entries(items)) != request.content_sha256:
+        raise Unreleasable("The files of the request differ from the approved files.")
     manifest = make(request, items, now=now)
     filename = f"egress-{request.pk}.zip"
     draft = StoredFile(
@@ -163,7 +169,7 @@ def _build(request: EgressRequest, release: Collection, *, now: datetime) -> Non
         object_id=uuid4(),
     )
     draft.object_key = release.object_key(draft.object_id)
-    # Nobody but the bucket encrypts a plain package.
+    # A plain package is encrypted only by the bucket.
     with Package.receive(draft, by=None, size=None, now=now, encrypt=release.cipher == Cipher.NONE) as package:
         package.request, package.manifest = request, manifest
         try:
@@ -172,15 +178,15 @@ def _build(request: EgressRequest, release: Collection, *, now: datetime) -> Non
         except StorageUnavailable as error:
             if not isinstance(error.__cause__, NotEncrypted):
                 raise
-            log.error("the release bucket does not encrypt a plain package", extra={"error": str(error.__cause__)})
-            raise Unreleasable("The package is to be plain, and its bucket does not encrypt it by itself.") from error
+            log.error("release bucket does not encrypt a plain package", extra={"error": str(error.__cause__)})
+            raise Unreleasable("The policy requires a plain package, but the release bucket does not encrypt it.") from error
 
 
 class Package(uploads.UploadSession):
-    """A zip on its way to the release bucket, which becomes a file in the transaction that releases it."""
+    """The upload of a zip to the release bucket. It becomes a file in the transaction that releases the request."""
 
-    slots = Slots(64)  # a worker's own; there is a setting for how many packages are built at once
-    limit = None  # what was approved may be as large as it is
+    slots = Slots(64)  # EGRESS_PACKAGES_AT_ONCE limits how many packages are built in parallel.
+    limit = None  # The policy limits the size at submission.
     request: EgressRequest
     manifest: Manifest
     _last_heartbeat = 0.0
@@ -192,14 +198,14 @@ class Package(uploads.UploadSession):
             heartbeat(self.request, State.APPROVED, packed=self.length)
 
     def create_file(self, *, by: User | None, now: datetime) -> StoredFile:
-        """The release. Whoever unauthorized a right while the bytes were written is found here (F-49)."""
+        """Releases the request. Checks the rights again, because they may have changed during the upload (F-49)."""
         package = self.draft
         locked = lock_request(self.request)
         check_claim(self.request, locked, State.APPROVED)
         if _unauthorized_decisions(locked):
             raise ApproverUnauthorized
         _check_requester(locked)
-        # The other contender is the clean-up, which takes an upload without a heartbeat for dead.
+        # The other contender is the clean-up, which removes uploads without a heartbeat.
         if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
             raise LeaseLost
         release = lock_collection(package.collection)
@@ -224,7 +230,7 @@ class Package(uploads.UploadSession):
 
 
 class ZipSink(io.RawIOBase):
-    """What `zipfile` takes for a file that can only be written to."""
+    """A write-only file object for `zipfile`."""
 
     def __init__(self, package: Package) -> None:
         self._package = package
@@ -238,7 +244,7 @@ class ZipSink(io.RawIOBase):
 
 
 def _write(package: Package, items: list[StagedFile], manifest: Manifest) -> None:
-    """The files in their order, and then what says that they are these."""
+    """Writes the files in order, then the manifest and its signature."""
     with zipfile.ZipFile(ZipSink(package), "w") as archive:
         for item in items:
             with archive.open(new_member(item.filename, item.length), "w") as member:
@@ -249,9 +255,9 @@ def _write(package: Package, items: list[StagedFile], manifest: Manifest) -> Non
 
 
 def _verified(item: StagedFile) -> Iterator[bytes]:
-    """Plaintext of the copy in staging. Raises Unreleasable, if only behind its last piece, unless it is what was pinned.
+    """The plaintext of a staged copy. Raises Unreleasable if it differs from the pinned file, possibly only after the last piece.
 
-    The digest tells (INV-11), and no ETag: a copy that an operator put back has another.
+    Compares the digest (INV-11), not the ETag: a copy that an operator restored has another ETag.
     """
     digest, length = hashlib.sha256(), 0
     try:
@@ -260,21 +266,24 @@ def _verified(item: StagedFile) -> Iterator[bytes]:
             length += len(piece)
             yield piece
     except (FileNotFoundError, ObjectChanged, CorruptObject, WrongKey) as error:
-        log.error("a staged copy is damaged", extra={"item": item.pk, "error": str(error)})
-        raise Unreleasable(f"The copy of file {item.number} is not what was approved.") from error
+        log.error("staged copy is damaged", extra={"item": item.pk, "error": str(error)})
+        raise Unreleasable(f"The copy of file {item.number} differs from the approved file.") from error
     if (length, digest.hexdigest()) != (item.length, item.sha256):
-        raise Unreleasable(f"File {item.number} is not what was approved.")
+        raise Unreleasable(f"File {item.number} differs from the approved file.")
 
 
 def staged_content(item: StagedFile) -> Content:
-    """The bytes of a copy, and the key to them. FileNotFoundError if the content that was pinned is not there any more."""
+    """The encrypted content of a staged copy with its key. Raises FileNotFoundError if the pinned content was deleted.
+
+    Raises: CorruptObject, DatabaseRestored, ForeignVault, KeyUnavailable, StorageUnavailable, WrongKey.
+    """
     file = item.file
     if file is None or file.object_id != item.object_id:
-        raise FileNotFoundError("the pinned content is not there any more")
+        raise FileNotFoundError("the pinned content no longer exists")
     return copied_content(file, store=item.store, key=item.object_key, etag=item.object_etag)
 
 
-# --- When it does not come to that ---
+# --- Failure ---
 
 
 @retry_on_deadlock

@@ -1,6 +1,7 @@
-"""The manifest of a package: what left, who asked for it, and who let it out. Signed; `egress.package.verify` needs nothing else.
+"""The signed manifest of a package: the released files, the requester and the decisions.
 
-`manifest.json` is canonical JSON; `manifest.json.sig` is the base64 of Ed25519 (RFC 8032) over CONTEXT and exactly its bytes.
+`manifest.json` is canonical JSON. `manifest.json.sig` is the base64 of an Ed25519 signature (RFC 8032) over `CONTEXT` followed by
+the bytes of `manifest.json`. `egress.package.verify` needs only the package and a public key.
 """
 
 import hashlib
@@ -29,16 +30,20 @@ class Manifest:
 
 
 def digest_of(files: Iterable[dict[str, Any]]) -> str:
-    """Of `{name, length, sha256}` in the order of the round: what a decision is bound to (INV-10). Hex of SHA-256."""
+    """SHA-256 (hex) of the list of `{name, length, sha256}` in the order of the round. A decision is bound to it (INV-10)."""
     return hashlib.sha256(signing.canonical_json({"files": list(files)})).hexdigest()
 
 
-def listed(files: Iterable[StagedFile | StoredFile]) -> list[dict[str, Any]]:
+def entries(files: Iterable[StagedFile | StoredFile]) -> list[dict[str, Any]]:
+    """The entries of these files in a manifest, in the given order."""
     return [{"name": file.filename, "length": file.length, "sha256": file.sha256} for file in files]
 
 
 def make(request: EgressRequest, items: Iterable[StagedFile], *, now: datetime) -> Manifest:
-    """Of a request that was approved at every stage: the same each time, so that its package is, too. Raises WrongKey."""
+    """The manifest of an approved request. It is deterministic, so that the package is, too.
+
+    Raises: WrongKey.
+    """
     key = keys.ensure_signing_key(Key.Purpose.EGRESS, now=now)
     requester = User.objects.filter(pk=request.requester_id).first()
     decisions = sorted(valid_decisions(request), key=lambda decision: decision.stage)
@@ -58,7 +63,7 @@ def make(request: EgressRequest, items: Iterable[StagedFile], *, now: datetime) 
             "display_name": request.collection_name,
         },
         "content_sha256": request.content_sha256,
-        "files": listed(items),
+        "files": entries(items),
         "decisions": [
             {
                 "stage": decision.stage + 1,
@@ -86,7 +91,7 @@ class SigningKey:
 
 
 def signing_keys() -> list[SigningKey]:
-    """Those that the keyring opens. Whoever has one can verify packages, and sign none."""
+    """The public keys for verifying packages, oldest first. Omits keys that the keyring cannot decrypt."""
     return list(_signing_keys())
 
 

@@ -1,4 +1,4 @@
-"""Whether a zip is a package as it was released. Needs a public key, and neither database nor server."""
+"""Verifies that a zip is an authentic package. Needs a public key, but no database and no server."""
 
 import base64
 import hashlib
@@ -16,18 +16,21 @@ from egress.package.manifest import CONTEXT, NAME, SIGNATURE, digest_of
 from egress.package.zip_format import NonCanonicalZip, check
 
 
-# What zipfile and json raise over bytes that mean nothing, or that point outside the file.
+# Errors of zipfile and json for malformed bytes and for offsets outside the file.
 UNREADABLE: Final = (zipfile.BadZipFile, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, EOFError, OSError)
 CHUNK_BYTES: Final = 1024**2
-MAX_MANIFEST_BYTES: Final = 64 * 1024**2  # bytes of a manifest
+MAX_MANIFEST_BYTES: Final = 64 * 1024**2
 
 
 class BadPackage(Exception):
-    """It is not what was released. The text says why."""
+    """The package is not authentic. The message gives the reason."""
 
 
 def verify(path: Path, public_keys: Iterable[Ed25519PublicKey]) -> dict[str, Any]:
-    """The manifest of a package whose every byte is what was released. Raises BadPackage, OSError."""
+    """Verifies every byte of a package and returns its manifest. Any one of the keys must verify the signature.
+
+    Raises: BadPackage.
+    """
     with path.open("rb") as file:
         return _verify(file, list(public_keys))
 
@@ -36,19 +39,19 @@ def _verify(file: BinaryIO, public_keys: list[Ed25519PublicKey]) -> dict[str, An
     try:
         with zipfile.ZipFile(file) as package:
             if any(member.compress_type != zipfile.ZIP_STORED for member in package.infolist()):
-                raise BadPackage("it was packed anew")  # whose decompressor would fail in ways of its own
+                raise BadPackage("it was repacked")  # Rejected before a decompressor can fail with other errors.
             content, signature = _read(package, NAME), _read(package, SIGNATURE)
             if not any(_is_signed(content, signature, key) for key in public_keys):
-                raise BadPackage("its manifest was not signed by this key")
+                raise BadPackage("its manifest is not signed by any of the given keys")
             manifest: dict[str, Any] = json.loads(content)
             if digest_of(manifest["files"]) != manifest["content_sha256"]:
-                raise BadPackage("its manifest names other files than were decided on")
+                raise BadPackage("its manifest lists other files than were approved")
             _check_files(package, manifest["files"])
             check(package, file)
     except NonCanonicalZip:
-        raise BadPackage("its files were released, but it was packed anew, or has bytes that belong to none of them") from None
+        raise BadPackage("its files are authentic, but it was repacked or contains bytes that belong to no file") from None
     except UNREADABLE as error:
-        raise BadPackage(f"it cannot be read as a package: {error}") from None
+        raise BadPackage(f"it is not a readable package: {error}") from None
     return manifest
 
 
@@ -57,7 +60,7 @@ def _read(package: zipfile.ZipFile, name: str) -> bytes:
         with package.open(name) as member:
             return member.read(MAX_MANIFEST_BYTES)
     except KeyError:
-        raise BadPackage(f"it has no {name}") from None
+        raise BadPackage(f"{name} is missing") from None
 
 
 def _is_signed(content: bytes, signature: bytes, key: Ed25519PublicKey) -> bool:
@@ -72,9 +75,9 @@ def _check_files(package: zipfile.ZipFile, files: list[dict[str, Any]]) -> None:
     expected = Counter([NAME, SIGNATURE, *(file["name"] for file in files)])
     found = Counter(package.namelist())
     if missing := sorted((expected - found).elements()):
-        raise BadPackage(f"it lacks {missing[0]!r}")
+        raise BadPackage(f"{missing[0]!r} is missing")
     if more := sorted((found - expected).elements()):
-        raise BadPackage(f"it has {more[0]!r}, which was not released")
+        raise BadPackage(f"{more[0]!r} was not released")
     for file in files:
         digest, length = hashlib.sha256(), 0
         with package.open(file["name"]) as member:
@@ -82,4 +85,4 @@ def _check_files(package: zipfile.ZipFile, files: list[dict[str, Any]]) -> None:
                 digest.update(piece)
                 length += len(piece)
         if (length, digest.hexdigest()) != (file["length"], file["sha256"]):
-            raise BadPackage(f"{file['name']!r} has other bytes than were released")
+            raise BadPackage(f"{file['name']!r} differs from the released file")

@@ -1,7 +1,7 @@
-"""The form of a package: a zip whose every byte follows from its files, so that the same Python makes the same one again.
+"""The canonical zip format of a package: every byte is determined by the files, so that the same Python version reproduces it.
 
-There is room in a zip where no unpacker looks: in front of its members, between them, in their headers, behind its end. Nothing
-leaves there. Sections are those of APPNOTE.TXT 6.3.10.
+A zip can hide data where no unpacker looks: before its members, between them, in their headers and after its end. `check` rejects
+such data. Section numbers refer to APPNOTE.TXT 6.3.10.
 """
 
 import struct
@@ -12,30 +12,32 @@ from typing import BinaryIO, Final
 
 
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)
-DOS_EPOCH: Final = (0, 33)  # time and date
+DOS_EPOCH: Final = (0, 33)  # EPOCH as DOS time and date
 UNIX: Final = 3
 MODE: Final = 0o600 << 16
-PLAIN, ZIP64 = 20, 45  # versions needed (4.4.3)
-MASKED: Final = 0xFFFFFFFF  # in place of a number that stands in the extra field (4.5.3)
-DESCRIBED, UTF8 = 0x08, 0x800  # flags: CRC and lengths are behind the content; the name is not ASCII (4.4.4)
+PLAIN, ZIP64 = 20, 45  # version needed to extract (4.4.3)
+MASKED: Final = 0xFFFFFFFF  # replaces a number that is in the extra field (4.5.3)
+DESCRIBED, UTF8 = 0x08, 0x800  # flags: CRC and lengths follow the content; the name is UTF-8 (4.4.4)
 
 
 class NonCanonicalZip(Exception):
-    """It was packed by something else, or has bytes that belong to no file."""
+    """The zip was written by another program or contains bytes that belong to no file."""
 
 
 def new_member(name: str, length: int) -> zipfile.ZipInfo:
-    """Stored: no byte of it depends on a compressor."""
+    """An uncompressed member, so that no byte depends on a compressor. `length` in bytes."""
     member = zipfile.ZipInfo(name, EPOCH)
     member.create_system, member.external_attr, member.file_size = UNIX, MODE, length
     return member
 
 
 def check(package: zipfile.ZipFile, file: BinaryIO) -> None:
-    """That each byte of the file is as `zipfile` writes such members to a stream. Raises NonCanonicalZip.
+    """Checks that each byte of the file is as `zipfile` writes such members to a stream.
 
-    Whoever calls it has read the members, which proves their lengths and CRCs. From which length on numbers take 64 bits is the
-    writer's own business; how it then says so differs between Python up to 3.11.2 and later ones, of which each is right.
+    The caller must have read all members, which verifies their lengths and CRCs. Accepts 32-bit and 64-bit numbers for any
+    length, and the headers of Python up to 3.11.2 as well as those of later versions.
+
+    Raises: NonCanonicalZip.
     """
     members = package.infolist()
     file.seek(0)
@@ -53,7 +55,7 @@ def check(package: zipfile.ZipFile, file: BinaryIO) -> None:
 
 
 def _expect(file: BinaryIO, forms: Sequence[bytes]) -> int:
-    """Which of them comes next."""
+    """Reads the next bytes and returns the index of the form that they match."""
     start = file.tell()
     for number, form in enumerate(forms):
         file.seek(start)
@@ -67,9 +69,9 @@ def _name(member: zipfile.ZipInfo) -> tuple[bytes, int]:
 
 
 def _headers(member: zipfile.ZipInfo) -> list[bytes]:
-    """In front of the content, where its length is not known yet (4.3.7).
+    """The possible local headers, written before the length of the content is known (4.3.7).
 
-    The later two announce 64 bits for it, as Python does from 3.11.7 on, and as 3.11.2 did.
+    The second and third announce 64-bit lengths, as written by Python from 3.11.7 and by Python 3.11.2.
     """
     name, flags = _name(member)
     zeros = struct.pack("<HHQQ", 1, 16, 0, 0)
@@ -82,7 +84,7 @@ def _headers(member: zipfile.ZipInfo) -> list[bytes]:
 
 
 def _entries(member: zipfile.ZipInfo) -> Iterator[bytes]:
-    """In the directory (4.3.12)."""
+    """The possible entries of a member in the central directory (4.3.12)."""
     name, flags = _name(member)
     for version, is_long, is_far in product((PLAIN, ZIP64), (False, True), (False, True)):
         length = MASKED if is_long else member.file_size
@@ -96,7 +98,7 @@ def _entries(member: zipfile.ZipInfo) -> Iterator[bytes]:
 
 
 def _ends(count: int, start: int, end: int) -> Iterator[bytes]:
-    """Behind the directory (4.3.14 to 4.3.16)."""
+    """The possible records after the central directory (4.3.14 to 4.3.16)."""
     numbers = (min(count, 0xFFFF), min(end - start, MASKED), min(start, MASKED))
     last = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, numbers[0], *numbers, 0)
     if (count, end - start, start) == numbers:

@@ -114,7 +114,7 @@ def test_tutorial_of_egress_requests_works_word_for_word(server: Server, tmp_pat
     assert {event["action"] for event in trail["results"]} >= {"egress.submit", "egress.read", "egress.approve", "egress.release"}
     (package,) = tmp_path.glob("egress-*.zip")
     checked = run(verifying[0], server=server, PACKAGE=str(package))
-    assert "The package is what was released: 2 files" in checked
+    assert "The package is authentic: 2 files" in checked
     for tool in (["unzip", "-tq"], ["7z", "t"]):
         assert subprocess.run([*tool, package], capture_output=True, check=False).returncode == 0
 

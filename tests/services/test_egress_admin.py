@@ -264,7 +264,7 @@ def test_operator_has_a_package_built_again(site: Client, api: Api, bob: User, f
     [
         ("build_again", WHY, "This is not possible while the request is released."),
         ("revoke", "", "This field may not be blank."),
-        ("revoke", "short", "Say why, in at least 10 characters."),
+        ("revoke", "short", "Give a reason of at least 10 characters."),
         ("revoke", "with a bell \x07 in it", "Control characters are not allowed."),
         ("revoke", "x" * 5001, "Ensure this field has no more than 5000 characters."),
     ],

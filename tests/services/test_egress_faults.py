@@ -143,10 +143,10 @@ def test_damaged_copy_fails_the_request_until_it_is_repaired(request_: Any, dama
     DAMAGES[damage](copy, other)
 
     work_on()
-    assert_failed(request_, "file 2 is not what was approved")
+    assert_failed(request_, "file 2 differs from the approved file")
     retry(api(root), request_)
     work_on()
-    assert_failed(request_, "file 2 is not what was approved")
+    assert_failed(request_, "file 2 differs from the approved file")
 
     overwrite(copy, good) if copy.exists() else copy.write_bytes(good)
     retry(api(root), request_)
@@ -160,7 +160,7 @@ def test_copies_that_were_swapped_fail(request_: Any) -> None:
     overwrite(first, second.read_bytes())
     overwrite(second, first_bytes)
     work_on()
-    assert_failed(request_, "file 1 is not what was approved")
+    assert_failed(request_, "file 1 differs from the approved file")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_copy_without_tags_is_caught_by_its_digest(
     change(copy)
 
     work_on()
-    assert_failed(request, "is not what was approved")
+    assert_failed(request, "differs from the approved file")
 
 
 def test_source_that_is_damaged_before_it_is_copied_is_not_released(
@@ -202,7 +202,7 @@ def test_source_that_is_damaged_before_it_is_copied_is_not_released(
     for name in ("grace", "ruth"):
         assert decide(api(people[name]), request).status_code == 201
     work_on()
-    assert_failed(request, "file 2 is not what was approved")
+    assert_failed(request, "file 2 differs from the approved file")
 
 
 def test_keys_that_are_rotated_behind_the_approval_make_the_same_package(
@@ -288,7 +288,7 @@ def test_attempts_that_are_used_up_fail_and_leave_nothing(
             go_on(6 * attempt)
             assert row(request_).status == "approved"
         go_on(6 * build.MAX_ATTEMPTS)
-    assert_failed(request_, "could not be built in 5 attempts. The storage does not do what it is asked")
+    assert_failed(request_, "could not be built in 5 attempts. The storage is unavailable or refuses the operation")
     assert len(in_bucket("staging")) == len(FILES)  # for the retry
 
     retry(api(root), request_)
@@ -309,7 +309,7 @@ def test_store_that_is_away_uses_up_no_attempt_for_a_day(
         assert row(request_).status == "approved"
         for attempt in range(build.MAX_ATTEMPTS + 1):
             go_on(25 * 60 + 6 * attempt)
-        assert_failed(request_, "could not be built in 5 attempts. The storage does not do what it is asked")
+        assert_failed(request_, "could not be built in 5 attempts. The storage is unavailable or refuses the operation")
 
 
 def test_what_failed_ends_with_nothing_left(request_: Any, api: Api, bob: User) -> None:

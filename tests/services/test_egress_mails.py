@@ -229,7 +229,7 @@ def test_stage_whose_decision_is_void_is_asked_again_and_told_why(
     for kind in ("plain", "html"):
         text = in_one_line(asked[0], kind)
         assert "Approved so far by: ruth@example.org" in text
-        assert "Why it came back after its approval: May not approve any more: grace (information_governance)." in text
+        assert "Why it came back after its approval: No longer authorized to approve: grace (information_governance)." in text
 
 
 # --- The requester ---
@@ -250,7 +250,7 @@ OUTCOMES: dict[Callable[[Api, Any, dict[str, User]], None], tuple[str, list[str]
         "Returned for changes",
         ["was returned for changes, on ", " by grace.", "Reason:\n\n" + QUOTED, "submit it again until ", "or withdraw it."],
     ),
-    expire: ("Expired", ["has expired, on ", "Reason:\n\n> Its deadline is over.", "Next steps: Nothing was released."]),
+    expire: ("Expired", ["has expired, on ", "Reason:\n\n> The deadline has passed.", "Next steps: Nothing was released."]),
     revoke: (
         "Revoked",
         ["was revoked after its release, on ", " by rick.", "Reason:\n\n" + QUOTED, "cannot be downloaded any more."],
@@ -309,7 +309,7 @@ def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
     }
     for message in told:
         assert message["Subject"] == "Failed, nothing was released: egress request for Results (Acme)"
-        assert "> The copy of file 1 is not what was approved." in text_of(message)
+        assert "> The copy of file 1 differs from the approved file." in text_of(message)
     deadline = notifications.format_moment(deadline_of(request))
     retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
     following = {

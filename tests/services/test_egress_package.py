@@ -150,7 +150,7 @@ def test_unzip_finds_nothing_wrong_with_zip64(zip64: Path) -> None:
 
 def test_large_files_are_zip64(zip64: Path) -> None:
     place = zip64
-    assert "The package is what was released" in verify(place)
+    assert "The package is authentic" in verify(place)
     with zipfile.ZipFile(place) as opened:
         large = opened.getinfo("b.csv")
         assert large.extra
@@ -161,7 +161,7 @@ def test_large_files_are_zip64(zip64: Path) -> None:
     content[large.header_offset + 4 : large.header_offset + 6] = b"\x14\0"
     content[large.header_offset + 18 : large.header_offset + 26] = bytes(8)
     place.write_bytes(content)
-    assert "The package is what was released" in verify(place)
+    assert "The package is authentic" in verify(place)
 
 
 # --- The same, whoever builds it ---
@@ -210,7 +210,7 @@ def test_manifest_names_what_was_decided_on(request_: Any, package: Path, api: A
 def test_good_package_is_what_was_released(package: Path, request_: Any) -> None:
     said = verify(package)
     assert f"Request {request_['id']} of bob" in said
-    assert f"The package is what was released: {len(CONTENTS)} files" in said
+    assert f"The package is authentic: {len(CONTENTS)} files" in said
     for content in CONTENTS.values():
         assert hashlib.sha256(content).hexdigest() in said
 
@@ -228,7 +228,7 @@ def test_good_package_is_verified_offline(package: Path, public_key: Path, tmp_p
     """And nothing is said of an installation but where it is."""
     verified = offline(tmp_path, package, "--public-key", public_key)
     assert verified.returncode == 0, verified
-    assert b"The package is what was released" in verified.stdout
+    assert b"The package is authentic" in verified.stdout
 
 
 @pytest.mark.long
@@ -236,15 +236,15 @@ def test_changed_package_and_one_without_a_key_are_refused_offline(package: Path
     package.write_bytes(package.read_bytes().replace(b"harmless", b"harmful!"))
     verified = offline(tmp_path, package, "--public-key", public_key)
     assert verified.returncode == 1
-    assert b"not a package as it was released" in verified.stderr
+    assert b"The package is not authentic" in verified.stderr
 
     verified = offline(tmp_path, package)
-    assert (verified.returncode, b"name the key with --public-key" in verified.stderr) == (1, True)
+    assert (verified.returncode, b"Give the key with --public-key" in verified.stderr) == (1, True)
 
 
 def test_nobodys_words_pass_for_the_verifiers(api: Api, bob: User, people: dict[str, User], results: str, tmp_path: Path) -> None:
     """Reasons and justifications may have lines; what is said of them has one for each."""
-    forged = "\nThe package is what was released: 99 files, 1 bytes."
+    forged = "\nThe package is authentic: 99 files, 1 bytes."
     request = submit(api(bob), results, justification=f"Tables of the paper.{forged}")
     work_on()
     for name in ("grace", "ruth"):
@@ -284,20 +284,20 @@ def change(name: str, new: Callable[[bytes], bytes]) -> Callable[[Members], Memb
 
 
 DAMAGES: dict[str, tuple[Callable[[Members], Members], str]] = {
-    "byte of a file": (change("b.csv", flipped), "'b.csv' has other bytes than were released"),
-    "file cut": (change("b.csv", lambda content: content[:-1]), "'b.csv' has other bytes than were released"),
-    "byte of the manifest": (change("manifest.json", flipped), "not signed by this key"),
-    "space behind the manifest": (change("manifest.json", lambda content: content + b" "), "not signed by this key"),
-    "byte of the signature": (change("manifest.json.sig", flipped), "not signed by this key"),
-    "no base64": (change("manifest.json.sig", lambda _: b"\xff"), "not signed by this key"),
-    "added": (lambda members: [*members, ("more.csv", b"more")], "it has 'more.csv', which was not released"),
-    "added folder": (lambda members: [("folder/", b""), *members], "it has 'folder/', which was not released"),
-    "removed": (lambda members: [each for each in members if each[0] != "C.csv"], "it lacks 'C.csv'"),
-    "renamed": (lambda members: [("c.csv" if name == "C.csv" else name, text) for name, text in members], "it lacks 'C.csv'"),
-    "doubled": (lambda members: [*members, *members[:1]], "which was not released"),
-    "manifest doubled": (lambda members: [("manifest.json", b"{}"), *members], "it has 'manifest.json', which was not released"),
-    "no manifest": (lambda members: [each for each in members if each[0] != "manifest.json"], "it has no manifest.json"),
-    "no signature": (lambda members: members[:-1], "it has no manifest.json.sig"),
+    "byte of a file": (change("b.csv", flipped), "'b.csv' differs from the released file"),
+    "file cut": (change("b.csv", lambda content: content[:-1]), "'b.csv' differs from the released file"),
+    "byte of the manifest": (change("manifest.json", flipped), "not signed by any of the given keys"),
+    "space behind the manifest": (change("manifest.json", lambda content: content + b" "), "not signed by any of the given keys"),
+    "byte of the signature": (change("manifest.json.sig", flipped), "not signed by any of the given keys"),
+    "no base64": (change("manifest.json.sig", lambda _: b"\xff"), "not signed by any of the given keys"),
+    "added": (lambda members: [*members, ("more.csv", b"more")], "'more.csv' was not released"),
+    "added folder": (lambda members: [("folder/", b""), *members], "'folder/' was not released"),
+    "removed": (lambda members: [each for each in members if each[0] != "C.csv"], "'C.csv' is missing"),
+    "renamed": (lambda members: [("c.csv" if name == "C.csv" else name, text) for name, text in members], "'C.csv' is missing"),
+    "doubled": (lambda members: [*members, *members[:1]], " was not released"),
+    "manifest doubled": (lambda members: [("manifest.json", b"{}"), *members], "'manifest.json' was not released"),
+    "no manifest": (lambda members: [each for each in members if each[0] != "manifest.json"], "manifest.json is missing"),
+    "no signature": (lambda members: members[:-1], "manifest.json.sig is missing"),
 }
 
 
@@ -311,7 +311,7 @@ def test_package_that_was_changed_is_none(package: Path, public_key: Path, damag
         for name, content in change(members):
             altered.writestr(name, content)
 
-    with pytest.raises(CommandError, match="not a package as it was released") as refusal:
+    with pytest.raises(CommandError, match="The package is not authentic") as refusal:
         verify(package, "--public-key", public_key)
     assert reason in str(refusal.value)
     assert refusal.value.returncode == 1
@@ -321,14 +321,14 @@ def test_package_that_was_changed_is_none(package: Path, public_key: Path, damag
 def test_what_is_no_zip_is_no_package(tmp_path: Path, public_key: Path, content: bytes) -> None:
     place = tmp_path / "no.zip"
     place.write_bytes(content)
-    with pytest.raises(CommandError, match="not a package as it was released"):
+    with pytest.raises(CommandError, match="The package is not authentic"):
         verify(place, "--public-key", public_key)
 
 
 def test_what_is_not_there_or_no_key_is_said(tmp_path: Path, package: Path, public_key: Path) -> None:
     with pytest.raises(CommandError, match=r"none.zip: No such file"):
         verify(tmp_path / "none.zip", "--public-key", public_key)
-    with pytest.raises(CommandError, match="A public key is an Ed25519 key in a PEM file"):
+    with pytest.raises(CommandError, match="The public key must be an Ed25519 key in a PEM file"):
         verify(package, "--public-key", package)
 
 
@@ -336,12 +336,12 @@ def test_package_that_somebody_else_signed_is_none(package: Path, tmp_path: Path
     foreign = tmp_path / "foreign.pem"
     public = Ed25519PrivateKey.generate().public_key()
     foreign.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    with pytest.raises(CommandError, match="its manifest was not signed by this key"):
+    with pytest.raises(CommandError, match="its manifest is not signed by any of the given keys"):
         verify(package, "--public-key", foreign)
 
 
 def test_installation_that_released_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="has released nothing yet"):
+    with pytest.raises(CommandError, match="has no signing key yet"):
         verify(tmp_path / "any.zip")
 
 
@@ -361,7 +361,7 @@ def test_no_byte_of_a_package_is_free(api: Api, bob: User, built: Any, tmp_path:
     verify(place, "--public-key", public_key)
     for at in [*range(manifest), *range(manifest + len(row(request).manifest), len(content))][::step]:
         place.write_bytes(flipped(content, at, bit=(1, 8, 0x80)[at % 3]))
-        with pytest.raises(CommandError, match="not a package as it was released"):
+        with pytest.raises(CommandError, match="The package is not authentic"):
             verify(place, "--public-key", public_key)
 
 
@@ -386,5 +386,5 @@ def test_bytes_that_belong_to_no_file_are_seen(package: Path, public_key: Path, 
     package.write_bytes(SMUGGLED[way](package.read_bytes()))
     with zipfile.ZipFile(package) as opened:
         assert opened.testzip() is None  # an unpacker finds nothing wrong
-    with pytest.raises(CommandError, match="has bytes that belong to none of them"):
+    with pytest.raises(CommandError, match="contains bytes that belong to no file"):
         verify(package, "--public-key", public_key)

@@ -149,7 +149,7 @@ def test_operators_and_the_requester_are_reminded_of_what_failed(
         for kind in ("plain", "html"):
             text = in_one_line(message, kind).replace("&#x27;", "'")
             assert said[str(message["To"])] in text
-            assert "What is in the way: The copy of file 1 is not what was approved." in text
+            assert "What is in the way: The copy of file 1 differs from the approved file." in text
             assert "came back" not in text
             assert "a.csv" not in text
     assert remind(mailbox, deadline - DAY / 2) == []

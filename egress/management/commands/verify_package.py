@@ -13,20 +13,19 @@ from egress.package.manifest import signing_keys
 
 class Command(BaseCommand):
     help = (
-        "Checks a released package: that its manifest was signed here, and that it has exactly the files of the manifest, byte "
-        "for byte. Exits with 1 if anything differs. With --public-key it needs no installation: no secrets, "
-        "no database, no server."
+        "Verifies a released package: the signature of its manifest, and every byte of its files. Exits with 1 if it is not "
+        "authentic. With --public-key it needs no configured installation: no secrets, no database, no server."
     )
 
     requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("package", type=Path, help="the zip")
+        parser.add_argument("package", type=Path, help="the zip file")
         parser.add_argument(
             "--public-key",
             type=Path,
             action="append",
-            help="a PEM file with one of egress/signing-keys/; may be repeated. Without it, this installation's own keys",
+            help="PEM file with a key from egress/signing-keys/; may be repeated. Default: the keys of this installation",
         )
 
     def handle(self, *, package: Path, public_key: list[Path] | None, **options: Any) -> None:
@@ -36,7 +35,7 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}") from None
         except verify.BadPackage as error:
-            raise CommandError(f"This is not a package as it was released: {error}.") from None
+            raise CommandError(f"The package is not authentic: {error}.") from None
         request, files = manifest["request"], manifest["files"]
         self.stdout.write(
             f"Request {request['id']} of {request['requester']['username']}: {_in_one_line(request['justification'])}"
@@ -46,20 +45,20 @@ class Command(BaseCommand):
             self.stdout.write(f"  {decision['verdict']} by {who}: {_in_one_line(decision['reason'])}")
         for file in files:
             self.stdout.write(f"  {file['sha256']}  {file['name']}")
-        self.stdout.write(f"The package is what was released: {len(files)} files, {sum(file['length'] for file in files)} bytes.")
+        self.stdout.write(f"The package is authentic: {len(files)} files, {sum(file['length'] for file in files)} bytes.")
 
 
 def _in_one_line(words: str) -> str:
-    """Nobody's words begin a line that could pass for one of ours."""
+    """Joins lines, so that a text by a user cannot imitate a line of the output."""
     return " ".join(words.split())
 
 
 def _own_keys() -> list[bytes]:
     if not settings.KEYRING:
-        raise CommandError("There is no installation here: name the key with --public-key.")
+        raise CommandError("No installation is configured here. Give the key with --public-key.")
     keys = [key.public_key.encode() for key in signing_keys()]
     if not keys:
-        raise CommandError("This installation has released nothing yet: name the key with --public-key.")
+        raise CommandError("This installation has no signing key yet. Give the key with --public-key.")
     return keys
 
 
@@ -69,5 +68,5 @@ def _load(pem: bytes) -> Ed25519PublicKey:
     except ValueError:
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise CommandError("A public key is an Ed25519 key in a PEM file.")
+        raise CommandError("The public key must be an Ed25519 key in a PEM file.")
     return key
