@@ -1,9 +1,9 @@
-"""Which exceptions leave the public services, compared with the `Raises:` line of their docstrings.
+"""Finds the exceptions that public services raise, and compares them with the `Raises:` lines of their docstrings.
 
-The analysis follows every `raise` statement of the product through all calls between its own functions, up to the handlers that
-catch it. It finds the class of a variable from annotations, constructors and foreign keys; any other call adds nothing. Built-in
-exceptions are optional in a docstring: some report errors of the program, and libraries raise others unseen. The line is required
-on public functions, and compared on those methods that have one.
+The analysis follows every `raise` statement through the calls between our own functions, up to the handlers that catch it. It
+takes the class of a variable from annotations, constructors and foreign keys, and ignores all other calls. Built-in exceptions
+are optional in a docstring, because some report programming errors, and the analysis does not see those that libraries raise.
+Public functions need the line. Methods are checked only if they have it.
 
     .venv/bin/python -m tests.meta.raises           prints the differences
     .venv/bin/python -m tests.meta.raises --write   corrects the docstrings
@@ -33,7 +33,7 @@ from django.db.transaction import TransactionManagementError
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 130
 PACKAGES = ("vault", "tenants", "files", "egress", "purge")
-# These modules hold no services: they call them, describe rows and requests, are run by Django, or implement a protocol.
+# Modules without services: they call services, describe rows or requests, implement a protocol, or Django runs them.
 NO_SERVICES = re.compile(
     r"\.(admin|admin_site|apps|checks|filters|models|permissions|serializers|tasks|triggers|urls|views)$"
     r"|_(views|serializers)$|\.(views|http|migrations|management|stores)\b"
@@ -46,7 +46,7 @@ NONE: Exceptions = frozenset()
 
 @dataclass
 class Scope:
-    """What the names in a function mean, and what a bare `raise` in a handler raises."""
+    """The classes of the names in a function, and the exceptions that a bare `raise` raises in a handler."""
 
     module: types.ModuleType
     classes: dict[str, Any] = field(default_factory=dict)  # annotations of variables
@@ -56,7 +56,7 @@ class Scope:
 
 
 class Code:
-    """The functions of some modules, and the exceptions that leave them."""
+    """The functions of a set of modules, and the exceptions that they raise."""
 
     def __init__(self, modules: list[types.ModuleType]) -> None:
         self.modules = {module.__name__: module for module in modules}
@@ -68,13 +68,13 @@ class Code:
         self._changed = True
 
     def functions(self) -> Iterator[Callable[..., Any]]:
-        """Public functions, and public methods of public classes, defined in these modules."""
+        """Returns the public functions and the public methods of public classes that these modules define."""
         for name, qualified in self._nodes:
             if not any(part.startswith("_") for part in qualified.split(".")):
                 yield lookup(self.modules[name], qualified)
 
     def raised(self, function: Callable[..., Any]) -> Exceptions:
-        """Every exception class that can leave the function. Recursive calls are followed until nothing new is found."""
+        """Returns every exception class that the function can raise. Follows recursive calls until it finds no new class."""
         key = self._key(function)
         if key is None:
             return NONE
@@ -200,7 +200,7 @@ class Code:
         return found | self._of(called)
 
     def _getter(self, node: ast.Attribute, scope: Scope) -> Exceptions:
-        """Reading a property calls it."""
+        """Treats access to a property as a call."""
         attribute = inspect.getattr_static(self._class_of(node.value, scope), node.attr, None)
         if isinstance(attribute, property):
             return self._of(attribute.fget)
@@ -225,7 +225,7 @@ class Code:
     # --- Expressions ---
 
     def _resolve(self, node: ast.expr, scope: Scope) -> Any:
-        """The object that a name or an attribute stands for, None where that is not known."""
+        """Returns the object that a name or an attribute refers to, or None if it is unknown."""
         match node:
             case ast.Name(id=name) if name not in scope.classes:
                 return getattr(scope.module, name, getattr(builtins, name, None))
@@ -237,7 +237,7 @@ class Code:
         return None
 
     def _class_of(self, node: ast.expr, scope: Scope) -> Any:
-        """The class (or annotation) of a value, None where that is not known."""
+        """Returns the class (or annotation) of a value, or None if it is unknown."""
         match node:
             case ast.Name(id=name):
                 return plain(scope.classes.get(name))
@@ -266,7 +266,7 @@ def is_protocol(cls: Any) -> bool:
 
 
 def lookup(module: types.ModuleType, qualified: str) -> Any:
-    """A function as it is called: what a property, a class method or a decorator wraps."""
+    """Returns the function that a property, a class method or a decorator wraps."""
     found: Any = module
     for part in filter(None, qualified.split(".")):
         found = inspect.getattr_static(found, part, None)
@@ -278,7 +278,7 @@ def lookup(module: types.ModuleType, qualified: str) -> Any:
 def hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except (AttributeError, NameError, TypeError):  # names that exist for the type checker only
+    except (AttributeError, NameError, TypeError):  # names that exist only for the type checker
         return {}
 
 
@@ -290,7 +290,7 @@ def evaluate(annotation: ast.expr, module: types.ModuleType) -> Any:
 
 
 def plain(annotation: Any) -> Any:
-    """`X` of `X | None`."""
+    """Returns `X` for `X | None`."""
     if get_origin(annotation) in (typing.Union, types.UnionType):
         classes = [cls for cls in get_args(annotation) if cls is not type(None)]
         return classes[0] if len(classes) == 1 else None
@@ -298,13 +298,13 @@ def plain(annotation: Any) -> Any:
 
 
 def item_of(annotation: Any) -> Any:
-    """`X` of `Iterator[X]`, `QuerySet[X]`, `list[X]`; a class that is its own context manager."""
+    """Returns `X` for `Iterator[X]`, `QuerySet[X]` and `list[X]`, and the class itself if it is a context manager."""
     arguments = get_args(annotation)
     return plain(arguments[0]) if arguments else annotation
 
 
 def attribute_class(owner: Any, name: str) -> Any:
-    """The class of an attribute: annotated, a property, or a row that a foreign key leads to."""
+    """Returns the class of an attribute: from its annotation, its property, or the target of its foreign key."""
     if not isinstance(owner, type):
         return None
     attribute = inspect.getattr_static(owner, name, None)
@@ -318,7 +318,7 @@ def attribute_class(owner: Any, name: str) -> Any:
 
 
 def documented(function: Callable[..., Any]) -> set[str]:
-    """The classes that the `Raises:` line names."""
+    """Returns the classes in the `Raises:` line."""
     match = RAISES.search(inspect.unwrap(function).__doc__ or "")
     return set(re.findall(r"\w+", match["names"])) if match else set()
 
@@ -328,11 +328,12 @@ def is_method(function: Callable[..., Any]) -> bool:
 
 
 def is_required(error: type[BaseException]) -> bool:
-    return error.__module__ != "builtins" and not issubclass(error, TransactionManagementError)  # an error of the program
+    # TransactionManagementError, like many built-in exceptions, reports a programming error.
+    return error.__module__ != "builtins" and not issubclass(error, TransactionManagementError)
 
 
 def differences(code: Code) -> dict[str, set[str]]:
-    """The classes that each public service has to name, where its docstring names others."""
+    """Maps each public service with a wrong `Raises:` line to the classes that the line must list."""
     found = {}
     for function in code.functions():
         name = f"{function.__module__}.{function.__qualname__}"
@@ -346,14 +347,14 @@ def differences(code: Code) -> dict[str, set[str]]:
 
 
 def product() -> list[types.ModuleType]:
-    """The modules of the product, imported. Django has to be set up."""
+    """Imports and returns the modules of the product. Requires django.setup()."""
     paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "migrations" not in path.parts)
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
     return [import_module(name) for name in names]
 
 
 def corrected(docstring: str, names: set[str], indent: str) -> str:
-    """The docstring, without its quotes, with a `Raises:` line that names these classes."""
+    """Returns the docstring, without its quotes, with a `Raises:` line that lists these classes."""
     text = RAISES.sub("", docstring).rstrip()
     if not names:
         return text if "\n" not in text else f"{text}\n{indent}"

@@ -1,4 +1,4 @@
-"""The analysis behind the `Raises:` lines finds what leaves a function, and nothing that is caught on the way."""
+"""The analysis for `Raises:` lines finds the exceptions that a function raises, without those that it catches."""
 
 import importlib.util
 from types import ModuleType
