@@ -15,7 +15,8 @@ from django.http.response import HttpResponseBase, StreamingHttpResponse
 from django.utils.functional import LazyObject
 from gunicorn.glogging import Logger
 
-from tenants.request_context import request_id, tenant_id
+from tenants.addresses import client_address
+from tenants.request_context import client, request_id, tenant_id
 
 
 log = logging.getLogger("strongroom.request")
@@ -38,7 +39,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: value for name, value in (("request_id", request_id.get()), ("tenant", tenant_id.get())) if value}
+        context = {"request_id": request_id.get(), "tenant": tenant_id.get(), "client": client.get()}
+        line |= {name: value for name, value in context.items() if value}
         line |= {name: value for name, value in vars(record).items() if name not in STANDARD and isinstance(value, PLAIN)}
         if record.exc_info and record.exc_info[1]:
             line |= _described(record.exc_info[1])
@@ -75,6 +77,7 @@ class RequestLog:
         name = uuid4().hex
         request_id.set(name)
         tenant_id.set("")
+        client.set(client_address(request))
         started = time.monotonic()
         response = self.get_response(request)
         response["X-Request-ID"] = name

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import RequestDataTooBig
 from django.db import InterfaceError, OperationalError
@@ -22,7 +21,7 @@ from rest_framework.utils.serializer_helpers import ReturnDict
 from rest_framework.views import exception_handler
 
 from files.errors import BadBody, BodyTimeout, TooLarge
-from tenants.errors import Unavailable
+from tenants.errors import TooManyRequests, Unavailable
 from vault.crypto import WrongKey
 from vault.errors import KeyUnavailable, StorageUnavailable
 from vault.stores import StoreError
@@ -169,13 +168,21 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     return answer(request, 403, name="csrf", detail="The form's token does not fit. Reload the page and send it again.")
 
 
-def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: dict[str, Any] | None) -> HttpResponse:
-    """Called by axes in place of the answer to a sign-in at the admin. The API has its own (tenants/services.py)."""
-    minutes = int(settings.AXES_COOLOFF_TIME.total_seconds() / 60)
-    detail = f"Too many attempts to sign in have failed. Wait {minutes} minutes, then try again."
-    refusal = answer(request, 429, name="too_many_attempts", detail=detail)
-    refusal["Retry-After"] = str(minutes * 60)
-    return refusal
+class AnswerRefusals:
+    """Answers a refusal that leaves a view outside DRF, such as too many failed sign-ins at the admin site."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
+        if not isinstance(error, TooManyRequests | Unavailable):
+            return None
+        response = answer(request, error.status_code, name=error.default_code, detail=str(error.detail))
+        response["Retry-After"] = str(error.wait)
+        return response
 
 
 class RefuseUnstorableText:

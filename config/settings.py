@@ -37,8 +37,9 @@ HTTPS = env.flag("HTTPS", default=True)  # bin/run serves plain HTTP on loopback
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-# Our proxy sets X-Forwarded-Proto and appends the client to X-Forwarded-For. Without one, both are whatever the client wrote.
-BEHIND_PROXY = env.flag("BEHIND_PROXY", default=False)
+# The number of trusted proxies. The nearest sets X-Forwarded-Proto, and each appends its client to X-Forwarded-For. Without them,
+# the client itself can write both.
+BEHIND_PROXY = env.integer("BEHIND_PROXY", 0)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 # W008: TLS ends in front of gunicorn. A redirect would answer a PUT whose plaintext has already crossed the wire.
 SILENCED_SYSTEM_CHECKS = ["security.W008"]
@@ -86,7 +87,6 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "corsheaders",
-    "axes",
     "csp",
 ]
 MIDDLEWARE = [
@@ -104,7 +104,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "axes.middleware.AxesMiddleware",
+    "config.problems.AnswerRefusals",
 ]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
@@ -219,9 +219,9 @@ EGRESS_PACKAGES_AT_ONCE = env.integer("EGRESS_PACKAGES_AT_ONCE", 1, least=1)  # 
 
 # --- People ---
 AUTH_USER_MODEL = "tenants.User"
-AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTHENTICATION_BACKENDS = ["tenants.auth.backends.LimitedBackend"]
 PASSWORD_HASHERS = [
-    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "tenants.auth.hashing.Argon2PasswordHasher",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
 ]
 AUTH_PASSWORD_VALIDATORS = [
@@ -244,15 +244,11 @@ SIMPLE_JWT = {
     "UPDATE_LAST_LOGIN": False,
 }
 API_KEY_MAX_DAYS = env.integer("API_KEY_MAX_DAYS", 366, least=1)
-AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 5, least=1)
-AXES_COOLOFF_TIME = timedelta(minutes=env.integer("LOGIN_COOLOFF_MINUTES", 15, least=1))
-AXES_CLIENT_IP_CALLABLE = "tenants.request_context.client_address"
-AXES_LOCKOUT_CALLABLE = "config.problems.locked_out"  # at the sign-in form of the admin
-AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # one address cannot lock a person out everywhere
-AXES_RESET_ON_SUCCESS = True
-AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # Retry-After holds, whatever is tried in between
-AXES_VERBOSE = False
-AXES_DISABLE_ACCESS_LOG = True
+LOGIN_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 5, least=1)  # of an account (tenants/auth/sign_in_limits.py)
+LOGIN_COOLOFF = timedelta(minutes=env.integer("LOGIN_COOLOFF_MINUTES", 15, least=1))
+# From one address or IPv6 /64. Many people may share an address.
+ANONYMOUS_REQUESTS_PER_MINUTE = env.integer("ANONYMOUS_REQUESTS_PER_MINUTE", 600, least=1)
+PASSWORD_HASHES_AT_ONCE = env.integer("PASSWORD_HASHES_AT_ONCE", 2, least=1)  # in a process; each needs 19 MiB
 
 PASSWORD_RESET_TIMEOUT = 3600  # seconds
 
@@ -330,7 +326,6 @@ LOGGING: dict[str, Any] = {
         # config.logs.RequestLog writes the request line; these would add the path, which may hold a filename.
         "django.request": {"level": "CRITICAL"},
         "django.security": {"level": "CRITICAL"},
-        "axes": {"level": "ERROR"},
         "botocore": {"level": "WARNING"},
         "celery": {"level": "WARNING"},  # two lines for each tick otherwise
         "celery.app.trace": {"level": "CRITICAL"},  # config.celery tells of failures, without the exception's arguments

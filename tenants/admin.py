@@ -1,6 +1,6 @@
 """Shows people, tenants, keys, mails and the audit trail. Every change goes through a service.
 
-Nothing here is deleted but memberships, invitations and failed sign-ins.
+Only memberships and invitations are deleted here.
 """
 
 # mypy: disable-error-code=type-arg
@@ -9,8 +9,6 @@ Nothing here is deleted but memberships, invitations and failed sign-ins.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from axes import admin as _axes  # noqa: F401  registers what is taken out below
-from axes.models import AccessAttempt, AccessFailureLog, AccessLog
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.auth.admin import UserAdmin
@@ -30,9 +28,8 @@ from tenants.auth import api_keys
 from tenants.models import ApiKey, AuditEvent, Invitation, Mail, Membership, Role, Tenant, User
 
 
-# Groups give nothing here. Tokens are ended on the person's page, which is audited. axes writes neither of
-# its logs, and the action on its page of attempts fails.
-admin.site.unregister([Group, OutstandingToken, BlacklistedToken, AccessAttempt, AccessFailureLog, AccessLog])
+# Groups give nothing here. Tokens are ended on the person's page, which is audited.
+admin.site.unregister([Group, OutstandingToken, BlacklistedToken])
 
 
 class Refusable(admin.ModelAdmin):
@@ -80,7 +77,7 @@ class PersonAdmin(Undeletable, UserAdmin):
     add_fieldsets = ((None, {"fields": ("username", "email", "usable_password", "password1", "password2")}),)
     readonly_fields = ("last_login", "date_joined")
     filter_horizontal = ()
-    actions = ("end_sessions",)
+    actions = ("end_sessions", "unlock")
 
     def save_model(self, request: HttpRequest, obj: User, form: ModelForm, change: bool) -> None:  # noqa: FBT001  Django's
         _save(request, obj, form, change=change)
@@ -94,6 +91,12 @@ class PersonAdmin(Undeletable, UserAdmin):
         for user in queryset:
             services.end_sessions(user=user, by=_by(request), now=timezone.now())
         self.message_user(request, f"{len(queryset)} signed out.")
+
+    @admin.action(description="Unlock after failed sign-ins")
+    def unlock(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        for user in queryset:
+            services.unlock(user=user, by=_by(request), now=timezone.now())
+        self.message_user(request, f"{len(queryset)} unlocked.")
 
 
 @admin.register(Tenant)
@@ -193,16 +196,6 @@ class MailAdmin(Undeletable, ReadOnly):
     @admin.display
     def refused_copies(self, mail: Mail) -> str:
         return ", ".join(mail.refused)
-
-
-@admin.register(AccessAttempt)
-class FailedSignInsAdmin(ReadOnly):
-    """What the lock-out counts. Deleting a row lets that person try again from that address."""
-
-    list_display = ("username", "ip_address", "attempt_time", "failures_since_start")
-    search_fields = ("username", "ip_address")
-    ordering = ("-attempt_time",)
-    fields = (*list_display, "user_agent", "path_info")
 
 
 @admin.register(AuditEvent)

@@ -57,14 +57,21 @@ class AlreadyMember(Conflict):
     default_code = "already_member"
 
 
-class TooManyAttempts(APIException):
+class TooManyRequests(APIException):
+    """RFC 6585, 4."""
+
     status_code = status.HTTP_429_TOO_MANY_REQUESTS
-    default_detail = "Too many failed attempts."
-    default_code = "too_many_attempts"
+    default_detail = "Too many requests. Wait for the seconds in Retry-After, then try again."
+    default_code = "too_many_requests"
 
     def __init__(self, *, retry_after: int) -> None:
         super().__init__()
-        self.wait = retry_after  # DRF's handler sends it as Retry-After
+        self.wait = retry_after  # seconds; DRF's handler sends it as Retry-After
+
+
+class TooManyAttempts(TooManyRequests):
+    default_detail = "Too many failed attempts to sign in. Wait for the seconds in Retry-After, then try again."
+    default_code = "too_many_attempts"
 
 
 class Unavailable(APIException):
@@ -77,3 +84,8 @@ class Unavailable(APIException):
     def __init__(self, detail: Any = None, *, code: str | None = None, retry_after: int = 5) -> None:
         super().__init__(detail, code)
         self.wait = retry_after
+
+
+class HashingFull(Unavailable):
+    default_detail = "Too many people are signing in at this moment. Try again in a few seconds."
+    default_code = "sign_in_busy"

@@ -327,3 +327,27 @@ class AuditHead(models.Model):
 
     def __str__(self) -> str:
         return f"{self.chain} at {self.seq}"
+
+
+class RateLimit(models.Model):
+    """How much of a limit a subject has used (`tenants.limits`)."""
+
+    key = models.CharField(primary_key=True, max_length=60, help_text="name of the limit, and a keyed hash of the subject")
+    full_at = models.BigIntegerField(db_index=True, help_text="when it is unused again; Unix time in microseconds")
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class KnownNetwork(models.Model):
+    """A network from which a person has signed in: see `tenants.auth.sign_in_limits`."""
+
+    user = models.ForeignKey(User, models.CASCADE, related_name="known_networks")
+    network = models.CharField(max_length=43, help_text="an IPv4 address or an IPv6 /64")
+    signed_in_at = models.DateTimeField(help_text="the last time")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["user", "network"], name="known_network_once")]
+
+    def __str__(self) -> str:
+        return f"network of {self.user}"

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from rest_framework.exceptions import ValidationError
 
-from tenants import access, audit, services
+from tenants import access, audit, limits, request_context, services
 from tenants.errors import AlreadyMember, BadToken, Invalid, NotFound, Refused
 from tenants.models import Invitation, Mail, Membership, Role, Tenant, User
 from tenants.work import outbox
@@ -86,6 +86,7 @@ def invite(*, tenant: Tenant, email: str, roles: Sequence[str], by: User, now: d
     email = email.lower()
     with transaction.atomic():
         _administer(tenant, by)
+        limits.INVITATIONS.take(str(tenant.pk), now=now)
         # Locked before the members are looked at: the other contender is an acceptance, which turns the one into the other.
         invitation = Invitation.objects.select_for_update().filter(tenant=tenant, email=email).first()
         if Membership.objects.filter(tenant=tenant, user__email=email).exists():
@@ -112,6 +113,7 @@ def withdraw(invitation: Invitation, *, by: User, now: datetime) -> None:
 @retry_on_deadlock
 def accept(*, token: str, username: str | None, password: str | None, now: datetime) -> Membership:
     """Makes a member of whoever has the invited e-mail address, and first a person if nobody has."""
+    limits.MAILED_TOKENS.take(request_context.network(), now=now)
     try:
         pk = UUID(signing.loads(token, salt=INVITATION))
     except (signing.BadSignature, ValueError):

@@ -1,16 +1,15 @@
-"""What a log line, an audit row and the lock-out say of the request they belong to."""
+"""What log lines, audit events and limits say of the request that they belong to."""
 
 from contextvars import ContextVar
 
-from django.conf import settings
-from django.http import HttpRequest
+from tenants.addresses import network_of
 
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-tenant_id: ContextVar[str] = ContextVar("tenant_id", default="")  # set by `access` when it lets a request at one
+tenant_id: ContextVar[str] = ContextVar("tenant_id", default="")  # set by `access` when it grants the request access to a tenant
+client: ContextVar[str] = ContextVar("client", default="")  # the address of the client (`tenants.addresses`)
 
 
-def client_address(request: HttpRequest) -> str:
-    """Where the request came from. Behind our proxy that is what it appended last: what stands before it, the client wrote."""
-    forwarded = str(request.META.get("HTTP_X_FORWARDED_FOR", "")) if settings.BEHIND_PROXY else ""
-    return forwarded.rpartition(",")[2].strip() or str(request.META.get("REMOTE_ADDR", ""))
+def network() -> str:
+    """What limits count the client by (`tenants.addresses.network_of`)."""
+    return network_of(client.get())

@@ -2,25 +2,21 @@
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from math import ceil
 from typing import Final
 
-from axes.models import AccessAttempt
-from django.conf import settings
 from django.contrib.auth import authenticate
 from django.contrib.auth.password_validation import validate_password
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ValidationError as ModelValidationError
 from django.db import IntegrityError, transaction
-from django.db.models import Max
 from django.http import HttpRequest
 from rest_framework.exceptions import AuthenticationFailed, ValidationError
 from rest_framework.fields import get_error_detail
 
-from tenants import audit
-from tenants.auth import api_keys, tokens
-from tenants.errors import Conflict, Invalid, LastAdmin, NotFound, Refused, TooManyAttempts
+from tenants import audit, limits
+from tenants.auth import api_keys, sign_in_limits, tokens
+from tenants.errors import Conflict, Invalid, LastAdmin, NotFound, Refused
 from tenants.models import Invitation, Membership, Role, Tenant, User
 from tenants.work import outbox
 from tenants.work.deadlocks import retry_on_deadlock
@@ -163,23 +159,21 @@ def bootstrap_tenant(
 
 
 def sign_in(*, request: HttpRequest, username: str, password: str, now: datetime) -> tokens.Pair:
-    user = verify_credentials(request=request, username=username, password=password, now=now)
+    user = verify_credentials(request=request, username=username, password=password)
     if user is None:
         raise AuthenticationFailed("No active account has this name and password.", code="invalid_credentials")
     return open_session(user, now)
 
 
-def verify_credentials(*, request: HttpRequest, username: str, password: str, now: datetime) -> User | None:
-    """Whose name and password these are. Failures count; after too many, the right password is refused too."""
+def verify_credentials(*, request: HttpRequest, username: str, password: str) -> User | None:
+    """The active person with this name and password; None if there is none. Failures count (`tenants.auth.sign_in_limits`).
+
+    Raises: HashingFull, TooManyAttempts.
+    """
     user = authenticate(request, username=username, password=password)
-    if getattr(request, "axes_locked_out", False):
-        request.axes_locked_out = False  # type: ignore[attr-defined]  # or its middleware puts a page of its own in place of ours
-        attempts = AccessAttempt.objects.filter(username=username, ip_address=request.axes_ip_address)  # type: ignore[attr-defined]
-        last = min(now, attempts.aggregate(last=Max("attempt_time"))["last"] or now)  # axes takes its own time, later than `now`
-        raise TooManyAttempts(retry_after=max(1, ceil((last + settings.AXES_COOLOFF_TIME - now).total_seconds())))
     if not isinstance(user, User):
         return None
-    user_logged_in.send(sender=User, request=request, user=user)  # resets the count of failures, notes the last login
+    user_logged_in.send(sender=User, request=request, user=user)  # notes the last sign-in
     return user
 
 
@@ -210,15 +204,22 @@ def end_sessions(*, user: User, by: User | None, now: datetime) -> None:
         audit.record("session.end_all", by=by, tenant=None, target=user, now=now)
 
 
+def unlock(*, user: User, by: User | None, now: datetime) -> None:
+    """Lets the person sign in again at once after too many failed attempts."""
+    with transaction.atomic():
+        sign_in_limits.unlock(user)
+        audit.record("user.unlock", by=by, tenant=None, target=user, now=now)
+
+
 def delete_expired(*, now: datetime) -> dict[str, int]:
     """Deletes what no longer opens, closes or tells anything. Returns how many rows of each kind."""
     sessions, _ = Session.objects.filter(expire_date__lt=now).delete()
     invitations, _ = Invitation.objects.filter(expires_at__lt=now - INVITATIONS_KEPT).delete()
-    attempts, _ = AccessAttempt.objects.filter(attempt_time__lt=now - settings.AXES_COOLOFF_TIME).delete()
     return {
         "tokens": tokens.flush_expired(now=now),
         "sessions": sessions,
-        "failed logins": attempts,
+        "rate limits": limits.delete_expired(now=now),
+        "known networks": sign_in_limits.delete_expired(now=now),
         "invitations": invitations,
         "mails": outbox.delete_settled(now=now),
     }

@@ -1,4 +1,4 @@
-from typing import cast
+from typing import Any, cast
 
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
@@ -7,7 +7,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from tenants import access, services
+from tenants import access, limits, request_context, services
 from tenants.auth import passwords, tokens
 from tenants.auth.permissions import PEOPLE_ONLY
 from tenants.models import User
@@ -27,6 +27,10 @@ class TokenView(APIView):
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        limits.REQUESTS.take(request_context.network(), now=timezone.now())
 
     def get_authenticate_header(self, request: Request) -> str:
         return tokens.CHALLENGE  # without it DRF turns 401 into 403

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from tenants import services
+from tenants import limits, request_context, services
 from tenants.auth import tokens
 from tenants.errors import BadToken, Invalid
 from tenants.models import Mail, User
@@ -26,7 +26,7 @@ _secrets = PasswordResetTokenGenerator()  # dies with the password, the last log
 
 def change(*, request: HttpRequest, user: User, current_password: str, new_password: str, now: datetime) -> tokens.Pair:
     """Ends every token of the person but the pair that this returns. A wrong password counts as a failed sign-in."""
-    recognised = services.verify_credentials(request=request, username=user.username, password=current_password, now=now)
+    recognised = services.verify_credentials(request=request, username=user.username, password=current_password)
     if recognised is None:
         raise Invalid("current_password", "This is not your password.", code="invalid_credentials")
     services.set_password(user=recognised, password=new_password, by=recognised, now=now, field="new_password")
@@ -36,6 +36,7 @@ def change(*, request: HttpRequest, user: User, current_password: str, new_passw
 @retry_on_deadlock
 def request_reset(*, email: str, now: datetime) -> None:
     """Takes the same for everybody: whether the address is a person's is only asked when the mail is due."""
+    limits.RESETS.take(request_context.network(), now=now)
     with transaction.atomic():
         if Mail.objects.filter(kind=RESET, sent_at=None, failed_at=None).count() < MOST_WAITING:
             outbox.queue(RESET, to=email.lower(), now=now, once_in=PAUSE)
@@ -43,6 +44,7 @@ def request_reset(*, email: str, now: datetime) -> None:
 
 @retry_on_deadlock
 def confirm_reset(*, token: str, new_password: str, now: datetime) -> None:
+    limits.MAILED_TOKENS.take(request_context.network(), now=now)
     number, _, secret = token.partition("-")
     if not re.fullmatch("[0-9]{1,18}", number):
         raise BadToken

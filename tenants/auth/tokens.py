@@ -19,7 +19,7 @@ from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, Ou
 from rest_framework_simplejwt.tokens import AccessToken, Token
 from rest_framework_simplejwt.tokens import RefreshToken as SimpleRefreshToken
 
-from tenants import audit
+from tenants import audit, limits, request_context
 from tenants.auth import api_keys
 from tenants.models import ApiKey, User
 from tenants.work.deadlocks import retry_on_deadlock
@@ -53,6 +53,17 @@ class RefreshToken(Token):
 
 class BearerAuthentication(BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[User, Token | ApiKey] | None:
+        """The person and the token or key of the Authorization header; None without one.
+
+        Raises: InvalidToken, TooManyRequests.
+        """
+        try:
+            return self._authenticate(request)
+        except InvalidToken:
+            limits.BAD_TOKENS.take(request_context.network(), now=timezone.now())
+            raise
+
+    def _authenticate(self, request: Request) -> tuple[User, Token | ApiKey] | None:
         scheme, _, raw = request.headers.get("Authorization", "").partition(" ")
         if scheme != "Bearer":
             return None

@@ -381,5 +381,40 @@ class Migration(migrations.Migration):
                 name="user_service_account_cannot_sign_in",
             ),
         ),
+        migrations.CreateModel(
+            name="RateLimit",
+            fields=[
+                (
+                    "key",
+                    models.CharField(
+                        help_text="name of the limit, and a keyed hash of the subject",
+                        max_length=60,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "full_at",
+                    models.BigIntegerField(db_index=True, help_text="when it is unused again; Unix time in microseconds"),
+                ),
+            ],
+        ),
+        migrations.CreateModel(
+            name="KnownNetwork",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("network", models.CharField(help_text="an IPv4 address or an IPv6 /64", max_length=43)),
+                ("signed_in_at", models.DateTimeField(help_text="the last time")),
+                (
+                    "user",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="known_networks", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
+            ],
+            options={
+                "constraints": [models.UniqueConstraint(fields=("user", "network"), name="known_network_once")],
+            },
+        ),
         migrations.RunPython(triggers.install_in_migration, migrations.RunPython.noop),
     ]

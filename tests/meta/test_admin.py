@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-from axes.models import AccessAttempt
 from django.contrib import admin
 from django.db.models import Model
 from django.test import Client
@@ -65,17 +64,3 @@ def test_files_keys_and_links_have_no_page() -> None:
     registered = {model.__name__ for model in admin.site._registry}
 
     assert not registered & {StoredFile.__name__, "Key", "DownloadLink"}
-
-
-def test_failed_sign_ins_page_lists_attempts_and_runs_every_action(operator: Client) -> None:
-    """The page that axes registers by default has an action that always fails with 500."""
-    Client().post("/admin/login/", {"username": "alice", "password": "wrong"})
-    attempt = AccessAttempt.objects.get()
-    page = operator.get(reverse("admin:axes_accessattempt_changelist"))
-    assert "alice" in page.content.decode()
-    assert operator.get(reverse("admin:axes_accessattempt_change", args=[attempt.pk])).status_code == 200
-    for action, _ in page.context["action_form"].fields["action"].choices:
-        if action:
-            form = {"action": action, "_selected_action": [attempt.pk], "post": "yes"}
-            assert operator.post(reverse("admin:axes_accessattempt_changelist"), form).status_code == 302
-    assert not AccessAttempt.objects.exists()

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from axes.models import AccessAttempt
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from django.db import IntegrityError, transaction
@@ -17,7 +16,7 @@ from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, Ou
 from tenants import audit, services, tasks
 from tenants.auth import tokens
 from tenants.errors import Conflict, Invalid, LastAdmin, NotFound, Refused
-from tenants.models import AuditEvent, Membership, Tenant, User
+from tenants.models import AuditEvent, KnownNetwork, Membership, RateLimit, Tenant, User
 from tests.factories import PASSWORD, make_member
 from tests.races import race
 
@@ -324,13 +323,13 @@ def test_tick_forgets_what_expired_and_nothing_else(alice: User, now: datetime) 
         session = SessionStore()
         session.create()
         Session.objects.filter(pk=session.session_key).update(expire_date=now + timedelta(hours=delta))
-        AccessAttempt.objects.create(username=name, ip_address="127.0.0.1", failures_since_start=1)
-    AccessAttempt.objects.filter(username="old").update(attempt_time=now - timedelta(hours=1))
+        RateLimit.objects.create(key=name, full_at=(now + timedelta(hours=delta)).timestamp() * 1_000_000)
+        KnownNetwork.objects.create(user=alice, network=name, signed_in_at=now - timedelta(days=30 - delta))
     tasks.tick()
     assert OutstandingToken.objects.count() == 2
     assert BlacklistedToken.objects.count() == 1
     assert Session.objects.get().expire_date > now
-    assert AccessAttempt.objects.get().username == "live"
+    assert RateLimit.objects.get().key == KnownNetwork.objects.get().network == "live"
     tasks.tick()
     assert OutstandingToken.objects.count() == 2
 

@@ -1,0 +1,29 @@
+"""Sign-in by name and password: the one way for the API, the admin site and a change of password."""
+
+from typing import Any
+
+from django.contrib.auth.backends import ModelBackend
+from django.http import HttpRequest
+from django.utils import timezone
+
+from tenants import request_context
+from tenants.auth import sign_in_limits
+from tenants.models import User
+
+
+class LimitedBackend(ModelBackend):
+    def authenticate(
+        self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **kwargs: Any
+    ) -> User | None:
+        """The active person with this name and password; None if there is none.
+
+        Raises: TooManyAttempts, HashingFull.
+        """
+        if username is None or password is None:
+            return None
+        attempt = sign_in_limits.Attempt(username, request_context.network(), now=timezone.now())
+        user = super().authenticate(request, username=username, password=password, **kwargs)
+        if not isinstance(user, User):
+            return None
+        attempt.succeed(user)
+        return user

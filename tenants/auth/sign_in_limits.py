@@ -1,0 +1,77 @@
+"""Limits on failed sign-ins: by account, by network, and by account on a network that it is known on.
+
+An attempt from a network where the person has signed in within 30 days counts for that network alone: failures elsewhere do not
+lock the person out there, and a neighbour behind the same address needs more failures to do so. Any other attempt counts for the
+account, which stops guesses at one password, and for the network, which stops one password being tried on many accounts. Each
+attempt is counted before the password is checked, so that parallel attempts cannot exceed a limit; a success is taken back.
+"""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from django.conf import settings
+
+from tenants.errors import TooManyAttempts
+from tenants.limits import Limit
+from tenants.models import KnownNetwork, User
+
+
+KNOWN_FOR: Final = timedelta(days=30)
+
+
+def _limit(name: str, failures: int) -> Limit:
+    return Limit(name, failures, settings.LOGIN_COOLOFF, refusal=TooManyAttempts)
+
+
+ACCOUNT: Final = _limit("account", settings.LOGIN_FAILURE_LIMIT)
+NETWORK: Final = _limit("network", 2 * settings.LOGIN_FAILURE_LIMIT)
+KNOWN: Final = _limit("known network", 4 * settings.LOGIN_FAILURE_LIMIT)
+
+
+class Attempt:
+    """One attempt to sign in, counted as a failure until `succeed` is called."""
+
+    def __init__(self, username: str, network: str, *, now: datetime) -> None:
+        """Counts the attempt.
+
+        Raises: TooManyAttempts.
+        """
+        account = username.casefold()
+        is_known = KnownNetwork.objects.filter(
+            user__username=username, network=network, signed_in_at__gt=now - KNOWN_FOR
+        ).exists()
+        self._network = network
+        self._now = now
+        self._taken: list[tuple[Limit, str]] = []
+        wanted = [(KNOWN, f"{account} {network}")] if is_known else [(ACCOUNT, account), (NETWORK, network)]
+        try:
+            for limit, subject in wanted:
+                limit.take(subject, now=now)
+                self._taken.append((limit, subject))
+        except TooManyAttempts:
+            self._refund()
+            raise
+
+    def succeed(self, user: User) -> None:
+        """Takes the failure back, and remembers the network."""
+        self._refund()
+        for limit, subject in self._taken:
+            if limit is not NETWORK:  # or an attacker would sign in to an account of their own in between
+                limit.reset(subject)
+        KnownNetwork.objects.update_or_create(user=user, network=self._network, defaults={"signed_in_at": self._now})
+
+    def _refund(self) -> None:
+        for limit, subject in self._taken:
+            limit.refund(subject)
+
+
+def unlock(user: User) -> None:
+    """Gives the account its whole allowance again, everywhere."""
+    account = user.username.casefold()
+    ACCOUNT.reset(account)
+    KNOWN.reset(*(f"{account} {network}" for network in user.known_networks.values_list("network", flat=True)))
+
+
+def delete_expired(*, now: datetime) -> int:
+    """Deletes networks where nobody has signed in for so long that they no longer count. Returns how many."""
+    return KnownNetwork.objects.filter(signed_in_at__lt=now - KNOWN_FOR).delete()[0]

@@ -1,0 +1,22 @@
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+from django.utils import timezone
+
+from tenants import services
+from tenants.management.operator import OperatorCommand
+from tenants.models import User
+
+
+class Command(OperatorCommand):
+    help = "Lets a person sign in again immediately after too many failed attempts. Their password stays the same."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("username")
+
+    def handle(self, *, username: str, **options: Any) -> None:
+        user = User.objects.filter(username=username).first()
+        if user is None:
+            raise CommandError(f"There is no user {username}.")
+        services.unlock(user=user, by=None, now=timezone.now())
+        self.stdout.write(f"{username} can sign in again.")
