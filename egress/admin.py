@@ -1,4 +1,4 @@
-"""Shows egress requests and policies: nothing to edit, and no content. What operators do is an action that calls a service."""
+"""Read-only admin pages of egress requests and policies. Actions of operators call services."""
 
 # mypy: disable-error-code=type-arg
 # Outside the stubs, InlineModelAdmin takes no type argument.
@@ -42,7 +42,7 @@ class StageInline(ReadOnlyInline):
 
     @admin.display(description="stage")
     def stage_number(self, found: Transition | Decision) -> int:
-        """From 1, as the API and the mails have it."""
+        """Counts from 1, as in the API and the mails."""
         return found.stage + 1
 
 
@@ -73,7 +73,7 @@ class EgressRequestAdmin(ReadOnly):
     list_filter = ("status", "awaited_role", "tenant")
     list_select_related = ("tenant",)
     search_fields = ("id", "collection_slug", "collection_name", "requester_name")
-    search_help_text = "Id, or a collection's id or name, or who asks."
+    search_help_text = "Id of a request, id or name of a collection, or requester"
     ordering = ("-created_at",)
     show_full_result_count = False
     fields = (
@@ -85,7 +85,7 @@ class EgressRequestAdmin(ReadOnly):
     readonly_fields = ("files", "mails", "downloaded")
     inlines = (TransitionsInline, DecisionsInline, DownloadsInline)
     actions = ("build_again", "revoke")
-    change_form_template = "admin/egress/request.html"  # with the actions that there are for it, as buttons
+    change_form_template = "admin/egress/request.html"  # has the actions as buttons
 
     @admin.display(description="downloads")
     def downloaded(self, found: EgressRequest) -> str:
@@ -93,13 +93,13 @@ class EgressRequestAdmin(ReadOnly):
 
     @admin.display
     def files(self, found: EgressRequest) -> SafeString:
-        """There may be ten thousand: they have a page of their own."""
+        """A link, because there may be ten thousand files."""
         url = reverse("admin:egress_stagedfile_changelist")
         return format_html('<a href="{}?request__id__exact={}">{} in this round</a>', url, found.pk, found.file_count)
 
     @admin.display
     def mails(self, found: EgressRequest) -> SafeString:
-        return format_html('<a href="{}?q={}">what became of them</a>', reverse("admin:tenants_mail_changelist"), found.pk)
+        return format_html('<a href="{}?q={}">delivery status</a>', reverse("admin:tenants_mail_changelist"), found.pk)
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         return isinstance(request.user, User) and request.user.is_superuser
@@ -120,7 +120,7 @@ class EgressRequestAdmin(ReadOnly):
         service: Callable[..., EgressRequest],
         shape: type[Serializer[Any]],
     ) -> TemplateResponse | None:
-        """Asks for it first. Then each request by itself: what the service refuses is said, and keeps it from no other."""
+        """Shows a form for the reason, then calls the service for each request. An error does not stop the other requests."""
         if "reason" not in request.POST:
             context = self.admin_site.each_context(request) | {"title": title, "requests": queryset}
             return TemplateResponse(request, "admin/egress/reason.html", context)
@@ -137,7 +137,7 @@ class EgressRequestAdmin(ReadOnly):
 
 
 def _error_text(error: APIException) -> str:
-    """Without the fields' names: there is but one."""
+    """The message without the field name, because the form has one field."""
     detail = error.detail
     if isinstance(detail, dict):
         return " ".join(str(problem) for problems in detail.values() for problem in problems)
@@ -146,7 +146,7 @@ def _error_text(error: APIException) -> str:
 
 @admin.register(StagedFile)
 class StagedFileAdmin(ReadOnly):
-    """Files of a request, and what became of their copies in staging. The request's page leads here."""
+    """Files of a request and the status of their copies. The page of the request links here."""
 
     list_display = ("number", "round", "filename", "length", "status", "wiped_at", "opened_by", "collection")
     list_filter = ("status",)
@@ -174,7 +174,7 @@ class StagedFileAdmin(ReadOnly):
 
 @admin.register(EgressPolicy)
 class EgressPolicyAdmin(ReadOnly):
-    """What holds for the requests of a tenant. Its admins set it, over the API; a tenant without one has the default."""
+    """Policies that were changed from the default. Admins of a tenant set its policy through the API."""
 
     list_display = ("tenant", "version", "stages", "single_approval", "max_downloads", "release_format")
     list_select_related = ("tenant",)

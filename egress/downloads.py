@@ -1,7 +1,8 @@
-"""Bytes of egress: staged_content files for those who decide, and the released package, so often as was approved.
+"""Downloads: staged files for reviewers, and released packages, as often as the policy allows.
 
-A download is the grant of one package's bytes to one person: counted by one conditional update before the first byte leaves. What
-broke is fetched by Range within the grant's budget, so that a cut at 99 % locks nobody out, and nobody gets it twice (F-55).
+A download entitles one user to the bytes of one package. A conditional update counts it before the first byte is sent. An
+interrupted transfer resumes with Range requests within the byte budget of the download. A cut at 99 % therefore costs no further
+download, and no user gets the package twice (F-55).
 """
 
 import logging
@@ -33,14 +34,17 @@ from tenants.work.deadlocks import retry_on_deadlock
 
 log = logging.getLogger(__name__)
 
-TOUCH_INTERVAL_SECONDS: Final = 60.0  # of a download that goes on
+TOUCH_INTERVAL_SECONDS: Final = 60.0  # between updates of `touched_at` during a transfer
 
 
 # --- Staged files ---
 
 
 def open_staged_file(item: StagedFile, *, by: User, wanted: Wanted, now: datetime) -> Answer:
-    """A staged_content copy, as its reviewers read it: shown in place, and on record with who had it."""
+    """A staged file for a reviewer, to be displayed inline. Every read is recorded.
+
+    Raises: NotAReviewer, OwnRequest, PreconditionFailed, RangeNotSatisfiable, TransfersFull, WrongState.
+    """
     access.check_can_read_items(actor_of(by), item.request)
     source = Source(
         filename=item.filename,
@@ -62,7 +66,7 @@ def _read_staged_file(item: StagedFile, start: int, stop: int, *, by: User, now:
         sha256=item.sha256,
         missing=partial(_report_damage, "egress.item_missing", item, by, now),
         corrupt=partial(_report_damage, "egress.item_corrupt", item, by, now),
-        etag_changed=lambda etag: None,  # every byte is proven by its tags, and the package compares the whole
+        etag_changed=lambda etag: None,  # AES-GCM authenticates every segment, and the package job compares the digest.
     )
 
 
@@ -73,7 +77,7 @@ def _report_damage(action: str, item: StagedFile, by: User, now: datetime, error
 
 
 def _record_read(item: StagedFile, by: User, now: datetime, first: int, count: int) -> None:
-    """One row per reviewer and file on the request; in the audit trail one for each time, or quarter of an hour for parts."""
+    """Adds a receipt for each reviewer and file, an audit event for each full read, and at most one per interval for parts."""
     _, is_new = ReadReceipt.objects.get_or_create(item=item, by=by, defaults={"by_name": by.username, "first_at": now})
     if is_new or count == item.length or not _was_recorded_recently("egress.read", item, by, now):
         _record("egress.read", item.request, by, now, item=item.number, file=str(item.file_uuid), first=first, count=count)
@@ -87,7 +91,10 @@ def _was_recorded_recently(action: str, item: StagedFile, by: User, now: datetim
 
 
 def open_package(request: EgressRequest, *, by: User, wanted: Wanted, now: datetime) -> Answer:
-    """The package itself: a further download, or with Range the rest of one that broke."""
+    """The package: starts a new download, or resumes an interrupted one if the request has a suitable Range header.
+
+    Raises: DownloadsUsed, PackageGone, PreconditionFailed, RangeNotSatisfiable, Refused, TransfersFull, WrongState.
+    """
     access.check_can_fetch(actor_of(by), request)
     package = _package_of(request)
     resumed = _resumable(request.downloads.filter(by=by), package, wanted)
@@ -95,14 +102,20 @@ def open_package(request: EgressRequest, *, by: User, wanted: Wanted, now: datet
 
 
 def mint_link(request: EgressRequest, *, by: User, now: datetime) -> str:
-    """A token for one download, which is counted when it is used."""
+    """Creates a one-off link to the package and returns its token. The download is counted when the link is used.
+
+    Raises: DownloadsUsed, PackageGone, Refused, WrongState.
+    """
     access.check_can_download(actor_of(by), request)
     package = _package_of(request)
     return links.issue(collection=package.collection, file=package, by=by, now=now)
 
 
 def open_link(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer:
-    """What a link to a package opens. Its resuming is that of its download, for as long as links may be resumed."""
+    """Answers a one-off link to a package. A used link can resume its download until `RESUME_WINDOW` has passed.
+
+    Raises: DownloadsUsed, NotFound, PackageGone, PreconditionFailed, RangeNotSatisfiable, TransfersFull.
+    """
     request = EgressRequest.objects.select_related("tenant").filter(package_collection=link.collection_id).first()
     if request is None or not access.can(access.check_can_fetch, actor_of(by), request):
         raise NotFound
@@ -118,9 +131,9 @@ def open_link(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) ->
 
 
 def _resumable(downloads: QuerySet[Download], package: StoredFile, wanted: Wanted) -> Download | None:
-    """The newest of these downloads that has bytes left for what is asked: all of it, or enough to be download_budget a transfer.
+    """The newest of these downloads with enough budget for the requested range, or at least for `PAID_IN_ADVANCE` bytes of it.
 
-    The whole package is not the rest of it, however it is asked for: that is a further download.
+    None for a range that covers the whole package: that is a new download.
     """
     count = links.part_of(wanted, etag=package.etag, length=package.length)
     if count is None or count == package.length:
@@ -147,17 +160,17 @@ def _open(
 
 
 def download_budget(length: int) -> int:
-    """Bytes that a grant pays for: each once, and what lay in buffers when a transfer broke, which may be each once more."""
+    """The byte budget of a download of `length` bytes. The excess covers bytes that were in buffers when a transfer broke."""
     return length + min(length, RESUME_EXTRA)
 
 
 def bytes_taken(download: Download) -> int:
-    """At most so many bytes have left: what a transfer has paid for and not sent yet is among them."""
+    """An upper bound of the bytes that were sent. Includes bytes that are reserved but not yet sent."""
     return download_budget(download.request.package_length or 0) - download.bytes_left
 
 
 class DownloadBudget(Budget):
-    """A download's budget. One of which nothing was ever sent is given back, and counts as none (F-05)."""
+    """The byte budget of a download. A download of which no byte was sent is not counted (F-05)."""
 
     def __init__(self, download: Download) -> None:
         super().__init__(Download.objects.filter(pk=download.pk))
@@ -168,7 +181,7 @@ class DownloadBudget(Budget):
         super().reserve(count, left=left)
         self._is_used = True
         if time.monotonic() - self._touched > TOUCH_INTERVAL_SECONDS:
-            self._touch()  # a package is not closed under who has fetched it for hours
+            self._touch()  # prevents that the request is closed during a long transfer
 
     def refund(self) -> None:
         super().refund()
@@ -183,7 +196,7 @@ class DownloadBudget(Budget):
 
 
 def _start_download(download: Download, package: StoredFile, by: User, now: datetime, first: int, count: int) -> None:
-    """In the transaction before the first byte. The request first and the audit trail last, as everybody locks them."""
+    """Counts a new download, in the transaction before the first byte. Locks the request first and the audit trail last."""
     # The other contenders are all other downloads of this package, a revocation, and the end of its window (INV-09).
     there = EgressRequest.objects.filter(pk=download.request_id, status=State.RELEASED, available_until__gt=now)
     if there.filter(download_count__lt=F("max_downloads")).update(download_count=F("download_count") + 1) != 1:
@@ -203,7 +216,7 @@ def _record_resume(download: Download, package: StoredFile, by: User, now: datet
 @retry_on_deadlock
 def _void_unused(download: Download) -> None:
     with transaction.atomic():
-        # The other contender is a Range request for the same grant: whatever it has paid stays paid, and counts.
+        # The other contender is a Range request for the same download. If it has reserved bytes, the download stays counted.
         untouched = Download.objects.filter(pk=download.pk, bytes_left=download.bytes_left)
         if untouched.delete()[0]:
             EgressRequest.objects.filter(pk=download.request_id).update(download_count=F("download_count") - 1)
@@ -222,7 +235,7 @@ def _package_of(request: EgressRequest) -> StoredFile:
 
 
 def _is_still_allowed(check: Callable[[Actor, EgressRequest], None], request: EgressRequest, by: User) -> bool:
-    """Whether a stream that was allowed to begin may go on: by the request as it is now, and in the same round."""
+    """Whether a running stream may continue: the check must pass for the current request, in the same round."""
     now = EgressRequest.objects.select_related("tenant").filter(pk=request.pk, round=request.round).first()
     return now is not None and access.can(check, actor_of(by), now)
 

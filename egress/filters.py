@@ -15,7 +15,7 @@ class RequestFilter(filters.FilterSet):
     collection = filters.CharFilter(field_name="collection_slug", max_length=80)
     status = filters.MultipleChoiceFilter(choices=State.choices, distinct=False)
     requester = filters.CharFilter(method="by_requester", max_length=150, help_text="a username, or `me`")
-    awaiting_me = Flag(method="that_await_me", help_text="whether you can decide on it now")
+    awaiting_me = Flag(method="by_awaiting_me", help_text="whether you can decide on it now")
 
     class Meta:
         model = EgressRequest
@@ -26,6 +26,6 @@ class RequestFilter(filters.FilterSet):
             return requests.filter(requester=user_of(self.request).pk)
         return requests.filter(requester_name=value)
 
-    def that_await_me(self, requests: QuerySet[EgressRequest], name: str, value: Any) -> QuerySet[EgressRequest]:
+    def by_awaiting_me(self, requests: QuerySet[EgressRequest], name: str, value: Any) -> QuerySet[EgressRequest]:
         awaiting = access.awaiting_decision_by(requests, user_of(self.request))
         return awaiting if value else requests.exclude(pk__in=awaiting.values("pk"))

@@ -1,6 +1,6 @@
-"""The mails about a request: to whoever is to decide next, and to its requester when there is something to tell (F-34).
+"""Mails about egress requests: to the users who must act next, and to the requester and others about the outcome (F-34).
 
-They name no file: types, ids and people only (INV-15). What became of each is shown on the request, for as long as it is kept.
+A mail contains ids, file types and users, but no file names (INV-15). The request shows the delivery status of its mails.
 """
 
 import logging
@@ -22,80 +22,83 @@ from tenants.work import outbox
 
 log = logging.getLogger(__name__)
 
-REVIEW: Final = "egress_review"  # kinds of mail
+REVIEW: Final = "egress_review"  # kind of mail, also the name of its template
 REMINDER: Final = "egress_reminder"
 OUTCOME: Final = "egress_outcome"
 REMIND_BEFORE: Final = timedelta(days=3)
-MAX_LISTED_TYPES: Final = 20  # that a mail names
-EXTENSION: Final = re.compile(r"[a-z0-9_+-]{1,10}")  # what follows a dot and is longer, or has spaces, is rather a part of a name
+MAX_LISTED_TYPES: Final = 20
+EXTENSION: Final = re.compile(r"[a-z0-9_+-]{1,10}")  # Other text after a dot may be part of a file name.
 
-# In the subject, in the text, and what the requester does next.
+# By new status: the headline of the subject, the event in the text, and the next steps of the requester.
 OUTCOMES: Final[dict[str, tuple[str, str, str]]] = {
     State.RELEASED: (
         "Approved, ready to download",
         "was approved, and its package is ready",
         "The package can be downloaded {times} by {downloaders}, until {until}.",
     ),
-    State.REJECTED: ("Rejected", "was rejected", "Nothing was released. A new request may be submitted that heeds the reason."),
+    State.REJECTED: (
+        "Rejected",
+        "was rejected",
+        "Nothing was released. The requester can submit a new request that addresses the reason.",
+    ),
     State.RETURNED: (
         "Returned for changes",
         "was returned for changes",
-        "Change what the reason asks for and submit it again until {deadline}, or withdraw it. After that it ends by itself.",
+        "Make the requested changes and submit the request again, or withdraw it. Otherwise it expires on {deadline}.",
     ),
-    State.EXPIRED: ("Expired", "has expired", "Nothing was released. A new request may be submitted."),
+    State.EXPIRED: ("Expired", "has expired", "Nothing was released. The requester can submit a new request."),
     State.FAILED: (
         "Failed, nothing was released",
         "was approved, but its package could not be built",
-        "Wait for the operators, who have been told and can have it built again, or withdraw the request.",
+        "Wait for the operators, who have been notified and can build the package again, or withdraw the request.",
     ),
     State.REVOKED: (
         "Revoked",
         "was revoked after its release",
-        "The package cannot be downloaded any more. Before anything that was downloaded earlier is used, ask whoever revoked it.",
+        "The package can no longer be downloaded. Before you use files from an earlier download, ask the person who revoked it.",
     ),
 }
 EXTENDED_OUTCOME: Final = ("Extended", "was extended after its release", OUTCOMES[State.RELEASED][2])
-UNAVAILABLE_OUTCOME: Final = (  # a release of which nothing is left to be had when it is told of
-    "Approved, and over by now",
+UNAVAILABLE_OUTCOME: Final = (  # for a release whose package is no longer available when the mail is sent
+    "Approved, no longer available",
     "was approved, and its package was released",
-    "The package cannot be downloaded any more: its time is over, or it was downloaded as often as was approved.",
+    "The package can no longer be downloaded: its download window has ended, or it has reached its number of downloads.",
 )
-# What others do next, where it is not what the requester does.
+# Next steps for readers other than the requester, where they differ.
 NEXT_STEPS_FOR_OTHERS: Final[dict[str, str]] = {
-    State.RETURNED: "It is the requester's turn until {deadline}. After that it ends by itself.",
-    State.FAILED: "{told} have been told. An operator can have it built again, whoever may decide as {last_role} can return it, "
-    "and the requester can withdraw it. Otherwise it ends by itself on {deadline}.",
+    State.RETURNED: "The requester can change the request and submit it again. Otherwise it expires on {deadline}.",
+    State.FAILED: "{notified} have been notified. An operator can build the package again, a reviewer with the role {last_role} "
+    "can return the request, and the requester can withdraw it. Otherwise it expires on {deadline}.",
 }
 NEXT_STEPS_FOR_OPERATORS: Final[dict[str, str]] = {
-    State.FAILED: "The reason is the problem of the request, too. Once it is seen to, have the package built again: with the "
-    "button on the request's page in the admin, or by POST {api}/egress/requests/{id}/retry/. Otherwise it ends by itself on "
-    "{deadline}.",
+    State.FAILED: "Resolve the problem that the reason describes. Then build the package again with the button on the request's "
+    "page in the admin, or with POST {api}/egress/requests/{id}/retry/. Otherwise the request expires on {deadline}.",
 }
 ABOUT_PACKAGE: Final = (State.RELEASED, State.REVOKED)
 
 
 def announce(request: EgressRequest, *, now: datetime) -> None:
-    """Queues who is to hear of the step that was just written, in its transaction.
+    """Queues the mails about the latest transition, in the transaction of the caller.
 
-    Who decided first has a copy of what the requester gets. Everybody else has a mail of their own, so that no mail tells who the
-    operators are, or who else may fetch the package.
+    The reviewer of the first stage gets a copy of the requester's mail. Each other recipient gets a separate mail, so that no
+    mail discloses the operators or the other users who may download the package.
     """
     if request.status == State.IN_REVIEW:
         _queue_action(REVIEW, request, now=now)
     if request.status not in OUTCOMES:
         return
-    requester, copies, apart = _requester(request), _deciders(request, stage=0), _other_recipients(request)
+    requester, copies, others = _requester(request), _deciders(request, stage=0), _other_recipients(request)
     if requester:
         _queue_outcome(request, requester, copies, now=now)
-        apart -= copies | {requester}
+        others -= copies | {requester}
     else:
-        apart |= copies
-    for address in sorted(apart):
+        others |= copies
+    for address in sorted(others):
         _queue_outcome(request, address, (), now=now)
 
 
 def remind(*, now: datetime) -> None:
-    """Once for each step, when its deadline is near: whoever has to do something about it."""
+    """Reminds the users who must act on a request near its deadline, once for each transition."""
     waiting = [State.IN_REVIEW, State.RETURNED, State.FAILED]
     open_ones = EgressRequest.objects.filter(status__in=waiting, tenant__is_active=True)
     near = open_ones.filter(expires_at__gt=now, expires_at__lte=now + REMIND_BEFORE).select_related("tenant").defer("manifest")
@@ -109,12 +112,12 @@ def remind(*, now: datetime) -> None:
         try:
             with transaction.atomic():
                 _queue_action(REMINDER, request, now=now)
-        except Exception:  # one request must not keep the rest from going on
-            log.exception("nobody was reminded of an egress request", extra={"request": str(request.pk)})
+        except Exception:  # The other requests must not wait for a faulty one.
+            log.exception("egress reminder could not be queued", extra={"request": str(request.pk)})
 
 
 def _is_reminder_due(request: EgressRequest, asked_at: datetime, now: datetime) -> bool:
-    """More than half of the time is over that there was when they were asked: a reminder does not follow on its heels."""
+    """Whether at least half of the time until the deadline has passed. Avoids a reminder soon after the first mail."""
     return request.expires_at is not None and now - asked_at >= request.expires_at - now
 
 
@@ -127,11 +130,11 @@ def _queue_outcome(request: EgressRequest, address: str, copies: Iterable[str], 
     outbox.queue(OUTCOME, to=address, copies=copies, now=now, about=str(request.pk), step=str(request.step))
 
 
-# --- To whom: who is in the tenant, and active, at this moment (INV-16) ---
+# --- Recipients: active users who are currently in the tenant (INV-16) ---
 
 
 def _action_recipients(request: EgressRequest) -> set[str]:
-    """Who has to act next; the tenant's admins if there is nobody who may decide."""
+    """The users who must act next. In review: the reviewers, or the tenant's admins if no reviewer may decide."""
     requester = _member_emails(request, user=request.requester_id)
     if request.status == State.RETURNED:
         return requester
@@ -142,7 +145,7 @@ def _action_recipients(request: EgressRequest) -> set[str]:
 
 
 def _other_recipients(request: EgressRequest) -> set[str]:
-    """Who hears of what became of it besides the requester and who decided first."""
+    """The users to notify of the outcome, besides the requester and the reviewer of the first stage."""
     if request.status == State.FAILED:
         return _deciders(request) | _operators()
     return _downloaders(request) if request.status in ABOUT_PACKAGE else set()
@@ -153,18 +156,18 @@ def _reviewers(request: EgressRequest) -> set[str]:
 
 
 def _requester(request: EgressRequest) -> str:
-    """Empty if they are gone."""
+    """The address of the requester. Empty if they are no longer an active member."""
     return next(iter(_member_emails(request, user=request.requester_id)), "")
 
 
 def _deciders(request: EgressRequest, **which: Any) -> set[str]:
-    """Whose decisions of this round stand."""
+    """The reviewers with a valid decision in the current round."""
     decided = request.decisions.filter(round=request.round, voided_at=None, **which)
     return _member_emails(request, user__in=decided.values("by"))
 
 
 def _downloaders(request: EgressRequest) -> set[str]:
-    """Whose role the policy names for the package."""
+    """The users with a role that the policy allows to download the package."""
     people = request.tenant.memberships.all().of_people()
     roles = set(request.policy["downloaders"]) - {access.REQUESTER}
     return {address for role in roles for address in people.holding(role).values_list("user__email", flat=True)}
@@ -180,19 +183,19 @@ def _operators() -> set[str]:
 
 
 def _still_entitled(addresses: Iterable[str], request: EgressRequest) -> list[str]:
-    """Those of them who may hear of the request still."""
+    """The addresses whose users may still receive mails about the request."""
     members = Q(memberships__tenant=request.tenant_id, memberships__tenant__is_active=True)
     people = User.objects.filter(Q(is_superuser=True) | members, email__in=addresses, is_active=True)
     return sorted(set(people.values_list("email", flat=True)))
 
 
-# --- What they say, when they are sent ---
+# --- Content, filled in when a mail is sent ---
 
 
 @outbox.letter(REVIEW)
 @outbox.letter(REMINDER)
 def _fill_action(mail: Mail, now: datetime) -> outbox.Letter | None:
-    """Only while it is still theirs to do."""
+    """The content for a user who must act. None, which drops the mail, if the request has moved or others must act now."""
     found = EgressRequest.objects.select_related("tenant").filter(tenant__is_active=True)
     request = found.filter(pk=mail.about, step=mail.facts["step"]).first()
     if request is None or request.expires_at is None or mail.recipient not in _action_recipients(request):
@@ -200,12 +203,12 @@ def _fill_action(mail: Mail, now: datetime) -> outbox.Letter | None:
     step = request.steps.get(number=request.step)
     earlier = request.decisions.filter(round=request.round, voided_at=None).order_by("stage")
     return _request_facts(request, request.round) | {
-        "ask": _requested_action(request, mail.recipient),
+        "action": _requested_action(request, mail.recipient),
         "role": _readable(request.awaited_role),
         "stage": str(request.stage + 1),
         "stages": str(request.stage_count),
         "earlier": ", ".join(earlier.values_list("by_email", flat=True)),
-        "came_back": step.reason if step.from_status == State.APPROVED and request.status == State.IN_REVIEW else "",
+        "review_reason": step.reason if step.from_status == State.APPROVED and request.status == State.IN_REVIEW else "",
         "problem": request.problem,
         "justification": outbox.Lines(request.justification),
         "deadline": format_moment(request.expires_at),
@@ -214,7 +217,7 @@ def _fill_action(mail: Mail, now: datetime) -> outbox.Letter | None:
 
 
 def _requested_action(request: EgressRequest, address: str) -> str:
-    """Of one of those who are `_action_recipients`."""
+    """The action that the mail requests of this recipient."""
     if request.status == State.RETURNED:
         return "change"
     if request.status == State.FAILED:
@@ -224,7 +227,7 @@ def _requested_action(request: EgressRequest, address: str) -> str:
 
 @outbox.letter(OUTCOME)
 def _fill_outcome(mail: Mail, now: datetime) -> outbox.Letter | None:
-    """What happened stays so, whatever came after it; but nothing is said to be ready that is not there any more."""
+    """The content about an outcome. None, which drops the mail, if a release has been revoked or the recipient lost the right."""
     request = EgressRequest.objects.select_related("tenant").get(pk=mail.about)
     step = request.steps.get(number=mail.facts["step"])
     if not _is_entitled(mail, request, step) or (step.to_status, request.status) == (State.RELEASED, State.REVOKED):
@@ -232,20 +235,20 @@ def _fill_outcome(mail: Mail, now: datetime) -> outbox.Letter | None:
     if (copies := _still_entitled(mail.copies, request)) != mail.copies:
         mail.copies = copies
         mail.fenced().update(copies=copies)
-    headline, happened, following = _outcome_text(request, step, mail.recipient, now)
+    headline, event, next_steps = _outcome_text(request, step, mail.recipient, now)
     return _request_facts(request, step.round) | {
         "headline": headline,
-        "happened": happened,
+        "event": event,
         "at": format_moment(step.at),
         "by": step.by_name if step.by_id is not None else "",
-        "whose": "Reason" if step.reason else "The decisions",
+        "reason_title": "Reason" if step.reason else "Decisions",
         "reason": outbox.Lines(step.reason or _approvals(request, step)),
-        "next": following,
+        "next_steps": next_steps,
     }
 
 
 def _is_entitled(mail: Mail, request: EgressRequest, step: Transition) -> bool:
-    """Whether whoever it is for may hear of it still: of a package not without the role that they were told for (INV-16)."""
+    """Whether the recipient may still receive this mail. Mails about a package require the role of a downloader (INV-16)."""
     if not _still_entitled([mail.recipient], request):
         return False
     if step.to_status not in ABOUT_PACKAGE:
@@ -254,35 +257,35 @@ def _is_entitled(mail: Mail, request: EgressRequest, step: Transition) -> bool:
 
 
 def _outcome_text(request: EgressRequest, step: Transition, address: str, now: datetime) -> tuple[str, str, str]:
-    """As in OUTCOMES, to this reader, at this moment."""
+    """Headline, event and next steps, as in `OUTCOMES`, for this recipient at this time."""
     if step.to_status == State.RELEASED and _is_unavailable(request, now):
         return UNAVAILABLE_OUTCOME
-    headline, happened, following = (
+    headline, event, next_steps = (
         EXTENDED_OUTCOME if step.from_status == State.RELEASED == step.to_status else OUTCOMES[step.to_status]
     )
     if request.status != step.to_status:
-        return headline, happened, f"It is {_readable(request.status)} by now."
+        return headline, event, f"None. The request is now {_readable(request.status)}."
     if address != _requester(request):
-        following = NEXT_STEPS_FOR_OTHERS.get(step.to_status, following)
+        next_steps = NEXT_STEPS_FOR_OTHERS.get(step.to_status, next_steps)
         if address in _operators():
-            following = NEXT_STEPS_FOR_OPERATORS.get(step.to_status, following)
-    return headline, happened, following.format(**_outcome_facts(request))
+            next_steps = NEXT_STEPS_FOR_OPERATORS.get(step.to_status, next_steps)
+    return headline, event, next_steps.format(**_outcome_facts(request))
 
 
 def _is_unavailable(request: EgressRequest, now: datetime) -> bool:
-    """Nothing of the release is left to be had; the tick that closes it may come behind that."""
+    """Whether the package can no longer be downloaded. The tick that closes the request may run later."""
     return request.downloads_left <= 0 or request.available_until is None or request.available_until <= now
 
 
 def _outcome_facts(request: EgressRequest) -> dict[str, str]:
     named = request.policy["downloaders"]
-    may = ["the requester" if each == access.REQUESTER else f"people with the role {_readable(each)}" for each in named]
+    may = ["the requester" if each == access.REQUESTER else f"users with the role {_readable(each)}" for each in named]
     return {
         "times": "once" if request.max_downloads == 1 else f"{request.max_downloads} times",
         "downloaders": " or ".join(may),
         "until": format_moment(request.available_until) if request.available_until else "",
         "deadline": format_moment(request.expires_at) if request.expires_at else "",
-        "told": "The requester and the operators" if _requester(request) else "The operators",
+        "notified": "The requester and the operators" if _requester(request) else "The operators",
         "last_role": _readable(request.stages[-1]),
         "api": _api(),
         "id": str(request.pk),
@@ -290,7 +293,7 @@ def _outcome_facts(request: EgressRequest) -> dict[str, str]:
 
 
 def _approvals(request: EgressRequest, step: Transition) -> str:
-    """Who approved and why, a line for each: nobody's words begin a line that could pass for another's."""
+    """One line for each approval. Joins the lines of a reason, so that it cannot imitate another approval."""
     decisions = request.decisions.filter(round=step.round, voided_at=None).order_by("stage")
     return "\n".join(f"{each.by_name} ({_readable(each.role)}): {' '.join(each.reason.split())}" for each in decisions)
 
@@ -323,6 +326,7 @@ def _list_types(names: list[str]) -> str:
 
 
 def format_moment(moment: datetime) -> str:
+    """A time in UTC, as mails show it: 1 December 2026, 09:30 UTC."""
     return f"{moment:%-d %B %Y, %H:%M} UTC"
 
 

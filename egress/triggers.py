@@ -1,5 +1,7 @@
-"""What the database itself refuses of egress requests: steps that are not in the table, decisions by the wrong person, and files
-that nobody decided on (INV-10, INV-11, INV-12). The services check the same and say why; this is for whoever comes past them.
+"""Database triggers on egress requests. They reject unlisted transitions, decisions by users without the right, and files that
+were not reviewed (INV-10, INV-11, INV-12).
+
+The services check the same rules and give better messages. The triggers protect against code that bypasses the services.
 """
 
 from functools import partial
@@ -22,7 +24,7 @@ MOVES: Final = (
 LISTED: Final = " OR ".join(
     f"(OLD.status = '{source}' AND NEW.status = '{target}')" for source, target, _ in allowed_transitions()
 )
-ROUNDS: Final = (  # each submission begins one
+ROUNDS: Final = (  # each submission starts a round
     "((NEW.status = 'submitted' AND NEW.round = OLD.round + 1) OR (NEW.status <> 'submitted' AND NEW.round = OLD.round))"
 )
 APPROVALS: Final = (
@@ -39,9 +41,9 @@ BEGINS: Final = (
 )
 
 
-def never_deleted(table: str, *, of: str, key: str) -> tuple[Guard, ...]:
-    """Rows of it are never deleted. `key` says of a row whether it is in the way of NEW."""
-    refuse = partial(Guard, table=table, refusal=f"{of} are never deleted")
+def never_deleted(table: str, *, rows: str, key: str) -> tuple[Guard, ...]:
+    """Triggers against the deletion of rows. `key` is an SQL condition for rows that conflict with NEW."""
+    refuse = partial(Guard, table=table, refusal=f"{rows} cannot be deleted")
     name = table.removeprefix("egress_")
     return (
         refuse(f"{name}_no_delete", on="DELETE"),
@@ -55,7 +57,7 @@ register(
         "egressrequest_moves_by_the_table",
         REQUESTS,
         "UPDATE",
-        "an egress request goes from state to state by a step that is in the table",
+        "an egress request can only make a listed and recorded transition",
         when=f"({MOVES}) AND NOT (NEW.step = OLD.step + 1 AND (({LISTED}) AND {ROUNDS} AND {STEP} OLD.status) OR {BEGINS}))",
         asks=STEPS,
     ),
@@ -63,7 +65,7 @@ register(
         "egressrequest_released_as_approved",
         REQUESTS,
         "UPDATE",
-        "what is released was approved at every stage",
+        "an egress request can only be released after an approval at every stage",
         when=f"NEW.status IN ('approved', 'released') AND OLD.status <> NEW.status AND {APPROVALS} <> NEW.stage_count",
         asks=DECISIONS,
     ),
@@ -71,7 +73,7 @@ register(
         "egressrequest_stays_itself",
         REQUESTS,
         "UPDATE",
-        "who asks for what, and by which rules, never changes",
+        "requester, collection, policy and files of an egress request are immutable",
         when="NEW.id <> OLD.id OR NEW.tenant_id <> OLD.tenant_id OR NEW.collection_uuid <> OLD.collection_uuid"
         " OR NEW.collection_id <> OLD.collection_id OR NEW.requester_id <> OLD.requester_id OR NEW.stage_count <> OLD.stage_count"
         " OR NEW.requester_name <> OLD.requester_name OR NEW.stages <> OLD.stages OR NEW.policy <> OLD.policy"
@@ -82,7 +84,7 @@ register(
         "egressrequest_signed_once",
         REQUESTS,
         "UPDATE",
-        "what was signed at the release never changes",
+        "a signed manifest is immutable",
         when="(NEW.manifest <> OLD.manifest OR NEW.signature <> OLD.signature OR NEW.package_sha256 <> OLD.package_sha256)"
         " AND NOT (OLD.status = 'approved' AND NEW.status = 'released')",
     ),
@@ -90,7 +92,7 @@ register(
         "egressrequest_package_of_its_own",
         REQUESTS,
         "UPDATE",
-        "a package is of one request",
+        "a package belongs to one egress request",
         when="NEW.package_collection_id <> OLD.package_collection_id OR (OLD.package_collection_id IS NULL AND EXISTS"
         " (SELECT 1 FROM egress_egressrequest r WHERE r.package_collection_id = NEW.package_collection_id))",
     ),
@@ -98,17 +100,17 @@ register(
         "egressrequest_begins_submitted",
         REQUESTS,
         "INSERT",
-        "an egress request begins as submitted",
+        "a new egress request must be submitted",
         when="NEW.status <> 'submitted' OR NEW.round <> 1 OR NEW.stage <> 0 OR NEW.step <> 0",
     ),
-    *never_deleted(REQUESTS, of="egress requests", key="FALSE"),
-    Guard("step_no_update", STEPS, "UPDATE", "steps of egress requests never change"),
-    *never_deleted(STEPS, of="steps of egress requests", key="request_id = NEW.request_id AND number = NEW.number"),
+    *never_deleted(REQUESTS, rows="egress requests", key="FALSE"),
+    Guard("step_no_update", STEPS, "UPDATE", "transitions of egress requests are immutable"),
+    *never_deleted(STEPS, rows="transitions of egress requests", key="request_id = NEW.request_id AND number = NEW.number"),
     Guard(
         "item_comes_with_its_round",
         ITEMS,
         "INSERT",
-        "the files of a round are named when it begins",
+        "files can only be added to an egress request at the start of a round",
         when="NOT EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id"
         " AND ((r.step = 0 AND NEW.round = r.round) OR (r.status = 'returned' AND NEW.round = r.round + 1)))",
         asks=REQUESTS,
@@ -117,7 +119,7 @@ register(
         "item_stays_itself",
         ITEMS,
         "UPDATE",
-        "what was pinned stays as it was, and what was wiped stays wiped",
+        "a pinned file is immutable, and a deleted copy stays deleted",
         when="NEW.id <> OLD.id OR NEW.request_id <> OLD.request_id OR NEW.round <> OLD.round OR NEW.number <> OLD.number"
         " OR NEW.file_uuid <> OLD.file_uuid OR NEW.filename <> OLD.filename OR NEW.length <> OLD.length"
         " OR NEW.sha256 <> OLD.sha256 OR NEW.object_id <> OLD.object_id OR NEW.object_key <> OLD.object_key"
@@ -126,14 +128,14 @@ register(
     ),
     *never_deleted(
         ITEMS,
-        of="files of egress requests",
+        rows="files of egress requests",
         key="object_key = NEW.object_key OR (request_id = NEW.request_id AND round = NEW.round AND number = NEW.number)",
     ),
     Guard(
         "decision_fits_the_request",
         DECISIONS,
         "INSERT",
-        "a decision is about the stage, the round and the content that the request is at",
+        "a decision must match the current stage, round and content of its request",
         when="NEW.voided_at IS NOT NULL OR NOT EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id"
         " AND r.status = 'in_review' AND r.round = NEW.round AND r.stage = NEW.stage AND r.awaited_role = NEW.role"
         " AND r.content_sha256 = NEW.content_sha256)",
@@ -143,7 +145,7 @@ register(
         "decision_by_somebody_else",
         DECISIONS,
         "INSERT",
-        "nobody decides on their own request",
+        "a requester cannot decide on their own request",
         when="EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id AND r.requester_id = NEW.by_id)",
         asks=REQUESTS,
     ),
@@ -151,7 +153,7 @@ register(
         "decision_by_no_contributor",
         DECISIONS,
         "INSERT",
-        "nobody decides on what they contributed to",
+        "a contributor cannot decide on their own files",
         when="EXISTS (SELECT 1 FROM egress_contributor c WHERE c.request_id = NEW.request_id AND c.round = NEW.round"
         " AND c.user_id = NEW.by_id)",
         asks=CONTRIBUTORS,
@@ -160,7 +162,7 @@ register(
         "decision_stands",
         DECISIONS,
         "UPDATE",
-        "a decision stands or is void, and never changes",
+        "a decision is immutable, except that it can become void once",
         when="NEW.id <> OLD.id OR NEW.request_id <> OLD.request_id OR NEW.round <> OLD.round OR NEW.stage <> OLD.stage"
         " OR NEW.role <> OLD.role OR NEW.verdict <> OLD.verdict OR NEW.reason <> OLD.reason OR NEW.by_id <> OLD.by_id"
         " OR NEW.by_name <> OLD.by_name OR NEW.by_email <> OLD.by_email OR NEW.at <> OLD.at"
@@ -170,20 +172,20 @@ register(
         "decision_void_before_release",
         DECISIONS,
         "UPDATE",
-        "a decision can become void while the package is being built",
+        "a decision can only become void while the package is being built",
         when="NOT EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id AND r.status = 'approved')",
         asks=REQUESTS,
     ),
     *never_deleted(
         DECISIONS,
-        of="decisions",
+        rows="decisions",
         key="request_id = NEW.request_id AND round = NEW.round AND (stage = NEW.stage OR by_id = NEW.by_id)"
         " AND voided_at IS NULL AND NEW.voided_at IS NULL",
     ),
     *never_deleted(
         CONTRIBUTORS,
-        of="contributors to egress requests",
+        rows="contributors to egress requests",
         key="request_id = NEW.request_id AND round = NEW.round AND user_id = NEW.user_id",
     ),
-    Guard("contributor_no_update", CONTRIBUTORS, "UPDATE", "contributors to egress requests never change"),
+    Guard("contributor_no_update", CONTRIBUTORS, "UPDATE", "contributors to egress requests are immutable"),
 )

@@ -41,13 +41,14 @@ PACKAGE = {(200, "application/zip"): BYTES, (206, "application/zip"): BYTES, 304
 
 
 def detail(view: APIView, user: User, request_id: str, *, round_number: int | None = None, **kwargs: Any) -> Response:
-    """The request as it is now, with all that there is to know of it."""
+    """Responds with the current request and all its details."""
     found = access.get_detail(user, request_id, round_number=round_number)
     context = {"request": view.request, "view": view, "viewer": access.actor_of(user)}
     return Response(RequestDetail(found, context=context).data, **kwargs)
 
 
 def validated(serializer: type[Any], request: Request) -> dict[str, Any]:
+    """The validated fields of the request body."""
     given = serializer(data=request.data)
     given.is_valid(raise_exception=True)
     fields: dict[str, Any] = given.validated_data

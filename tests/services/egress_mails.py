@@ -68,7 +68,7 @@ def recipients(messages: list[EmailMessage]) -> list[str]:
 def next_of(message: EmailMessage, kind: str = "plain") -> str:
     """What the mail says that its reader can do."""
     text = in_one_line(message, kind).replace("&#x27;", "'")
-    (following,) = re.findall(r"Next steps: (.+?)(?:</p>| See it )", text)
+    (following,) = re.findall(r"Next steps: (.+?)(?:</p>| Open the request| To read the request)", text)
     return str(following)
 
 

@@ -201,7 +201,7 @@ def test_nothing_is_approved_without_all_decisions(world: World, start: str) -> 
         write_step(at(world, start), State.APPROVED)
         EgressRequest.objects.filter(pk=request.pk).update(**changes)
 
-    assert_refused(go, match="approved at every stage")
+    assert_refused(go, match="approval at every stage")
 
 
 def test_nothing_is_released_when_a_decision_is_void(world: World) -> None:
@@ -213,7 +213,7 @@ def test_nothing_is_released_when_a_decision_is_void(world: World) -> None:
         write_step(at(world, "approved"), State.RELEASED)
         EgressRequest.objects.filter(pk=request.pk).update(**changes)
 
-    assert_refused(go, match="approved at every stage")
+    assert_refused(go, match="approval at every stage")
 
 
 def test_two_requests_have_no_package_together(world: World) -> None:
@@ -244,7 +244,7 @@ def test_request_begins_at_its_beginning(world: World, changes: dict[str, Any]) 
     request._state.adding, request.pk = True, None
     for name, value in changes.items():
         setattr(request, name, value)
-    assert_refused(partial(request.save, force_insert=True), match="begins as submitted")
+    assert_refused(partial(request.save, force_insert=True), match="must be submitted")
 
 
 # --- Decisions ---

@@ -73,8 +73,8 @@ def test_reviewers_of_the_stage_are_asked_and_told_what_it_is_about(
         assert message["Cc"] is None
         for kind in ("plain", "html"):
             text = in_one_line(message, kind)
-            assert "bob@example.org asks to take 3 files out of the collection Trial 7 of Acme." in text
-            assert "the role information governance, can decide: it is at stage 1 of 2." in text
+            assert "bob@example.org requests the release of 3 files from the collection Trial 7 of Acme." in text
+            assert "at stage 1 of 2 and waits for a decision by you or another user with the role information governance." in text
             assert f"Request: {request['id']} " in text
             assert "File types: csv, txt" in text
             assert "It is what the protocol allows." in text
@@ -93,13 +93,15 @@ def test_later_stages_learn_who_approved_before(
     for message in asked:
         for kind in ("plain", "html"):
             assert "Approved so far by: grace@example.org" in in_one_line(message, kind)
-            assert "the role research it, can decide: it is at stage 2 of 2." in in_one_line(message, kind)
+            assert "at stage 2 of 2 and waits for a decision by you or another user with the role research it." in in_one_line(
+                message, kind
+            )
 
 
 def test_one_file_is_not_called_files(mailbox: Mailbox, api: Api, bob: User, people: dict[str, User]) -> None:
     submit(api(bob), fill(api(bob), files={"a.csv": b"1"}))
     for message in go_on(mailbox):
-        assert "asks to take 1 file out of the collection" in in_one_line(message, "plain")
+        assert "requests the release of 1 file from the collection" in in_one_line(message, "plain")
 
 
 NAMES = ["patient-4711.csv", "results.John Smith", "data.patient-4711-in-full", "README", "x.tar.gz"]
@@ -155,9 +157,9 @@ def test_admins_are_told_that_nobody_can_decide(mailbox: Mailbox, api: Api, acme
 
     assert recipients(told) == to(alice, adam)
     for message in told:
-        assert message["Subject"] == "Nobody can decide on the egress request for Results (Acme)"
+        assert message["Subject"] == "No reviewer can decide: egress request for Results (Acme)"
         for kind in ("plain", "html"):
-            assert "waits for the role information governance (stage 1 of 2)" in in_one_line(message, kind)
+            assert "waits for a reviewer with the role information governance (stage 1 of 2)" in in_one_line(message, kind)
             assert request["id"] in text_of(message, kind)
 
 
@@ -204,7 +206,7 @@ def test_new_round_asks_once_whoever_was_not_yet_reached_about_the_last(
     assert api(bob).post(path(request, "resubmit/"), {"files": ["a.csv"]}).status_code == 200
     asked = [message for message in go_on(mailbox) if message["To"] != "bob@example.org"]
     assert recipients(asked) == to(people["grace"], people["gary"])
-    assert all("asks to take 1 file out" in text_of(message) for message in asked)
+    assert all("requests the release of 1 file from" in text_of(message) for message in asked)
 
 
 def test_nobody_is_asked_while_the_tenant_is_suspended(
@@ -229,7 +231,7 @@ def test_stage_whose_decision_is_void_is_asked_again_and_told_why(
     for kind in ("plain", "html"):
         text = in_one_line(asked[0], kind)
         assert "Approved so far by: ruth@example.org" in text
-        assert "Why it came back after its approval: No longer authorized to approve: grace (information_governance)." in text
+        assert "Reason for another review: No longer authorized to approve: grace (information_governance)." in text
 
 
 # --- The requester ---
@@ -241,19 +243,24 @@ OUTCOMES: dict[Callable[[Api, Any, dict[str, User]], None], tuple[str, list[str]
         "Approved, ready to download",
         [
             "was approved, and its package is ready, on ",
-            "The decisions:\n\n> grace (information governance): It is what the protocol allows.\n> ruth (research it): ",
+            "Decisions:\n\n> grace (information governance): It is what the protocol allows.\n> ruth (research it): ",
             "Next steps: The package can be downloaded once by the requester, until ",
         ],
     ),
     reject: ("Rejected", ["was rejected, on ", " by grace.", "Reason:\n\n" + QUOTED, "Next steps: Nothing was released."]),
     send_back: (
         "Returned for changes",
-        ["was returned for changes, on ", " by grace.", "Reason:\n\n" + QUOTED, "submit it again until ", "or withdraw it."],
+        [
+            "was returned for changes, on ",
+            " by grace.",
+            "Reason:\n\n" + QUOTED,
+            "submit the request again, or withdraw it. Otherwise it expires on ",
+        ],
     ),
     expire: ("Expired", ["has expired, on ", "Reason:\n\n> The deadline has passed.", "Next steps: Nothing was released."]),
     revoke: (
         "Revoked",
-        ["was revoked after its release, on ", " by rick.", "Reason:\n\n" + QUOTED, "cannot be downloaded any more."],
+        ["was revoked after its release, on ", " by rick.", "Reason:\n\n" + QUOTED, "can no longer be downloaded."],
     ),
 }
 
@@ -313,11 +320,13 @@ def test_failure_is_told_to_who_approved_and_to_operators_each_apart(
     deadline = notifications.format_moment(deadline_of(request))
     retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
     following = {
-        "bob@example.org": "Wait for the operators, who have been told and can have it built again, or withdraw the request.",
-        "ruth@example.org": "The requester and the operators have been told. An operator can have it built again, whoever may "
-        f"decide as research it can return it, and the requester can withdraw it. Otherwise it ends by itself on {deadline}.",
-        "root@example.org": "The reason is the problem of the request, too. Once it is seen to, have the package built again: "
-        f"with the button on the request's page in the admin, or by POST {retry}. Otherwise it ends by itself on {deadline}.",
+        "bob@example.org": "Wait for the operators, who have been notified and can build the package again, or withdraw "
+        "the request.",
+        "ruth@example.org": "The requester and the operators have been notified. An operator can build the package again, a "
+        "reviewer with the role research it can return the request, and the requester can withdraw it. Otherwise it expires "
+        f"on {deadline}.",
+        "root@example.org": "Resolve the problem that the reason describes. Then build the package again with the button on the "
+        f"request's page in the admin, or with POST {retry}. Otherwise the request expires on {deadline}.",
     }
     for kind in ("plain", "html"):
         assert {str(message["To"]): next_of(message, kind) for message in told} == following
@@ -330,7 +339,7 @@ def test_failure_says_nothing_of_a_requester_who_is_gone(
     leave(bob, people["alice"], now)
     told = {str(message["To"]): next_of(message) for message in go_on(mailbox)}
     assert sorted(told) == to(people["grace"], people["root"], people["ruth"])
-    assert told["grace@example.org"].startswith("The operators have been told. An operator can have it built again, ")
+    assert told["grace@example.org"].startswith("The operators have been notified. An operator can build the package again, ")
 
 
 def test_others_are_told_whose_turn_it_is_when_the_requester_is_gone(
@@ -341,7 +350,7 @@ def test_others_are_told_whose_turn_it_is_when_the_requester_is_gone(
     send_back(api, request, people)
     (message,) = go_on(mailbox)
     assert message["To"] == "grace@example.org"
-    assert next_of(message).startswith("It is the requester's turn until ")
+    assert next_of(message).startswith("The requester can change the request and submit it again. Otherwise it expires on ")
 
 
 def test_failure_that_is_told_of_late_says_what_to_do_if_it_failed_again(
@@ -362,7 +371,7 @@ def test_failure_that_is_told_of_late_says_that_it_is_over(
     fail(api, request, people, own_buckets)
     retry(api, request, people)
     outbox.send_due(now=timezone.now())
-    assert {next_of(message) for message in mailbox.messages[-3:]} == {"It is approved by now."}
+    assert {next_of(message) for message in mailbox.messages[-3:]} == {"None. The request is now approved."}
 
 
 def test_who_decided_is_told_when_the_requester_is_gone(
@@ -373,7 +382,7 @@ def test_who_decided_is_told_when_the_requester_is_gone(
     reject(api, request, people)
     (message,) = go_on(mailbox)
     assert (message["To"], message["Cc"]) == ("grace@example.org", None)
-    assert "The request of bob to take 3 files out" in text_of(message)
+    assert "The request of bob to release 3 files from" in text_of(message)
 
 
 def test_who_left_before_the_mail_goes_gets_no_copy(
@@ -396,7 +405,7 @@ def test_outcome_says_so_when_the_request_has_gone_on_since(
     assert api(bob).post(path(request, "withdraw/"), {"reason": ""}).status_code == 200
     (message,) = go_on(mailbox)
     assert "was returned for changes, on " in text_of(message)
-    assert "Next steps: It is withdrawn by now." in text_of(message)
+    assert "Next steps: None. The request is now withdrawn." in text_of(message)
 
 
 def test_outcome_is_about_the_files_of_its_round(
@@ -406,7 +415,7 @@ def test_outcome_is_about_the_files_of_its_round(
     send_back(api, request, people)
     assert api(bob).post(path(request, "resubmit/"), {"files": ["empty.txt"]}).status_code == 200
     (told,) = [message for message in go_on(mailbox) if message["To"] == "bob@example.org"]
-    assert "to take 3 files out" in text_of(told)
+    assert "to release 3 files from" in text_of(told)
     assert "File types: csv, txt" in text_of(told)
 
 
@@ -417,7 +426,7 @@ def test_release_says_who_may_download_and_how_often(
     request = ask(api(bob), mailbox, results)
     release(api, request, people)
     (message,) = go_on(mailbox)
-    assert "downloaded 3 times by the requester or people with the role data manager, until " in text_of(message)
+    assert "downloaded 3 times by the requester or users with the role data manager, until " in text_of(message)
 
 
 def test_extension_is_told_with_its_reason_and_the_new_time(

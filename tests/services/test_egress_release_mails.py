@@ -85,11 +85,11 @@ def test_release_of_which_nothing_is_left_is_not_said_to_be_ready(
     before = len(mailbox.messages)
     outbox.send_due(now=timezone.now() + (timedelta() if happens is download else 8 * DAY))
     (message,) = [each for each in mailbox.messages[before:] if each["To"] == "bob@example.org"]
-    assert message["Subject"] == "Approved, and over by now: egress request for Results (Acme)"
+    assert message["Subject"] == "Approved, no longer available: egress request for Results (Acme)"
     for kind in ("plain", "html"):
         assert "of Acme was approved, and its package was released, on " in in_one_line(message, kind)
         assert next_of(message, kind) == (
-            "The package cannot be downloaded any more: its time is over, or it was downloaded as often as was approved."
+            "The package can no longer be downloaded: its download window has ended, or it has reached its number of downloads."
         )
         assert "ready" not in in_one_line(message, kind)
 
@@ -143,7 +143,7 @@ def test_release_is_told_to_whom_the_policy_names_each_apart(
     for message in told:
         assert message["Cc"] == ("grace@example.org" if message["To"] == "bob@example.org" else None)
         assert message["Subject"] == "Approved, ready to download: egress request for Results (Acme)"
-        assert "by people with the role data manager or people with the role statistician, until " in next_of(message)
+        assert "by users with the role data manager or users with the role statistician, until " in next_of(message)
         others = {person.email for person in fetchers.values()} - {str(message["To"])}
         assert not [address for address in others if address in message.as_string() + text_of(message)]
     assert go_on(mailbox, now=timezone.now() + DAY) == []

@@ -104,8 +104,8 @@ def test_requester_is_reminded_of_what_was_returned(
     go_on(mailbox)
     (message,) = remind(mailbox, deadline_of(request) - DAY)
     assert message["To"] == "bob@example.org"
-    assert str(message["Subject"]).startswith("Reminder, it is your turn until ")
-    assert "Your request to take 3 files out of the collection Results of Acme was returned to you" in text_of(message)
+    assert str(message["Subject"]).startswith("Reminder, please submit again by ")
+    assert "Your request to release 3 files from the collection Results of Acme was returned to you" in text_of(message)
     assert "curl -H" in text_of(message)
     assert f"/api/v1/egress/requests/{request['id']}/" in text_of(message)
 
@@ -114,7 +114,7 @@ def test_admins_are_reminded_while_nobody_can_decide(mailbox: Mailbox, api: Api,
     request = ask(api(bob), mailbox)
     (message,) = remind(mailbox, deadline_of(request) - DAY)
     assert message["To"] == "alice@example.org"
-    assert str(message["Subject"]).startswith("Reminder, nobody can decide: egress request for Results (Acme) ends on ")
+    assert str(message["Subject"]).startswith("Reminder, no reviewer can decide: egress request for Results (Acme) expires on ")
 
 
 def test_operators_and_the_requester_are_reminded_of_what_failed(
@@ -133,24 +133,24 @@ def test_operators_and_the_requester_are_reminded_of_what_failed(
     reminded = remind(mailbox, deadline - DAY)
     assert recipients(reminded) == to(bob, people["root"])
     assert {message["Cc"] for message in reminded} == {None}
-    what = "to take 3 files out of the collection Results of Acme was approved, but its package could not be built."
-    button = "with the button on the request's page in the admin, or by POST"
+    what = "to release 3 files from the collection Results of Acme was approved, but its package could not be built."
+    button = "with the button on the request's page in the admin, or with POST"
     retry = f"http://127.0.0.1:8000/api/v1/egress/requests/{request['id']}/retry/"
     said = {
-        "bob@example.org": f"Your request {what} The operators, who are reminded, too, can have it built again, and you can "
-        f"withdraw it. Otherwise it ends by itself on {notifications.format_moment(deadline)}.",
-        "root@example.org": f"The request of bob@example.org {what} Once what is in the way is seen to, have it built again: "
-        f"{button} {retry}. Otherwise it ends by itself on {notifications.format_moment(deadline)}.",
+        "bob@example.org": f"Your request {what} The operators have also been reminded and can build the package again. You can "
+        f"wait for them or withdraw the request. Otherwise the request expires on {notifications.format_moment(deadline)}.",
+        "root@example.org": f"The request of bob@example.org {what} Resolve the problem. Then build the package again "
+        f"{button} {retry}. Otherwise the request expires on {notifications.format_moment(deadline)}.",
     }
     for message in reminded:
         assert re.fullmatch(
-            r"Reminder, it failed and ends on \d+ \w+: egress request for Results \(Acme\)", str(message["Subject"])
+            r"Reminder, failed and expires on \d+ \w+: egress request for Results \(Acme\)", str(message["Subject"])
         )
         for kind in ("plain", "html"):
             text = in_one_line(message, kind).replace("&#x27;", "'")
             assert said[str(message["To"])] in text
-            assert "What is in the way: The copy of file 1 differs from the approved file." in text
-            assert "came back" not in text
+            assert "Problem: The copy of file 1 differs from the approved file." in text
+            assert "another review" not in text
             assert "a.csv" not in text
     assert remind(mailbox, deadline - DAY / 2) == []
 
