@@ -18,24 +18,24 @@ class DestructionAdmin(ReadOnly):
     list_display = (
         "slug",
         "tenant",
-        "why",
+        "reason",
         "status",
-        "began_at",
-        "done_at",
+        "started_at",
+        "completed_at",
         "file_count",
         "total_length",
         "erased",
         "blocked_by",
     )
-    list_filter = ("status", "why", "tenant")
+    list_filter = ("status", "reason", "tenant")
     list_select_related = ("tenant",)
     search_fields = ("slug", "display_name", "collection_uuid")
     search_help_text = "Id, display name or uuid that the collection had."
-    ordering = ("-began_at",)
+    ordering = ("-started_at",)
     show_full_result_count = False
     fields = (
-        "id", "tenant", "slug", "display_name", "collection_uuid", "file_count", "total_length", "unencrypted_count", "why",
-        "due_at", "began_at", "began_by", "status", "blocked_by", "erased", "done_at", "certificate", "signature",
+        "id", "tenant", "slug", "display_name", "collection_uuid", "file_count", "total_length", "unencrypted_count", "reason",
+        "due_at", "started_at", "began_by", "status", "blocked_by", "erased", "completed_at", "certificate", "signature",
     )  # fmt: skip
     readonly_fields = ("erased",)
     actions = ("retry_blocked",)

@@ -13,7 +13,8 @@ from purge.models import Destruction
 from vault import audit_checkpoints, signing
 
 
-CONTEXT: Final = b"strongroom/destruction/v1\n"
+VERSION: Final = 2  # docs/format.md also specifies version 1, which readers must still verify
+CONTEXT: Final = b"strongroom/destruction/v2\n"
 SHREDDED: Final = "shredded: the key was destroyed first, then every version of every object was deleted, and listed as absent"
 DELETED: Final = "deleted: every version of every object was deleted, and listed as absent"
 
@@ -35,7 +36,7 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
     encrypted = destruction.file_count - destruction.unencrypted_count
     text = signing.canonical_json(
         {
-            "version": 1,
+            "version": VERSION,
             "id": str(destruction.pk),
             "tenant": {"id": str(destruction.tenant_id), "slug": destruction.tenant.slug},
             "collection": {
@@ -45,11 +46,11 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
                 "key": str(collection.key_id),
             },
             "ledger": destruction.number,
-            "why": destruction.why,
+            "reason": destruction.reason,
             "due_at": _text(destruction.due_at),
-            "began_at": _text(destruction.began_at),
+            "started_at": _text(destruction.started_at),
             "began_by": destruction.began_by,
-            "done_at": _text(now),
+            "completed_at": _text(now),
             "total_length": destruction.total_length,
             "methods": [
                 {"files": count, "method": method}

@@ -24,7 +24,7 @@ from files import holds
 from files.locks import lock_collection
 from files.models import Collection, DownloadLink, Grant, Hold, PendingDeletion, StoredFile, Upload
 from purge import certificates, ledger
-from purge.ledger import Entry
+from purge.ledger import LedgerEntry
 from purge.models import Destruction, Shard
 from purge.rules import rule_for
 from tenants import audit
@@ -62,7 +62,7 @@ def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruct
             return None
         return _shred(
             locked,
-            why=rule.why,
+            reason=rule.reason,
             due_at=rule.due_at(locked) or now,
             by=by,
             now=now,
@@ -73,7 +73,7 @@ def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruct
 
 
 @retry_on_deadlock
-def redo_from_ledger(collection: Collection, entry: Entry, *, now: datetime) -> Destruction | None:
+def redo_from_ledger(collection: Collection, entry: LedgerEntry, *, now: datetime) -> Destruction | None:
     """What the ledger says is destroyed, and a restored database brought back. A hold from then counts no more."""
     with suppress(NotFound), transaction.atomic():
         locked = lock_collection(collection)
@@ -82,7 +82,13 @@ def redo_from_ledger(collection: Collection, entry: Entry, *, now: datetime) -> 
         retention.end_open_requests(locked, now=now)
         Hold.objects.filter(collection=locked).delete()
         return _shred(
-            locked, why=entry.why, due_at=entry.began_at, by=None, now=now, number=entry.number, entered_at=entry.began_at
+            locked,
+            reason=entry.reason,
+            due_at=entry.started_at,
+            by=None,
+            now=now,
+            number=entry.number,
+            entered_at=entry.started_at,
         )
     return None
 
@@ -90,7 +96,7 @@ def redo_from_ledger(collection: Collection, entry: Entry, *, now: datetime) -> 
 def _shred(
     locked: Collection,
     *,
-    why: str,
+    reason: str,
     due_at: datetime,
     by: User | None,
     now: datetime,
@@ -108,9 +114,9 @@ def _shred(
         unencrypted_count=locked.files.filter(cipher=Cipher.NONE).count(),
         number=number,
         ledgered_at=entered_at,
-        why=why,
+        reason=reason,
         due_at=due_at,
-        began_at=now,
+        started_at=now,
         began_by=by.username if by else "system",
     )
     Shard.objects.bulk_create(_shards(destruction, locked))
@@ -124,7 +130,7 @@ def _shred(
         target=locked,
         now=now,
         slug=locked.slug,
-        why=why,
+        reason=reason,
         files=locked.file_count,
         length=locked.total_length,
         ledger=number,
@@ -165,7 +171,7 @@ def work(*, now: datetime, seconds: float, only: Iterable[Destruction] | None = 
         _attempt(shard.destruction, partial(_erase, shard, until=time.monotonic() + seconds), shard)
         return True
     unverified = Shard.objects.filter(destruction=OuterRef("pk"), verified_at=None)
-    for destruction in claim(running.exclude(Exists(unverified)).order_by("began_at"), now=now, limit=1, timeout=PATIENCE):
+    for destruction in claim(running.exclude(Exists(unverified)).order_by("started_at"), now=now, limit=1, timeout=PATIENCE):
         _attempt(destruction, partial(_finish, destruction), destruction)
         return True
     return False
@@ -303,7 +309,7 @@ def _certify(destruction: Destruction, collection: Collection) -> None:
         done = destruction.fenced().update(
             collection=None,
             status=Destruction.Status.DONE,
-            done_at=now,
+            completed_at=now,
             certificate=certificate.text,
             signature=certificate.signature,
             lease_owner="",

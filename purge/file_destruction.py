@@ -58,7 +58,7 @@ def destroy(file: StoredFile, *, by: User | None, now: datetime) -> bool:
             filename=locked.filename,
             length=locked.length,
             sha256=locked.sha256,
-            why=rule.why,
+            reason=rule.reason,
             explanation=explanation,
         )
         return True

@@ -26,7 +26,7 @@ def purge_expired(*, now: datetime) -> int:
     """Begins the end of whatever is due and not held; returns of how many collections. What was blocked is tried again."""
     if not recovery.catch_up(now=now):
         return 0
-    for destruction in Destruction.objects.filter(status=Destruction.Status.BLOCKED).order_by("began_at"):
+    for destruction in Destruction.objects.filter(status=Destruction.Status.BLOCKED).order_by("started_at"):
         retry_blocked(destruction, by=None, now=now)
     begun = _begin_each((due.collection for due in find_due(now) if not due.is_held), now=now)
     _destroy_files(now=now)

@@ -1,14 +1,16 @@
-"""The ledger: one signed entry in the vault for each destruction, which a restored database cannot have forgotten with its rows.
+"""The ledger: one signed entry in the vault for each destruction. Restoring a database backup does not remove it.
 
-It is written when the key is destroyed and before the first object goes. A database that comes from a backup finds entries that
-it does not know (`vault.identity`), serves nothing until they are applied to it, and then destroys those collections again.
+An entry is written after the key is destroyed and before the first object is deleted. A restored database finds entries that it
+does not know (`vault.identity`). It serves no content until they are applied: the collections that they name are destroyed again.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.utils import timezone
 
 from purge.models import Destruction
@@ -17,56 +19,90 @@ from vault.models import Key
 from vault.stores import StoreRefused, get_store
 
 
-CONTEXT: Final = b"strongroom/ledger/v1\n"
+KIND: Final = "destroyed"  # the envelope's member
+VERSION: Final = 2
+CONTEXTS: Final = {1: b"strongroom/ledger/v1\n", 2: b"strongroom/ledger/v2\n"}  # by version; entries are never rewritten
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
+    """An entry whose signature is verified."""
+
     number: int
+    deployment: str
+    destruction: UUID
     collection: UUID
-    why: str
-    began_at: datetime
+    reason: str
+    started_at: datetime
 
 
 def append_entry(destruction: Destruction) -> None:
-    """Writes the entry, once. Raises StoreError; StoreRefused if the number has somebody else's entry."""
-    store, name = get_store("vault"), identity.ledger_key(destruction.number)
+    """Writes the entry of a destruction to the vault, once.
+
+    Raises: StoreUnavailable, StoreRefused (also if the object key holds another entry), FileNotFoundError, WrongKey.
+    """
+    store, object_key = get_store("vault"), identity.ledger_key(destruction.number)
     key = audit_checkpoints.ensure_signing_key(now=timezone.now())
+    signer = signing.signer_for(key)
+    deployment = str(identity.this_deployment().uuid)
     body = {
-        "version": 1,
-        "deployment": str(identity.this_deployment().uuid),
+        "version": VERSION,
+        "deployment": deployment,
         "number": destruction.number,
         "destruction": str(destruction.pk),
         "tenant": str(destruction.tenant_id),
         "collection": str(destruction.collection_uuid),
-        "why": destruction.why,
-        "began_at": destruction.began_at.isoformat(),
+        "reason": destruction.reason,
+        "started_at": destruction.started_at.isoformat(),
         "signed_with": str(key.id),
     }
-    content = signing.sign_envelope("destroyed", body, context=CONTEXT, signer=signing.signer_for(key))
+    content = signing.sign_envelope(KIND, body, context=CONTEXTS[VERSION], signer=signer)
     try:
-        signing.write_document(store, name, content)
+        signing.write_document(store, object_key, content)
     except FileExistsError:
-        if signing.read_document(store, name) != content:  # Ed25519 signs the same bytes the same way
-            raise StoreRefused(f"{name} is there already, and is not about this destruction") from None
+        # An attempt that was interrupted may have written it; so may an earlier release, with another version.
+        with suppress(signing.BadEnvelope):
+            entry = parse_entry(signing.read_document(store, object_key), public=signer.public_key())
+            if (entry.deployment, entry.number, entry.destruction) == (deployment, destruction.number, destruction.pk):
+                return
+        raise StoreRefused(f"{object_key} already exists and is not the ledger entry of this destruction") from None
 
 
-def unknown() -> tuple[list[Entry], list[str]]:
-    """What the vault says is destroyed and this database has not heard of, in order, and what is wrong with entries that cannot
-    be believed. Raises StoreError, FileNotFoundError, and WrongKey if the keyring does not open the key that signs."""
-    store, here = get_store("vault"), identity.this_deployment()
+def find_unknown_entries() -> tuple[list[LedgerEntry], list[str]]:
+    """Returns the entries in the vault that this database does not know, by number, and one line for each entry whose signature
+    is invalid.
+
+    Raises: StoreUnavailable, StoreRefused, FileNotFoundError, WrongKey.
+    """
+    store, deployment = get_store("vault"), str(identity.this_deployment().uuid)
     key = keys.find_signing_key(Key.Purpose.AUDIT)
     public = signing.signer_for(key).public_key() if key else None
     entries, problems = [], []
-    for name in identity.unknown_ledger_keys(store, every=True):
+    for object_key in identity.unknown_ledger_keys(store, every=True):
         try:
             if public is None:
-                raise signing.BadEnvelope("there is no key that could have signed it")
-            body = signing.verify_envelope("destroyed", signing.read_document(store, name), context=CONTEXT, public=public)
-            if body["deployment"] != str(here.uuid) or identity.ledger_key(body["number"]) != name:
-                raise signing.BadEnvelope("is another entry under this name")
-            began_at = datetime.fromisoformat(body["began_at"])
-            entries.append(Entry(body["number"], UUID(body["collection"]), body["why"], began_at))
+                raise signing.BadEnvelope("cannot be verified: the database has no signing key")
+            entry = parse_entry(signing.read_document(store, object_key), public=public)
+            if entry.deployment != deployment or identity.ledger_key(entry.number) != object_key:
+                raise signing.BadEnvelope("is another entry under this object key")
+            entries.append(entry)
         except signing.BadEnvelope as error:
-            problems.append(f"{name} {error}")
+            problems.append(f"{object_key} {error}")
     return entries, problems
+
+
+def parse_entry(content: bytes, *, public: Ed25519PublicKey) -> LedgerEntry:
+    """Verifies an entry of any version (docs/format.md).
+
+    Raises: BadEnvelope.
+    """
+    body = signing.verify_envelope(KIND, content, contexts=CONTEXTS, public=public)
+    is_first = body["version"] == 1
+    return LedgerEntry(
+        number=body["number"],
+        deployment=body["deployment"],
+        destruction=UUID(body["destruction"]),
+        collection=UUID(body["collection"]),
+        reason=body["why" if is_first else "reason"],
+        started_at=datetime.fromisoformat(body["began_at" if is_first else "started_at"]),
+    )

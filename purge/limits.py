@@ -46,7 +46,7 @@ def is_time(now: datetime) -> bool:
 
 def remaining_collections(now: datetime) -> int:
     """How many more may begin today. What was begun by hand counts, too: the system's name is on both. Packages are copies."""
-    begun = Destruction.objects.filter(began_by="system", began_at__gt=now - DAY).exclude(why=Destruction.Why.ENDED)
+    begun = Destruction.objects.filter(began_by="system", started_at__gt=now - DAY).exclude(reason=Destruction.Reason.ENDED)
     return max(0, settings.PURGE_DAILY_LIMIT - begun.count())
 
 

@@ -17,7 +17,7 @@ class Destruction(Leased):
     It begins with the destruction of the key, so that there is no way back from here (INV-08).
     """
 
-    class Why(models.TextChoices):
+    class Reason(models.TextChoices):
         EXPIRED = "expired"  # its purge date is over
         DELETED = "deleted"  # somebody deleted it, and the grace is over
         ENDED = "ended"  # it held a package, which may not be fetched any more
@@ -42,28 +42,28 @@ class Destruction(Leased):
 
     number = models.BigIntegerField(unique=True, editable=False, help_text="of its entry in the ledger")
     ledgered_at = models.DateTimeField(null=True, editable=False, help_text="since when the entry is in the vault")
-    why = models.CharField(max_length=10, choices=Why, editable=False)
+    reason = models.CharField(max_length=10, choices=Reason, editable=False)
     due_at = models.DateTimeField(editable=False, help_text="when its purge date, or its grace, was over")
-    began_at = models.DateTimeField(editable=False, help_text="its key was destroyed: nobody can read it from here on")
+    started_at = models.DateTimeField(editable=False, help_text="its key was destroyed: nobody can read it from here on")
     began_by = models.CharField(max_length=150, editable=False, help_text="username, or system")
     status = models.CharField(max_length=10, choices=Status, default=Status.RUNNING, editable=False)
     blocked_by = models.CharField(max_length=500, blank=True, editable=False, help_text="what the store said")
-    done_at = models.DateTimeField(null=True, editable=False)
+    completed_at = models.DateTimeField(null=True, editable=False)
     certificate = models.TextField(blank=True, editable=False, help_text="canonical JSON, exactly as it is signed")
     signature = models.CharField(max_length=100, blank=True, editable=False, help_text="Ed25519, base64")
 
     class Meta:
         constraints: ClassVar = [
             models.CheckConstraint(
-                condition=Q(status="done", done_at__isnull=False, collection=None) & ~Q(certificate="")
-                | Q(status__in=["running", "blocked"], done_at=None, certificate=""),
+                condition=Q(status="done", completed_at__isnull=False, collection=None) & ~Q(certificate="")
+                | Q(status__in=["running", "blocked"], completed_at=None, certificate=""),
                 name="destruction_done_has_a_certificate",
             ),
             models.CheckConstraint(
                 condition=Q(status="blocked") & ~Q(blocked_by="") | ~Q(status="blocked"), name="destruction_blocked_says_by_what"
             ),
         ]
-        indexes: ClassVar = [models.Index("tenant", "began_at", "id", name="destruction_in_tenant_by_age")]
+        indexes: ClassVar = [models.Index("tenant", "started_at", "id", name="destruction_in_tenant_by_age")]
 
     def __str__(self) -> str:
         return f"destruction of {self.slug}"

@@ -9,7 +9,7 @@ from django.db import transaction
 
 from files.models import Collection
 from purge import destruction, ledger
-from purge.ledger import Entry
+from purge.ledger import LedgerEntry
 from purge.limits import log_throttled
 from tenants import audit
 from tenants.work.deadlocks import retry_on_deadlock
@@ -33,14 +33,14 @@ class UnsignedEntries(Exception):
 class Gap:
     """What the vault has and the database lacks."""
 
-    entries: list[Entry]
+    entries: list[LedgerEntry]
     problems: list[str]  # entries that nobody signed
     lost: Checkpoint | None  # it names audit events that are gone
 
 
 def find_gap(*, now: datetime) -> Gap:
     """Raises StoreError, FileNotFoundError, WrongKey."""
-    entries, problems = ledger.unknown()
+    entries, problems = ledger.find_unknown_entries()
     return Gap(entries, problems, audit_checkpoints.find_lost_events(now=now))
 
 

@@ -1,4 +1,4 @@
-"""Why a collection, or a single file, can go. Each rule says it in words, and finds what it applies to."""
+"""The rules that make collections and single files due for destruction."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from tenants.models import AuditEvent
 
 
 class Rule(Protocol):
-    why: Destruction.Why
+    reason: Destruction.Reason
 
     def due(self, now: datetime) -> QuerySet[Collection]: ...
 
@@ -31,7 +31,7 @@ class Rule(Protocol):
 class Expired:
     """Its purge date is over. That was announced, so that there is no further grace."""
 
-    why: Destruction.Why = Destruction.Why.EXPIRED
+    reason: Destruction.Reason = Destruction.Reason.EXPIRED
 
     def due(self, now: datetime) -> QuerySet[Collection]:
         return _past(now).filter(kind=Collection.Kind.FILES)
@@ -46,7 +46,7 @@ class Expired:
 class Ended:
     """It holds a package, which may not be fetched any more. It goes at that moment, where others wait for the day's run."""
 
-    why: Destruction.Why = Destruction.Why.ENDED
+    reason: Destruction.Reason = Destruction.Reason.ENDED
 
     def due(self, now: datetime) -> QuerySet[Collection]:
         return _past(now).filter(kind=Collection.Kind.RELEASE)
@@ -61,7 +61,7 @@ class Ended:
 class Deleted:
     """Somebody deleted it, and the time to think better of it is over."""
 
-    why: Destruction.Why = Destruction.Why.DELETED
+    reason: Destruction.Reason = Destruction.Reason.DELETED
 
     def due(self, now: datetime) -> QuerySet[Collection]:
         return Collection.objects.filter(status="deleted", deleted_at__lte=now - grace())
@@ -104,7 +104,7 @@ def find_due(now: datetime, *, slugs: list[str] | None = None) -> Iterator[Due]:
 
 
 def rule_for(collection: Collection, now: datetime) -> Rule | None:
-    """Why this collection can go, as its locked row stands."""
+    """The rule that makes this collection due, by its locked row; None if there is none."""
     if collection.status not in {Collection.Status.OPEN, Collection.Status.DELETED}:
         return None
     for rule in RULES:
@@ -117,7 +117,7 @@ def rule_for(collection: Collection, now: datetime) -> Rule | None:
 
 
 class FileRule(Protocol):
-    why: str  # as the audit trail has it
+    reason: str  # as recorded in the audit trail
 
     def due(self, now: datetime) -> QuerySet[StoredFile]: ...
 
@@ -127,7 +127,7 @@ class FileRule(Protocol):
 class KeptLongEnough:
     """Its `keep_until` is over."""
 
-    why = "kept_long_enough"
+    reason = "kept_long_enough"
 
     def due(self, now: datetime) -> QuerySet[StoredFile]:
         return StoredFile.objects.filter(collection__status="open", keep_until__lte=now)
@@ -156,7 +156,7 @@ class NeverUsed:
     whatever was there.
     """
 
-    why = "never_used"
+    reason = "never_used"
     uses: Final = ("file.download", "file.download_range", "file.replace", "file.corrupt", "link.claim", "link.resume")
     uses_of_all: Final = ("collection.archive", "link.claim")
 
@@ -215,7 +215,7 @@ def files_due(rule: FileRule, now: datetime, *, is_held: bool, slugs: list[str] 
 
 
 def file_rule_for(file: StoredFile, now: datetime) -> FileRule | None:
-    """Why this file can go, as its locked row stands."""
+    """The rule that makes this file due, by its locked row; None if there is none."""
     return next((rule for rule in FILE_RULES if rule.due(now).filter(pk=file.pk).exists()), None)
 
 

@@ -19,7 +19,7 @@ class DestructionsView(generics.GenericAPIView[Destruction]):
     filterset_class = DestructionFilter
     queryset = Destruction.objects.none()  # for the schema: what is served comes from `access`
     serializer_class = DestructionOutput
-    ordering = ("-began_at", "-id")
+    ordering = ("-started_at", "-id")
 
     @extend_schema(operation_id="destructions_list", responses=DestructionOutput(many=True))
     def get(self, request: Request) -> Response:
@@ -43,7 +43,7 @@ class CertificatesView(generics.GenericAPIView[Destruction]):
     filterset_class = CertificateFilter
     queryset = Destruction.objects.none()
     serializer_class = CertificateOutput
-    ordering = ("-began_at", "-id")
+    ordering = ("-started_at", "-id")
 
     @extend_schema(operation_id="certificates_list", responses=CertificateOutput(many=True))
     def get(self, request: Request) -> Response:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PREFIX: Final = ".strongroom/audit/"
 KIND: Final = "publication"  # the envelope's member
+VERSION: Final = 1
 CONTEXT: Final = b"strongroom/audit-heads/v1\n"
 BATCH: Final = 500  # events that one query looks up
 
@@ -80,7 +81,7 @@ def _publish(store: ObjectStore, now: datetime) -> str | None:
     if previous and (heads == signed or previous.key == object_key):
         return None
     body = {
-        "version": 1,
+        "version": VERSION,
         "at": now.astimezone(UTC).isoformat(timespec="microseconds"),
         "key": str(key.id),
         "previous": previous and {"key": previous.key, "sha256": previous.digest},
@@ -243,11 +244,11 @@ def _parse(object_key: str, content: bytes, key: Key, public: Ed25519PublicKey) 
     """Uses nothing of the content before its signature is verified. The object key has to match what is signed: an older
     checkpoint with a newer key would make the trail look shorter."""
     try:
-        body = signing.verify_envelope(KIND, content, context=CONTEXT, public=public)
+        body = signing.verify_envelope(KIND, content, contexts={VERSION: CONTEXT}, public=public)
     except signing.BadEnvelope as error:
         raise BadCheckpoint(object_key, str(error)) from None
-    if body["version"] != 1 or body["key"] != str(key.id):
-        raise BadCheckpoint(object_key, "has another version or key")
+    if body["key"] != str(key.id):
+        raise BadCheckpoint(object_key, "names another signing key")
     at = datetime.fromisoformat(body["at"])
     if checkpoint_key(at) != object_key:
         raise BadCheckpoint(object_key, "is another checkpoint with this object key")

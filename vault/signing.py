@@ -6,6 +6,7 @@ and the canonical body. The context names the kind, so that a signature is not v
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -56,8 +57,8 @@ def sign_envelope(kind: str, body: dict[str, Any], *, context: bytes, signer: Ed
     return canonical_json({kind: body, "signature": sign(signer, context, canonical_json(body))})
 
 
-def verify_envelope(kind: str, content: bytes, *, context: bytes, public: Ed25519PublicKey) -> dict[str, Any]:
-    """The body of a document, once its signature is verified.
+def verify_envelope(kind: str, content: bytes, *, contexts: Mapping[int, bytes], public: Ed25519PublicKey) -> dict[str, Any]:
+    """Returns the body of a document after verifying its signature. `contexts` maps each accepted version to its context.
 
     Raises: BadEnvelope.
     """
@@ -65,7 +66,7 @@ def verify_envelope(kind: str, content: bytes, *, context: bytes, public: Ed2551
         document = json.loads(content)
         body, signature = document[kind], base64.b64decode(document["signature"], validate=True)
         is_canonical = canonical_json(document) == content
-        public.verify(signature, context + canonical_json(body))
+        public.verify(signature, contexts[body["version"]] + canonical_json(body))
     except InvalidSignature:
         raise BadEnvelope("was edited, or was not signed by this deployment's key") from None
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -39,7 +39,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(editable=False, help_text="since when the entry is in the vault", null=True),
                 ),
                 (
-                    "why",
+                    "reason",
                     models.CharField(
                         choices=[("expired", "Expired"), ("deleted", "Deleted"), ("ended", "Ended")],
                         editable=False,
@@ -48,7 +48,7 @@ class Migration(migrations.Migration):
                 ),
                 ("due_at", models.DateTimeField(editable=False, help_text="when its purge date, or its grace, was over")),
                 (
-                    "began_at",
+                    "started_at",
                     models.DateTimeField(editable=False, help_text="its key was destroyed: nobody can read it from here on"),
                 ),
                 ("began_by", models.CharField(editable=False, help_text="username, or system", max_length=150)),
@@ -62,7 +62,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("blocked_by", models.CharField(blank=True, editable=False, help_text="what the store said", max_length=500)),
-                ("done_at", models.DateTimeField(editable=False, null=True)),
+                ("completed_at", models.DateTimeField(editable=False, null=True)),
                 (
                     "certificate",
                     models.TextField(blank=True, editable=False, help_text="canonical JSON, exactly as it is signed"),
@@ -112,7 +112,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="destruction",
-            index=models.Index(models.F("tenant"), models.F("began_at"), models.F("id"), name="destruction_in_tenant_by_age"),
+            index=models.Index(models.F("tenant"), models.F("started_at"), models.F("id"), name="destruction_in_tenant_by_age"),
         ),
         migrations.AddConstraint(
             model_name="destruction",
@@ -120,11 +120,11 @@ class Migration(migrations.Migration):
                 condition=models.Q(
                     models.Q(
                         ("collection", None),
-                        ("done_at__isnull", False),
+                        ("completed_at__isnull", False),
                         ("status", "done"),
                         models.Q(("certificate", ""), _negated=True),
                     ),
-                    models.Q(("certificate", ""), ("done_at", None), ("status__in", ["running", "blocked"])),
+                    models.Q(("certificate", ""), ("completed_at", None), ("status__in", ["running", "blocked"])),
                     _connector="OR",
                 ),
                 name="destruction_done_has_a_certificate",

@@ -47,8 +47,8 @@ def test_destruction_shows_how_far_it_is_and_then_its_certificate(begun: Destruc
     for user in (alice, erin):
         shown = api(user).get(address).json()
         assert shown == shown | {
-            "tenant": "acme", "collection": begun.slug, "display_name": "November 2012", "why": "expired", "began_by": "system",
-            "status": "running", "blocked_by": "", "done_at": None, "file_count": 2, "total_length": 6,
+            "tenant": "acme", "collection": begun.slug, "display_name": "November 2012", "reason": "expired",
+            "began_by": "system", "status": "running", "blocked_by": "", "completed_at": None, "file_count": 2, "total_length": 6,
             "progress": {"erased": 0, "parts": 3, "parts_verified": 0},
             "links": {"self": f"http://testserver{address}", "certificate": None},
         }  # fmt: skip

@@ -141,7 +141,7 @@ def test_deletion_that_fails_in_part_is_repeated_for_the_rest(
     asked = sum(is_request(environ, *DELETE) for environ in seen)
     if code == "AccessDenied":
         assert (destruction.status, destruction.blocked_by, asked) == ("blocked", "AccessDenied: a fault", 1)
-        assert destroying.retry_blocked(destruction, by=None, now=destruction.began_at)
+        assert destroying.retry_blocked(destruction, by=None, now=destruction.started_at)
     elif times > 2:
         assert asked == 4
         assert_waits(filled)

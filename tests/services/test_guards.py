@@ -147,7 +147,7 @@ SQL = [
 ]
 DONE = [
     "UPDATE purge_destruction SET certificate = 'x'",
-    "UPDATE purge_destruction SET status = 'running', done_at = NULL, certificate = ''",
+    "UPDATE purge_destruction SET status = 'running', completed_at = NULL, certificate = ''",
     "UPDATE purge_destruction SET lease_owner = lease_owner",
     "DELETE FROM purge_destruction",
 ]

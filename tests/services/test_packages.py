@@ -327,7 +327,7 @@ def test_package_goes_in_the_tick_behind_the_end_of_its_window(
         jobs.tick(now=now)
     assert bool([entry for _, entry in invariants.entries() if entry.key == package.object_key]) != ends
     assert Collection.objects.exists() != ends
-    assert list(Destruction.objects.values_list("why", "status")) == ([("ended", "done")] if ends else [])
+    assert list(Destruction.objects.values_list("reason", "status")) == ([("ended", "done")] if ends else [])
 
 
 @pytest.mark.both_databases

@@ -56,7 +56,7 @@ def test_collection_goes_when_its_purge_date_is_over(filled: Collection, hours: 
 
     assert jobs.purge_expired(now=now) == goes
 
-    assert list(Destruction.objects.values_list("why", "due_at")) == ([("expired", purge_at)] if goes else [])
+    assert list(Destruction.objects.values_list("reason", "due_at")) == ([("expired", purge_at)] if goes else [])
 
 
 @pytest.mark.parametrize(("seconds", "goes"), [(-1, False), (0, True), (1, True)])
@@ -68,7 +68,7 @@ def test_deleted_collection_goes_when_the_grace_is_over(
 
     jobs.tick(now=deleted_at + timedelta(seconds=settings.DELETE_GRACE + seconds))
 
-    assert Destruction.objects.filter(why="deleted").exists() == goes
+    assert Destruction.objects.filter(reason="deleted").exists() == goes
     if goes:
         assert_gone(filled)
 
@@ -134,13 +134,13 @@ def test_certificate_says_what_is_gone_and_is_signed(filled: Collection, alice: 
 
     document = json.loads(destruction.certificate)
     assert document == document | {
-        "version": 1,
+        "version": 2,
         "id": str(destruction.pk),
         "tenant": {"id": str(filled.tenant_id), "slug": "acme"},
         "collection": {
             "id": filled.slug, "uuid": str(filled.uuid), "display_name": "November", "key": str(filled.key_id),
         },
-        "why": "expired",
+        "reason": "expired",
         "began_by": "system",
         "total_length": 1500,
         "methods": [{"files": 3, "method": certificates.SHREDDED}],

@@ -96,7 +96,7 @@ def test_deleted_collections_share_the_limit(
     expire_all()
     later = now + timedelta(seconds=settings.DELETE_GRACE)
     jobs.tick(now=later)
-    assert Destruction.objects.filter(why="deleted").count() == 3
+    assert Destruction.objects.filter(reason="deleted").count() == 3
     assert jobs.purge_expired(now=later) == 1
 
     services.delete_collection(Collection.objects.get(status="open"), by=alice, now=now)

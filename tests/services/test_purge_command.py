@@ -31,7 +31,7 @@ def test_dry_run_says_what_why_how_much_and_what_blocks(filled: Collection, alic
 
     lines = run("--dry-run").splitlines()
 
-    assert lines[0].split() == ["collection", "tenant", "why", "files", "bytes", "blocked", "by"]
+    assert lines[0].split() == ["collection", "tenant", "reason", "files", "bytes", "blocked", "by"]
     assert [line.split()[:4] for line in lines[1:3]] == [[each.slug, "acme", "expired", "on"] for each in (filled, held)]
     assert [line.rstrip().endswith("a hold") for line in lines[1:3]] == [False, True]
     assert lines[3] == "1 collections would go, with 3 files of 1500 bytes."

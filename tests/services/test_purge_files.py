@@ -120,7 +120,7 @@ def test_file_that_went_is_on_record_with_why(november: Collection, alice: User,
         "filename": "a.csv",
         "length": len(CONTENT),
         "sha256": file.sha256,
-        "why": "kept_long_enough",
+        "reason": "kept_long_enough",
         "explanation": f"to be kept until {file.keep_until:%Y-%m-%d %H:%M} UTC, today",
     }
     assert not DownloadLink.objects.exists()
@@ -241,7 +241,7 @@ def test_file_that_nobody_used_goes_and_one_that_somebody_did_stays(
 
     assert ("a.csv" in names()) == (use in USES)
     if use in NO_USES:
-        assert facts("file.purge")["why"] == "never_used"
+        assert facts("file.purge")["reason"] == "never_used"
 
 
 def test_archive_from_before_a_file_came_is_no_use_of_it(november: Collection, bob: User, api: Api, settings: Settings) -> None:
@@ -393,7 +393,7 @@ def test_command_destroys_them_with_their_objects(three: list[Collection]) -> No
     assert names() == {"held.csv", "kept.csv"}
     there = {entry.key for _, entry in invariants.entries() if not entry.key.startswith(identity.SYSTEM_PREFIX)}
     assert there == set(StoredFile.objects.values_list("object_key", flat=True))
-    assert [json.loads(body)["facts"]["why"] for body in bodies("file.purge")] == ["kept_long_enough"] * 3
+    assert [json.loads(body)["facts"]["reason"] for body in bodies("file.purge")] == ["kept_long_enough"] * 3
     invariants.check_all()
 
 

@@ -135,9 +135,10 @@ def test_each_destruction_has_a_signed_entry_before_its_first_object_goes(
     assert all(seen)
     content = (vault / identity.ledger_key(1)).read_bytes()
     public = signing.signer_for(Key.objects.get(purpose="audit")).public_key()
-    body = signing.verify_envelope("destroyed", content, context=ledger.CONTEXT, public=public)
+    entry = ledger.parse_entry(content, public=public)
     destruction = Destruction.objects.get()
-    assert (body["collection"], body["destruction"], body["number"]) == (str(november.uuid), str(destruction.pk), 1)
+    assert (entry.collection, entry.destruction, entry.number) == (november.uuid, destruction.pk, 1)
+    assert (entry.reason, entry.started_at) == ("expired", destruction.started_at)
     assert json.loads(destruction.certificate)["ledger"] == 1
     assert b"November" not in content  # no name leaves the database
 
@@ -153,7 +154,7 @@ def test_number_that_has_somebody_elses_entry_blocks(november: Collection, vault
 
     destruction = Destruction.objects.get()
     assert destruction.status == "blocked"
-    assert "is there already" in destruction.blocked_by
+    assert "already exists" in destruction.blocked_by
     assert len(under(november)) == 3
 
 

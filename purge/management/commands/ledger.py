@@ -53,7 +53,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{len(gap.entries)} entries applied: {destroyed} collections are being destroyed again.")
             gap = recovery.find_gap(now=now)
         for entry in gap.entries:
-            self.stdout.write(f"{entry.number}  {entry.began_at:%Y-%m-%d %H:%M}  {entry.why}  collection {entry.collection}")
+            self.stdout.write(f"{entry.number}  {entry.started_at:%Y-%m-%d %H:%M}  {entry.reason}  collection {entry.collection}")
         for problem in gap.problems:
             self.stdout.write(problem)
         here = identity.this_deployment()

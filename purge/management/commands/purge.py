@@ -33,7 +33,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("collection", nargs="*", help="ids, of which what is due goes, or files of it; without any, all")
-        parser.add_argument("--dry-run", action="store_true", help="print what would go, why, how much and what blocks it")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print what would be destroyed, the reasons, sizes and blocking holds"
+        )
 
     def handle(self, *, collection: list[str], dry_run: bool, **options: Any) -> None:
         now = timezone.now()
@@ -45,7 +47,7 @@ class Command(BaseCommand):
         if unknown := [slug for slug in collection if slug not in known]:
             raise CommandError(f"Not due, or not there: {', '.join(unknown)}. Nothing was done.")
         if dry_run:
-            self._print(due, list(begun.select_related("tenant").order_by("began_at")), due_files, now)
+            self._print(due, list(begun.select_related("tenant").order_by("started_at")), due_files, now)
             return
         self._refuse_in_doubt(now)
         for destruction in begun.filter(status=Destruction.Status.BLOCKED):
@@ -92,7 +94,7 @@ class Command(BaseCommand):
             for each in due
         ]
         rows += [
-            (each.slug, each.tenant.slug, f"{each.why}; begun", str(each.file_count), str(each.total_length), each.blocked_by)
+            (each.slug, each.tenant.slug, f"{each.reason}; begun", str(each.file_count), str(each.total_length), each.blocked_by)
             for each in begun
         ]
         free = [each.collection for each in due if not each.is_held]
@@ -108,7 +110,7 @@ class Command(BaseCommand):
             )
             for each in single
         ]
-        head = ("collection", "tenant", "why", "files", "bytes", "blocked by")
+        head = ("collection", "tenant", "reason", "files", "bytes", "blocked by")
         widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
         for row in [head, *rows]:
             self.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -129,7 +131,7 @@ class Command(BaseCommand):
                 time.sleep(0.2)  # a worker of the server is at it, or an upload is just ending
             self._show(pks, expected)
         blocked = Destruction.objects.filter(pk__in=pks, status=Destruction.Status.BLOCKED)
-        for each in Destruction.objects.filter(pk__in=pks, status=Destruction.Status.DONE).order_by("began_at"):
+        for each in Destruction.objects.filter(pk__in=pks, status=Destruction.Status.DONE).order_by("started_at"):
             self.stdout.write(f"{each.slug}: destroyed, {each.file_count} files; certificate {each.pk}")
         for each in blocked:
             self.stdout.write(f"{each.slug}: blocked: {each.blocked_by}")

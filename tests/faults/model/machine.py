@@ -199,7 +199,7 @@ class StrongroomMachine(EgressRules):
         self.state = {number: DESTROYED if collection.is_deleted else collection for number, collection in self.state.items()}
         gone = Destruction.objects.filter(status=Destruction.Status.DONE)
         assert gone.count() == Destruction.objects.count()
-        assert gone.exclude(why=Destruction.Why.ENDED).count() == sum(
+        assert gone.exclude(reason=Destruction.Reason.ENDED).count() == sum(
             collection == DESTROYED for collection in self.state.values()
         )
 
