@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.utils import timezone
 
 from purge.models import Destruction
@@ -91,7 +90,7 @@ def find_unknown_entries() -> tuple[list[LedgerEntry], list[str]]:
     return entries, problems
 
 
-def parse_entry(content: bytes, *, public: Ed25519PublicKey) -> LedgerEntry:
+def parse_entry(content: bytes, *, public: signing.PublicKey) -> LedgerEntry:
     """Verifies an entry of any version (docs/format.md).
 
     Raises: BadEnvelope.

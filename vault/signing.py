@@ -18,6 +18,7 @@ from vault.models import Key
 from vault.stores import ObjectChanged, ObjectStore
 
 
+PublicKey = Ed25519PublicKey  # for the apps above, which do not import cryptography
 MAX_DOCUMENT_BYTES: Final = 64 * 1024**2  # enough for the heads of half a million audit chains
 
 
