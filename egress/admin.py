@@ -20,7 +20,7 @@ from rest_framework.serializers import Serializer
 from egress import services
 from egress.models import Decision, Download, EgressPolicy, EgressRequest, StagedFile, Transition
 from egress.serializers import OptionalReasonInput, ReasonInput
-from files.admin import ReadOnly
+from files.admin import ReadOnlyAdmin
 from tenants.models import User
 
 
@@ -66,7 +66,7 @@ class DownloadsInline(ReadOnlyInline):
 
 
 @admin.register(EgressRequest)
-class EgressRequestAdmin(ReadOnly):
+class EgressRequestAdmin(ReadOnlyAdmin):
     list_display = (
         "id", "tenant", "collection_slug", "requester_name", "status", "awaited_role", "changed_at", "expires_at", "downloaded",
     )  # fmt: skip
@@ -145,7 +145,7 @@ def _error_text(error: APIException) -> str:
 
 
 @admin.register(StagedFile)
-class StagedFileAdmin(ReadOnly):
+class StagedFileAdmin(ReadOnlyAdmin):
     """Files of a request and the status of their copies. The page of the request links here."""
 
     list_display = ("number", "round", "filename", "length", "status", "wiped_at", "opened_by", "collection")
@@ -173,7 +173,7 @@ class StagedFileAdmin(ReadOnly):
 
 
 @admin.register(EgressPolicy)
-class EgressPolicyAdmin(ReadOnly):
+class EgressPolicyAdmin(ReadOnlyAdmin):
     """Policies that were changed from the default. Admins of a tenant set its policy through the API."""
 
     list_display = ("tenant", "version", "stages", "single_approval", "max_downloads", "release_format")

@@ -22,9 +22,9 @@ from egress.models import Download, EgressRequest, ReadReceipt, StagedFile
 from egress.package.build import staged_content
 from egress.states import State
 from files import links
-from files.downloads import AUDIT_RANGES_EVERY, Source, open_source, read_verified, source_of
-from files.http.responses import Answer, Wanted
-from files.links import PAID_IN_ADVANCE, RESUME_EXTRA, RESUME_WINDOW, Budget
+from files.downloads import RANGE_AUDIT_INTERVAL, Source, file_source, open_source, read_verified
+from files.http.responses import ByteRequest, ByteResponse
+from files.links import RESERVATION_BYTES, RESUME_ALLOWANCE, RESUME_WINDOW, Budget
 from files.models import Collection, DownloadLink, StoredFile
 from tenants import audit
 from tenants.errors import NotFound
@@ -40,7 +40,7 @@ TOUCH_INTERVAL_SECONDS: Final = 60.0  # between updates of `touched_at` during a
 # --- Staged files ---
 
 
-def open_staged_file(item: StagedFile, *, by: User, wanted: Wanted, now: datetime) -> Answer:
+def open_staged_file(item: StagedFile, *, by: User, byte_request: ByteRequest, now: datetime) -> ByteResponse:
     """A staged file for a reviewer, to be displayed inline. Every read is recorded.
 
     Raises: NotAReviewer, OwnRequest, PreconditionFailed, RangeNotSatisfiable, TransfersFull, WrongState.
@@ -55,7 +55,7 @@ def open_staged_file(item: StagedFile, *, by: User, wanted: Wanted, now: datetim
         read=partial(_read_staged_file, item, by=by, now=now),
         still_allowed=partial(_is_still_allowed, access.check_can_read_items, item.request, by),
     )
-    return open_source(source, wanted=wanted, disposition="inline", start=partial(_record_read, item, by, now))
+    return open_source(source, byte_request=byte_request, disposition="inline", start=partial(_record_read, item, by, now))
 
 
 def _read_staged_file(item: StagedFile, start: int, stop: int, *, by: User, now: datetime) -> Generator[bytes, None, None]:
@@ -84,21 +84,21 @@ def _record_read(item: StagedFile, by: User, now: datetime, first: int, count: i
 
 
 def _was_recorded_recently(action: str, item: StagedFile, by: User, now: datetime) -> bool:
-    return audit.seen(action, by=by, target=item.request, since=now - AUDIT_RANGES_EVERY)
+    return audit.seen(action, by=by, target=item.request, since=now - RANGE_AUDIT_INTERVAL)
 
 
 # --- The package ---
 
 
-def open_package(request: EgressRequest, *, by: User, wanted: Wanted, now: datetime) -> Answer:
+def open_package(request: EgressRequest, *, by: User, byte_request: ByteRequest, now: datetime) -> ByteResponse:
     """The package: starts a new download, or resumes an interrupted one if the request has a suitable Range header.
 
     Raises: DownloadsUsed, PackageGone, PreconditionFailed, RangeNotSatisfiable, Refused, TransfersFull, WrongState.
     """
     access.check_can_fetch(actor_of(by), request)
     package = _package_of(request)
-    resumed = _resumable(request.downloads.filter(by=by), package, wanted)
-    return _open(request, package, resumed, by=by, wanted=wanted, now=now)
+    resumed = _resumable(request.downloads.filter(by=by), package, byte_request)
+    return _open(request, package, resumed, by=by, byte_request=byte_request, now=now)
 
 
 def mint_link(request: EgressRequest, *, by: User, now: datetime) -> str:
@@ -108,10 +108,10 @@ def mint_link(request: EgressRequest, *, by: User, now: datetime) -> str:
     """
     access.check_can_download(actor_of(by), request)
     package = _package_of(request)
-    return links.issue(collection=package.collection, file=package, by=by, now=now)
+    return links.mint_unchecked(collection=package.collection, file=package, by=by, now=now)
 
 
-def open_link(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer:
+def open_link(link: DownloadLink, *, by: User, byte_request: ByteRequest, now: datetime) -> ByteResponse:
     """Answers a one-off link to a package. A used link can resume its download until `RESUME_WINDOW` has passed.
 
     Raises: DownloadsUsed, NotFound, PackageGone, PreconditionFailed, RangeNotSatisfiable, TransfersFull.
@@ -122,23 +122,23 @@ def open_link(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) ->
     package = _package_of(request)
     resumed = None
     if link.claimed_at is not None:
-        resumed = _resumable(request.downloads.filter(link=link), package, wanted)
+        resumed = _resumable(request.downloads.filter(link=link), package, byte_request)
         if resumed is None or link.claimed_at + RESUME_WINDOW < now:
             raise NotFound
     elif link.expires_at <= now:
         raise NotFound
-    return _open(request, package, resumed, by=by, wanted=wanted, now=now, link=link)
+    return _open(request, package, resumed, by=by, byte_request=byte_request, now=now, link=link)
 
 
-def _resumable(downloads: QuerySet[Download], package: StoredFile, wanted: Wanted) -> Download | None:
-    """The newest of these downloads with enough budget for the requested range, or at least for `PAID_IN_ADVANCE` bytes of it.
+def _resumable(downloads: QuerySet[Download], package: StoredFile, byte_request: ByteRequest) -> Download | None:
+    """The newest of these downloads with enough budget for the requested range, or at least for `RESERVATION_BYTES` bytes of it.
 
     None for a range that covers the whole package: that is a new download.
     """
-    count = links.part_of(wanted, etag=package.etag, length=package.length)
+    count = links.requested_length(byte_request, etag=package.etag, length=package.length)
     if count is None or count == package.length:
         return None
-    return downloads.filter(bytes_left__gte=min(count, PAID_IN_ADVANCE)).order_by("-granted_at").first()
+    return downloads.filter(bytes_left__gte=min(count, RESERVATION_BYTES)).order_by("-granted_at").first()
 
 
 def _open(
@@ -147,21 +147,21 @@ def _open(
     resumed: Download | None,
     *,
     by: User,
-    wanted: Wanted,
+    byte_request: ByteRequest,
     now: datetime,
     link: DownloadLink | None = None,
-) -> Answer:
-    if resumed is None and not wanted.head and request.downloads_left <= 0:
+) -> ByteResponse:
+    if resumed is None and not byte_request.head and request.downloads_left <= 0:
         raise errors.DownloadsUsed
     download = resumed or Download(request=request, by=by, by_name=by.username, link=link, granted_at=now, touched_at=now)
-    source = source_of(package, by=by, still_allowed=partial(_is_still_allowed, access.check_can_fetch, request, by), now=now)
+    source = file_source(package, by=by, still_allowed=partial(_is_still_allowed, access.check_can_fetch, request, by), now=now)
     start = partial(_record_resume if resumed else _start_download, download, package, by, now)
-    return open_source(source, wanted=wanted, disposition="attachment", start=start, meter=DownloadBudget(download))
+    return open_source(source, byte_request=byte_request, disposition="attachment", start=start, meter=DownloadBudget(download))
 
 
 def download_budget(length: int) -> int:
     """The byte budget of a download of `length` bytes. The excess covers bytes that were in buffers when a transfer broke."""
-    return length + min(length, RESUME_EXTRA)
+    return length + min(length, RESUME_ALLOWANCE)
 
 
 def bytes_taken(download: Download) -> int:
@@ -209,7 +209,7 @@ def _start_download(download: Download, package: StoredFile, by: User, now: date
 
 
 def _record_resume(download: Download, package: StoredFile, by: User, now: datetime, first: int, count: int) -> None:
-    if not audit.seen("egress.download_resume", by=by, target=download.request, since=now - AUDIT_RANGES_EVERY):
+    if not audit.seen("egress.download_resume", by=by, target=download.request, since=now - RANGE_AUDIT_INTERVAL):
         _record("egress.download_resume", download.request, by, now, download=str(download.pk), first=first, count=count)
 
 

@@ -6,7 +6,7 @@ from django_filters import rest_framework as filters
 from egress import access
 from egress.models import EgressRequest
 from egress.states import State
-from files.filters import Flag
+from files.filters import TrueFalseFilter
 from tenants.auth.permissions import user_of
 
 
@@ -15,7 +15,7 @@ class RequestFilter(filters.FilterSet):
     collection = filters.CharFilter(field_name="collection_slug", max_length=80)
     status = filters.MultipleChoiceFilter(choices=State.choices, distinct=False)
     requester = filters.CharFilter(method="by_requester", max_length=150, help_text="a username, or `me`")
-    awaiting_me = Flag(method="by_awaiting_me", help_text="whether you can decide on it now")
+    awaiting_me = TrueFalseFilter(method="by_awaiting_me", help_text="whether you can decide on it now")
 
     class Meta:
         model = EgressRequest

@@ -18,7 +18,7 @@ from egress.models import EgressRequest, StagedFile
 from egress.states import State
 from egress.transitions import lock_request, move
 from files.cleanup import erase_object
-from files.downloads import note_missing
+from files.downloads import mark_missing
 from files.models import StoredFile
 from tenants import audit
 from tenants.work.deadlocks import retry_on_deadlock
@@ -79,7 +79,7 @@ def _record_copy(item: StagedFile, copy: Future[str]) -> None:
         etag = copy.result()
     except FileNotFoundError as error:
         if item.file is not None and item.file.status != StoredFile.Status.MISSING:
-            note_missing(item.file, None, timezone.now(), error)
+            mark_missing(item.file, None, timezone.now(), error)
         raise
     # The other contender is a service that ends the request and marks its copies for deletion. Those marks must remain.
     pinned = StagedFile.objects.filter(pk=item.pk, status=StagedFile.Status.PINNED)

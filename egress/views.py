@@ -30,14 +30,22 @@ from egress.serializers import (
     SubmitInput,
 )
 from files import access as file_access
-from files.http.responses import BYTES, CONTENT, WANTED, link_created, render, respond, wanted
+from files.http.responses import (
+    BYTE_REQUEST_HEADERS,
+    BYTES_RESPONSE,
+    CONTENT_RESPONSES,
+    byte_request_of,
+    link_created,
+    render,
+    respond,
+)
 from files.serializers import LinkOutput
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import ADMINISTER, PEOPLE_ONLY, user_of
 from tenants.models import Scope, User
 
 
-PACKAGE = {(200, "application/zip"): BYTES, (206, "application/zip"): BYTES, 304: CONTENT[304]}
+PACKAGE = {(200, "application/zip"): BYTES_RESPONSE, (206, "application/zip"): BYTES_RESPONSE, 304: CONTENT_RESPONSES[304]}
 
 
 def detail(view: APIView, user: User, request_id: str, *, round_number: int | None = None, **kwargs: Any) -> Response:
@@ -179,12 +187,12 @@ class ExtendView(APIView):
 
 
 class StagedFileView(APIView):
-    @extend_schema(operation_id="egress_item_content", parameters=WANTED, responses=CONTENT)
+    @extend_schema(operation_id="egress_item_content", parameters=BYTE_REQUEST_HEADERS, responses=CONTENT_RESPONSES)
     def get(self, request: Request, request_id: str, number: int) -> HttpResponseBase:
         """A staged file, for whoever has a say in the request. Who opened it is on record."""
         user = user_of(request)
         item = access.get_staged_file(user, request_id, number)
-        return respond(downloads.open_staged_file(item, by=user, wanted=wanted(request), now=timezone.now()))
+        return respond(downloads.open_staged_file(item, by=user, byte_request=byte_request_of(request), now=timezone.now()))
 
     @extend_schema(operation_id="egress_item_head", responses={200: None})
     def head(self, request: Request, request_id: str, number: int) -> HttpResponseBase:
@@ -192,12 +200,12 @@ class StagedFileView(APIView):
 
 
 class PackageView(APIView):
-    @extend_schema(operation_id="egress_package", parameters=WANTED, responses=PACKAGE)
+    @extend_schema(operation_id="egress_package", parameters=BYTE_REQUEST_HEADERS, responses=PACKAGE)
     def get(self, request: Request, request_id: str) -> HttpResponseBase:
         """The released package, so often as was approved. A transfer that broke is resumed with Range, and not counted again."""
         user = user_of(request)
         found = access.get_request(user, request_id)
-        return respond(downloads.open_package(found, by=user, wanted=wanted(request), now=timezone.now()))
+        return respond(downloads.open_package(found, by=user, byte_request=byte_request_of(request), now=timezone.now()))
 
     @extend_schema(operation_id="egress_package_head", responses={200: None})
     def head(self, request: Request, request_id: str) -> HttpResponseBase:

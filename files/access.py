@@ -20,11 +20,11 @@ from tenants.models import Role, Tenant, User
 from tenants.request_context import tenant_id
 
 
-NONE = 0  # below every level: not there
-Thing = TypeVar("Thing", Collection, StoredFile)
+NO_ACCESS = 0  # below every level: not there
+Row = TypeVar("Row", Collection, StoredFile)
 # What a grant is worth on the collection: its name only, if it is on one of the files.
-HELD: Final = Exists(Hold.objects.filter(collection=OuterRef("pk")))
-ON_COLLECTION: Final = Case(When(file=None, then=F("level")), default=Value(Level.NAME), output_field=IntegerField())
+IS_HELD: Final = Exists(Hold.objects.filter(collection=OuterRef("pk")))
+LEVEL_ON_COLLECTION: Final = Case(When(file=None, then=F("level")), default=Value(Level.NAME), output_field=IntegerField())
 
 # --- Collections ---
 
@@ -32,7 +32,7 @@ ON_COLLECTION: Final = Case(When(file=None, then=F("level")), default=Value(Leve
 def visible_collections(user: User) -> QuerySet[Collection]:
     """Open collections of which the user may know at least the name, each with `my_level`."""
     open_ones = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
-    return _with_level(open_ones, user, people.principal_of(user))
+    return _visible_with_level(open_ones, user, people.principal_of(user))
 
 
 def get_collection(user: User, slug: str, *, deleted: bool = False) -> Collection:
@@ -59,18 +59,18 @@ def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
 def visible_files(user: User, slug: str) -> QuerySet[StoredFile]:
     """Files of a collection that the user may know of, each with `my_level`."""
     principal = people.principal_of(user)
-    return _files(user, principal, _get_collection(user, principal, slug), least=Level.METADATA)
+    return _visible_files(user, principal, _get_collection(user, principal, slug), least=Level.METADATA)
 
 
 def readable_files(user: User, collection: Collection) -> QuerySet[StoredFile]:
     """Files whose bytes are the user's to read, in a collection that came from here."""
-    return _files(user, people.principal_of(user), collection, least=Level.VIEWER)
+    return _visible_files(user, people.principal_of(user), collection, least=Level.VIEWER)
 
 
 def get_file(user: User, slug: str, filename: str) -> StoredFile:
     principal = people.principal_of(user)
     collection = _get_collection(user, principal, slug)
-    files = _files(user, principal, collection, least=Level.METADATA).select_related("created_by", "updated_by")
+    files = _visible_files(user, principal, collection, least=Level.METADATA).select_related("created_by", "updated_by")
     file = files.filter(name_key=unique_key(filename)).first()
     if file is None:
         raise NotFound
@@ -87,9 +87,9 @@ def check_can_read(file: StoredFile) -> None:
 def get_readable_files(user: User, collection: Collection, filenames: Iterable[str] = ()) -> QuerySet[StoredFile]:
     """The named files, or all that the user can read, of a collection that came from here. Raises NotFound, Refused."""
     principal = people.principal_of(user)
-    readable = _files(user, principal, collection, least=Level.VIEWER)
+    readable = _visible_files(user, principal, collection, least=Level.VIEWER)
     if names := {unique_key(name) for name in filenames}:
-        known = _files(user, principal, collection, least=Level.METADATA).filter(name_key__in=names)
+        known = _visible_files(user, principal, collection, least=Level.METADATA).filter(name_key__in=names)
         readable = readable.filter(name_key__in=names)
         if known.count() != len(names):
             raise NotFound
@@ -100,18 +100,18 @@ def get_readable_files(user: User, collection: Collection, filenames: Iterable[s
     return readable
 
 
-def may_read(user: User, collection_id: int, file_id: int | None = None) -> bool:
+def can_read(user: User, collection_id: int, file_id: int | None = None) -> bool:
     """Whether a stream that was allowed to begin may go on: of one file, or of whatever the collection has."""
     principal = people.principal_of(user)
     collections = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
     if file_id is not None:
         collections = collections.filter(files=file_id)
-    collection = _find(collections, user, principal, pk=collection_id)
+    collection = _find_visible(collections, user, principal, pk=collection_id)
     if collection is None:
         return False
     if file_id is None or level_of(collection) >= Level.VIEWER:
         return level_of(collection) >= Level.VIEWER
-    return _files(user, principal, collection, least=Level.VIEWER).filter(pk=file_id).exists()
+    return _visible_files(user, principal, collection, least=Level.VIEWER).filter(pk=file_id).exists()
 
 
 # --- Levels ---
@@ -122,15 +122,15 @@ def level_of(thing: Collection | StoredFile) -> Level:
     return Level(thing.my_level)
 
 
-def level_on(user: User, collection: Collection, file: StoredFile | None = None) -> int:
-    """As it is now, in whatever state the collection is; NONE for strangers. To be called on the locked row."""
+def current_level(user: User, collection: Collection, file: StoredFile | None = None) -> int:
+    """As it is now, in whatever state the collection is; NO_ACCESS for strangers. To be called on the locked row."""
     principal = people.principal_of(user)
-    found = _find(Collection.objects.all(), user, principal, pk=collection.pk)
+    found = _find_visible(Collection.objects.all(), user, principal, pk=collection.pk)
     if found is None:
-        return NONE
+        return NO_ACCESS
     if file is None:
         return level_of(found)
-    same = _files(user, principal, found, least=Level.METADATA).filter(pk=file.pk).first()
+    same = _visible_files(user, principal, found, least=Level.METADATA).filter(pk=file.pk).first()
     return level_of(found) if same is None else level_of(same)
 
 
@@ -139,8 +139,8 @@ def check_can_upload(user: User, collection: Collection, existing: StoredFile | 
 
     Whether an invisible file has the name is nobody's to learn: it is refused as a free one is.
     """
-    level = level_on(user, collection, existing)
-    if level == NONE:
+    level = current_level(user, collection, existing)
+    if level == NO_ACCESS:
         raise NotFound
     if level < Level.EDITOR:
         raise Refused
@@ -148,28 +148,28 @@ def check_can_upload(user: User, collection: Collection, existing: StoredFile | 
 
 
 def check_can_edit(user: User, file: StoredFile) -> None:
-    file.my_level = level_on(user, file.collection, file)
-    _check(file.my_level, Level.EDITOR, known_from=Level.METADATA)
+    file.my_level = current_level(user, file.collection, file)
+    _check_level(file.my_level, Level.EDITOR, known_from=Level.METADATA)
 
 
 def check_can_rename(user: User, file: StoredFile) -> None:
     """Names are the collection's: whoever has one file of it must not learn which others are taken."""
-    if level_on(user, file.collection) < Level.EDITOR:
+    if current_level(user, file.collection) < Level.EDITOR:
         raise Refused("Renaming takes an editor of the collection.")
 
 
 def check_can_manage(user: User, collection: Collection) -> None:
-    _check(level_on(user, collection), Level.MANAGER, known_from=Level.NAME)
+    _check_level(current_level(user, collection), Level.MANAGER, known_from=Level.NAME)
 
 
 def check_can_share(user: User, collection: Collection, file: StoredFile | None) -> None:
     if file is None:
         check_can_manage(user, collection)
     else:
-        _check(level_on(user, collection, file), Level.MANAGER, known_from=Level.METADATA)
+        _check_level(current_level(user, collection, file), Level.MANAGER, known_from=Level.METADATA)
 
 
-def _check(level: int, least: Level, *, known_from: Level) -> None:
+def _check_level(level: int, least: Level, *, known_from: Level) -> None:
     if level < known_from:
         raise NotFound
     if level < least:
@@ -199,7 +199,7 @@ def tenant_grants(user: User, tenant: Tenant) -> QuerySet[Grant]:
     return Grant.objects.filter(tenant=tenant)
 
 
-def given_to(collection: Collection, file: StoredFile | None, *, username: str | None) -> QuerySet[Grant]:
+def grants_to(collection: Collection, file: StoredFile | None, *, username: str | None) -> QuerySet[Grant]:
     """What a person, or all members if None, was given on exactly this. For whoever may see it all."""
     given = Grant.objects.filter(collection=collection, file=file)
     return given.filter(user=None) if username is None else given.filter(user__username=username)
@@ -222,7 +222,7 @@ def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
     return hold
 
 
-def check_can_hold(user: User, collection: Collection) -> None:
+def check_can_place_hold(user: User, collection: Collection) -> None:
     """Legal holds are for the tenant's admins alone: no grant, and no superuser, reaches that far."""
     if collection.tenant_id not in people.principal_of(user).holding(Role.ADMIN):
         raise Refused("Legal holds are placed and lifted by the tenant's admins.")
@@ -256,71 +256,71 @@ def get_target_as_operator(slug: str, filename: str | None) -> tuple[Collection,
 def _get_collection(user: User, principal: Principal, slug: str, *, deleted: bool = False) -> Collection:
     statuses = [Collection.Status.OPEN, Collection.Status.DELETED] if deleted else [Collection.Status.OPEN]
     collections = Collection.objects.filter(status__in=statuses, kind=Collection.Kind.FILES)
-    collection = _find(collections.select_related("tenant", "key", "created_by"), user, principal, slug=slug)
+    collection = _find_visible(collections.select_related("tenant", "key", "created_by"), user, principal, slug=slug)
     if collection is None or (collection.status != Collection.Status.OPEN and level_of(collection) < Level.MANAGER):
         raise NotFound
     tenant_id.set(str(collection.tenant_id))
     return collection
 
 
-def _find(collections: QuerySet[Collection], user: User, principal: Principal, **name: str | int) -> Collection | None:
-    """The one of this name, if it is there for the user: as `_with_level`, at two thirds of the time.
+def _find_visible(collections: QuerySet[Collection], user: User, principal: Principal, **name: str | int) -> Collection | None:
+    """The one of this name, if it is there for the user: as `_visible_with_level`, at two thirds of the time.
 
     Both queries are made whatever the first one finds, so that not even the time tells a stranger more (INV-01).
     """
     if not principal.is_active:
         return None
-    collection = _annotate(collections, is_held=HELD).filter(**name).first()
-    grants = _grants(user, principal).filter(**{f"collection__{field}": value for field, value in name.items()})
-    given: int = grants.aggregate(best=Max(ON_COLLECTION))["best"] or NONE
+    collection = _annotate(collections, is_held=IS_HELD).filter(**name).first()
+    grants = _effective_grants(user, principal).filter(**{f"collection__{field}": value for field, value in name.items()})
+    given: int = grants.aggregate(best=Max(LEVEL_ON_COLLECTION))["best"] or NO_ACCESS
     if collection is None:
         return None
     by_role = (Level.MANAGER, Role.ADMIN), (Level.METADATA, Role.AUDITOR)
     held = [level for level, role in by_role if collection.tenant_id in principal.holding(role)]
-    collection.my_level = max(given, *held, NONE)
-    return collection if collection.my_level > NONE else None
+    collection.my_level = max(given, *held, NO_ACCESS)
+    return collection if collection.my_level > NO_ACCESS else None
 
 
-def _with_level(collections: QuerySet[Collection], user: User, principal: Principal) -> QuerySet[Collection]:
+def _visible_with_level(collections: QuerySet[Collection], user: User, principal: Principal) -> QuerySet[Collection]:
     """Those of them that are there for the user."""
     if not principal.is_active:
         return collections.none()
-    given = _grants(user, principal).filter(collection=OuterRef("pk"))
+    given = _effective_grants(user, principal).filter(collection=OuterRef("pk"))
     managed, audited = principal.holding(Role.ADMIN), principal.holding(Role.AUDITOR)
     by_role = Case(
         When(tenant__in=managed, then=Value(Level.MANAGER)),
         When(tenant__in=audited, then=Value(Level.METADATA)),
-        default=Value(NONE),
+        default=Value(NO_ACCESS),
         output_field=IntegerField(),
     )
-    there = _annotate(collections, is_held=HELD).filter(Q(tenant__in=[*managed, *audited]) | Exists(given))
-    return _annotate(there, my_level=Greatest(by_role, _highest(given, "collection", ON_COLLECTION)))
+    there = _annotate(collections, is_held=IS_HELD).filter(Q(tenant__in=[*managed, *audited]) | Exists(given))
+    return _annotate(there, my_level=Greatest(by_role, _highest_level(given, "collection", LEVEL_ON_COLLECTION)))
 
 
-def _files(user: User, principal: Principal, collection: Collection, *, least: Level) -> QuerySet[StoredFile]:
+def _visible_files(user: User, principal: Principal, collection: Collection, *, least: Level) -> QuerySet[StoredFile]:
     held = Hold.objects.filter(Q(file=OuterRef("pk")) | Q(file=None), collection=collection)
     files = _annotate(collection.files.exclude(status=StoredFile.Status.DELETING), is_held=Exists(held))
     level = level_of(collection)
     if level == Level.MANAGER:
         return _annotate(files, my_level=Value(level, output_field=IntegerField()))
-    given = _grants(user, principal).filter(collection=collection, file__isnull=False)
-    by_grant = _highest(given.filter(file=OuterRef("pk")), "file", F("level"))
+    given = _effective_grants(user, principal).filter(collection=collection, file__isnull=False)
+    by_grant = _highest_level(given.filter(file=OuterRef("pk")), "file", F("level"))
     if level < least:
         files = files.filter(pk__in=given.values("file"))
     return _annotate(files, my_level=Greatest(Value(level), by_grant))
 
 
-def _annotate(things: QuerySet[Thing], **values: Any) -> QuerySet[Thing]:
+def _annotate(things: QuerySet[Row], **values: Any) -> QuerySet[Row]:
     """With attributes that the models declare."""
     return things.annotate(**values)
 
 
-def _highest(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
+def _highest_level(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
     best = grants.order_by().values(per).annotate(best=Max(level)).values("best")
-    return Coalesce(Subquery(best, output_field=IntegerField()), Value(NONE))
+    return Coalesce(Subquery(best, output_field=IntegerField()), Value(NO_ACCESS))
 
 
-def _grants(user: User, principal: Principal) -> QuerySet[Grant]:
+def _effective_grants(user: User, principal: Principal) -> QuerySet[Grant]:
     """Those that count for the user: their own and everybody's where they are a member, their own where they are none."""
     counting = Q(user=user) | Q(user=None)
     counting &= Q(tenant__in=principal.holding(Role.ADMIN, Role.MEMBER))

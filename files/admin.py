@@ -15,7 +15,7 @@ from files.models import Collection, Grant, Hold, PendingDeletion, Upload
 from tenants.models import User
 
 
-class ReadOnly(admin.ModelAdmin):
+class ReadOnlyAdmin(admin.ModelAdmin):
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
@@ -27,7 +27,7 @@ class ReadOnly(admin.ModelAdmin):
 
 
 @admin.register(Collection)
-class CollectionAdmin(ReadOnly):
+class CollectionAdmin(ReadOnlyAdmin):
     list_display = ("slug", "tenant", "display_name", "status", "egress_status", "file_count", "total_length", "purge_at")
     list_filter = ("status", "egress_status", "cipher", "tenant")
     list_select_related = ("tenant",)
@@ -46,7 +46,7 @@ class CollectionAdmin(ReadOnly):
 
 
 @admin.register(Grant)
-class GrantAdmin(ReadOnly):
+class GrantAdmin(ReadOnlyAdmin):
     """Who was given what. Taking it away is a button; giving is the API's and `grantaccess`'s."""
 
     list_display = ("collection", "of_one_file", "user", "level", "is_external", "created_at", "created_by")
@@ -78,7 +78,7 @@ class GrantAdmin(ReadOnly):
 
 
 @admin.register(Hold)
-class HoldAdmin(ReadOnly):
+class HoldAdmin(ReadOnlyAdmin):
     """What stays as it is, and why. The tenant's admins place and lift legal holds, over the API."""
 
     list_display = ("collection", "of_one_file", "kind", "ref", "reason", "placed_at", "placed_by")
@@ -96,13 +96,13 @@ class HoldAdmin(ReadOnly):
 
 
 @admin.register(Upload)
-class UploadAdmin(ReadOnly):
+class UploadAdmin(ReadOnlyAdmin):
     list_display = ("object_id", "collection", "started_by", "started_at", "heartbeat_at")
     list_select_related = ("collection", "started_by")
     ordering = ("heartbeat_at",)
 
 
 @admin.register(PendingDeletion)
-class ErasureAdmin(ReadOnly):
+class PendingDeletionAdmin(ReadOnlyAdmin):
     list_display = ("object_key", "store", "due_at", "attempts", "lease_at")
     ordering = ("due_at",)

@@ -1,7 +1,7 @@
-"""An audit trail as CSV, for spreadsheets: page by page of the chain, in flat memory and without a long transaction (F-62).
+"""Streams an audit trail as CSV for spreadsheets. Reads page by page, with constant memory and no long transaction (F-62).
 
-It stands here, above the trail itself, because it is a transfer as downloads are: it takes a slot, so that the API keeps its
-threads, asks again whether its reader may go on, and is cut visibly when something fails.
+The export is in this app because it is a transfer like a download: it takes a transfer slot, which keeps threads free for the
+API, rechecks access while it runs, and visibly breaks off after an error.
 """
 
 import csv
@@ -16,50 +16,53 @@ from typing import Any, Final
 
 from django.db.models import QuerySet
 
-from files.downloads import begin
-from files.http.responses import Answer, byte_headers
+from files.downloads import start_transfer
+from files.http.responses import ByteResponse, byte_headers
 from files.http.streaming import SLOTS, Transfer, return_connection
 from tenants import access, audit
 from tenants.models import AuditEvent, Tenant, User
 
 
-PAGE: Final = 2000  # events that are in memory at once
+PAGE_SIZE: Final = 2000  # events in memory
 COLUMNS: Final = [
     "seq", "at", "action", "actor", "actor_id", "target_kind", "target_id", "request_id", "facts", "hash", "prev_hash",
 ]  # fmt: skip
-# Without it Excel takes UTF-8 for the code page of its machine. Programs have the JSON list.
+# Without a byte order mark, Excel reads the file in the code page of its machine. Programs should use the JSON list instead.
 BOM: Final = "\ufeff"
-# What a spreadsheet takes for a formula, in its full-width forms too (OWASP, "CSV Injection"): at the beginning of a cell, and
-# behind a semicolon, where a German Excel begins another one whatever the quotes say.
-FORMULA: Final = re.compile("(^|;)(?=[=+@\t\r\n＝＋－＠-])")  # noqa: RUF001  they are meant
+# Characters that start a formula in a spreadsheet, also in full width (OWASP, "CSV Injection"). They are escaped at the start of
+# a cell and after a semicolon, because German versions of Excel split cells at semicolons even inside quotes.
+FORMULA: Final = re.compile("(^|;)(?=[=+@\t\r\n＝＋－＠-])")  # noqa: RUF001  the full-width characters are intended
 
 
-def open_export(tenant: Tenant | None, *, by: User, wanted: dict[str, Any], head: bool, now: datetime) -> Answer:
-    """The chain of a tenant, or of the platform, as far as `wanted` wants it, oldest first. On record before the first byte."""
+def open_export(tenant: Tenant | None, *, by: User, filters: dict[str, Any], head: bool, now: datetime) -> ByteResponse:
+    """Streams the events of a tenant or, if `tenant` is None, of the platform that match `filters`, oldest first.
+
+    The caller has checked access. The export is recorded before the first byte is sent.
+    """
     filename = f"{tenant.slug if tenant else 'platform'}-audit-{now:%Y-%m-%d}.csv"
     headers = byte_headers("attachment", filename, "text/csv; charset=utf-8; header=present")
     if head:
-        return Answer(HTTPStatus.OK, headers)
-    # An end that stands, or the export of a busy chain would never come to one.
+        return ByteResponse(HTTPStatus.OK, headers)
+    # Stop at the current last event. Otherwise the export of a busy chain might never end.
     last = audit.events(tenant).order_by("-seq").values_list("seq", flat=True).first() or 0
-    events = audit.events(tenant, **wanted).filter(seq__lte=last)
-    body = Transfer(_pieces(events), length=None, still_allowed=partial(_may_go_on, by, tenant), slots=SLOTS)
-    begin(body, partial(_record, tenant, by, wanted, last, now))
-    return Answer(HTTPStatus.OK, headers, body)
+    events = audit.events(tenant, **filters).filter(seq__lte=last)
+    body = Transfer(_pieces(events), length=None, still_allowed=partial(_is_still_allowed, by, tenant), slots=SLOTS)
+    start_transfer(body, partial(_record, tenant, by, filters, last, now))
+    return ByteResponse(HTTPStatus.OK, headers, body)
 
 
 def _pieces(events: QuerySet[AuditEvent]) -> Generator[bytes, None, None]:
     head, seq, is_more = BOM + _lines([COLUMNS]), 0, True
     while is_more:
-        page = list(events.filter(seq__gt=seq).order_by("seq")[:PAGE])
+        page = list(events.filter(seq__gt=seq).order_by("seq")[:PAGE_SIZE])
         return_connection()
         yield (head + _lines(_row(event) for event in page)).encode()
-        is_more = len(page) == PAGE
+        is_more = len(page) == PAGE_SIZE
         head, seq = "", page[-1].seq if page else seq
 
 
 def _lines(rows: Iterable[list[str]]) -> str:
-    """As RFC 4180 has it."""
+    """CSV lines as in RFC 4180, with formulas escaped by an apostrophe."""
     text = StringIO(newline="")
     csv.writer(text, lineterminator="\r\n").writerows([FORMULA.sub(r"\1'", cell) for cell in row] for row in rows)
     return text.getvalue()
@@ -73,12 +76,12 @@ def _row(event: AuditEvent) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """JSON with names as people write them, and what no cell should hold (control characters, lone surrogates) escaped."""
+    """Escapes control characters and lone surrogates in JSON, and leaves other non-ASCII characters readable."""
     return text if text.isprintable() else "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
-def _may_go_on(user: User, tenant: Tenant | None) -> bool:
-    """Or the refusal of what was allowed when it began (INV-16)."""
+def _is_still_allowed(user: User, tenant: Tenant | None) -> bool:
+    """Returns True, or raises the error of the access check if the user lost access during the export (INV-16)."""
     if tenant:
         access.check_can_audit(user, tenant)
     else:
@@ -86,6 +89,6 @@ def _may_go_on(user: User, tenant: Tenant | None) -> bool:
     return True
 
 
-def _record(tenant: Tenant | None, by: User, wanted: dict[str, Any], last: int, now: datetime) -> None:
-    filters = [f"{name}={value}" for name, value in wanted.items()]
-    audit.record("audit.export", by=by, tenant=tenant, target=tenant, now=now, last=last, filters=filters)
+def _record(tenant: Tenant | None, by: User, filters: dict[str, Any], last: int, now: datetime) -> None:
+    texts = [f"{name}={value}" for name, value in filters.items()]
+    audit.record("audit.export", by=by, tenant=tenant, target=tenant, now=now, last=last, filters=texts)

@@ -12,7 +12,7 @@ from vault.stores import ObjectStore, StoreError, get_store
 
 log = logging.getLogger(__name__)
 
-LINKS_KEPT = timedelta(hours=1)  # after they died: longer than a claimed one may be resumed
+LINK_RETENTION = timedelta(hours=1)  # after they died: longer than a claimed one may be resumed
 
 
 def erase_object(store: ObjectStore, key: str) -> None:
@@ -21,7 +21,7 @@ def erase_object(store: ObjectStore, key: str) -> None:
         raise StoreError(f"{len(failures)} entries remain: {failures[0].reason}")
 
 
-def erase_due(*, now: datetime, limit: int = 20) -> int:
+def delete_due_objects(*, now: datetime, limit: int = 20) -> int:
     """Erases objects that no file needs any more; returns how many are gone."""
     erased = 0
     for erasure in claim(PendingDeletion.objects.filter(due_at__lte=now).order_by("due_at"), now=now, limit=limit):
@@ -39,9 +39,9 @@ def erase_due(*, now: datetime, limit: int = 20) -> int:
     return erased
 
 
-def give_up_stalled_uploads(*, now: datetime, limit: int = 100) -> int:
+def abandon_stalled_uploads(*, now: datetime, limit: int = 100) -> int:
     """Uploads without a sign of life for 15 minutes: their objects become erasures. Returns how many."""
-    stalled = Upload.objects.filter(heartbeat_at__lt=now - timedelta(seconds=Upload.DEAD_AFTER_SECONDS))
+    stalled = Upload.objects.filter(heartbeat_at__lt=now - timedelta(seconds=Upload.STALLED_AFTER_SECONDS))
     given_up = 0
     for upload in stalled.order_by("heartbeat_at")[:limit]:
         with transaction.atomic():
@@ -52,6 +52,6 @@ def give_up_stalled_uploads(*, now: datetime, limit: int = 100) -> int:
     return given_up
 
 
-def forget_dead_links(*, now: datetime, limit: int = 1000) -> int:
-    dead = DownloadLink.objects.filter(expires_at__lt=now - LINKS_KEPT).values("pk")[:limit]
+def delete_expired_links(*, now: datetime, limit: int = 1000) -> int:
+    dead = DownloadLink.objects.filter(expires_at__lt=now - LINK_RETENTION).values("pk")[:limit]
     return DownloadLink.objects.filter(pk__in=list(dead.values_list("pk", flat=True))).delete()[0]

@@ -1,7 +1,7 @@
-"""Bytes going out: one file or part of one, or a zip of several, decrypted on the way (RFC 9110 for ranges and conditions).
+"""Downloads: streams a file, a range of a file or a zip of files, and decrypts while it streams (RFC 9110).
 
-The first segment needed is fetched and verified before there is a response, so that a missing or altered object is an error
-document and not a broken download. What fails later ends the response visibly short of its Content-Length (INV-02).
+The first segment is fetched and verified before the response starts. A missing or altered object is therefore reported as an
+error document and not as a broken download. After a later failure the response is shorter than its Content-Length (INV-02).
 """
 
 import logging
@@ -20,7 +20,7 @@ from zipstream import ZipStream
 
 from files import access, errors
 from files.http.headers import Unsatisfiable, if_match, if_none_match, if_range, parse_range, repr_digest
-from files.http.responses import Answer, Wanted, byte_headers
+from files.http.responses import ByteRequest, ByteResponse, byte_headers
 from files.http.streaming import SLOTS, Meter, Transfer, TransferEnded, return_connection
 from files.models import Collection, Level, StoredFile
 from tenants import audit
@@ -36,45 +36,46 @@ from vault.stores import ObjectChanged, StoreError
 
 log = logging.getLogger(__name__)
 
-AUDIT_RANGES_EVERY: Final = timedelta(minutes=15)
+RANGE_AUDIT_INTERVAL: Final = timedelta(minutes=15)
 MAX_ARCHIVE_FILES: Final = 100_000
 
 
 @dataclass(frozen=True)
 class Source:
-    """One content that can be streamed. Whoever makes it has checked that the reader may begin."""
+    """Content that can be streamed. The caller that creates it must check access first."""
 
     filename: str
     content_type: str
     length: int  # plaintext bytes
     sha256: str  # of the plaintext, hex
     etag: str
-    read: Callable[[int, int], Generator[bytes, None, None]]  # plaintext [start, stop), of which nothing is fetched before `next`
-    still_allowed: Callable[[], bool]  # asked every few seconds
+    read: Callable[[int, int], Generator[bytes, None, None]]  # plaintext [start, stop); fetches nothing before the first `next`
+    still_allowed: Callable[[], bool]  # called every few seconds while the stream runs
 
 
-Start = Callable[[int, int], None]  # takes the first byte and the number of bytes that are about to leave
+StartCallback = Callable[[int, int], None]  # takes the offset of the first byte and the number of bytes to send
 
 
 def open_file(
     file: StoredFile,
     *,
     by: User,
-    wanted: Wanted,
+    byte_request: ByteRequest,
     disposition: str,
     now: datetime,
-    start: Start | None = None,
+    start: StartCallback | None = None,
     meter: Meter | None = None,
-) -> Answer:
-    """The answer to a GET or HEAD for `file`, which came from `access`. By default `start` writes the audit row."""
+) -> ByteResponse:
+    """Responds to a GET or HEAD request for `file`, which came from `access`. By default `start` records the download."""
     access.check_can_read(file)
-    still_allowed = partial(access.may_read, by, file.collection_id, file.pk)
-    source = source_of(file, by=by, still_allowed=still_allowed, now=now)
+    still_allowed = partial(access.can_read, by, file.collection_id, file.pk)
+    source = file_source(file, by=by, still_allowed=still_allowed, now=now)
     start = start or partial(_record_download, file, by, now)
-    return open_source(source, wanted=wanted, disposition=disposition, start=start, meter=meter)
+    return open_source(source, byte_request=byte_request, disposition=disposition, start=start, meter=meter)
 
 
-def source_of(file: StoredFile, *, by: User, still_allowed: Callable[[], bool], now: datetime) -> Source:
+def file_source(file: StoredFile, *, by: User, still_allowed: Callable[[], bool], now: datetime) -> Source:
+    """The source of a stored file. Does not check access."""
     return Source(
         filename=file.filename,
         content_type=file.content_type,
@@ -86,37 +87,39 @@ def source_of(file: StoredFile, *, by: User, still_allowed: Callable[[], bool], 
     )
 
 
-def open_source(source: Source, *, wanted: Wanted, disposition: str, start: Start, meter: Meter | None = None) -> Answer:
-    """The answer to a GET or HEAD for `source`.
+def open_source(
+    source: Source, *, byte_request: ByteRequest, disposition: str, start: StartCallback, meter: Meter | None = None
+) -> ByteResponse:
+    """Responds to a GET or HEAD request for `source`.
 
-    `start` runs in a transaction of its own once the first segment is verified and before a byte leaves.
+    `start` runs in its own transaction after the first segment is verified and before the first byte is sent.
     """
-    if not if_match(wanted.if_match, source.etag):
+    if not if_match(byte_request.if_match, source.etag):
         raise errors.PreconditionFailed
     headers = byte_headers(disposition, source.filename, source.content_type) | {
         "ETag": source.etag,
         "Accept-Ranges": "bytes",
         "Repr-Digest": repr_digest(source.sha256),
     }
-    if not if_none_match(wanted.if_none_match, source.etag):
-        # The length that 200 would have, or none at all (RFC 9110, 8.6); Django would write 0.
+    if not if_none_match(byte_request.if_none_match, source.etag):
+        # A 304 repeats the Content-Length of the 200 response (RFC 9110, 8.6). Django would set it to 0.
         kept = {name: headers[name] for name in ("ETag", "Cache-Control")}
-        return Answer(HTTPStatus.NOT_MODIFIED, kept | {"Content-Length": str(source.length)})
+        return ByteResponse(HTTPStatus.NOT_MODIFIED, kept | {"Content-Length": str(source.length)})
     first, stop, status = 0, source.length, HTTPStatus.OK
-    if not wanted.head and if_range(wanted.if_range, source.etag):
+    if not byte_request.head and if_range(byte_request.if_range, source.etag):
         try:
-            part = parse_range(wanted.range, source.length)
+            part = parse_range(byte_request.range, source.length)
         except Unsatisfiable:
             raise errors.RangeNotSatisfiable(length=source.length) from None
         if part:
             first, stop, status = part.start, part.stop, HTTPStatus.PARTIAL_CONTENT
             headers["Content-Range"] = part.content_range(source.length)
     headers["Content-Length"] = str(stop - first)
-    if wanted.head:
-        return Answer(status, headers)
+    if byte_request.head:
+        return ByteResponse(status, headers)
     body = Transfer(source.read(first, stop), length=stop - first, still_allowed=source.still_allowed, slots=SLOTS, meter=meter)
-    begin(body, partial(start, first, stop - first))
-    return Answer(status, headers, body)
+    start_transfer(body, partial(start, first, stop - first))
+    return ByteResponse(status, headers, body)
 
 
 def open_archive(
@@ -127,59 +130,62 @@ def open_archive(
     head: bool,
     now: datetime,
     start: Callable[[], None] | None = None,
-) -> Answer:
-    """A zip of what `by` can read in a collection, or of the named files: stored, streamed, its exact length known beforehand."""
+) -> ByteResponse:
+    """Streams an uncompressed zip of the named files, or of all files that `by` can read. Its length is known in advance."""
     files = access.get_readable_files(by, collection, filenames).order_by("filename", "id")
     members = list(files.values_list("pk", "filename", "length", "object_id")[: MAX_ARCHIVE_FILES + 1])
     if lost := files.filter(status=StoredFile.Status.MISSING).first():
-        raise errors.ObjectMissing(f"The storage has lost the object of {lost.filename}. Name the files that you need.")
+        raise errors.ObjectMissing(f"The storage has lost the object of {lost.filename}. Select the files that you need by name.")
     if len(members) > MAX_ARCHIVE_FILES:
-        raise Invalid("file", f"An archive holds at most {MAX_ARCHIVE_FILES} files; name those you need.")
-    # Who can read the collection may go on while that holds; to who was granted single files, each of them has to be still.
+        raise Invalid("file", f"An archive can have at most {MAX_ARCHIVE_FILES} files. Select the files that you need by name.")
+    # With access to the whole collection, one check covers all files. With grants on single files, each file needs its own check.
     is_whole = access.level_of(collection) >= Level.VIEWER
-    opened = [_Member(pk, object_id, by=by, now=now, is_checked=not is_whole) for pk, _, _, object_id in members]
+    opened = [_ArchiveMember(pk, object_id, by=by, now=now, is_checked=not is_whole) for pk, _, _, object_id in members]
     archive = ZipStream(sized=True)
     for pieces, (_, filename, length, _) in zip(opened, members, strict=True):
         archive.add(pieces, filename, size=length)
     headers = byte_headers("attachment", f"{collection.slug}.zip", "application/zip") | {"Content-Length": str(len(archive))}
     if head:
-        return Answer(HTTPStatus.OK, headers)
+        return ByteResponse(HTTPStatus.OK, headers)
 
     def still_allowed() -> bool:
         if is_whole:
-            return access.may_read(by, collection.pk)
-        return all(access.may_read(by, collection.pk, member.pk) for member in opened if member.is_open)
+            return access.can_read(by, collection.pk)
+        return all(access.can_read(by, collection.pk, member.pk) for member in opened if member.is_open)
 
-    body = Transfer(_zip(archive, opened), length=len(archive), still_allowed=still_allowed, slots=SLOTS)
-    begin(body, start or partial(_record_archive, collection, by, now, len(members)))
-    return Answer(HTTPStatus.OK, headers, body)
+    body = Transfer(_stream_zip(archive, opened), length=len(archive), still_allowed=still_allowed, slots=SLOTS)
+    start_transfer(body, start or partial(_record_archive, collection, by, now, len(members)))
+    return ByteResponse(HTTPStatus.OK, headers, body)
 
 
-def begin(body: Transfer, record: Callable[[], None]) -> None:
-    """What has to be on record before the first byte leaves."""
+def start_transfer(body: Transfer, record: Callable[[], None]) -> None:
+    """Runs `record` in a transaction before the first byte is sent. Closes the transfer if that fails."""
     try:
         retry_on_deadlock(transaction.atomic(record))()
     except BaseException:
         body.close()
         raise
-    return_connection()  # the stream takes no database connection with it (T-15)
+    return_connection()  # the stream must not hold a database connection (T-15)
 
 
 def read_file(file: StoredFile, start: int, stop: int, *, by: User | None, now: datetime) -> Generator[bytes, None, None]:
-    """Plaintext [start, stop) of a file, as `read_verified`. What is wrong with its object is written on its row."""
+    """Yields the plaintext bytes [start, stop) of a file. Records a missing or corrupt object in the audit trail.
+
+    A missing object also changes the status of the row. See `read_verified` for the errors.
+    """
     pieces = read_verified(
         partial(stored_content, file),
         start,
         stop,
         sha256=file.sha256,
-        missing=partial(note_missing, file, by, now),
-        corrupt=partial(_alarm, "file.corrupt", file, by, now),
-        etag_changed=partial(_note_etag, file, by, now),
+        missing=partial(mark_missing, file, by, now),
+        corrupt=partial(_report_damage, "file.corrupt", file, by, now),
+        etag_changed=partial(_record_etag, file, by, now),
     )
     with closing(pieces):
         first = next(pieces)
         if file.status == StoredFile.Status.MISSING:
-            _found_again(file, by, now)
+            _mark_found(file, by, now)
         yield first
         yield from pieces
 
@@ -194,16 +200,17 @@ def read_verified(
     corrupt: Callable[[Exception], None],
     etag_changed: Callable[[str], None],
 ) -> Generator[bytes, None, None]:
-    """Plaintext [start, stop) of a content. What the store and the cipher say of it becomes a problem.
+    """Yields the plaintext bytes [start, stop) of a content. Translates errors of the store and of the cipher to API errors.
 
-    `missing` and `corrupt` put that on record before anybody hears of it; `etag_changed` is told what ETag the object has by now.
+    `missing` and `corrupt` record the damage before the error is raised. `etag_changed` receives the current ETag of an object
+    that was restored from a copy.
     """
     try:
         opened = content()
         is_plain = isinstance(opened.decryptor, crypto.PassThroughDecryptor)
         is_whole_plain = is_plain and (start, stop) == (0, opened.decryptor.layout.length)
-        with closing(_first_segment_verified(opened, start, stop, etag_changed)) as pieces:
-            yield from _matching(pieces, sha256) if is_whole_plain else pieces
+        with closing(_read_any_etag(opened, start, stop, etag_changed)) as pieces:
+            yield from _verify_digest(pieces, sha256) if is_whole_plain else pieces
     except FileNotFoundError as error:
         missing(error)
         raise errors.ObjectMissing from error
@@ -214,17 +221,15 @@ def read_verified(
         raise StorageUnavailable from error
 
 
-def _first_segment_verified(
-    content: Content, start: int, stop: int, etag_changed: Callable[[str], None]
-) -> Generator[bytes, None, None]:
-    """As `content.read`, and also of an object that was restored by copying, which gave it another ETag."""
+def _read_any_etag(content: Content, start: int, stop: int, etag_changed: Callable[[str], None]) -> Generator[bytes, None, None]:
+    """Like `content.read`, but also reads an object that was restored from a copy and therefore has another ETag."""
     pieces = content.read(start, stop)
     try:
         first = next(pieces)
     except ObjectChanged:
         if isinstance(content.decryptor, crypto.PassThroughDecryptor):
-            raise  # nothing else proves a part of it
-        # Its size and its tags prove every byte of it. The ETag only has to stay the same from here on.
+            raise  # without a cipher, only the ETag shows that a range is unaltered
+        # The size and the authentication tags prove every byte. From here on the ETag only has to stay the same.
         content = replace(content, etag=content.store.stat(content.key).etag)
         pieces = content.read(start, stop)
         first = next(pieces)
@@ -234,41 +239,44 @@ def _first_segment_verified(
         yield from pieces
 
 
-def note_missing(file: StoredFile, by: User | None, now: datetime, error: Exception) -> None:
-    """The store has lost its object: the row stays, and says so. Raises NotFound if the row is not there any more."""
+def mark_missing(file: StoredFile, by: User | None, now: datetime, error: Exception) -> None:
+    """Sets the status of a file whose object is missing from the store, and records that.
+
+    Raises: NotFound.
+    """
     with transaction.atomic():
         row = StoredFile.objects.filter(pk=file.pk, object_id=file.object_id)
         if not row.update(status=StoredFile.Status.MISSING):
             raise NotFound from error  # deleted or replaced since the row was read
-        _alarm("file.missing", file, by, now, error)
+        _report_damage("file.missing", file, by, now, error)
 
 
-def _note_etag(file: StoredFile, by: User | None, now: datetime, etag: str) -> None:
+def _record_etag(file: StoredFile, by: User | None, now: datetime, etag: str) -> None:
     with transaction.atomic():
         if StoredFile.objects.filter(pk=file.pk, object_id=file.object_id).exclude(object_etag=etag).update(object_etag=etag):
             audit.record("file.etag", by=by, tenant=file.collection.tenant, target=file, now=now, object=str(file.object_id))
 
 
-def _matching(pieces: Iterator[bytes], sha256_hex: str) -> Iterator[bytes]:
-    """A `NONE` content has no tags: its digest is compared before the last piece leaves (INV-02)."""
-    digest, held = sha256(), next(pieces)
-    digest.update(held)
+def _verify_digest(pieces: Iterator[bytes], sha256_hex: str) -> Iterator[bytes]:
+    """Passes the pieces on and compares their digest before the last one (INV-02): `NONE` content has no authentication tags."""
+    digest, pending = sha256(), next(pieces)
+    digest.update(pending)
     for piece in pieces:
-        yield held
+        yield pending
         digest.update(piece)
-        held = piece
+        pending = piece
     if digest.hexdigest() != sha256_hex:
-        raise crypto.CorruptObject("the content has another SHA-256 than the row")
-    yield held
+        raise crypto.CorruptObject("the SHA-256 of the content differs from the row")
+    yield pending
 
 
-def _found_again(file: StoredFile, by: User | None, now: datetime) -> None:
+def _mark_found(file: StoredFile, by: User | None, now: datetime) -> None:
     with transaction.atomic():
         if StoredFile.objects.filter(pk=file.pk, status=StoredFile.Status.MISSING).update(status=StoredFile.Status.READY):
             audit.record("file.found", by=by, tenant=file.collection.tenant, target=file, now=now, object=str(file.object_id))
 
 
-def _alarm(action: str, file: StoredFile, by: User | None, now: datetime, error: Exception) -> None:
+def _report_damage(action: str, file: StoredFile, by: User | None, now: datetime, error: Exception) -> None:
     log.error(action, extra={"file": str(file.uuid), "object": str(file.object_id), "error": str(error)})
     facts = {"object": str(file.object_id), "error": type(error).__name__}
     with transaction.atomic():
@@ -276,11 +284,11 @@ def _alarm(action: str, file: StoredFile, by: User | None, now: datetime, error:
 
 
 def _record_download(file: StoredFile, by: User, now: datetime, first: int, count: int) -> None:
-    """One row per download; one per person, file and quarter of an hour for the ranges of a client that fetches in pieces."""
+    """Records a whole download each time, and range requests at most once per user, file and 15 minutes."""
     tenant = file.collection.tenant
     if count == file.length:
         audit.record("file.download", by=by, tenant=tenant, target=file, now=now, object=str(file.object_id))
-    elif not audit.seen("file.download_range", by=by, target=file, since=now - AUDIT_RANGES_EVERY):
+    elif not audit.seen("file.download_range", by=by, target=file, since=now - RANGE_AUDIT_INTERVAL):
         facts: dict[str, str | int] = {"object": str(file.object_id), "first": first, "count": count}
         audit.record("file.download_range", by=by, tenant=tenant, target=file, now=now, **facts)
 
@@ -289,8 +297,8 @@ def _record_archive(collection: Collection, by: User, now: datetime, count: int)
     audit.record("collection.archive", by=by, tenant=collection.tenant, target=collection, now=now, files=count)
 
 
-class _Member:
-    """One file of an archive, opened when its turn comes. It has to be the content whose length the archive announced."""
+class _ArchiveMember:
+    """One file of an archive. It is opened when the archive reaches it, and must still have the content that was announced."""
 
     def __init__(self, pk: int, object_id: UUID, *, by: User, now: datetime, is_checked: bool) -> None:
         self.pk, self.is_open = pk, False
@@ -304,8 +312,8 @@ class _Member:
         file = files.filter(pk=self.pk, object_id=self._object_id).first()
         if file is None:
             raise TransferEnded("a file of the archive was replaced or deleted")
-        if self._is_checked and not access.may_read(self._by, file.collection_id, self.pk):
-            raise TransferEnded("access to a file of the archive was taken away")
+        if self._is_checked and not access.can_read(self._by, file.collection_id, self.pk):
+            raise TransferEnded("access to a file of the archive was revoked")
         self.is_open = True
         self._pieces = read_file(file, 0, file.length, by=self._by, now=self._now)
         self._first = next(self._pieces)
@@ -325,7 +333,7 @@ class _Member:
             self._pieces.close()
 
 
-def _zip(archive: ZipStream, members: list[_Member]) -> Generator[bytes, None, None]:
+def _stream_zip(archive: ZipStream, members: list[_ArchiveMember]) -> Generator[bytes, None, None]:
     try:
         if members:
             members[0].open()

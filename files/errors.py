@@ -26,7 +26,7 @@ class Held(Conflict):
     default_code = "held"
 
 
-class NotLifted(Conflict):
+class NotALegalHold(Conflict):
     default_detail = "This hold belongs to an egress request, and ends with it."
     default_code = "hold_of_egress"
 
@@ -36,7 +36,7 @@ class NotDeleted(Conflict):
     default_code = "collection_not_deleted"
 
 
-class OverQuota(Conflict):
+class QuotaExceeded(Conflict):
     default_detail = "The tenant's quota does not hold this."
     default_code = "over_quota"
 
@@ -134,5 +134,5 @@ class TransfersFull(Unavailable):
     default_code = "transfers_full"
 
 
-class LinkDead(NotFound):
+class LinkInvalid(NotFound):
     """Used, expired, revoked or never minted: nobody can tell."""

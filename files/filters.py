@@ -12,7 +12,7 @@ from rest_framework.filters import OrderingFilter
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from files.models import GRANTED, Collection, Grant, Level, StoredFile
+from files.models import GRANTABLE_LEVELS, Collection, Grant, Level, StoredFile
 from tenants.errors import Invalid
 
 
@@ -29,7 +29,7 @@ class MomentFilter(filters.IsoDateTimeFilter):
     field_class = MomentField
 
 
-class Flag(filters.TypedChoiceFilter):
+class TrueFalseFilter(filters.TypedChoiceFilter):
     """true or false: django-filter's own takes anything else for unset."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -59,18 +59,18 @@ class FileFilter(filters.FilterSet):
 
 class GrantFilter(filters.FilterSet):
     user = filters.CharFilter(field_name="user__username", max_length=150)
-    level = filters.ChoiceFilter(choices=[(level.label, level.label) for level in GRANTED], method="of_level")
-    everyone = Flag(field_name="user", lookup_expr="isnull")
-    external = Flag(method="of_others")
+    level = filters.ChoiceFilter(choices=[(level.label, level.label) for level in GRANTABLE_LEVELS], method="filter_level")
+    everyone = TrueFalseFilter(field_name="user", lookup_expr="isnull")
+    external = TrueFalseFilter(method="filter_external")
 
     class Meta:
         model = Grant
         fields: list[str] = []
 
-    def of_level(self, queryset: QuerySet[Grant], name: str, value: str) -> QuerySet[Grant]:
+    def filter_level(self, queryset: QuerySet[Grant], name: str, value: str) -> QuerySet[Grant]:
         return queryset.filter(level=Level[value.upper()])
 
-    def of_others(self, queryset: QuerySet[Grant], name: str, value: bool) -> QuerySet[Grant]:  # noqa: FBT001  django-filter's
+    def filter_external(self, queryset: QuerySet[Grant], name: str, value: bool) -> QuerySet[Grant]:  # noqa: FBT001  django-filter's
         external = Q(user__isnull=False, membership=None)
         return queryset.filter(external if value else ~external)
 

@@ -33,7 +33,7 @@ def receive(environ: dict[str, Any], *, by: User, choose: Callable[[dict[str, st
     fields: dict[str, str] = {}
     collection: Collection | None = None
     outcomes: list[Outcome] = []
-    pending: _Pending | None = None
+    pending: _PendingFile | None = None
     try:
         for part in read_form(environ):
             if part.filename is None:
@@ -46,7 +46,7 @@ def receive(environ: dict[str, Any], *, by: User, choose: Callable[[dict[str, st
             if pending:
                 outcomes.append(pending.commit(fields))
                 pending = None
-            pending = _Pending(part, by=by, collection=collection, notes=fields.get("notes", ""), now=now)
+            pending = _PendingFile(part, by=by, collection=collection, notes=fields.get("notes", ""), now=now)
         if pending is None:
             raise Invalid("file", "Send at least one part named `file` with a filename.", code="required")
         last, pending = pending, None
@@ -56,15 +56,15 @@ def receive(environ: dict[str, Any], *, by: User, choose: Callable[[dict[str, st
             pending.abandon()
 
 
-class _Pending:
+class _PendingFile:
     """One file whose part has begun and which is not committed."""
 
     def __init__(self, part: Part, *, by: User, collection: Collection, notes: str, now: datetime) -> None:
         self._outcome = Outcome(part.filename or "")
         self._by, self._now = by, now
-        self._incoming: uploads.UploadSession | None = None
+        self._session: uploads.UploadSession | None = None
         try:
-            self._incoming = uploads.begin(
+            self._session = uploads.begin(
                 by=by,
                 collection=collection,
                 filename=part.filename or "",
@@ -75,7 +75,7 @@ class _Pending:
                 now=now,
             )
             for piece in part.data:
-                self._incoming.write(piece)
+                self._session.write(piece)
         except BaseException as error:
             self.abandon()
             if not isinstance(error, APIException) or isinstance(
@@ -85,17 +85,17 @@ class _Pending:
             self._outcome.problem = error
 
     def commit(self, fields: dict[str, str]) -> Outcome:
-        if self._incoming and self._outcome.problem is None:
+        if self._session and self._outcome.problem is None:
             try:
-                with self._incoming:
-                    self._outcome.file = self._incoming.commit(by=self._by, now=self._now, notes=fields.get("notes"))
+                with self._session:
+                    self._outcome.file = self._session.commit(by=self._by, now=self._now, notes=fields.get("notes"))
             except APIException as problem:
                 self._outcome.problem = problem
         return self._outcome
 
     def abandon(self) -> None:
-        if self._incoming:
-            self._incoming.abandon()
+        if self._session:
+            self._session.abandon()
 
 
 def _take_field(fields: dict[str, str], part: Part, *, is_late: bool) -> None:

@@ -6,7 +6,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from files import errors
-from files.access import check_can_hold
+from files.access import check_can_place_hold
 from files.filenames import unique_key
 from files.locks import lock_collection
 from files.models import Collection, Hold, StoredFile
@@ -16,18 +16,18 @@ from tenants.models import User
 from tenants.work.deadlocks import retry_on_deadlock
 
 
-def holding(collection: Collection, file: StoredFile | None = None) -> QuerySet[Hold]:
+def holds_on(collection: Collection, file: StoredFile | None = None) -> QuerySet[Hold]:
     """What keeps this file as it is; without one, what keeps the collection: holds on its files count, too."""
     holds = Hold.objects.filter(collection=collection)
     return holds.filter(Q(file=file) | Q(file=None)) if file else holds
 
 
-def check_free(collection: Collection, file: StoredFile | None = None) -> None:
+def check_not_held(collection: Collection, file: StoredFile | None = None) -> None:
     """Raises Held, which says what kinds of holds there are, and nothing of their reasons: those are for managers.
 
     To be called on the locked collection, so that no hold comes between.
     """
-    if kinds := sorted(set(holding(collection, file).values_list("kind", flat=True))):
+    if kinds := sorted(set(holds_on(collection, file).values_list("kind", flat=True))):
         raise errors.Held(f"This stays as it is: it is under {' and '.join(f'{kind} hold' for kind in kinds)}.")
 
 
@@ -36,7 +36,7 @@ def place(collection: Collection, *, filename: str | None, ref: str, reason: str
     """A legal hold on one file, or on the collection with all that it has and will have."""
     with transaction.atomic():
         locked = lock_collection(collection)
-        check_can_hold(by, locked)
+        check_can_place_hold(by, locked)
         if locked.status not in {Collection.Status.OPEN, Collection.Status.DELETED}:
             raise errors.NotOpen("The collection is being destroyed.")
         file = _named(locked, filename) if filename is not None else None
@@ -57,12 +57,12 @@ def place(collection: Collection, *, filename: str | None, ref: str, reason: str
 def lift(hold: Hold, *, by: User, now: datetime) -> None:
     with transaction.atomic():
         locked = lock_collection(hold.collection)
-        check_can_hold(by, locked)
+        check_can_place_hold(by, locked)
         stored = Hold.objects.select_related("file").filter(pk=hold.pk).first()
         if stored is None:
             raise NotFound  # somebody else was faster
         if stored.kind != Hold.Kind.LEGAL:
-            raise errors.NotLifted
+            raise errors.NotALegalHold
         stored.delete()
         _record("hold.lift", hold, locked, stored.file, by=by, now=now)
 

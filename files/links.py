@@ -1,10 +1,10 @@
-"""One-off links: the right to fetch one file, or one archive, once, without any other credential.
+"""One-off links: each allows one download of one file or archive without any other credential.
 
-A link is a grant of one content's bytes. It is claimed by one conditional update after the first segment is verified; from then
-on a transfer that broke may be resumed, by Range, for ten minutes and within a budget. Used, expired, unknown and foreign ones
-look alike.
+A link is claimed by one conditional update after the first segment is verified. After that, an interrupted transfer can be
+resumed with Range for ten minutes and within a byte budget. Links that are used, expired, revoked or unknown get the same
+response.
 
-What a link to a collection of another kind opens, and for whom, says the app that registered the kind.
+Another app can register a handler for links to its own kind of collection.
 """
 
 import secrets
@@ -19,10 +19,10 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 
 from files import access, downloads
-from files.downloads import Start
-from files.errors import LinkDead
+from files.downloads import StartCallback
+from files.errors import LinkInvalid
 from files.http.headers import Unsatisfiable, if_range, parse_range
-from files.http.responses import Answer, Wanted
+from files.http.responses import ByteRequest, ByteResponse
 from files.http.streaming import TransferEnded
 from files.models import Collection, DownloadLink, StoredFile
 from tenants import audit
@@ -32,22 +32,23 @@ from tenants.work.deadlocks import retry_on_deadlock
 
 
 RESUME_WINDOW: Final = timedelta(minutes=10)
-RESUME_EXTRA: Final = 16 * 1024**2  # what lay in buffers when the transfer broke, and what a killed process had paid in advance
-PAID_IN_ADVANCE: Final = 8 * 1024**2
+# Bytes that can be sent twice: those lost in buffers when a transfer breaks, and those that a killed process had reserved.
+RESUME_ALLOWANCE: Final = 16 * 1024**2
+RESERVATION_BYTES: Final = 8 * 1024**2  # reserved at once, so that the row is not updated for every piece
 
 
-class Opener(Protocol):
-    """The answer to a link. NotFound is the same to whoever holds the link as if there were none."""
+class LinkHandler(Protocol):
+    """Responds to a link. `open_link` reports its NotFound as LinkInvalid."""
 
-    def __call__(self, link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer: ...
-
-
-_openers: dict[str, Opener] = {}
+    def __call__(self, link: DownloadLink, *, by: User, byte_request: ByteRequest, now: datetime) -> ByteResponse: ...
 
 
-def register(kind: str, opener: Opener) -> None:
-    """`opener` answers for links into collections of this kind; nothing else is checked of who minted them."""
-    _openers[kind] = opener
+_handlers: dict[str, LinkHandler] = {}
+
+
+def register(kind: str, handler: LinkHandler) -> None:
+    """Registers the handler of links to collections of this kind. It must check the access of the user who minted the link."""
+    _handlers[kind] = handler
 
 
 def mint(
@@ -59,18 +60,21 @@ def mint(
     filenames: Iterable[str] = (),
     disposition: str = DownloadLink.Disposition.ATTACHMENT,
 ) -> str:
-    """A token for `file`, or for an archive of the named files or of all that `by` can read. `access` has just given the two."""
+    """Creates a link to `file`, or to an archive of the named files or of all files that `by` can read. Returns its token.
+
+    The caller got `collection` and `file` from `access`.
+    """
     selection = []
     if file is not None:
         access.check_can_read(file)
     else:
         readable = access.get_readable_files(by, collection, filenames := list(filenames))
         selection = [str(uuid) for uuid in readable.values_list("uuid", flat=True)] if filenames else []
-    return issue(collection=collection, file=file, selection=selection, disposition=disposition, by=by, now=now)
+    return mint_unchecked(collection=collection, file=file, selection=selection, disposition=disposition, by=by, now=now)
 
 
 @retry_on_deadlock
-def issue(
+def mint_unchecked(
     *,
     collection: Collection,
     by: User,
@@ -79,11 +83,11 @@ def issue(
     selection: Sequence[str] = (),
     disposition: str = DownloadLink.Disposition.ATTACHMENT,
 ) -> str:
-    """A token, for whoever has just been found to be allowed it."""
+    """Creates a link and returns its token. The caller has checked access."""
     token = secrets.token_urlsafe(32)
     with transaction.atomic():
         DownloadLink.objects.create(
-            token_hash=_hash(token),
+            token_hash=_token_hash(token),
             collection=collection,
             file=file,
             selection=list(selection),
@@ -97,77 +101,81 @@ def issue(
     return token
 
 
-def open_link(token: str, *, wanted: Wanted, now: datetime) -> Answer:
-    """The answer to a GET or HEAD of a link. HEAD consumes nothing. Raises LinkDead for everything that is not to be had."""
+def open_link(token: str, *, byte_request: ByteRequest, now: datetime) -> ByteResponse:
+    """Responds to a GET or HEAD request for a link, with the current access of the user who minted it. HEAD does not claim it."""
     links = DownloadLink.objects.select_related("collection", "file", "minted_by", "minted_with")
-    link = links.filter(token_hash=_hash(token)).first()
+    link = links.filter(token_hash=_token_hash(token)).first()
     if link is None:
-        raise LinkDead
+        raise LinkInvalid
     by = link.minted_by
     by.key = link.minted_with
-    opener = _openers.get(link.collection.kind, _open)
+    handler = _handlers.get(link.collection.kind, _open)
     try:
-        return opener(link, by=by, wanted=wanted, now=now)
+        return handler(link, by=by, byte_request=byte_request, now=now)
     except NotFound:
-        raise LinkDead from None
+        raise LinkInvalid from None
 
 
-def _open(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer:
-    collection = access.get_collection(by, link.collection.slug)  # the minter's access, as it is now
+def _open(link: DownloadLink, *, by: User, byte_request: ByteRequest, now: datetime) -> ByteResponse:
+    collection = access.get_collection(by, link.collection.slug)
     if link.file is None:
-        return _open_archive(link, collection, by=by, wanted=wanted, now=now)
+        return _open_archive(link, collection, by=by, byte_request=byte_request, now=now)
     file = access.get_file(by, collection.slug, link.file.filename)
-    start = start_of(link, file, by=by, wanted=wanted, now=now)
+    start = claim_or_resume(link, file, by=by, byte_request=byte_request, now=now)
     budget = Budget(DownloadLink.objects.filter(pk=link.pk))
-    return downloads.open_file(file, by=by, wanted=wanted, disposition=link.disposition, now=now, start=start, meter=budget)
+    return downloads.open_file(
+        file, by=by, byte_request=byte_request, disposition=link.disposition, now=now, start=start, meter=budget
+    )
 
 
-def start_of(link: DownloadLink, file: StoredFile, *, by: User, wanted: Wanted, now: datetime) -> Start:
-    """What claims the link when its bytes start, or says on record that they are resumed. LinkDead if neither is to be had."""
-    if link.claimed_at is not None and part_of(wanted, etag=file.etag, length=file.length) is not None:
-        is_over = link.claimed_at + RESUME_WINDOW < now
-        if is_over or link.object_id != file.object_id or link.bytes_left == 0:
-            raise LinkDead
+def claim_or_resume(link: DownloadLink, file: StoredFile, *, by: User, byte_request: ByteRequest, now: datetime) -> StartCallback:
+    """Returns a callback that claims the link, or that records a resumed transfer if the link was claimed before."""
+    if link.claimed_at is not None and requested_length(byte_request, etag=file.etag, length=file.length) is not None:
+        is_expired = link.claimed_at + RESUME_WINDOW < now
+        if is_expired or link.object_id != file.object_id or link.bytes_left == 0:
+            raise LinkInvalid
         return lambda first, count: _resume(link, file, by, now)
     if link.claimed_at is not None or link.expires_at <= now:
-        raise LinkDead
+        raise LinkInvalid
     return lambda first, count: claim(link, file, by=by, now=now)
 
 
-def part_of(wanted: Wanted, *, etag: str, length: int) -> int | None:
-    """How many bytes Range asks for, if it counts. One that is ignored (RFC 9110, 14.2) would bring the whole file once more."""
-    if wanted.head or not if_range(wanted.if_range, etag):
+def requested_length(byte_request: ByteRequest, *, etag: str, length: int) -> int | None:
+    """The number of bytes that a valid Range requests, or None if the response is the whole content (RFC 9110, 14.2)."""
+    if byte_request.head or not if_range(byte_request.if_range, etag):
         return None
     try:
-        part = parse_range(wanted.range, length)
+        part = parse_range(byte_request.range, length)
     except Unsatisfiable:
         return 0
     return part.stop - part.start if part else None
 
 
-def _open_archive(link: DownloadLink, collection: Collection, *, by: User, wanted: Wanted, now: datetime) -> Answer:
+def _open_archive(
+    link: DownloadLink, collection: Collection, *, by: User, byte_request: ByteRequest, now: datetime
+) -> ByteResponse:
     if link.claimed_at is not None or link.expires_at <= now:
-        raise LinkDead
+        raise LinkInvalid
     chosen = access.readable_files(by, collection).filter(uuid__in=link.selection) if link.selection else None
     if chosen is not None and chosen.count() != len(link.selection):
-        raise LinkDead
+        raise LinkInvalid
     names = chosen.values_list("filename", flat=True) if chosen is not None else []
     start = partial(claim, link, None, by=by, now=now)
-    return downloads.open_archive(collection, by=by, filenames=names, head=wanted.head, now=now, start=start)
+    return downloads.open_archive(collection, by=by, filenames=names, head=byte_request.head, now=now, start=start)
 
 
 def claim(link: DownloadLink, file: StoredFile | None, *, by: User, now: datetime) -> None:
-    """Uses it up, in the caller's transaction. Raises LinkDead if somebody else did."""
-    budget = file.length + RESUME_EXTRA if file else 0
+    """Claims the link in the caller's transaction. `file` is None for an archive."""
+    budget = file.length + RESUME_ALLOWANCE if file else 0
     # The other contenders are all other requests for this link: exactly one of them finds it unclaimed (INV-09).
     unclaimed = DownloadLink.objects.filter(pk=link.pk, claimed_at=None, expires_at__gt=now)
     if unclaimed.update(claimed_at=now, object_id=file.object_id if file else None, bytes_left=budget) != 1:
-        raise LinkDead
+        raise LinkInvalid
     audit.record("link.claim", by=by, tenant=link.collection.tenant, target=file or link.collection, now=now)
 
 
 def _resume(link: DownloadLink, file: StoredFile, by: User, now: datetime) -> None:
-    if not audit.seen("link.resume", by=by, target=file, since=now - downloads.AUDIT_RANGES_EVERY):
+    if not audit.seen("link.resume", by=by, target=file, since=now - downloads.RANGE_AUDIT_INTERVAL):
         audit.record("link.resume", by=by, tenant=link.collection.tenant, target=file, now=now)
 
 
@@ -179,28 +187,28 @@ class Budget:
 
     def __init__(self, row: QuerySet[Any]) -> None:
         self.row = row
-        self._paid = 0
+        self._reserved = 0
 
     def reserve(self, count: int, *, left: int) -> None:
-        missing = count - self._paid
-        # Never for bytes that do not come: they are other transfers', when a client fetches many parts at once.
-        advance = max(missing, min(PAID_IN_ADVANCE, left - self._paid))
+        missing = count - self._reserved
+        # Do not reserve more than this transfer can send: parallel transfers of other ranges share the budget.
+        advance = max(missing, min(RESERVATION_BYTES, left - self._reserved))
         if missing > 0 and not (self._take(advance) or self._take(missing)):
             raise TransferEnded("the budget is used up")
-        self._paid -= count
+        self._reserved -= count
 
     def refund(self) -> None:
-        if self._paid:
-            self.row.update(bytes_left=F("bytes_left") + self._paid)
-            self._paid = 0
+        if self._reserved:
+            self.row.update(bytes_left=F("bytes_left") + self._reserved)
+            self._reserved = 0
 
     def _take(self, count: int) -> bool:
         # The other contenders are resumed transfers of the same grant.
         if self.row.filter(bytes_left__gte=count).update(bytes_left=F("bytes_left") - count) != 1:
             return False
-        self._paid += count
+        self._reserved += count
         return True
 
 
-def _hash(token: str) -> str:
+def _token_hash(token: str) -> str:
     return sha256(token.encode()).hexdigest()

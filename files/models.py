@@ -174,7 +174,7 @@ class Level(models.IntegerChoices):
     MANAGER = 5, "manager"
 
 
-GRANTED = (Level.VIEWER, Level.EDITOR, Level.MANAGER)
+GRANTABLE_LEVELS = (Level.VIEWER, Level.EDITOR, Level.MANAGER)
 
 
 class Grant(models.Model):
@@ -199,7 +199,7 @@ class Grant(models.Model):
         related_name="+",
         help_text="the user's, who loses the grant with it; none: all members, or somebody of another tenant",
     )
-    level = models.PositiveSmallIntegerField(choices=[(level.value, level.label) for level in GRANTED])
+    level = models.PositiveSmallIntegerField(choices=[(level.value, level.label) for level in GRANTABLE_LEVELS])
     created_at = models.DateTimeField(editable=False)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
 
@@ -214,7 +214,7 @@ class Grant(models.Model):
             ),
             models.UniqueConstraint("file", condition=Q(file__isnull=False, user=None), name="grant_one_for_all_on_a_file"),
             models.CheckConstraint(condition=Q(user__isnull=False) | Q(membership=None), name="grant_to_all_has_no_membership"),
-            models.CheckConstraint(condition=Q(level__in=GRANTED), name="grant_level_can_be_granted"),
+            models.CheckConstraint(condition=Q(level__in=GRANTABLE_LEVELS), name="grant_level_can_be_granted"),
         ]
         indexes: ClassVar = [
             models.Index("user", "collection", "file", "level", name="grant_of_a_person"),
@@ -270,7 +270,7 @@ class Upload(models.Model):
     Deleting it is the right to say what becomes of the object: the commit, a failed upload and the clean-up compete for it.
     """
 
-    DEAD_AFTER_SECONDS: ClassVar = 15 * 60
+    STALLED_AFTER_SECONDS: ClassVar = 15 * 60
 
     store = models.CharField(max_length=50, help_text="STORAGES alias")
     object_id = models.UUIDField(unique=True)

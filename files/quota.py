@@ -19,7 +19,7 @@ from tenants.work.deadlocks import retry_on_deadlock
 
 log = logging.getLogger(__name__)
 
-OPEN = (Collection.Status.OPEN, Collection.Status.DELETED)  # the others are losing their rows, and need no counts
+COUNTED_STATUSES = (Collection.Status.OPEN, Collection.Status.DELETED)  # the others are losing their rows, and need no counts
 
 
 class Usage(TypedDict):
@@ -31,7 +31,7 @@ class Usage(TypedDict):
     uploads: int
 
 
-def usage_of(tenant: Tenant) -> Usage:
+def tenant_usage(tenant: Tenant) -> Usage:
     """Counts what the quota counts: every collection, deleted ones too, whose objects are still there (INV-18). No packages."""
     collections = Collection.objects.filter(tenant=tenant, kind=Collection.Kind.FILES)
     totals = collections.aggregate(
@@ -61,9 +61,9 @@ def check_quota(collection: Collection, *, more_files: int, more_bytes: int) -> 
     )
     # What adds nothing is let through: a tenant whose quota was lowered must be able to get below it again.
     if more_files > 0 and tenant.quota_files is not None and used["files"] + more_files > tenant.quota_files:
-        raise errors.OverQuota(f"The tenant may keep {tenant.quota_files} files.")
+        raise errors.QuotaExceeded(f"The tenant may keep {tenant.quota_files} files.")
     if more_bytes > 0 and tenant.quota_bytes is not None and used["length"] + more_bytes > tenant.quota_bytes:
-        raise errors.OverQuota(f"The tenant may keep {tenant.quota_bytes} bytes.")
+        raise errors.QuotaExceeded(f"The tenant may keep {tenant.quota_bytes} bytes.")
 
 
 # --- Counts ---
@@ -71,20 +71,20 @@ def check_quota(collection: Collection, *, more_files: int, more_bytes: int) -> 
 
 def recount(*, now: datetime) -> int:
     """Mends every count that has drifted, says so, and returns how many collections that were."""
-    counted = Collection.objects.filter(status__in=OPEN).annotate(
+    counted = Collection.objects.filter(status__in=COUNTED_STATUSES).annotate(
         files_there=Count("files"), length_there=Sum("files__length", default=0)
     )
     drifted = counted.filter(~Q(file_count=F("files_there")) | ~Q(total_length=F("length_there")))
-    return sum(_mend(collection, now) for collection in list(drifted.order_by("pk")))
+    return sum(_correct_counts(collection, now) for collection in list(drifted.order_by("pk")))
 
 
 @retry_on_deadlock
-def _mend(collection: Collection, now: datetime) -> bool:
+def _correct_counts(collection: Collection, now: datetime) -> bool:
     """Counted again under the lock: an upload may have committed between the counts."""
     with suppress(NotFound), transaction.atomic():
         locked = lock_collection(collection)
         there = locked.files.aggregate(count=Count("pk"), length=Sum("length", default=0))
-        if locked.status not in OPEN or (locked.file_count, locked.total_length) == (there["count"], there["length"]):
+        if locked.status not in COUNTED_STATUSES or (locked.file_count, locked.total_length) == (there["count"], there["length"]):
             return False
         facts = {"files": there["count"] - locked.file_count, "length": there["length"] - locked.total_length}
         log.error("a collection's counts had drifted", extra={"collection": str(locked.uuid), **facts})

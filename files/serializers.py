@@ -8,7 +8,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from files.access import level_of
-from files.models import GRANTED, Collection, DownloadLink, Grant, Hold, Level, StoredFile
+from files.models import GRANTABLE_LEVELS, Collection, DownloadLink, Grant, Hold, Level, StoredFile
 from tenants.absolute_urls import absolute_url, quoted
 from tenants.errors import Invalid
 from tenants.serializers import Moment, PlainText
@@ -56,7 +56,7 @@ COLLECTION_ACTIONS = {
     "share": Level.MANAGER,
     "delete": Level.MANAGER,
 }
-ABOUT_ALL_FILES = ("egress_status", "purge_at", "created_by", "file_count", "total_length", "is_held")
+COLLECTION_WIDE_FIELDS = ("egress_status", "purge_at", "created_by", "file_count", "total_length", "is_held")
 FILE_ACTIONS = {"download": Level.VIEWER, "update": Level.EDITOR, "delete": Level.EDITOR, "share": Level.MANAGER}
 
 
@@ -83,7 +83,7 @@ class CollectionOutput(serializers.Serializer[Collection]):
     def to_representation(self, instance: Collection) -> dict[str, Any]:
         shown = super().to_representation(instance)
         if level_of(instance) == Level.NAME:
-            shown |= dict.fromkeys(ABOUT_ALL_FILES)
+            shown |= dict.fromkeys(COLLECTION_WIDE_FIELDS)
         return shown
 
     @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=[*COLLECTION_ACTIONS, "restore"])))
@@ -154,7 +154,7 @@ class GrantInput(serializers.Serializer[Any]):
 
     user = serializers.CharField(required=False, max_length=150, help_text="username")
     everyone = serializers.BooleanField(required=False, default=False, help_text="all members of the tenant")
-    level = LevelField(GRANTED)
+    level = LevelField(GRANTABLE_LEVELS)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if ("user" in attrs) == attrs["everyone"]:
@@ -169,7 +169,7 @@ class GrantOutput(serializers.Serializer[Grant]):
     user = serializers.CharField(source="user.username", default=None, allow_null=True)
     everyone = serializers.BooleanField(source="is_for_everyone", help_text="given to all members of the tenant")
     is_external = serializers.BooleanField(help_text="given to somebody of another tenant")
-    level = LevelField(GRANTED)
+    level = LevelField(GRANTABLE_LEVELS)
     created_at = Moment()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
 

@@ -13,7 +13,7 @@ from files.filenames import check_filename, unique_key
 from files.http.headers import if_match as etag_matches
 from files.locks import lock_collection, lock_file
 from files.models import Collection, StoredFile
-from files.uploads import erase_later, is_media_type
+from files.uploads import is_media_type, queue_deletion
 from tenants import access as people
 from tenants import audit
 from tenants.errors import Invalid, NotFound, Refused, Unavailable
@@ -26,7 +26,7 @@ SUFFIX_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken 
 SLUG_ATTEMPTS = 5
 
 
-def tenant_for(user: User, slug: str | None) -> Tenant:
+def resolve_tenant(user: User, slug: str | None) -> Tenant:
     """The tenant that a request names, or the only one its user belongs to."""
     if slug is None:
         return people.sole_tenant(user)
@@ -46,7 +46,7 @@ def create_collection(
         raise Invalid("cipher", f"The tenant allows {', '.join(tenant.allowed_ciphers)}.", code="cipher_not_allowed")
     if purge_at is None and tenant.default_retention_days is not None:
         purge_at = now + timedelta(days=tenant.default_retention_days)
-    _check_ahead("purge_at", purge_at, now)
+    _check_in_future("purge_at", purge_at, now)
     collection = Collection(
         tenant=tenant,
         display_name=display_name,
@@ -57,7 +57,7 @@ def create_collection(
     )
     with transaction.atomic():
         collection.key = keys.create_data_key(collection, now=now)
-        _insert(collection)
+        _insert_with_unique_slug(collection)
         grants.grant_first(collection, by=by, now=now)
         audit.record(
             "collection.create",
@@ -68,13 +68,13 @@ def create_collection(
             slug=collection.slug,
             display_name=display_name,
             cipher=cipher,
-            purge_at=_text(purge_at),
+            purge_at=_isoformat(purge_at),
             shared=tenant.new_collections,
         )
     return collection
 
 
-def _insert(collection: Collection) -> None:
+def _insert_with_unique_slug(collection: Collection) -> None:
     """Under an id that nobody has: the collections of one name in all tenants draw from the same suffixes."""
     stem = slugify(collection.display_name)[:60].strip("-") or "collection"
     for _ in range(SLUG_ATTEMPTS):
@@ -109,9 +109,9 @@ def update_collection(
         if display_name is not None and display_name != locked.display_name:
             changes["display_name"] = locked.display_name = display_name
         if keep or (purge_at is not None and purge_at != locked.purge_at):
-            _check_ahead("purge_at", purge_at, now)
+            _check_in_future("purge_at", purge_at, now)
             locked.purge_at = None if keep else purge_at
-            changes["purge_at"] = _text(locked.purge_at)
+            changes["purge_at"] = _isoformat(locked.purge_at)
         if not changes:
             return
         try:
@@ -129,7 +129,7 @@ def delete_collection(collection: Collection, *, by: User, now: datetime) -> Non
         locked = lock_collection(collection)
         check_can_manage(by, locked)
         _check_open(locked)
-        holds.check_free(locked)
+        holds.check_not_held(locked)
         locked.status, locked.deleted_at = Collection.Status.DELETED, now
         locked.save(update_fields=["status", "deleted_at"])
         audit.record("collection.delete", by=by, tenant=locked.tenant, target=locked, now=now)
@@ -167,7 +167,7 @@ def update_file(
             raise Invalid("filename", str(error), code="bad_filename") from None
     if content_type is not None and not is_media_type(content_type):
         raise Invalid("content_type", "Use a media type such as text/csv, without parameters.")
-    _check_ahead("keep_until", keep_until, now)
+    _check_in_future("keep_until", keep_until, now)
     with transaction.atomic():
         collection, locked = _lock_file(file, by)
         wanted = {"filename": filename, "content_type": content_type, "notes": notes, "keep_until": keep_until}
@@ -177,7 +177,7 @@ def update_file(
             return locked
         if "filename" in changes:
             check_can_rename(by, locked)
-        holds.check_free(collection, locked)
+        holds.check_not_held(collection, locked)
         for name, value in changes.items():
             setattr(locked, name, value)
         locked.name_key = unique_key(locked.filename)
@@ -186,7 +186,7 @@ def update_file(
                 locked.save(update_fields=[*changes, "name_key"])
         except IntegrityError:
             raise errors.NameTaken from None
-        facts = {name: _text(value) if isinstance(value, datetime) else value for name, value in changes.items()}
+        facts = {name: _isoformat(value) if isinstance(value, datetime) else value for name, value in changes.items()}
         audit.record("file.update", by=by, tenant=collection.tenant, target=locked, now=now, **facts)
         return locked
 
@@ -198,8 +198,8 @@ def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | No
         collection, locked = _lock_file(file, by)
         if not etag_matches(if_match, locked.etag):
             raise errors.PreconditionFailed
-        holds.check_free(collection, locked)
-        drop_file(collection, locked, now=now)
+        holds.check_not_held(collection, locked)
+        delete_locked_file(collection, locked, now=now)
         audit.record(
             "file.delete",
             by=by,
@@ -213,9 +213,9 @@ def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | No
         )
 
 
-def drop_file(collection: Collection, locked: StoredFile, *, now: datetime) -> None:
+def delete_locked_file(collection: Collection, locked: StoredFile, *, now: datetime) -> None:
     """Of locked rows that nothing holds: the row goes, its object is queued, and the counts follow."""
-    erase_later(locked, due_after=0, now=now)
+    queue_deletion(locked, due_after=0, now=now)
     locked.delete()
     Collection.objects.filter(pk=collection.pk).update(
         file_count=F("file_count") - 1, total_length=F("total_length") - locked.length
@@ -234,10 +234,10 @@ def _check_open(collection: Collection) -> None:
         raise errors.NotOpen
 
 
-def _check_ahead(field: str, moment: datetime | None, now: datetime) -> None:
+def _check_in_future(field: str, moment: datetime | None, now: datetime) -> None:
     if moment is not None and moment <= now:
         raise Invalid(field, "The time has to lie ahead.")
 
 
-def _text(moment: datetime | None) -> str | None:
+def _isoformat(moment: datetime | None) -> str | None:
     return moment.isoformat() if moment else None

@@ -7,9 +7,9 @@ from files import cleanup, quota
 @shared_task(ignore_result=True)
 def tick() -> None:
     now = timezone.now()
-    cleanup.give_up_stalled_uploads(now=now)
-    cleanup.erase_due(now=now)
-    cleanup.forget_dead_links(now=now)
+    cleanup.abandon_stalled_uploads(now=now)
+    cleanup.delete_due_objects(now=now)
+    cleanup.delete_expired_links(now=now)
 
 
 @shared_task(ignore_result=True)

@@ -39,7 +39,7 @@ from vault.stores import ObjectStore, StoreError, get_store
 HEARTBEAT_SECONDS: Final = 30
 REPLACED_GRACE_SECONDS: Final = 3600  # downloads that began before a replacement may read the old object for so long
 _MEDIA_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
-_UNSAID: Final = {"", "application/octet-stream", "application/x-www-form-urlencoded"}  # what clients send when not asked
+_GENERIC_TYPES: Final = {"", "application/octet-stream", "application/x-www-form-urlencoded"}  # what clients send when not asked
 
 
 class RefuseUpload(FileUploadHandler):
@@ -95,12 +95,12 @@ class UploadSession:
         self.upload = upload
         self.draft = draft  # the row to be, without what only the bytes tell
         self._writer, self._store, self._replaces = writer, store, replaces
-        self._beat = time.monotonic()
+        self._last_heartbeat = time.monotonic()
         self._slots: Slots | None = self.slots  # taken by `receive`
         self._is_committing = False
 
     @classmethod
-    def receive(
+    def start(
         cls,
         draft: StoredFile,
         *,
@@ -163,7 +163,7 @@ class UploadSession:
         if self.limit is not None and self.length + len(data) > self.limit:
             raise errors.TooLarge
         self._writer.write(data)
-        if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
+        if time.monotonic() - self._last_heartbeat > HEARTBEAT_SECONDS:
             self._heartbeat()
 
     def commit(self, *, by: User | None, now: datetime, notes: str | None = None, digest: bytes | None = None) -> StoredFile:
@@ -183,16 +183,16 @@ class UploadSession:
         except (OperationalError, InterfaceError) as error:
             if not self._is_committing:
                 raise  # rolled back, and known to be
-            self._settle()  # the file may exist: only the clean-up, which reads the row, may take its object
+            self._finish()  # the file may exist: only the clean-up, which reads the row, may take its object
             file = self._read_back(error)
-        self._settle()
+        self._finish()
         return file
 
     def abandon(self) -> None:
         """Leaves nothing behind, neither parts nor an object nor the row; nothing happens once there is a file, or may be one."""
         if self._slots is None:
             return
-        self._settle()
+        self._finish()
         return_connection()
         try:
             self._writer.abort()
@@ -205,14 +205,14 @@ class UploadSession:
         except (StoreError, OperationalError, InterfaceError):
             return  # the row stands, so the tick will do it
 
-    def _settle(self) -> None:
+    def _finish(self) -> None:
         """From here on there is nothing to abandon."""
         if self._slots is not None:
             self._slots.release()
             self._slots = None
 
     def _heartbeat(self) -> None:
-        self._beat = time.monotonic()
+        self._last_heartbeat = time.monotonic()
         try:
             # The other contender is the clean-up, which takes uploads without a heartbeat for dead.
             wanted = Upload.objects.filter(pk=self.upload.pk, collection__status=Collection.Status.OPEN)
@@ -252,7 +252,7 @@ class UploadSession:
             raise errors.UploadLost
         replaced = self._lock_replaced()
         if replaced:
-            holds.check_free(collection, replaced)
+            holds.check_not_held(collection, replaced)
         quota.check_quota(
             collection, more_files=0 if replaced else 1, more_bytes=file.length - (replaced.length if replaced else 0)
         )
@@ -261,7 +261,7 @@ class UploadSession:
             file.pk, file.created_at, file.created_by = replaced.pk, replaced.created_at, replaced.created_by
             file.filename, file.name_key, file.keep_until = replaced.filename, replaced.name_key, replaced.keep_until
             file.notes = replaced.notes
-            erase_later(replaced, due_after=REPLACED_GRACE_SECONDS, now=now)
+            queue_deletion(replaced, due_after=REPLACED_GRACE_SECONDS, now=now)
             file.save(force_update=True)
         else:
             file.created_at, file.created_by = now, by
@@ -286,7 +286,7 @@ class UploadSession:
             sha256=file.sha256,
             cipher=file.cipher,
         )
-        file.is_held = holds.holding(collection, file).exists()
+        file.is_held = holds.holds_on(collection, file).exists()
         return file
 
     def _lock_replaced(self) -> StoredFile | None:
@@ -344,7 +344,7 @@ def begin(
     else:
         conditions.check(existing)
     if existing:
-        holds.check_free(collection, existing)
+        holds.check_not_held(collection, existing)
     if size is not None and size > settings.FILES_MAX_UPLOAD_BYTES:
         raise errors.TooLarge
     quota.check_quota(collection, more_files=0 if existing else 1, more_bytes=(size or 0) - (existing.length if existing else 0))
@@ -353,7 +353,7 @@ def begin(
         uuid=existing.uuid if existing else uuid.uuid4(),
         filename=filename,
         name_key=unique_key(filename),
-        content_type=media_type(content_type, filename),
+        content_type=choose_media_type(content_type, filename),
         notes=notes,
         cipher=collection.cipher,
         segment_size=settings.FILES_SEGMENT_SIZE,
@@ -361,13 +361,13 @@ def begin(
         store=collection.tenant.vault_alias,
     )
     draft.object_key = collection.object_key(draft.object_id)
-    return UploadSession.receive(draft, by=by, size=size, now=now, replaces=existing)
+    return UploadSession.start(draft, by=by, size=size, now=now, replaces=existing)
 
 
-def media_type(given: str, filename: str) -> str:
+def choose_media_type(given: str, filename: str) -> str:
     """What the client said, else what the name suggests. Never more than a media type without parameters."""
     kind = given.partition(";")[0].strip().lower()
-    if kind in _UNSAID or not is_media_type(kind):
+    if kind in _GENERIC_TYPES or not is_media_type(kind):
         kind = mimetypes.guess_type(filename)[0] or "application/octet-stream"
     return kind
 
@@ -376,7 +376,7 @@ def is_media_type(value: str) -> bool:
     return bool(_MEDIA_TYPE.fullmatch(value))
 
 
-def erase_later(file: StoredFile, *, due_after: int, now: datetime) -> None:
+def queue_deletion(file: StoredFile, *, due_after: int, now: datetime) -> None:
     """Queues the object of a content that no row will name any more. To be called in the transaction that unnames it."""
     PendingDeletion.objects.create(
         store=file.store,

@@ -7,14 +7,14 @@ from django.db.models import QuerySet, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 
-from files.admin import ReadOnly
+from files.admin import ReadOnlyAdmin
 from purge import destruction as destroying
 from purge.models import Destruction
 from tenants.models import User
 
 
 @admin.register(Destruction)
-class DestructionAdmin(ReadOnly):
+class DestructionAdmin(ReadOnlyAdmin):
     list_display = (
         "slug",
         "tenant",

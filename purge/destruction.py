@@ -58,7 +58,7 @@ def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruct
     with suppress(NotFound), transaction.atomic():
         locked = lock_collection(collection)
         rule = rule_for(locked, now)
-        if rule is None or holds.holding(locked).exists():
+        if rule is None or holds.holds_on(locked).exists():
             return None
         return _shred(
             locked,

@@ -79,7 +79,7 @@ def _owners(collection: Collection) -> set[str]:
     """Mail addresses of who was made a manager of it by name, and still is; of the tenant's admins if nobody is."""
     named = collection.grants.filter(file=None, level=Level.MANAGER)
     people = User.objects.filter(grants__in=named, service_of=None)
-    if managers := {each.email for each in people if access.level_on(each, collection) >= Level.MANAGER}:
+    if managers := {each.email for each in people if access.current_level(each, collection) >= Level.MANAGER}:
         return managers
     admins = Membership.objects.filter(tenant=collection.tenant_id).of_people().holding(Role.ADMIN)
     return set(admins.values_list("user__email", flat=True))

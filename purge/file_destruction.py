@@ -11,7 +11,7 @@ from django.db import transaction
 from files import holds
 from files.locks import lock_file
 from files.models import StoredFile
-from files.services import drop_file
+from files.services import delete_locked_file
 from purge.rules import FILE_RULES, file_rule_for, files_due
 from tenants import audit
 from tenants.errors import NotFound
@@ -44,10 +44,10 @@ def destroy(file: StoredFile, *, by: User | None, now: datetime) -> bool:
     with suppress(NotFound), transaction.atomic():
         collection, locked = lock_file(file)
         rule = file_rule_for(locked, now)
-        if rule is None or holds.holding(collection, locked).exists():
+        if rule is None or holds.holds_on(collection, locked).exists():
             return False
         explanation = rule.explain(locked, now)
-        drop_file(collection, locked, now=now)
+        delete_locked_file(collection, locked, now=now)
         audit.record(
             "file.purge",
             by=by,

@@ -170,7 +170,7 @@ def _build(request: EgressRequest, release: Collection, *, now: datetime) -> Non
     )
     draft.object_key = release.object_key(draft.object_id)
     # A plain package is encrypted only by the bucket.
-    with Package.receive(draft, by=None, size=None, now=now, encrypt=release.cipher == Cipher.NONE) as package:
+    with Package.start(draft, by=None, size=None, now=now, encrypt=release.cipher == Cipher.NONE) as package:
         package.request, package.manifest = request, manifest
         try:
             _write(package, items, manifest)

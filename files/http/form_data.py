@@ -21,8 +21,8 @@ from files.http.bodies import announced_length, read_body
 
 Bytes = bytes | bytearray | memoryview
 MAX_FORM_PARTS = 1000
-MAX_AROUND_FILES = 1024**2  # bytes of a form that are not its files'
-MAX_FIELD = 64 * 1024  # bytes of one plain form field
+MAX_FORM_OVERHEAD = 1024**2  # bytes of a form that are not its files'
+MAX_FIELD_BYTES = 64 * 1024  # bytes of one plain form field
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Part:
 
 def read_form(environ: dict[str, Any]) -> Iterator[Part]:
     """The parts of a multipart/form-data body, in their order."""
-    if (announced_length(environ) or 0) > settings.FILES_MAX_UPLOAD_BYTES + MAX_AROUND_FILES:
+    if (announced_length(environ) or 0) > settings.FILES_MAX_UPLOAD_BYTES + MAX_FORM_OVERHEAD:
         raise FormTooLarge
     kind, options = parse_options_header(environ.get("CONTENT_TYPE", ""))
     if kind != "multipart/form-data":
@@ -65,8 +65,8 @@ def read_field(part: Part) -> str:
     value = bytearray()
     for piece in part.data:
         value += piece
-        if len(value) > MAX_FIELD:
-            raise TooLarge(f"The form field is longer than {MAX_FIELD} bytes.", code="field_too_large")
+        if len(value) > MAX_FIELD_BYTES:
+            raise TooLarge(f"The form field is longer than {MAX_FIELD_BYTES} bytes.", code="field_too_large")
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -86,7 +86,7 @@ def _events(environ: dict[str, Any], boundary: str) -> Iterator[object]:
     try:
         for piece in read_body(environ):
             received += len(piece)
-            if received > settings.FILES_MAX_UPLOAD_BYTES + MAX_AROUND_FILES:  # chunked: nobody announced it
+            if received > settings.FILES_MAX_UPLOAD_BYTES + MAX_FORM_OVERHEAD:  # chunked: nobody announced it
                 raise FormTooLarge
             try:
                 if not parser.closed:

@@ -19,7 +19,7 @@ from tenants.absolute_urls import absolute_url
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ByteRequest:
     """What a request asks of a file: its method and its conditional and range headers."""
 
     head: bool = False
@@ -30,7 +30,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ByteResponse:
     """A response without HTTP's framework: `body` is None for HEAD and 304."""
 
     status: int
@@ -53,9 +53,9 @@ def byte_headers(disposition: str, filename: str, content_type: str) -> dict[str
 
 # --- Between these and the views ---
 
-BYTES = OpenApiResponse(OpenApiTypes.BINARY, "the bytes")
+BYTES_RESPONSE = OpenApiResponse(OpenApiTypes.BINARY, "the bytes")
 # Of the type that the file was saved with; 304 to whoever has the content already.
-CONTENT = {(200, "*/*"): BYTES, (206, "*/*"): BYTES, 304: OpenApiResponse(description="not modified")}
+CONTENT_RESPONSES = {(200, "*/*"): BYTES_RESPONSE, (206, "*/*"): BYTES_RESPONSE, 304: OpenApiResponse(description="not modified")}
 
 
 def header_parameters(*names: str) -> list[OpenApiParameter]:
@@ -63,19 +63,19 @@ def header_parameters(*names: str) -> list[OpenApiParameter]:
     return [OpenApiParameter(name, str, OpenApiParameter.HEADER) for name in names]
 
 
-WANTED = header_parameters("Range", "If-Range", "If-Match", "If-None-Match")
+BYTE_REQUEST_HEADERS = header_parameters("Range", "If-Range", "If-Match", "If-None-Match")
 
 
 def render(view: APIView, serializer: type[Any], data: Any, **kwargs: Any) -> Response:
     return Response(serializer(data, context={"request": view.request, "view": view}).data, **kwargs)
 
 
-def wanted(request: Request) -> Wanted:
+def byte_request_of(request: Request) -> ByteRequest:
     names = {"range": "Range", "if_range": "If-Range", "if_match": "If-Match", "if_none_match": "If-None-Match"}
-    return Wanted(head=request.method == "HEAD", **{field: request.headers.get(name) for field, name in names.items()})
+    return ByteRequest(head=request.method == "HEAD", **{field: request.headers.get(name) for field, name in names.items()})
 
 
-def respond(answer: Answer) -> HttpResponseBase:
+def respond(answer: ByteResponse) -> HttpResponseBase:
     if answer.body is None:
         response = HttpResponse(status=answer.status, headers=answer.headers)
         if "Content-Type" not in answer.headers:

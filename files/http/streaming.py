@@ -15,8 +15,8 @@ from files.errors import TransfersFull
 
 log = logging.getLogger(__name__)
 
-CHECK_SECONDS: Final = 3.0
-BLIND_SECONDS: Final = 60.0  # so long a stream goes on while the database does not answer whether it may
+CHECK_INTERVAL_SECONDS: Final = 3.0
+MAX_UNCHECKED_SECONDS: Final = 60.0  # so long a stream goes on while the database does not answer whether it may
 
 
 def return_connection() -> None:
@@ -87,7 +87,7 @@ class Transfer:
         return self
 
     def __next__(self) -> bytes:
-        if time.monotonic() - self._checked > CHECK_SECONDS:
+        if time.monotonic() - self._checked > CHECK_INTERVAL_SECONDS:
             self._check()
         piece, self._first = (self._first, None) if self._first is not None else (self._next(), None)
         if self._meter:
@@ -118,7 +118,7 @@ class Transfer:
         except APIException:
             allowed = False
         except (OperationalError, InterfaceError):
-            if asked - self._answered > BLIND_SECONDS:
+            if asked - self._answered > MAX_UNCHECKED_SECONDS:
                 raise TransferEnded("the database did not say whether the reader may go on") from None
             return
         finally:

@@ -33,14 +33,14 @@ class CollectionsView(generics.GenericAPIView[Collection]):
     @extend_schema(operation_id="collections_create", request=CreateCollectionInput, responses={201: CollectionOutput})
     def post(self, request: Request) -> Response:
         """A new, empty collection with a key of its own."""
-        given = CreateCollectionInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        user, wish = user_of(request), given.validated_data
+        serializer = CreateCollectionInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        user, data = user_of(request), serializer.validated_data
         collection = services.create_collection(
-            tenant=services.tenant_for(user, wish.get("tenant")),
-            display_name=wish["display_name"],
-            cipher=wish.get("cipher", settings.FILES_DEFAULT_CIPHER),
-            purge_at=wish.get("purge_at"),
+            tenant=services.resolve_tenant(user, data.get("tenant")),
+            display_name=data["display_name"],
+            cipher=data.get("cipher", settings.FILES_DEFAULT_CIPHER),
+            purge_at=data.get("purge_at"),
             by=user,
             now=timezone.now(),
         )
@@ -59,16 +59,16 @@ class CollectionView(APIView):
         """Changes the display name or the purge date. The cipher and the id are final."""
         user = user_of(request)
         collection = access.get_collection(user, slug, deleted=True)
-        given = UpdateCollectionInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        wish = given.validated_data
-        keep = "purge_at" in wish and wish["purge_at"] is None
+        serializer = UpdateCollectionInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = serializer.validated_data
+        keep = "purge_at" in data and data["purge_at"] is None
         services.update_collection(
             collection,
             by=user,
             now=timezone.now(),
-            display_name=wish.get("display_name"),
-            purge_at=wish.get("purge_at"),
+            display_name=data.get("display_name"),
+            purge_at=data.get("purge_at"),
             keep=keep,
         )
         return render(self, CollectionOutput, access.get_collection(user, slug))

@@ -12,9 +12,9 @@ from files import access, downloads, uploads
 from files.errors import DigestMismatch
 from files.http.bodies import announced_length, read_body
 from files.http.headers import parse_digest
-from files.http.responses import CONTENT, WANTED, header_parameters, respond, wanted
+from files.http.responses import BYTE_REQUEST_HEADERS, CONTENT_RESPONSES, byte_request_of, header_parameters, respond
 from files.serializers import FileOutput
-from files.views.files import created
+from files.views.files import file_created
 from tenants.auth.permissions import user_of
 from tenants.errors import Invalid
 
@@ -36,12 +36,16 @@ def announced_digest(request: Request) -> bytes | None:
 class ContentView(APIView):
     takes_chunks = True
 
-    @extend_schema(operation_id="content_download", parameters=WANTED, responses=CONTENT)
+    @extend_schema(operation_id="content_download", parameters=BYTE_REQUEST_HEADERS, responses=CONTENT_RESPONSES)
     def get(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
         """The file, as an attachment. Range, If-Range, If-Match and If-None-Match as in RFC 9110; one range at a time."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
-        return respond(downloads.open_file(file, by=user, wanted=wanted(request), disposition="attachment", now=timezone.now()))
+        return respond(
+            downloads.open_file(
+                file, by=user, byte_request=byte_request_of(request), disposition="attachment", now=timezone.now()
+            )
+        )
 
     @extend_schema(operation_id="content_head", responses={200: None})
     def head(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
@@ -75,16 +79,18 @@ class ContentView(APIView):
             for piece in read_body(request.META):
                 incoming.write(piece)
             file = incoming.commit(by=user, now=timezone.now(), digest=digest)
-        return created(self, request, file, is_new=not incoming.is_replacement)
+        return file_created(self, request, file, is_new=not incoming.is_replacement)
 
 
 class PreviewView(APIView):
-    @extend_schema(operation_id="preview", parameters=WANTED, responses=CONTENT)
+    @extend_schema(operation_id="preview", parameters=BYTE_REQUEST_HEADERS, responses=CONTENT_RESPONSES)
     def get(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
         """The same bytes, to be shown: inline and sandboxed."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
-        return respond(downloads.open_file(file, by=user, wanted=wanted(request), disposition="inline", now=timezone.now()))
+        return respond(
+            downloads.open_file(file, by=user, byte_request=byte_request_of(request), disposition="inline", now=timezone.now())
+        )
 
     @extend_schema(operation_id="preview_head", responses={200: None})
     def head(self, request: Request, slug: str, filename: str) -> HttpResponseBase:

@@ -9,7 +9,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from files import access, downloads, links
-from files.http.responses import BYTES, CONTENT, WANTED, link_created, respond, wanted
+from files.http.responses import BYTE_REQUEST_HEADERS, BYTES_RESPONSE, CONTENT_RESPONSES, byte_request_of, link_created, respond
 from files.serializers import ArchiveInput, LinkOutput, MintInput
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import user_of
@@ -36,16 +36,16 @@ class FileDownloadView(APIView):
         """A one-off link."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
-        given = MintInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        disposition = given.validated_data["disposition"]
+        serializer = MintInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        disposition = serializer.validated_data["disposition"]
         return link_created(
             self, request, links.mint(collection=file.collection, file=file, by=user, now=timezone.now(), disposition=disposition)
         )
 
 
 class ArchiveStreamView(APIView):
-    @extend_schema(operation_id="archive_download", parameters=[FILENAMES], responses={(200, "application/zip"): BYTES})
+    @extend_schema(operation_id="archive_download", parameters=[FILENAMES], responses={(200, "application/zip"): BYTES_RESPONSE})
     def get(self, request: Request, slug: str) -> HttpResponseBase:
         """What you can read, or the files that are named, as a zip whose length is announced."""
         user = user_of(request)
@@ -67,9 +67,9 @@ class ArchiveView(APIView):
         """A one-off link to the zip."""
         user = user_of(request)
         collection = access.get_collection(user, slug)
-        given = ArchiveInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        names = given.validated_data.get("file", [])
+        serializer = ArchiveInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        names = serializer.validated_data.get("file", [])
         return link_created(self, request, links.mint(collection=collection, filenames=names, by=user, now=timezone.now()))
 
 
@@ -79,10 +79,10 @@ class DownloadView(APIView):
     authentication_classes = ()
     permission_classes = ()
 
-    @extend_schema(operation_id="download", auth=[], parameters=WANTED, responses=CONTENT)
+    @extend_schema(operation_id="download", auth=[], parameters=BYTE_REQUEST_HEADERS, responses=CONTENT_RESPONSES)
     def get(self, request: Request, token: str) -> HttpResponseBase:
         """The bytes, once. A transfer that broke may be resumed with Range."""
-        return respond(links.open_link(token, wanted=wanted(request), now=timezone.now()))
+        return respond(links.open_link(token, byte_request=byte_request_of(request), now=timezone.now()))
 
     @extend_schema(operation_id="download_head", auth=[], responses={200: None})
     def head(self, request: Request, token: str) -> HttpResponseBase:

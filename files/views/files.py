@@ -23,13 +23,13 @@ from tenants.errors import Invalid
 from tenants.related import with_only
 
 
-def receive_form(view: APIView, request: Request, choose: Any, now: datetime) -> Response:
+def receive_files(view: APIView, request: Request, choose: Any, now: datetime) -> Response:
     outcomes = form_uploads.receive(request.META, by=user_of(request), choose=choose, now=now)
     context = {"request": request, "view": view}
     if len(outcomes) == 1:
         if outcomes[0].problem:
             raise outcomes[0].problem
-        return created(view, request, cast(StoredFile, outcomes[0].file))
+        return file_created(view, request, cast(StoredFile, outcomes[0].file))
     results = []
     for outcome in outcomes:
         if outcome.file:
@@ -42,7 +42,7 @@ def receive_form(view: APIView, request: Request, choose: Any, now: datetime) ->
     return Response({"results": results})
 
 
-def created(view: APIView, request: Request, file: StoredFile, *, is_new: bool = True) -> Response:
+def file_created(view: APIView, request: Request, file: StoredFile, *, is_new: bool = True) -> Response:
     location = absolute_url(request, "file", slug=file.collection.slug, filename=file.filename)
     code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
     return render(view, FileOutput, file, status=code, headers={"Location": location, "ETag": file.etag})
@@ -72,7 +72,7 @@ class CollectionFilesView(generics.GenericAPIView[StoredFile]):
     def post(self, request: Request, slug: str) -> Response:
         """One file: 201. Several: 200 with a result for each; every file is kept or refused by itself."""
         collection = access.get_collection(user_of(request), slug)
-        return receive_form(self, request, lambda _: collection, timezone.now())
+        return receive_files(self, request, lambda _: collection, timezone.now())
 
 
 class FilesView(APIView):
@@ -92,7 +92,7 @@ class FilesView(APIView):
                 raise Invalid("collection", "Name the collection, before the first file.", code="required")
             return access.find_collection(user, name, tenant=fields.get("tenant") or None)
 
-        return receive_form(self, request, choose, timezone.now())
+        return receive_files(self, request, choose, timezone.now())
 
 
 class FileView(APIView):
@@ -106,11 +106,11 @@ class FileView(APIView):
         """As PATCH: what is absent stays."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
-        given = UpdateFileInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        wish = given.validated_data
-        keep = "keep_until" in wish and wish["keep_until"] is None
-        return render(self, FileOutput, services.update_file(file, by=user, now=timezone.now(), keep=keep, **wish))
+        serializer = UpdateFileInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = serializer.validated_data
+        keep = "keep_until" in data and data["keep_until"] is None
+        return render(self, FileOutput, services.update_file(file, by=user, now=timezone.now(), keep=keep, **data))
 
     @extend_schema(operation_id="files_partial_update", request=UpdateFileInput, responses=FileOutput)
     def patch(self, request: Request, slug: str, filename: str) -> Response:

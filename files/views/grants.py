@@ -23,10 +23,10 @@ from tenants.models import Scope, User
 from tenants.related import with_only
 
 
-SHOWN: Final = {"collection": "slug", "file": "filename", "user": "username", "created_by": "username"}
+RELATED_FIELDS: Final = {"collection": "slug", "file": "filename", "user": "username", "created_by": "username"}
 
 
-def load(user: User, slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
+def load_target(user: User, slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
     """What the address names: a collection, or one file of it."""
     if filename is None:
         return access.get_collection(user, slug), None
@@ -44,20 +44,20 @@ class GrantsView(generics.GenericAPIView[Grant]):
     def get(self, request: Request, slug: str, filename: str | None = None) -> Response:
         """Who was given what. Of a collection, its single files included."""
         user = user_of(request)
-        grants = with_only(access.visible_grants(user, *load(user, slug, filename)), **SHOWN)
+        grants = with_only(access.visible_grants(user, *load_target(user, slug, filename)), **RELATED_FIELDS)
         page = self.paginate_queryset(self.filter_queryset(grants))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     @extend_schema(request=GrantInput, responses={201: GrantOutput, 200: GrantOutput})
     def post(self, request: Request, slug: str, filename: str | None = None) -> Response:
-        """Gives a user, or everyone in the tenant, a level: 201. If they have one given here already, it is changed: 200."""
+        """Gives a user, or everyone in the tenant, a level: 201. If they have one serializer here already, it is changed: 200."""
         user = user_of(request)
-        collection, file = load(user, slug, filename)
-        given = GrantInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        wish = given.validated_data
+        collection, file = load_target(user, slug, filename)
+        serializer = GrantInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = serializer.validated_data
         grant, is_new = grant_access(
-            collection, file=file, username=wish.get("user"), level=wish["level"], by=user, now=timezone.now()
+            collection, file=file, username=data.get("user"), level=data["level"], by=user, now=timezone.now()
         )
         address = {"slug": slug, "grant_id": str(grant.pk)}
         location = (
@@ -75,13 +75,13 @@ class GrantView(APIView):
     @extend_schema(responses=GrantOutput)
     def get(self, request: Request, slug: str, grant_id: str, filename: str | None = None) -> Response:
         user = user_of(request)
-        return render(self, GrantOutput, access.get_grant(user, grant_id, *load(user, slug, filename)))
+        return render(self, GrantOutput, access.get_grant(user, grant_id, *load_target(user, slug, filename)))
 
     @extend_schema(responses={204: None})
     def delete(self, request: Request, slug: str, grant_id: str, filename: str | None = None) -> Response:
         """Takes it away, from the next request on. What the person has by role or by another grant stays."""
         user = user_of(request)
-        revoke_grant(access.get_grant(user, grant_id, *load(user, slug, filename)), by=user, now=timezone.now())
+        revoke_grant(access.get_grant(user, grant_id, *load_target(user, slug, filename)), by=user, now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
@@ -95,6 +95,6 @@ class TenantGrantsView(generics.GenericAPIView[Grant]):
     def get(self, request: Request, tenant: str) -> Response:
         """Who was given what in the tenant: for its admins and auditors. `external=true` shows what people of others have."""
         user = user_of(request)
-        grants = with_only(access.tenant_grants(user, people.get_tenant(user, tenant)), **SHOWN)
+        grants = with_only(access.tenant_grants(user, people.get_tenant(user, tenant)), **RELATED_FIELDS)
         page = self.paginate_queryset(self.filter_queryset(grants))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)

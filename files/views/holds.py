@@ -36,11 +36,11 @@ class HoldsView(generics.GenericAPIView[Hold]):
         """Places a legal hold. For the tenant's admins; a deleted collection can be held, too, until it is destroyed."""
         user = user_of(request)
         collection = access.get_collection(user, slug, deleted=True)
-        given = HoldInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        wish = given.validated_data
+        serializer = HoldInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = serializer.validated_data
         hold = holds.place(
-            collection, filename=wish.get("file"), ref=wish["ref"], reason=wish["reason"], by=user, now=timezone.now()
+            collection, filename=data.get("file"), ref=data["ref"], reason=data["reason"], by=user, now=timezone.now()
         )
         location = absolute_url(request, "hold", slug=slug, hold_id=str(hold.pk))
         return render(self, HoldOutput, hold, status=status.HTTP_201_CREATED, headers={"Location": location})

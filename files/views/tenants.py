@@ -8,8 +8,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from files import audit_export
-from files.http.responses import BYTES, respond
-from files.quota import usage_of
+from files.http.responses import BYTES_RESPONSE, respond
+from files.quota import tenant_usage
 from files.serializers import UsageOutput
 from tenants import access
 from tenants.audit.serializers import AuditInput
@@ -17,7 +17,7 @@ from tenants.auth.permissions import ADMINISTER, PEOPLE_ONLY, user_of
 from tenants.models import Scope, Tenant
 
 
-CSV = {(200, "text/csv"): BYTES}
+CSV = {(200, "text/csv"): BYTES_RESPONSE}
 
 
 class UsageView(APIView):
@@ -27,16 +27,18 @@ class UsageView(APIView):
     def get(self, request: Request, tenant: str) -> Response:
         """What the tenant keeps, and its quota. For its admins and auditors, and superusers."""
         found = access.get_audited_tenant(user_of(request), tenant)
-        return Response(UsageOutput(usage_of(found)).data)
+        return Response(UsageOutput(tenant_usage(found)).data)
 
 
 class Export(APIView):
     def answer(self, request: Request, tenant: Tenant | None) -> HttpResponseBase:
-        wanted = AuditInput(data=request.query_params)
-        wanted.is_valid(raise_exception=True)
+        serializer = AuditInput(data=request.query_params)
+        serializer.is_valid(raise_exception=True)
         is_head = request.method == "HEAD"
         return respond(
-            audit_export.open_export(tenant, by=user_of(request), wanted=wanted.validated_data, head=is_head, now=timezone.now())
+            audit_export.open_export(
+                tenant, by=user_of(request), filters=serializer.validated_data, head=is_head, now=timezone.now()
+            )
         )
 
 

@@ -220,7 +220,7 @@ def test_a_running_archive_ends_when_its_reader_may_read_no_more(
 ) -> None:
     for change in ["leaves", "is-deleted"]:
         with case(change):
-            monkeypatch.setattr(streaming, "CHECK_SECONDS", -1.0)
+            monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1.0)
             admin, pieces = api(alice), iter(api(bob).get(paths.archive(filled)))
             next(pieces)
             if change == "leaves":

@@ -340,7 +340,7 @@ def test_export_ends_where_the_trail_ended_when_it_began(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asks before each page whether it may go on, and has pages of one event."""
     monkeypatch.setattr(audit_export, "PAGE", 1)
-    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1.0)
 
 
 def test_export_ends_short_when_its_reader_loses_the_role(api: Api, trail: None, erin: User, impatient: None) -> None:

@@ -466,7 +466,7 @@ def test_download_whose_object_goes_on_its_way_ends_visibly_short(
 @pytest.fixture
 def asked_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams ask before each piece whether they may go on, not every few seconds."""
-    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1.0)
 
 
 def test_a_running_download_goes_on_when_nothing_happens(

@@ -194,7 +194,7 @@ def test_round_that_there_is_not(api: Api, people: dict[str, User], mended: Any,
 
 @pytest.fixture
 def asked_before_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1)
+    monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1)
 
 
 def demote(api: Api, request: Any, grace: User) -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rest_framework.test import APIClient
 
-from files.models import GRANTED, Collection, Grant, Level
+from files.models import GRANTABLE_LEVELS, Collection, Grant, Level
 from tenants.models import Membership, Tenant, User
 from tests.api import paths
 from tests.api.worlds import filling, put
@@ -59,7 +59,7 @@ def test_what_somebody_sees_follows_from_roles_and_grants(api: Api, filled: str,
         roles=st.sets(st.sampled_from(ROLES)),
         shares=st.booleans(),
         joined_later=st.booleans(),
-        grants=st.dictionaries(st.sampled_from(TARGETS), st.sampled_from(GRANTED), max_size=4),
+        grants=st.dictionaries(st.sampled_from(TARGETS), st.sampled_from(GRANTABLE_LEVELS), max_size=4),
     )
     @example(roles={"research_it"}, shares=True, joined_later=True, grants={(None, "bob"): Level.EDITOR})
     def check(roles: set[str], grants: dict[Any, Level], *, shares: bool, joined_later: bool) -> None:

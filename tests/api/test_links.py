@@ -338,7 +338,7 @@ def test_a_running_download_ends_with_the_access_of_its_minter(
     changes: list[Change] = [leave, deactivate, demote, suspend, delete_collection, delete_file]
     for change in changes:
         with case(change):
-            monkeypatch.setattr(streaming, "CHECK_SECONDS", -1.0)
+            monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1.0)
             admin, pieces = api(alice), iter(fetch(link))
             assert CONTENT.startswith(next(pieces))
             change(bob=User.objects.get(pk=bob.pk), acme=Tenant.objects.get(pk=acme.pk), admin=admin, slug=november)
@@ -372,13 +372,13 @@ def test_a_transfer_that_broke_is_resumed_with_range(
     arrived = b"".join(next(iter(broken)) for _ in range(10))
     broken.close()
     assert CONTENT.startswith(arrived)
-    assert budget() == len(CONTENT) + links.RESUME_EXTRA - len(arrived)
+    assert budget() == len(CONTENT) + links.RESUME_ALLOWANCE - len(arrived)
 
     resumed = fetch(link, Range=f"bytes={len(arrived)}-", If_Range=stored.etag)
     assert resumed.status_code == 206
     assert resumed["Content-Range"] == f"bytes {len(arrived)}-4999/5000"
     assert arrived + b"".join(resumed) == CONTENT
-    assert budget() == links.RESUME_EXTRA
+    assert budget() == links.RESUME_ALLOWANCE
     assert is_dead(link)
     assert audited("link.claim", "link.resume") == [("link.claim", "bob"), ("link.resume", "bob")]
 
@@ -433,7 +433,7 @@ def test_a_transfer_is_not_resumed_from_another_content(
 
 def test_resumed_transfers_stay_within_the_budget(link: str) -> None:
     b"".join(fetch(link))
-    assert budget() == links.RESUME_EXTRA == 16 * 1024**2
+    assert budget() == links.RESUME_ALLOWANCE == 16 * 1024**2
     DownloadLink.objects.update(bytes_left=6000)
     assert b"".join(fetch(link, Range="bytes=0-")) == CONTENT
     assert budget() == 1000
@@ -456,7 +456,7 @@ def test_a_budget_is_spent_to_its_last_piece_however_it_is_paid(
     """Segments may be larger than what is paid in advance."""
     for in_advance in [1, 100, 300]:
         with case(in_advance):
-            monkeypatch.setattr(links, "PAID_IN_ADVANCE", in_advance)
+            monkeypatch.setattr(links, "RESERVATION_BYTES", in_advance)
             b"".join(fetch(link))
             for given in range(1000, 1112, step):
                 DownloadLink.objects.update(bytes_left=given)
@@ -487,7 +487,7 @@ def test_what_is_no_range_resumes_nothing_but_the_whole(link: str, case: Case) -
             answer = fetch(link, Range=asked)
             if answer.status_code == 200:
                 assert b"".join(answer) == CONTENT
-                assert budget() == links.RESUME_EXTRA - len(CONTENT)
+                assert budget() == links.RESUME_ALLOWANCE - len(CONTENT)
             else:
                 problem(answer, 404, "not_found")
 

@@ -108,7 +108,7 @@ def test_upload_that_cannot_be_aborted_is_removed_by_the_clean_up(
 
     with faults.during(gone):
         assert refused(put(api(alice), slug, BIG))
-        with time_machine.travel(timedelta(seconds=2 * Upload.DEAD_AFTER_SECONDS)):
+        with time_machine.travel(timedelta(seconds=2 * Upload.STALLED_AFTER_SECONDS)):
             tick()  # fails without an exception
     assert len(invariants.entries()) == 1
     invariants.check_objects()

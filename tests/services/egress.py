@@ -114,8 +114,8 @@ def go_on(minutes: int) -> None:
         now = timezone.now()
         while jobs.process_copies(now=now, until=float("inf")) or jobs.build_package(now=now):
             pass
-        cleanup.give_up_stalled_uploads(now=now)
-        cleanup.erase_due(now=now)
+        cleanup.abandon_stalled_uploads(now=now)
+        cleanup.delete_due_objects(now=now)
 
 
 def go_on_given(minutes: int) -> None:
@@ -123,8 +123,8 @@ def go_on_given(minutes: int) -> None:
     now = timezone.now() + timedelta(minutes=minutes)
     while jobs.process_copies(now=now, until=float("inf")) or jobs.build_package(now=now):
         pass
-    cleanup.give_up_stalled_uploads(now=now)
-    cleanup.erase_due(now=now)
+    cleanup.abandon_stalled_uploads(now=now)
+    cleanup.delete_due_objects(now=now)
 
 
 def in_bucket(alias: str) -> list[str]:

@@ -81,7 +81,7 @@ def test_running_download_ends_with_the_key_that_it_was_asked_with(
     api: Api, bob: User, november: Collection, monkeypatch: pytest.MonkeyPatch, way: str, end: Callable[[User], None]
 ) -> None:
     """And one that the same person runs without it goes on."""
-    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1)
+    monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1)
 
     def stream(who: User | str) -> Any:
         match way:

@@ -150,10 +150,10 @@ def test_broken_ones_parts_and_links_at_once_are_no_more_than_the_limit(
 
     assert {status for status, _ in answers} <= {200, 206, 409}
     sent = sum(len(body) for status, body in answers if status in {200, 206})
-    assert sent <= limit * (length + min(length, links.RESUME_EXTRA))
+    assert sent <= limit * (length + min(length, links.RESUME_ALLOWANCE))
     stored = check(request, at_most=limit)
     left = sum(download.bytes_left for download in stored.downloads.all())
-    assert left + sent == stored.download_count * (length + min(length, links.RESUME_EXTRA))  # every byte was paid for
+    assert left + sent == stored.download_count * (length + min(length, links.RESUME_ALLOWANCE))  # every byte was paid for
     # What was given back is to be had again, and no more than that.
     again = race([partial(fetched, clients[0], address)] * 10)
     assert Counter(status for status, _ in again)[200] == limit - stored.download_count
@@ -170,8 +170,8 @@ def test_resumed_parts_at_once_cannot_overdraw_a_download(api: Api, bob: User, a
 
     assert {status for status, _ in answers} <= {206, 409}
     sent = length + sum(len(body) for status, body in answers if status == 206)
-    assert sent <= length + min(length, links.RESUME_EXTRA)
-    assert sent + check(request, at_most=1).downloads.get().bytes_left == length + min(length, links.RESUME_EXTRA)
+    assert sent <= length + min(length, links.RESUME_ALLOWANCE)
+    assert sent + check(request, at_most=1).downloads.get().bytes_left == length + min(length, links.RESUME_ALLOWANCE)
 
 
 # --- Against its end ---

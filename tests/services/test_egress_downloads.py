@@ -489,7 +489,7 @@ def test_budget_is_the_package_and_what_buffers_hold_of_it(api: Api, bob: User, 
     assert count(released) == 1
     (made,) = see(client, released)["downloads"]
     assert made["bytes_taken"] == sent
-    assert made["bytes_taken"] + made["bytes_left"] == length + min(length, links.RESUME_EXTRA)
+    assert made["bytes_taken"] + made["bytes_left"] == length + min(length, links.RESUME_ALLOWANCE)
 
 
 @pytest.mark.both_databases
@@ -568,7 +568,7 @@ def test_extension_is_not_for_the_first_stage_or_the_requester(
 
 @pytest.fixture
 def asked_before_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1)
+    monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1)
 
 
 def end_window(request: Any) -> None:

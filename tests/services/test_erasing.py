@@ -27,7 +27,7 @@ from vault.stores import get_store
 Api = Callable[[User | None], APIClient]
 MakeCollection = Callable[..., Collection]
 CONTENT = random.Random(1).randbytes(300_000)
-DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
+DEAD_AFTER = timedelta(seconds=Upload.STALLED_AFTER_SECONDS)
 GRACE = timedelta(seconds=uploads.REPLACED_GRACE_SECONDS)
 SECOND = timedelta(seconds=1)
 
@@ -71,17 +71,17 @@ def keys() -> set[str]:
 
 def test_stalled_upload_is_given_up_after_15_minutes_and_not_before(alice: User, november: Collection, now: datetime) -> None:
     with begin(alice, november, "a.bin", now):
-        assert cleanup.give_up_stalled_uploads(now=now + DEAD_AFTER) == 0
+        assert cleanup.abandon_stalled_uploads(now=now + DEAD_AFTER) == 0
         assert Upload.objects.count() == 1
         invariants.check_objects()
 
         late = now + DEAD_AFTER + SECOND
-        assert cleanup.give_up_stalled_uploads(now=late) == 1
+        assert cleanup.abandon_stalled_uploads(now=late) == 1
         assert not Upload.objects.exists()
         invariants.check_objects()
-        assert cleanup.erase_due(now=late) == 1
+        assert cleanup.delete_due_objects(now=late) == 1
         assert keys() == set()
-        assert cleanup.give_up_stalled_uploads(now=late) == cleanup.erase_due(now=late) == 0
+        assert cleanup.abandon_stalled_uploads(now=late) == cleanup.delete_due_objects(now=late) == 0
     invariants.check_all()
 
 
@@ -90,9 +90,9 @@ def test_giving_up_goes_on_where_its_limit_stopped_it_oldest_first(alice: User, 
     stalled = [begin(alice, november, f"{number}.bin", now + number * SECOND) for number in range(5)]
     late = now + 2 * DEAD_AFTER
 
-    assert cleanup.give_up_stalled_uploads(now=late, limit=3) == 3
+    assert cleanup.abandon_stalled_uploads(now=late, limit=3) == 3
     assert {upload.object_key for upload in Upload.objects.all()} == {left.draft.object_key for left in stalled[3:]}
-    assert cleanup.give_up_stalled_uploads(now=late, limit=3) == 2
+    assert cleanup.abandon_stalled_uploads(now=late, limit=3) == 2
     for incoming in stalled:
         incoming.abandon()
     invariants.check_all()
@@ -106,7 +106,7 @@ def test_object_of_a_deleted_file_is_erased_at_the_next_tick(api: Api, alice: Us
     api(alice).delete(paths.file(november.slug, "a.bin"))
     invariants.check_all()
 
-    assert cleanup.erase_due(now=now + timedelta(minutes=1)) == 1
+    assert cleanup.delete_due_objects(now=now + timedelta(minutes=1)) == 1
 
     assert keys() == set()
     assert not PendingDeletion.objects.exists()
@@ -119,10 +119,10 @@ def test_replaced_object_is_erased_after_its_grace_and_not_before(api: Api, alic
     due = PendingDeletion.objects.get().due_at
     assert due - new.updated_at == GRACE
 
-    assert cleanup.erase_due(now=due - SECOND) == 0
+    assert cleanup.delete_due_objects(now=due - SECOND) == 0
     assert keys() == {old.object_key, new.object_key}
     invariants.check_all()
-    assert cleanup.erase_due(now=due) == 1
+    assert cleanup.delete_due_objects(now=due) == 1
     assert keys() == {new.object_key}
     assert read(api(alice), november, "a.bin") == b"new"
     invariants.check_all()
@@ -136,7 +136,7 @@ def test_download_that_began_before_a_replacement_ends_with_the_old_bytes(
     pieces = response.streaming_content
     first = next(pieces)
     put(api(alice), november, "a.bin", b"new", if_match=etag)
-    cleanup.erase_due(now=now + GRACE / 2)
+    cleanup.delete_due_objects(now=now + GRACE / 2)
     assert first + b"".join(pieces) == CONTENT
 
 
@@ -152,15 +152,15 @@ def test_erasure_that_fails_does_not_hold_up_the_others_and_is_tried_again(
     later = now + timedelta(minutes=1)
 
     with caplog.at_level(logging.WARNING):
-        assert cleanup.erase_due(now=later, limit=2) == 1
-    assert cleanup.erase_due(now=later, limit=2) == 2  # the one that failed is not tried again at once
+        assert cleanup.delete_due_objects(now=later, limit=2) == 1
+    assert cleanup.delete_due_objects(now=later, limit=2) == 2  # the one that failed is not tried again at once
     assert [(left.pk, left.attempts) for left in PendingDeletion.objects.all()] == [(stuck.pk, 1)]
     assert [record.message for record in caplog.records if record.name == "files.cleanup"] == ["erasure failed"]
 
     (own_buckets / "staging").mkdir()
     PendingDeletion.objects.filter(pk=stuck.pk).update(store="vault")
-    assert cleanup.erase_due(now=later + timedelta(minutes=5)) == 0
-    assert cleanup.erase_due(now=later + timedelta(minutes=5, seconds=1)) == 1
+    assert cleanup.delete_due_objects(now=later + timedelta(minutes=5)) == 0
+    assert cleanup.delete_due_objects(now=later + timedelta(minutes=5, seconds=1)) == 1
     assert keys() == set()
     invariants.check_all()
 
@@ -170,13 +170,13 @@ def test_erasure_of_an_object_that_is_gone_already_is_done(api: Api, alice: User
     file = put(api(alice), november, "a.bin")
     api(alice).delete(paths.file(november.slug, "a.bin"))
     cleanup.erase_object(get_store("vault"), file.object_key)
-    assert cleanup.erase_due(now=now + timedelta(minutes=1)) == 1
+    assert cleanup.delete_due_objects(now=now + timedelta(minutes=1)) == 1
 
 
 def test_erasure_of_an_object_that_a_file_names_is_refused(api: Api, alice: User, november: Collection, now: datetime) -> None:
     file = put(api(alice), november, "a.bin")
     PendingDeletion.objects.create(store="vault", object_key=file.object_key, due_at=now, requested_at=now)
-    assert cleanup.erase_due(now=now + timedelta(minutes=1)) == 0
+    assert cleanup.delete_due_objects(now=now + timedelta(minutes=1)) == 0
     assert read(api(alice), november, "a.bin") == CONTENT
 
 
@@ -188,13 +188,13 @@ def test_dead_links_are_forgotten_and_living_ones_are_not(api: Api, alice: User,
     for _ in range(3):
         assert api(alice).post(paths.download(november.slug, "a.bin")).status_code == 201
     living, dead, claimed = DownloadLink.objects.order_by("pk")
-    DownloadLink.objects.filter(pk__in=[dead.pk, claimed.pk]).update(expires_at=now - cleanup.LINKS_KEPT)
-    DownloadLink.objects.filter(pk=claimed.pk).update(claimed_at=now - cleanup.LINKS_KEPT)
+    DownloadLink.objects.filter(pk__in=[dead.pk, claimed.pk]).update(expires_at=now - cleanup.LINK_RETENTION)
+    DownloadLink.objects.filter(pk=claimed.pk).update(claimed_at=now - cleanup.LINK_RETENTION)
 
-    assert cleanup.forget_dead_links(now=now) == 0
-    assert cleanup.forget_dead_links(now=now + SECOND) == 2
+    assert cleanup.delete_expired_links(now=now) == 0
+    assert cleanup.delete_expired_links(now=now + SECOND) == 2
     assert list(DownloadLink.objects.all()) == [living]
-    assert cleanup.forget_dead_links(now=now + SECOND) == 0
+    assert cleanup.delete_expired_links(now=now + SECOND) == 0
 
 
 def test_a_claimed_link_outlives_the_time_in_which_it_may_be_resumed(api: Api, alice: User, november: Collection) -> None:

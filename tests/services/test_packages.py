@@ -16,7 +16,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files import access, downloads, errors, links, quota, uploads
-from files.http.responses import Answer, Wanted
+from files.http.responses import ByteRequest, ByteResponse
 from files.http.streaming import SLOTS, Slots
 from files.models import Collection, DownloadLink, StoredFile, Upload
 from purge import expiry_warnings, jobs, limits, rules
@@ -86,7 +86,7 @@ def receive(release: Collection, now: datetime) -> Package:
         store="release",
     )
     draft.object_key = release.object_key(draft.object_id)
-    return Package.receive(draft, by=None, size=None, now=now)
+    return Package.start(draft, by=None, size=None, now=now)
 
 
 # --- Written by a worker ---
@@ -174,19 +174,19 @@ def test_copy_that_is_missing_or_corrupt_says_nothing_of_the_file(package: Store
 # --- Fetched by the rules of another app ---
 
 
-def open_for_bob(link: DownloadLink, *, by: User, wanted: Wanted, now: datetime) -> Answer:
+def open_for_bob(link: DownloadLink, *, by: User, byte_request: ByteRequest, now: datetime) -> ByteResponse:
     file = StoredFile.objects.select_related("collection__tenant", "collection__key").get(collection=link.collection)
     if by.username != "bob":
         raise NotFound
-    source = downloads.source_of(file, by=by, still_allowed=lambda: True, now=now)
-    start = links.start_of(link, file, by=by, wanted=wanted, now=now)
+    source = downloads.file_source(file, by=by, still_allowed=lambda: True, now=now)
+    start = links.claim_or_resume(link, file, by=by, byte_request=byte_request, now=now)
     budget = links.Budget(DownloadLink.objects.filter(pk=link.pk))
-    return downloads.open_source(source, wanted=wanted, disposition=link.disposition, start=start, meter=budget)
+    return downloads.open_source(source, byte_request=byte_request, disposition=link.disposition, start=start, meter=budget)
 
 
 @pytest.fixture
 def opener(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "_openers", {})
+    monkeypatch.setattr(links, "_handlers", {})
     links.register(Collection.Kind.RELEASE, open_for_bob)
 
 
@@ -201,7 +201,9 @@ def test_link_to_a_package_opens_once_by_the_registered_rules(
     package: StoredFile, alice: User, bob: User, api: Api, now: datetime
 ) -> None:
     """INV-09, F-51: alice is the tenant's admin, and that counts for nothing here."""
-    of_bob, of_alice = (links.issue(collection=package.collection, file=package, by=who, now=now) for who in (bob, alice))
+    of_bob, of_alice = (
+        links.mint_unchecked(collection=package.collection, file=package, by=who, now=now) for who in (bob, alice)
+    )
 
     assert fetch(api(None), of_bob) == (200, CONTENT)
     assert fetch(api(None), of_bob) == (404, b"")
@@ -212,15 +214,15 @@ def test_link_to_a_package_opens_once_by_the_registered_rules(
 @pytest.mark.both_databases
 @pytest.mark.usefixtures("opener")
 def test_fetched_package_is_resumed_within_its_budget(package: StoredFile, bob: User, api: Api, now: datetime) -> None:
-    token = links.issue(collection=package.collection, file=package, by=bob, now=now)
+    token = links.mint_unchecked(collection=package.collection, file=package, by=bob, now=now)
     assert fetch(api(None), token) == (200, CONTENT)
 
     assert fetch(api(None), token, Range="bytes=299000-") == (206, CONTENT[299_000:])
-    assert DownloadLink.objects.get().bytes_left == links.RESUME_EXTRA - 1000
+    assert DownloadLink.objects.get().bytes_left == links.RESUME_ALLOWANCE - 1000
 
 
 def test_link_to_a_package_that_no_app_answers_for_is_dead(package: StoredFile, alice: User, api: Api, now: datetime) -> None:
-    token = links.issue(collection=package.collection, file=package, by=alice, now=now)
+    token = links.mint_unchecked(collection=package.collection, file=package, by=alice, now=now)
 
     assert fetch(api(None), token) == (404, b"")
 
@@ -237,7 +239,7 @@ def test_nobody_finds_a_package_among_the_collections(package: StoredFile, alice
             assert client.get(path).status_code == 404
         assert client.put(paths.content(slug, "package.zip"), b"1", content_type="text/csv").status_code == 404
         assert client.delete(paths.collection(slug)).status_code == 404
-        assert not access.may_read(who, package.collection_id)
+        assert not access.can_read(who, package.collection_id)
 
 
 @pytest.mark.both_databases

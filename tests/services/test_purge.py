@@ -182,7 +182,7 @@ def test_replaced_and_deleted_contents_that_wait_go_with_it(filled: Collection, 
     end(filled)
 
     assert_gone(filled)
-    assert cleanup.erase_due(now=timezone.now() + DAY) == 0
+    assert cleanup.delete_due_objects(now=timezone.now() + DAY) == 0
 
 
 @pytest.mark.both_databases
@@ -227,7 +227,7 @@ def test_long_upload_ends_at_its_next_sign_of_life(filled: Collection, alice: Us
     with incoming:
         incoming.write(b"late")
         begin(filled)
-        incoming._beat -= 3600
+        incoming._last_heartbeat -= 3600
         with pytest.raises(Exception, match="not open"):
             incoming.write(b"later")
     work_on()
@@ -238,12 +238,12 @@ def test_upload_that_died_is_given_up_and_waited_for_no_longer(filled: Collectio
     incoming = uploads.begin(
         by=alice, collection=filled, filename="late.csv", content_type="text/csv", notes="", size=None, conditions=None, now=now,
     )  # fmt: skip
-    incoming._settle()  # its process was killed
+    incoming._finish()  # its process was killed
     begin(filled)
     work_on()
     assert Destruction.objects.get().status == "running"
 
-    cleanup.give_up_stalled_uploads(now=timezone.now() + timedelta(hours=1))
+    cleanup.abandon_stalled_uploads(now=timezone.now() + timedelta(hours=1))
     work_on()
 
     assert_gone(filled)

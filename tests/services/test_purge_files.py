@@ -77,7 +77,7 @@ def names() -> set[str]:
 
 def assert_gone(file: StoredFile) -> None:
     """Row and object, and what hung on them; what is counted is what there is."""
-    while cleanup.erase_due(now=timezone.now()):
+    while cleanup.delete_due_objects(now=timezone.now()):
         pass
     assert not StoredFile.objects.filter(uuid=file.uuid).exists()
     assert file.object_key not in {entry.key for _, entry in invariants.entries()}

@@ -33,7 +33,7 @@ Api = Callable[[User | None], APIClient]
 MakeCollection = Callable[..., Collection]
 MIB = 1024 * 1024
 CONTENT = random.Random(1).randbytes(300_000)
-DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
+DEAD_AFTER = timedelta(seconds=Upload.STALLED_AFTER_SECONDS)
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_buckets"), pytest.mark.both_databases]
 
@@ -124,9 +124,9 @@ def test_parallel_resumes_of_a_link_cannot_overdraw_its_budget(api: Api, alice: 
     bodies = [body for status, body in answers if status == 206]
     assert all(content[1:].startswith(body) for body in bodies)
     assert any(len(body) == len(content) - 1 for body in bodies)
-    assert sum(map(len, bodies)) <= links.RESUME_EXTRA  # 40 MiB do not fit
+    assert sum(map(len, bodies)) <= links.RESUME_ALLOWANCE  # 40 MiB do not fit
     fetched = len(content) + sum(map(len, bodies))
-    assert fetched + DownloadLink.objects.get().bytes_left == len(content) + links.RESUME_EXTRA
+    assert fetched + DownloadLink.objects.get().bytes_left == len(content) + links.RESUME_ALLOWANCE
     invariants.check_all()
 
 
@@ -312,13 +312,13 @@ def test_commit_against_clean_up_gives_the_object_to_one_of_them(
         incoming = begin(alice, november, f"{number}.bin", now)
         Upload.objects.update(heartbeat_at=now - 2 * DEAD_AFTER)
 
-        contenders: list[Any] = [partial(finish, incoming, alice, now), partial(cleanup.give_up_stalled_uploads, now=now)]
+        contenders: list[Any] = [partial(finish, incoming, alice, now), partial(cleanup.abandon_stalled_uploads, now=now)]
         outcome = race(contenders)
 
         assert outcome in (["committed", 0], ["UploadLost", 1])
         assert StoredFile.objects.filter(filename=f"{number}.bin").exists() == (outcome[1] == 0)
     assert not Upload.objects.exists()
-    cleanup.erase_due(now=now)
+    cleanup.delete_due_objects(now=now)
     assert len(invariants.entries()) == StoredFile.objects.count()
     invariants.check_all()
 
@@ -371,9 +371,9 @@ def test_erasures_by_many_workers_at_once_go_once_each(api: Api, alice: User, no
         upload(client, november, f"{number}.bin", b"x")
         client.delete(paths.file(november.slug, f"{number}.bin"))
     kept = upload(client, november, "kept.bin")
-    later = now + cleanup.LINKS_KEPT
+    later = now + cleanup.LINK_RETENTION
 
-    erased = race([partial(cleanup.erase_due, now=later)] * 4)
+    erased = race([partial(cleanup.delete_due_objects, now=later)] * 4)
 
     assert sum(erased) == 12
     assert not PendingDeletion.objects.exists()
@@ -385,7 +385,7 @@ def test_clean_ups_of_stalled_uploads_at_once_take_each_once(alice: User, novemb
     stalled = [begin(alice, november, f"{number}.bin", now) for number in range(10)]
     later = now + 2 * DEAD_AFTER
 
-    assert sum(race([partial(cleanup.give_up_stalled_uploads, now=later)] * 4)) == 10
+    assert sum(race([partial(cleanup.abandon_stalled_uploads, now=later)] * 4)) == 10
     assert PendingDeletion.objects.count() == 10
     for incoming in stalled:
         assert finish(incoming, alice, now) == "UploadLost"

@@ -44,7 +44,7 @@ def november(own_buckets: Path, built: int) -> Collection:
 
 @pytest.fixture
 def asked_before_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "CHECK_SECONDS", -1)
+    monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1)
 
 
 def stream(client: APIClient, path: str, **headers: str) -> Any:
@@ -193,7 +193,7 @@ def test_stream_goes_on_while_the_database_is_away_for_a_while(
 def test_stream_ends_when_the_database_stays_away(
     asked_before_every_piece: None, api: Api, bob: User, november: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "BLIND_SECONDS", -1)
+    monkeypatch.setattr(streaming, "MAX_UNCHECKED_SECONDS", -1)
     pieces = stream(api(bob), paths.content(november.slug, "a.bin"))
     with connection.execute_wrapper(lost), pytest.raises(TransferEnded):
         b"".join(pieces)

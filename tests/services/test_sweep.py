@@ -74,7 +74,7 @@ def begin_upload(collection: Collection) -> str:
 
 def sweep(now: datetime, *, at_most: int | None = None) -> int:
     swept = sum(sweeping.sweep(found, at_most=at_most, now=now) for found in list(sweeping.survey(now=now)))
-    cleanup.erase_due(now=now, limit=1000)
+    cleanup.delete_due_objects(now=now, limit=1000)
     return swept
 
 
@@ -342,7 +342,7 @@ def test_command_prints_and_only_applies_when_told(november: Collection, setting
 
     call_command("sweep", "--apply", stdout=out)
     assert "  1 destroyed, 0 marked missing, 0 found again" in out.getvalue().splitlines()
-    cleanup.erase_due(now=timezone.now())
+    cleanup.delete_due_objects(now=timezone.now())
     assert keys() == files_of(november)
 
 

@@ -29,7 +29,7 @@ Api = Callable[[User | None], APIClient]
 MakeCollection = Callable[..., Collection]
 MIB = 1024 * 1024
 CONTENT = random.Random(1).randbytes(300_000)
-DEAD_AFTER = timedelta(seconds=Upload.DEAD_AFTER_SECONDS)
+DEAD_AFTER = timedelta(seconds=Upload.STALLED_AFTER_SECONDS)
 
 pytestmark = [pytest.mark.django_db]
 LOCAL = pytest.param("local", marks=pytest.mark.both_databases)
@@ -96,8 +96,8 @@ def test_commit_that_lost_its_row_to_the_clean_up_leaves_nothing(alice: User, no
     later = now + 2 * DEAD_AFTER
     with begin(alice, november, "a.bin", now) as incoming:
         incoming.write(CONTENT)
-        assert cleanup.give_up_stalled_uploads(now=later) == 1
-        assert cleanup.erase_due(now=later) == 1
+        assert cleanup.abandon_stalled_uploads(now=later) == 1
+        assert cleanup.delete_due_objects(now=later) == 1
         with suppress(errors.UploadLost, StorageUnavailable):
             incoming.commit(by=alice, now=later)
             pytest.fail("it was given up")
@@ -109,11 +109,11 @@ def test_commit_that_lost_its_row_before_its_erasure_leaves_nothing(alice: User,
     later = now + 2 * DEAD_AFTER
     with begin(alice, november, "a.bin", now) as incoming:
         incoming.write(CONTENT)
-        assert cleanup.give_up_stalled_uploads(now=later) == 1
+        assert cleanup.abandon_stalled_uploads(now=later) == 1
         with pytest.raises(errors.UploadLost):
             incoming.commit(by=alice, now=later)
     assert invariants.entries() == []
-    assert cleanup.erase_due(now=later) == 1
+    assert cleanup.delete_due_objects(now=later) == 1
 
 
 def test_upload_that_went_on_after_it_was_given_up_stops_at_its_heartbeat(
@@ -121,12 +121,12 @@ def test_upload_that_went_on_after_it_was_given_up_stops_at_its_heartbeat(
 ) -> None:
     with begin(alice, november, "a.bin", now) as incoming:
         incoming.write(CONTENT)
-        assert cleanup.give_up_stalled_uploads(now=now + 2 * DEAD_AFTER) == 1
+        assert cleanup.abandon_stalled_uploads(now=now + 2 * DEAD_AFTER) == 1
         monkeypatch.setattr(uploads, "HEARTBEAT_SECONDS", 0)
         with pytest.raises(errors.UploadLost):
             incoming.write(CONTENT)
     assert invariants.entries() == []
-    assert cleanup.erase_due(now=now + 2 * DEAD_AFTER) == 1
+    assert cleanup.delete_due_objects(now=now + 2 * DEAD_AFTER) == 1
 
 
 def test_upload_that_moves_is_not_given_up(
@@ -137,7 +137,7 @@ def test_upload_that_moves_is_not_given_up(
     with begin(alice, november, "a.bin", now) as incoming:
         with time_machine.travel(later - DEAD_AFTER / 2, tick=False):
             incoming.write(CONTENT)
-        assert cleanup.give_up_stalled_uploads(now=later) == 0
+        assert cleanup.abandon_stalled_uploads(now=later) == 0
         incoming.commit(by=alice, now=later)
     assert StoredFile.objects.get().length == len(CONTENT)
 
@@ -201,7 +201,7 @@ def test_commit_beyond_a_quota_that_was_lowered_meanwhile_leaves_nothing(
     with begin(alice, november, "a.bin", now) as incoming:
         incoming.write(CONTENT)
         Tenant.objects.filter(pk=acme.pk).update(quota_bytes=len(CONTENT) - 1)
-        with pytest.raises(errors.OverQuota):
+        with pytest.raises(errors.QuotaExceeded):
             incoming.commit(by=alice, now=now)
     assert invariants.entries() == []
 
@@ -228,7 +228,7 @@ def test_replacement_of_a_file_that_was_deleted_meanwhile_leaves_nothing(
         assert api(alice).delete(paths.file(november.slug, "a.bin")).status_code == 204
         with pytest.raises(errors.PreconditionFailed):
             incoming.commit(by=alice, now=now)
-    assert cleanup.erase_due(now=now + timedelta(seconds=5)) == 1
+    assert cleanup.delete_due_objects(now=now + timedelta(seconds=5)) == 1
     assert invariants.entries() == []
 
 
@@ -280,8 +280,8 @@ def test_store_that_is_lost_in_mid_upload_leaves_it_to_the_clean_up(
     (own_buckets / "unmounted").rename(own_buckets / "vault")
 
     later = now + 2 * DEAD_AFTER
-    assert cleanup.give_up_stalled_uploads(now=later) == 1
-    assert cleanup.erase_due(now=later) == 1
+    assert cleanup.abandon_stalled_uploads(now=later) == 1
+    assert cleanup.delete_due_objects(now=later) == 1
     assert invariants.entries() == []
 
 
@@ -328,8 +328,8 @@ def test_commit_that_never_arrived_says_so_and_its_object_goes_with_the_clean_up
     assert len(invariants.entries()) == 1
 
     later = now + 2 * DEAD_AFTER
-    assert cleanup.give_up_stalled_uploads(now=later) == 1
-    assert cleanup.erase_due(now=later) == 1
+    assert cleanup.abandon_stalled_uploads(now=later) == 1
+    assert cleanup.delete_due_objects(now=later) == 1
     assert invariants.entries() == []
     november.refresh_from_db()
     assert november.file_count == 0

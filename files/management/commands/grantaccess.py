@@ -4,7 +4,7 @@ from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from files import access, grants
-from files.models import GRANTED, Level
+from files.models import GRANTABLE_LEVELS, Level
 from tenants.management.operator import OperatorCommand
 
 
@@ -22,7 +22,7 @@ class Command(OperatorCommand):
         subject.add_argument("--everyone", action="store_true", help="all members of the tenant")
         parser.add_argument("--file", help="filename: this file alone")
         change = parser.add_mutually_exclusive_group(required=True)
-        change.add_argument("--level", choices=[level.label for level in GRANTED])
+        change.add_argument("--level", choices=[level.label for level in GRANTABLE_LEVELS])
         change.add_argument("--revoke", action="store_true")
 
     def handle(
@@ -31,7 +31,7 @@ class Command(OperatorCommand):
         target, one = access.get_target_as_operator(collection, file)
         subject, what = user or "everyone", file or collection
         if revoke:
-            given = access.given_to(target, one, username=user).first()
+            given = access.grants_to(target, one, username=user).first()
             if given is None:
                 raise CommandError(f"Nothing is given to {subject} on {what}.")
             grants.revoke(given, by=None, now=timezone.now())

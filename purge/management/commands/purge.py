@@ -76,7 +76,7 @@ class Command(BaseCommand):
     def _destroy_files(self, slugs: list[str], now: datetime) -> int:
         """Returns how many are left."""
         gone = sum(destroy_each(files, by=None, now=now) for files in find_destroyable(now, slugs=slugs))
-        while cleanup.erase_due(now=timezone.now()):
+        while cleanup.delete_due_objects(now=timezone.now()):
             pass
         self.stdout.write(f"{gone} single files destroyed.")
         return sum(each.count for each in find_due_files(now, slugs=slugs) if not each.is_held)
