@@ -66,7 +66,7 @@ def visible_requests(user: User) -> QuerySet[EgressRequest]:
     requests = EgressRequest.objects.select_related("tenant").prefetch_related(*current).defer("manifest")
     if principal.is_superuser:
         return requests
-    conditions = Q(tenant__in=principal.holding(Role.ADMIN, Role.AUDITOR))
+    conditions = Q(tenant__in=principal.tenants_with_role(Role.ADMIN, Role.AUDITOR))
     conditions |= Q(tenant__in=list(principal.roles), requester=user.pk)
     for tenant, held in principal.roles.items():
         for role in held.difference(SERVICE_ROLES):
@@ -82,7 +82,7 @@ def get_request(user: User, request_id: str) -> EgressRequest:
 
     Raises: NotFound.
     """
-    request = visible_requests(user).filter(pk=people.uuid_in(request_id)).first()
+    request = visible_requests(user).filter(pk=people.parse_uuid(request_id)).first()
     if request is None:
         raise NotFound
     tenant_id.set(str(request.tenant_id))
@@ -259,7 +259,7 @@ def reviewers(request: EgressRequest) -> QuerySet[User]:
 
 
 def _holders(tenant: Tenant, role: str) -> QuerySet[Membership]:
-    return tenant.memberships.all().of_people().holding(role)
+    return tenant.memberships.all().of_active_people().with_role(role)
 
 
 # --- The requester ---

@@ -123,7 +123,7 @@ def _is_reminder_due(request: EgressRequest, asked_at: datetime, now: datetime) 
 
 def _queue_action(kind: str, request: EgressRequest, *, now: datetime) -> None:
     for address in sorted(_action_recipients(request)):
-        outbox.queue(kind, to=address, now=now, once_in=outbox.EVER, about=str(request.pk), step=str(request.step))
+        outbox.queue(kind, to=address, now=now, once_per=outbox.FOREVER, about=str(request.pk), step=str(request.step))
 
 
 def _queue_outcome(request: EgressRequest, address: str, copies: Iterable[str], *, now: datetime) -> None:
@@ -140,7 +140,7 @@ def _action_recipients(request: EgressRequest) -> set[str]:
         return requester
     if request.status == State.FAILED:
         return requester | _operators()
-    admins = request.tenant.memberships.all().of_people().holding(Role.ADMIN)
+    admins = request.tenant.memberships.all().of_active_people().with_role(Role.ADMIN)
     return _reviewers(request) or set(admins.values_list("user__email", flat=True))
 
 
@@ -168,13 +168,13 @@ def _deciders(request: EgressRequest, **which: Any) -> set[str]:
 
 def _downloaders(request: EgressRequest) -> set[str]:
     """The users with a role that the policy allows to download the package."""
-    people = request.tenant.memberships.all().of_people()
+    people = request.tenant.memberships.all().of_active_people()
     roles = set(request.policy["downloaders"]) - {access.REQUESTER}
-    return {address for role in roles for address in people.holding(role).values_list("user__email", flat=True)}
+    return {address for role in roles for address in people.with_role(role).values_list("user__email", flat=True)}
 
 
 def _member_emails(request: EgressRequest, **whose: Any) -> set[str]:
-    return set(request.tenant.memberships.all().of_people().filter(**whose).values_list("user__email", flat=True))
+    return set(request.tenant.memberships.all().of_active_people().filter(**whose).values_list("user__email", flat=True))
 
 
 def _operators() -> set[str]:
@@ -192,9 +192,9 @@ def _still_entitled(addresses: Iterable[str], request: EgressRequest) -> list[st
 # --- Content, filled in when a mail is sent ---
 
 
-@outbox.letter(REVIEW)
-@outbox.letter(REMINDER)
-def _fill_action(mail: Mail, now: datetime) -> outbox.Letter | None:
+@outbox.context_builder(REVIEW)
+@outbox.context_builder(REMINDER)
+def _fill_action(mail: Mail, now: datetime) -> outbox.Context | None:
     """The content for a user who must act. None, which drops the mail, if the request has moved or others must act now."""
     found = EgressRequest.objects.select_related("tenant").filter(tenant__is_active=True)
     request = found.filter(pk=mail.about, step=mail.facts["step"]).first()
@@ -210,7 +210,7 @@ def _fill_action(mail: Mail, now: datetime) -> outbox.Letter | None:
         "earlier": ", ".join(earlier.values_list("by_email", flat=True)),
         "review_reason": step.reason if step.from_status == State.APPROVED and request.status == State.IN_REVIEW else "",
         "problem": request.problem,
-        "justification": outbox.Lines(request.justification),
+        "justification": outbox.QuotedText(request.justification),
         "deadline": format_moment(request.expires_at),
         "day": f"{request.expires_at:%-d %B}",
     }
@@ -225,8 +225,8 @@ def _requested_action(request: EgressRequest, address: str) -> str:
     return "decide" if address in _reviewers(request) else "appoint"
 
 
-@outbox.letter(OUTCOME)
-def _fill_outcome(mail: Mail, now: datetime) -> outbox.Letter | None:
+@outbox.context_builder(OUTCOME)
+def _fill_outcome(mail: Mail, now: datetime) -> outbox.Context | None:
     """The content about an outcome. None, which drops the mail, if a release has been revoked or the recipient lost the right."""
     request = EgressRequest.objects.select_related("tenant").get(pk=mail.about)
     step = request.steps.get(number=mail.facts["step"])
@@ -242,7 +242,7 @@ def _fill_outcome(mail: Mail, now: datetime) -> outbox.Letter | None:
         "at": format_moment(step.at),
         "by": step.by_name if step.by_id is not None else "",
         "reason_title": "Reason" if step.reason else "Decisions",
-        "reason": outbox.Lines(step.reason or _approvals(request, step)),
+        "reason": outbox.QuotedText(step.reason or _approvals(request, step)),
         "next_steps": next_steps,
     }
 
@@ -298,7 +298,7 @@ def _approvals(request: EgressRequest, step: Transition) -> str:
     return "\n".join(f"{each.by_name} ({_readable(each.role)}): {' '.join(each.reason.split())}" for each in decisions)
 
 
-def _request_facts(request: EgressRequest, round_number: int) -> outbox.Letter:
+def _request_facts(request: EgressRequest, round_number: int) -> outbox.Context:
     app = request.policy["app_url"].rstrip("/") or settings.APP_URL
     names = list(request.items.filter(round=round_number).values_list("filename", flat=True))
     return {

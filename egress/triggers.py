@@ -59,7 +59,7 @@ register(
         "UPDATE",
         "an egress request can only make a listed and recorded transition",
         when=f"({MOVES}) AND NOT (NEW.step = OLD.step + 1 AND (({LISTED}) AND {ROUNDS} AND {STEP} OLD.status) OR {BEGINS}))",
-        asks=STEPS,
+        also_reads=STEPS,
     ),
     Guard(
         "egressrequest_released_as_approved",
@@ -67,7 +67,7 @@ register(
         "UPDATE",
         "an egress request can only be released after an approval at every stage",
         when=f"NEW.status IN ('approved', 'released') AND OLD.status <> NEW.status AND {APPROVALS} <> NEW.stage_count",
-        asks=DECISIONS,
+        also_reads=DECISIONS,
     ),
     Guard(
         "egressrequest_stays_itself",
@@ -113,7 +113,7 @@ register(
         "files can only be added to an egress request at the start of a round",
         when="NOT EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id"
         " AND ((r.step = 0 AND NEW.round = r.round) OR (r.status = 'returned' AND NEW.round = r.round + 1)))",
-        asks=REQUESTS,
+        also_reads=REQUESTS,
     ),
     Guard(
         "item_stays_itself",
@@ -139,7 +139,7 @@ register(
         when="NEW.voided_at IS NOT NULL OR NOT EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id"
         " AND r.status = 'in_review' AND r.round = NEW.round AND r.stage = NEW.stage AND r.awaited_role = NEW.role"
         " AND r.content_sha256 = NEW.content_sha256)",
-        asks=REQUESTS,
+        also_reads=REQUESTS,
     ),
     Guard(
         "decision_by_somebody_else",
@@ -147,7 +147,7 @@ register(
         "INSERT",
         "a requester cannot decide on their own request",
         when="EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id AND r.requester_id = NEW.by_id)",
-        asks=REQUESTS,
+        also_reads=REQUESTS,
     ),
     Guard(
         "decision_by_no_contributor",
@@ -156,7 +156,7 @@ register(
         "a contributor cannot decide on their own files",
         when="EXISTS (SELECT 1 FROM egress_contributor c WHERE c.request_id = NEW.request_id AND c.round = NEW.round"
         " AND c.user_id = NEW.by_id)",
-        asks=CONTRIBUTORS,
+        also_reads=CONTRIBUTORS,
     ),
     Guard(
         "decision_stands",
@@ -174,7 +174,7 @@ register(
         "UPDATE",
         "a decision can only become void while the package is being built",
         when="NOT EXISTS (SELECT 1 FROM egress_egressrequest r WHERE r.id = NEW.request_id AND r.status = 'approved')",
-        asks=REQUESTS,
+        also_reads=REQUESTS,
     ),
     *never_deleted(
         DECISIONS,

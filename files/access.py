@@ -187,7 +187,7 @@ def visible_grants(user: User, collection: Collection, file: StoredFile | None =
 
 def get_grant(user: User, grant_id: str, collection: Collection, file: StoredFile | None = None) -> Grant:
     grants = visible_grants(user, collection, file).select_related("collection", "file", "user")
-    grant = grants.filter(pk=people.uuid_in(grant_id)).first()
+    grant = grants.filter(pk=people.parse_uuid(grant_id)).first()
     if grant is None:
         raise NotFound
     return grant
@@ -216,7 +216,7 @@ def visible_holds(user: User, collection: Collection) -> QuerySet[Hold]:
 
 def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
     holds = visible_holds(user, collection).select_related("collection", "file", "placed_by")
-    hold = holds.filter(pk=people.uuid_in(hold_id)).first()
+    hold = holds.filter(pk=people.parse_uuid(hold_id)).first()
     if hold is None:
         raise NotFound
     return hold
@@ -224,13 +224,13 @@ def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
 
 def check_can_place_hold(user: User, collection: Collection) -> None:
     """Legal holds are for the tenant's admins alone: no grant, and no superuser, reaches that far."""
-    if collection.tenant_id not in people.principal_of(user).holding(Role.ADMIN):
+    if collection.tenant_id not in people.principal_of(user).tenants_with_role(Role.ADMIN):
         raise Refused("Legal holds are placed and lifted by the tenant's admins.")
 
 
 def _check_can_oversee(user: User, collection: Collection, file: StoredFile | None = None) -> None:
     is_manager = level_of(file or collection) >= Level.MANAGER
-    if not is_manager and collection.tenant_id not in people.principal_of(user).holding(Role.AUDITOR):
+    if not is_manager and collection.tenant_id not in people.principal_of(user).tenants_with_role(Role.AUDITOR):
         raise Refused
 
 
@@ -276,7 +276,7 @@ def _find_visible(collections: QuerySet[Collection], user: User, principal: Prin
     if collection is None:
         return None
     by_role = (Level.MANAGER, Role.ADMIN), (Level.METADATA, Role.AUDITOR)
-    held = [level for level, role in by_role if collection.tenant_id in principal.holding(role)]
+    held = [level for level, role in by_role if collection.tenant_id in principal.tenants_with_role(role)]
     collection.my_level = max(given, *held, NO_ACCESS)
     return collection if collection.my_level > NO_ACCESS else None
 
@@ -286,7 +286,7 @@ def _visible_with_level(collections: QuerySet[Collection], user: User, principal
     if not principal.is_active:
         return collections.none()
     given = _effective_grants(user, principal).filter(collection=OuterRef("pk"))
-    managed, audited = principal.holding(Role.ADMIN), principal.holding(Role.AUDITOR)
+    managed, audited = principal.tenants_with_role(Role.ADMIN), principal.tenants_with_role(Role.AUDITOR)
     by_role = Case(
         When(tenant__in=managed, then=Value(Level.MANAGER)),
         When(tenant__in=audited, then=Value(Level.METADATA)),
@@ -323,8 +323,8 @@ def _highest_level(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
 def _effective_grants(user: User, principal: Principal) -> QuerySet[Grant]:
     """Those that count for the user: their own and everybody's where they are a member, their own where they are none."""
     counting = Q(user=user) | Q(user=None)
-    counting &= Q(tenant__in=principal.holding(Role.ADMIN, Role.MEMBER))
-    if principal.only is None:
+    counting &= Q(tenant__in=principal.tenants_with_role(Role.ADMIN, Role.MEMBER))
+    if principal.key_tenant_id is None:
         sharing = Q(tenant__is_active=True, tenant__allow_external_sharing=True)
         counting |= Q(user=user, membership=None) & sharing & ~Q(tenant__in=list(principal.roles))
     return Grant.objects.filter(counting)

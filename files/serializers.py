@@ -9,7 +9,7 @@ from rest_framework import serializers
 
 from files.access import level_of
 from files.models import GRANTABLE_LEVELS, Collection, DownloadLink, Grant, Hold, Level, StoredFile
-from tenants.absolute_urls import absolute_url, quoted
+from tenants.absolute_urls import absolute_url, quote_segment
 from tenants.errors import Invalid
 from tenants.serializers import Moment, PlainText
 from vault.models import Cipher
@@ -139,7 +139,7 @@ class FileOutput(serializers.Serializer[StoredFile]):
 
     @extend_schema_field(FileLinks)
     def get_links(self, file: StoredFile) -> dict[str, str]:
-        collection, name = self.address_of(slug=file.collection.slug), quoted(file.filename)
+        collection, name = self.address_of(slug=file.collection.slug), quote_segment(file.filename)
         here = f"{collection}files/{name}/"
         return {
             "self": here,

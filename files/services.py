@@ -40,7 +40,7 @@ def resolve_tenant(user: User, slug: str | None) -> Tenant:
 def create_collection(
     *, tenant: Tenant, display_name: str, by: User, now: datetime, cipher: str, purge_at: datetime | None
 ) -> Collection:
-    if tenant.pk not in people.principal_of(by).holding(Role.ADMIN, Role.MEMBER):
+    if tenant.pk not in people.principal_of(by).tenants_with_role(Role.ADMIN, Role.MEMBER):
         raise Refused
     if cipher not in tenant.allowed_ciphers:
         raise Invalid("cipher", f"The tenant allows {', '.join(tenant.allowed_ciphers)}.", code="cipher_not_allowed")

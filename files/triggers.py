@@ -37,6 +37,6 @@ register(
         "DELETE",
         "the key of a collection goes after it",
         when="EXISTS (SELECT 1 FROM files_collection WHERE key_id = OLD.id)",
-        asks=COLLECTIONS,
+        also_reads=COLLECTIONS,
     ),
 )

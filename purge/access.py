@@ -13,7 +13,7 @@ def visible_destructions(user: User) -> QuerySet[Destruction]:
     principal = people.principal_of(user)
     destructions = Destruction.objects.select_related("tenant")
     if not principal.is_superuser:
-        destructions = destructions.filter(tenant__in=principal.holding(Role.ADMIN, Role.AUDITOR))
+        destructions = destructions.filter(tenant__in=principal.tenants_with_role(Role.ADMIN, Role.AUDITOR))
     return destructions.annotate(
         erased=Sum("shards__erased", default=0),
         shards_count=Count("shards"),
@@ -22,7 +22,7 @@ def visible_destructions(user: User) -> QuerySet[Destruction]:
 
 
 def get_destruction(user: User, destruction_id: str) -> Destruction:
-    destruction = visible_destructions(user).filter(pk=people.uuid_in(destruction_id)).first()
+    destruction = visible_destructions(user).filter(pk=people.parse_uuid(destruction_id)).first()
     if destruction is None:
         raise NotFound
     return destruction

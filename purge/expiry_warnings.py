@@ -49,7 +49,7 @@ def _tell(kind: str, collection: Collection, days_left: int, at: str, now: datet
                     kind,
                     to=address,
                     now=now,
-                    once_in=outbox.EVER,
+                    once_per=outbox.FOREVER,
                     collection=str(collection.uuid),
                     at=at,
                     days=str(days_left),
@@ -81,12 +81,12 @@ def _owners(collection: Collection) -> set[str]:
     people = User.objects.filter(grants__in=named, service_of=None)
     if managers := {each.email for each in people if access.current_level(each, collection) >= Level.MANAGER}:
         return managers
-    admins = Membership.objects.filter(tenant=collection.tenant_id).of_people().holding(Role.ADMIN)
+    admins = Membership.objects.filter(tenant=collection.tenant_id).of_active_people().with_role(Role.ADMIN)
     return set(admins.values_list("user__email", flat=True))
 
 
-@outbox.letter(COLLECTION)
-def _collection_letter(mail: Mail, now: datetime) -> outbox.Letter | None:
+@outbox.context_builder(COLLECTION)
+def _collection_letter(mail: Mail, now: datetime) -> outbox.Context | None:
     purge_at = datetime.fromisoformat(mail.facts["at"])
     collection = _expiring(now).filter(uuid=mail.facts["collection"], purge_at=purge_at).select_related("tenant").first()
     if collection is None or not _still_counts(mail, collection, purge_at, now):
@@ -94,8 +94,8 @@ def _collection_letter(mail: Mail, now: datetime) -> outbox.Letter | None:
     return _about(collection) | {"when": f"{purge_at:%-d %B %Y, %H:%M} UTC", "count": str(collection.file_count)}
 
 
-@outbox.letter(FILES)
-def _files_letter(mail: Mail, now: datetime) -> outbox.Letter | None:
+@outbox.context_builder(FILES)
+def _files_letter(mail: Mail, now: datetime) -> outbox.Context | None:
     day = datetime.combine(date.fromisoformat(mail.facts["at"]), time(), UTC)
     files = _expiring_files(now).filter(
         collection__uuid=mail.facts["collection"], keep_until__gte=day, keep_until__lt=day + timedelta(days=1)
@@ -113,7 +113,7 @@ def _still_counts(mail: Mail, collection: Collection, moment: datetime, now: dat
     return str(_days_left(moment, now)) == mail.facts["days"] and mail.recipient in _owners(collection)
 
 
-def _about(collection: Collection) -> outbox.Letter:
+def _about(collection: Collection) -> outbox.Context:
     return {
         "id": collection.slug,
         "name": collection.display_name,

@@ -40,6 +40,6 @@ register(
         "INSERT",
         "a collection that was purged does not come back",
         when="EXISTS (SELECT 1 FROM purge_destruction WHERE collection_uuid = NEW.uuid)",
-        asks=DESTRUCTIONS,
+        also_reads=DESTRUCTIONS,
     ),
 )

@@ -6,7 +6,7 @@ from django.urls import reverse
 from rest_framework.request import Request
 
 
-UNQUOTED: Final = "!$&'()*+,;=:@~"  # RFC 3986, section 3.3: what a segment may hold as it is
+UNQUOTED: Final = "!$&'()*+,;=:@~"  # characters that a path segment may contain unescaped (RFC 3986, section 3.3)
 
 
 def absolute_url(request: Request, name: str, **kwargs: str) -> str:
@@ -14,6 +14,6 @@ def absolute_url(request: Request, name: str, **kwargs: str) -> str:
     return f"{settings.PUBLIC_URL}{path}" if settings.PUBLIC_URL else request.build_absolute_uri(path)
 
 
-def quoted(segment: str) -> str:
-    """A segment of a path as `reverse` writes it, at a tenth of the time: lists have hundreds."""
+def quote_segment(segment: str) -> str:
+    """Quotes a path segment as `reverse` does, in a tenth of its time. Lists quote hundreds of segments."""
     return quote(segment, safe=UNQUOTED)

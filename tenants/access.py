@@ -1,4 +1,7 @@
-"""The only ways to a tenant, and what somebody is in it. A suspended tenant is not there, and so nobody is anything in it."""
+"""Access rules of tenants and their members. All code loads tenants, members and invitations through this module.
+
+A suspended tenant is visible to superusers only, and its memberships grant no roles.
+"""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -13,35 +16,39 @@ from tenants.request_context import tenant_id
 
 @dataclass(frozen=True)
 class Principal:
-    """What a person is at this moment, read from the database and kept nowhere: the next request may find it changed (INV-16)."""
+    """The rights of a user, as read from the database. Never cache one: rights can change before the next request (INV-16)."""
 
     is_active: bool
     is_superuser: bool
-    roles: dict[UUID, frozenset[str]]  # by tenant
-    only: UUID | None  # the tenant of the API key that they came with: nothing of another one is theirs
+    roles: dict[UUID, frozenset[str]]  # by id of the tenant
+    key_tenant_id: UUID | None  # of the API key that the request presented, which grants rights in this tenant only
 
-    def holding(self, *roles: str) -> list[UUID]:
-        """The tenants in which they have one of these roles."""
+    def tenants_with_role(self, *roles: str) -> list[UUID]:
+        """Returns the ids of the tenants in which the user has one of these roles."""
         return [tenant for tenant, held in self.roles.items() if held & set(roles)]
 
 
 def principal_of(user: User) -> Principal:
-    """One query. Whoever is deactivated, or came with a key that opens nothing any more, is nobody."""
-    found = User.objects.filter(pk=user.pk, is_active=True)
-    only = user.key.tenant_id if user.key else None
+    """Reads the rights of the user in one query. A deactivated user has none, nor has a user whose API key is no longer valid."""
+    active_users = User.objects.filter(pk=user.pk, is_active=True)
+    key_tenant_id = user.key.tenant_id if user.key else None
     if user.key:
-        found = found.filter(api_keys__in=live_keys().filter(pk=user.key.pk))
-    rows = found.values_list("is_superuser", "memberships__tenant_id", "memberships__tenant__is_active", "memberships__roles")
+        active_users = active_users.filter(api_keys__in=live_keys().filter(pk=user.key.pk))
+    rows = active_users.values_list(
+        "is_superuser", "memberships__tenant_id", "memberships__tenant__is_active", "memberships__roles"
+    )
     roles, is_active, is_superuser = {}, False, False
-    for is_superuser, tenant, tenant_is_active, held in rows:  # noqa: B007  the same in every row, and needed after them
+    for is_superuser, tenant, tenant_is_active, tenant_roles in rows:  # noqa: B007  the same in every row, used after the loop
         is_active = True
-        if tenant_is_active and only in {None, tenant}:
-            roles[tenant] = frozenset(held)
-    return Principal(is_active=is_active, is_superuser=is_superuser and user.key is None, roles=roles, only=only)
+        if tenant_is_active and key_tenant_id in {None, tenant}:
+            roles[tenant] = frozenset(tenant_roles)
+    return Principal(
+        is_active=is_active, is_superuser=is_superuser and user.key is None, roles=roles, key_tenant_id=key_tenant_id
+    )
 
 
 def live_keys() -> QuerySet[ApiKey]:
-    """Those that open something: as long as their owner is there, and a member of a tenant that is."""
+    """Returns the valid keys: not revoked, not expired, and with an active owner who is a member of the key's active tenant."""
     return ApiKey.objects.filter(
         revoked_at=None,
         expires_at__gt=timezone.now(),
@@ -52,13 +59,16 @@ def live_keys() -> QuerySet[ApiKey]:
 
 
 def memberships_of(user: User) -> QuerySet[Membership]:
-    """With their tenants. Activity is asked of the database: the instance at hand may be as old as a running download."""
+    """Returns the user's memberships in active tenants, with the tenants.
+
+    The query checks `is_active`, since the instance can be as old as a running download.
+    """
     memberships = Membership.objects.filter(user=user, user__is_active=True, tenant__is_active=True).select_related("tenant")
     return memberships.filter(tenant=user.key.tenant_id) if user.key else memberships
 
 
 def visible_tenants(user: User) -> QuerySet[Tenant]:
-    """Those that the person is a member of; all of them to a superuser, who alone sees a suspended one."""
+    """Returns the active tenants that the user belongs to. A superuser gets all tenants, including suspended ones."""
     principal = principal_of(user)
     if principal.is_superuser:
         return Tenant.objects.all()
@@ -66,7 +76,7 @@ def visible_tenants(user: User) -> QuerySet[Tenant]:
 
 
 def get_tenant(user: User, slug: str, *, suspended: bool = False) -> Tenant:
-    """With `suspended`, a superuser also gets a tenant that nobody else sees."""
+    """Returns a tenant that the user can see. With `suspended=True`, a superuser also gets a suspended tenant."""
     tenants = visible_tenants(user).filter(slug=slug)
     tenant = (tenants if suspended else tenants.filter(is_active=True)).first()
     if tenant is None:
@@ -75,25 +85,25 @@ def get_tenant(user: User, slug: str, *, suspended: bool = False) -> Tenant:
     return tenant
 
 
-def uuid_in(address: str) -> UUID:
-    """What an address names. Raises NotFound for what is none, as for one that is not there."""
+def parse_uuid(text: str) -> UUID:
+    """Parses an id from a URL. A malformed id gets the same answer as an unknown one."""
     try:
-        return UUID(address)
+        return UUID(text)
     except ValueError:
         raise NotFound from None
 
 
 def sole_tenant(user: User) -> Tenant:
-    """The tenant of somebody who did not name one."""
+    """Returns the tenant of a request that names none. The user must be a member of exactly one."""
     memberships = memberships_of(user)[:2]
     if len(memberships) != 1:
-        problem = "You belong to several tenants: name one." if memberships else "You belong to no tenant."
+        problem = "You belong to several tenants. Name one of them." if memberships else "You do not belong to any tenant."
         raise Invalid("tenant", problem, code="required")
     return memberships[0].tenant
 
 
 def get_audited_tenant(user: User, slug: str) -> Tenant:
-    """For whoever may know all of its people and figures."""
+    """Returns a tenant whose members and statistics the user may read: as an admin or auditor of it, or as a superuser."""
     tenant = get_tenant(user, slug)
     check_can_audit(user, tenant)
     return tenant
@@ -115,7 +125,7 @@ def visible_invitations(user: User, slug: str) -> QuerySet[Invitation]:
 
 
 def get_invitation(user: User, slug: str, pk: str) -> Invitation:
-    invitation = visible_invitations(user, slug).filter(pk=uuid_in(pk)).first()
+    invitation = visible_invitations(user, slug).filter(pk=parse_uuid(pk)).first()
     if invitation is None:
         raise NotFound
     return invitation
@@ -130,21 +140,33 @@ def can_audit(principal: Principal, tenant: Tenant) -> bool:
 
 
 def check_can_administer(user: User, tenant: Tenant) -> None:
-    """Raises NotFound for strangers, Refused for who is no admin of it. To be called on the locked row."""
+    """Allows admins of the tenant and superusers. Call it after locking the tenant's row.
+
+    Members of the tenant get Refused, other users NotFound.
+    """
     principal = principal_of(user)
-    if not can_administer(principal, tenant):
-        raise Refused if tenant.pk in principal.roles else NotFound
+    if can_administer(principal, tenant):
+        return
+    if tenant.pk in principal.roles:
+        raise Refused
+    raise NotFound
 
 
 def check_can_audit(user: User, tenant: Tenant) -> None:
-    """As `check_can_administer`, for its admins and auditors."""
+    """Allows admins and auditors of the tenant and superusers.
+
+    Other members of the tenant get Refused, other users NotFound.
+    """
     principal = principal_of(user)
-    if not can_audit(principal, tenant):
-        raise Refused if tenant.pk in principal.roles else NotFound
+    if can_audit(principal, tenant):
+        return
+    if tenant.pk in principal.roles:
+        raise Refused
+    raise NotFound
 
 
 def check_can_operate(user: User) -> None:
-    """For what concerns the platform, or a tenant's bounds: superusers."""
+    """Allows superusers only, to manage the platform and the limits of tenants."""
     if not principal_of(user).is_superuser:
         raise Refused
 

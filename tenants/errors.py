@@ -1,4 +1,4 @@
-"""Refusals that every app shares. Each is an APIException, so that DRF's own handler rolls back; `config.problems` renders them.
+"""Errors that all apps share. They subclass APIException, so that DRF's handler rolls back; `config.problems` renders them.
 
 `default_code` is the machine-readable `code` of the problem document (RFC 9457).
 """
@@ -10,7 +10,7 @@ from rest_framework.exceptions import APIException, ValidationError
 
 
 class Refused(APIException):
-    """You may know of it, and may not do this to it."""
+    """The user may see the object, but may not perform this operation on it."""
 
     status_code = status.HTTP_403_FORBIDDEN
     default_detail = "Your role does not allow this."
@@ -18,7 +18,7 @@ class Refused(APIException):
 
 
 class NotFound(APIException):
-    """Not yours or not there: the two are the same answer."""
+    """The object does not exist, or the user may not see it. Both cases get the same response."""
 
     status_code = status.HTTP_404_NOT_FOUND
     default_detail = "Not found."
@@ -26,7 +26,7 @@ class NotFound(APIException):
 
 
 class Conflict(APIException):
-    """Right thing, wrong moment."""
+    """The operation is not possible in the current state of the object."""
 
     status_code = status.HTTP_409_CONFLICT
     default_detail = "The current state does not allow this."
@@ -34,26 +34,26 @@ class Conflict(APIException):
 
 
 class Invalid(ValidationError):
-    """One field of the request is wrong."""
+    """The value of one field of the request is invalid."""
 
     def __init__(self, field: str, problem: str, *, code: str = "invalid") -> None:
         super().__init__({field: [problem]}, code=code)
 
 
 class BadToken(Invalid):
-    """From a mail: forged, expired, used, or of somebody who is gone. The caller learns no more than that."""
+    """A token from a mail is forged, expired or used, or its user is deactivated. The response does not say which."""
 
     def __init__(self) -> None:
-        super().__init__("token", "The token is not valid, or not any more.", code="bad_token")
+        super().__init__("token", "The token is invalid or has expired. Ask for a new mail.", code="bad_token")
 
 
 class LastAdmin(Conflict):
-    default_detail = "A tenant keeps at least one active admin: make somebody else one first."
+    default_detail = "This is the last active admin of the tenant. Make another member an admin first."
     default_code = "last_admin"
 
 
 class AlreadyMember(Conflict):
-    default_detail = "They are a member already."
+    default_detail = "This user is already a member of the tenant."
     default_code = "already_member"
 
 
@@ -61,7 +61,7 @@ class TooManyRequests(APIException):
     """RFC 6585, 4."""
 
     status_code = status.HTTP_429_TOO_MANY_REQUESTS
-    default_detail = "Too many requests. Wait for the seconds in Retry-After, then try again."
+    default_detail = "Too many requests. Wait for the number of seconds in Retry-After, then try again."
     default_code = "too_many_requests"
 
     def __init__(self, *, retry_after: int) -> None:
@@ -70,15 +70,15 @@ class TooManyRequests(APIException):
 
 
 class TooManyAttempts(TooManyRequests):
-    default_detail = "Too many failed attempts to sign in. Wait for the seconds in Retry-After, then try again."
+    default_detail = "Too many failed sign-ins. Wait for the number of seconds in Retry-After, then try again."
     default_code = "too_many_attempts"
 
 
 class Unavailable(APIException):
-    """Something that this server depends on does not answer, or it is full. Trying again later may work."""
+    """A service that this server depends on does not respond, or has no free capacity. A later attempt can succeed."""
 
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
-    default_detail = "The service cannot do this at the moment."
+    default_detail = "The server cannot perform this operation at the moment. Try again later."
     default_code = "unavailable"
 
     def __init__(self, detail: Any = None, *, code: str | None = None, retry_after: int = 5) -> None:
@@ -87,5 +87,5 @@ class Unavailable(APIException):
 
 
 class HashingFull(Unavailable):
-    default_detail = "Too many people are signing in at this moment. Try again in a few seconds."
+    default_detail = "Too many users are signing in at the moment. Try again in a few seconds."
     default_code = "sign_in_busy"

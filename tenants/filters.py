@@ -13,7 +13,7 @@ class MemberFilter(filters.FilterSet):
         fields: list[str] = []
 
     def filter_role(self, members: MembershipQuerySet, name: str, role: str) -> MembershipQuerySet:
-        return members.holding(role)
+        return members.with_role(role)
 
     def filter_search(self, members: MembershipQuerySet, name: str, text: str) -> MembershipQuerySet:
         return members.filter(Q(user__username__icontains=text) | Q(user__email__icontains=text))

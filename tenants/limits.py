@@ -31,7 +31,7 @@ RETURNING full_at
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limit:
     """At most `count` events of a subject in `period`. `refusal` is the error of an event that exceeds it."""
 

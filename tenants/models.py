@@ -161,11 +161,11 @@ class Tenant(models.Model):
 
 
 class MembershipQuerySet(models.QuerySet["Membership"]):
-    def holding(self, role: str) -> Self:
+    def with_role(self, role: str) -> Self:
         # In the text of the list, since SQLite's JSON has no `contains`. A role's letters are none that JSON escapes.
         return self.alias(roles_text=Cast("roles", models.TextField())).filter(roles_text__contains=f'"{role}"')
 
-    def of_people(self) -> Self:
+    def of_active_people(self) -> Self:
         """Who can sign in, and so act for themselves."""
         return self.filter(user__is_active=True, user__service_of=None)
 

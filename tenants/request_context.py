@@ -1,4 +1,4 @@
-"""What log lines, audit events and limits say of the request that they belong to."""
+"""Facts about the current request, for log lines, audit events and rate limits."""
 
 from contextvars import ContextVar
 
@@ -11,5 +11,5 @@ client: ContextVar[str] = ContextVar("client", default="")  # the address of the
 
 
 def network() -> str:
-    """What limits count the client by (`tenants.addresses.network_of`)."""
+    """Returns the network of the client, by which rate limits count (`tenants.addresses.network_of`)."""
     return network_of(client.get())

@@ -1,4 +1,7 @@
-"""Verbs on people and tenants. Each writes its audit event in the transaction of its change; `by=None` is the system."""
+"""Operations on users, tenants, memberships and sessions, without access checks: `tenants.people` adds those.
+
+Each operation writes its audit event in the transaction of the change. `by=None` means the system or an operator.
+"""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
@@ -22,14 +25,15 @@ from tenants.work import outbox
 from tenants.work.deadlocks import retry_on_deadlock
 
 
-INVITATIONS_KEPT: Final = timedelta(days=30)  # after they expired: so long may an admin see that nobody came
-RESERVED: Final = {"system", "me"}  # who acts where nobody does, and whoever asks
-NO_MEMBER: Final = "They are no member any more."
+INVITATION_RETENTION: Final = timedelta(days=30)  # after expiry, so that admins see which invitations were not accepted
+RESERVED_USERNAMES: Final = {"system", "me"}  # "system" is the actor of the system in the audit trail
+NO_LONGER_MEMBER: Final = "This user is no longer a member of the tenant."
 
 # --- Tenants and people ---
 
 
 def create_tenant(*, slug: str, name: str, by: User | None, now: datetime) -> Tenant:
+    """Creates a tenant without members."""
     tenant = Tenant(slug=slug, name=name, created_at=now)
     create(tenant, by=by, now=now)
     return tenant
@@ -38,47 +42,56 @@ def create_tenant(*, slug: str, name: str, by: User | None, now: datetime) -> Te
 def create_user(
     *, username: str, email: str, password: str | None, by: User | None, now: datetime, is_superuser: bool = False
 ) -> User:
-    """Without a password they cannot sign in until they are given one; a token from `createusertoken` works."""
-    if username.casefold() in RESERVED:
-        raise Invalid("username", "This name is the system's own.", code="reserved_name")
+    """Creates a user. Without a password, the user cannot sign in, but can use a token from `createusertoken`.
+
+    Raises: HashingFull.
+    """
+    if username.casefold() in RESERVED_USERNAMES:
+        raise Invalid("username", "This username is reserved. Choose another one.", code="reserved_name")
     user = User(username=username, email=email, is_superuser=is_superuser, is_staff=is_superuser)
     _set_password(user, password)
     create(user, by=by, now=now)
     return user
 
 
-def create(thing: Tenant | User, *, by: User | None, now: datetime) -> None:
-    """Saves a new tenant or person, whole as it is."""
-    check(thing)
+def create(instance: Tenant | User, *, by: User | None, now: datetime) -> None:
+    """Validates and inserts a new tenant or user."""
+    validate(instance)
     with transaction.atomic():
         try:
             with transaction.atomic():
-                thing.save(force_insert=True)
+                instance.save(force_insert=True)
         except IntegrityError:
-            check(thing)  # somebody has taken the name or the address since: this says which
+            validate(instance)  # another transaction has inserted the same slug, username or address: this error names the field
             raise
-        name = thing.slug if isinstance(thing, Tenant) else thing.username
-        audit.record(f"{_kind(thing)}.create", by=by, tenant=_tenant(thing), target=thing, now=now, name=name)
+        name = instance.slug if isinstance(instance, Tenant) else instance.username
+        audit.record(f"{_kind(instance)}.create", by=by, tenant=_tenant(instance), target=instance, now=now, name=name)
 
 
-def update(thing: Tenant | User, *, changed: Collection[str], by: User | None, now: datetime) -> None:
-    """Saves what is different in these fields of a tenant or person. Who is deactivated loses their tokens and keys for good."""
-    check(thing)
+def update(instance: Tenant | User, *, changed: Collection[str], by: User | None, now: datetime) -> None:
+    """Saves those of the `changed` fields whose values differ from the stored row.
+
+    Deactivating a user also revokes all of their tokens and API keys permanently.
+    """
+    validate(instance)
     with transaction.atomic():
-        stored = type(thing)._default_manager.select_for_update().get(pk=str(thing.pk))
-        values = {name: getattr(thing, name) for name in sorted(changed) if getattr(thing, name) != getattr(stored, name)}
+        stored = type(instance)._default_manager.select_for_update().get(pk=str(instance.pk))
+        values = {name: getattr(instance, name) for name in sorted(changed) if getattr(instance, name) != getattr(stored, name)}
         if not values:
             return
-        thing.save(update_fields=values)
-        if isinstance(thing, User) and values.get("is_active") is False:
-            tokens.revoke_all(thing)
-            api_keys.revoke_all(thing, now=now)
-        audit.record(f"{_kind(thing)}.update", by=by, tenant=_tenant(thing), target=thing, now=now, **values)
+        instance.save(update_fields=values)
+        if isinstance(instance, User) and values.get("is_active") is False:
+            tokens.revoke_all(instance)
+            api_keys.revoke_all(instance, now=now)
+        audit.record(f"{_kind(instance)}.update", by=by, tenant=_tenant(instance), target=instance, now=now, **values)
 
 
 @retry_on_deadlock
 def set_password(*, user: User, password: str, by: User | None, now: datetime, field: str = "password") -> None:
-    """`field` is what the request calls the password, for the refusal of a weak one."""
+    """Sets the password, which revokes all tokens of the user. `field` names the password in the error for a weak one.
+
+    Raises: HashingFull.
+    """
     _set_password(user, password, field=field)
     with transaction.atomic():
         user.save(update_fields=["password"])
@@ -86,52 +99,54 @@ def set_password(*, user: User, password: str, by: User | None, now: datetime, f
 
 
 def add_member(*, tenant: Tenant, user: User, roles: Sequence[str], by: User | None, now: datetime) -> Membership:
-    """Makes the person a member with these roles, besides those that they have already."""
+    """Adds the user to the tenant with these roles. An existing member gets the roles in addition to their own."""
     with transaction.atomic():
-        # The other contender adds the same person: without a row of theirs yet, the lock on the person makes them take turns.
+        # The other contender adds the same user. No membership exists yet that could be locked, so lock the user.
         User.objects.select_for_update().get(pk=user.pk)
         membership = Membership.objects.select_for_update().filter(tenant=tenant, user=user).first()
         if membership is not None:
             _set_roles(membership, [*membership.roles, *roles], by=by, now=now)
             return membership
         membership = Membership(tenant=tenant, user=user, roles=sorted(set(roles)), created_at=now)
-        check(membership)
+        validate(membership)
         membership.save(force_insert=True)
         audit.record("member.add", by=by, tenant=tenant, target=user, now=now, name=user.username, roles=membership.roles)
     return membership
 
 
 def ensure_member(*, slug: str, username: str, email: str, roles: Sequence[str], by: User | None, now: datetime) -> Membership:
-    """Adds a member by name, and creates the person if there is none of that name."""
+    """Adds a member by username, and creates the user if needed. An existing user must have the given `email`, if any."""
     with transaction.atomic():
         tenant = Tenant.objects.filter(slug=slug).first()
         if tenant is None:
-            raise NotFound(f"There is no tenant {slug}.")
+            raise NotFound(f"No tenant has the slug {slug}.")
         user = User.objects.filter(username=username).first()
         if user is None:
             user = create_user(username=username, email=email, password=None, by=by, now=now)
         elif email and user.email != email.lower():
-            raise Invalid("email", f"{username} has another e-mail address.")
+            raise Invalid("email", f"The user {username} has a different e-mail address.")
         return add_member(tenant=tenant, user=user, roles=roles, by=by, now=now)
 
 
 def set_roles(*, membership: Membership, roles: Sequence[str], by: User | None, now: datetime) -> None:
+    """Replaces the roles of a member."""
     with transaction.atomic():
-        _check_admin_stays(membership, roles)
+        _check_admin_remains(membership, roles)
         locked = Membership.objects.select_for_update().filter(pk=membership.pk).first()
         if locked is None:
-            raise Conflict(NO_MEMBER)
+            raise Conflict(NO_LONGER_MEMBER)
         _set_roles(locked, roles, by=by, now=now)
 
 
 def remove_member(*, membership: Membership, by: User | None, now: datetime) -> None:
+    """Deletes the membership with its grants, and revokes the API keys of the member in this tenant."""
     with transaction.atomic():
-        _check_admin_stays(membership, [])
-        # The other contender gives access to the member. What was given goes with the membership, so that it has to be either
-        # there or refused before this looks for it.
+        _check_admin_remains(membership, [])
+        # The other contender grants access to the member, and locks the membership first. Grants are deleted with it, so each
+        # must be either committed or refused before the deletion.
         locked = Membership.objects.select_for_update().filter(pk=membership.pk).first()
         if locked is None:
-            raise Conflict(NO_MEMBER)
+            raise Conflict(NO_LONGER_MEMBER)
         locked.delete()
         user, tenant = membership.user, membership.tenant
         api_keys.revoke_all(user, tenant=tenant, now=now)
@@ -141,7 +156,10 @@ def remove_member(*, membership: Membership, by: User | None, now: datetime) -> 
 def bootstrap_tenant(
     *, slug: str, name: str, username: str, email: str, password: str | None, now: datetime
 ) -> tuple[Tenant, User]:
-    """The first tenant and its superuser, who is its admin too. Whatever of it exists already stays as it is."""
+    """Creates the first tenant and its superuser, who becomes its admin. Does not change a tenant or a superuser that exists.
+
+    Raises: HashingFull.
+    """
     with transaction.atomic():
         tenant = Tenant.objects.filter(slug=slug).first() or create_tenant(slug=slug, name=name, by=None, now=now)
         user = User.objects.filter(username=username).first()
@@ -150,7 +168,7 @@ def bootstrap_tenant(
                 raise Invalid("password", "A new superuser needs a password.", code="required")
             user = create_user(username=username, email=email, password=password, by=None, now=now, is_superuser=True)
         elif not user.is_superuser:
-            raise Conflict(f"{username} exists and is no superuser.")
+            raise Conflict(f"The user {username} exists and is not a superuser.")
         add_member(tenant=tenant, user=user, roles=[Role.ADMIN], by=None, now=now)
     return tenant, user
 
@@ -159,26 +177,31 @@ def bootstrap_tenant(
 
 
 def sign_in(*, request: HttpRequest, username: str, password: str, now: datetime) -> tokens.Pair:
+    """Opens a session with username and password.
+
+    Raises: HashingFull, TooManyAttempts.
+    """
     user = verify_credentials(request=request, username=username, password=password)
     if user is None:
-        raise AuthenticationFailed("No active account has this name and password.", code="invalid_credentials")
+        raise AuthenticationFailed("No active account has this username and password.", code="invalid_credentials")
     return open_session(user, now)
 
 
 def verify_credentials(*, request: HttpRequest, username: str, password: str) -> User | None:
-    """The active person with this name and password; None if there is none. Failures count (`tenants.auth.sign_in_limits`).
+    """Returns the active user with this username and password, or None. Counts failures (`tenants.auth.sign_in_limits`).
 
     Raises: HashingFull, TooManyAttempts.
     """
     user = authenticate(request, username=username, password=password)
     if not isinstance(user, User):
         return None
-    user_logged_in.send(sender=User, request=request, user=user)  # notes the last sign-in
+    user_logged_in.send(sender=User, request=request, user=user)  # Django's receiver updates `last_login`
     return user
 
 
 @retry_on_deadlock
 def open_session(user: User, now: datetime) -> tokens.Pair:
+    """Issues a new pair of tokens. The caller has verified the user's credentials."""
     with transaction.atomic():
         pair = tokens.mint(user)
         audit.record("session.open", by=user, tenant=None, target=user, now=now)
@@ -186,11 +209,11 @@ def open_session(user: User, now: datetime) -> tokens.Pair:
 
 
 def create_token(*, user: User, lifetime: timedelta, by: User | None, now: datetime) -> tokens.Pair:
-    """A session for scripts, without a password."""
+    """Issues a pair of tokens without a password, for an operator's scripts. No token outlives `lifetime`."""
     if not user.is_active:
-        raise Refused(f"{user.username} is not active.")
+        raise Refused(f"The user {user.username} is deactivated.")
     if user.service_of_id:
-        raise Refused(f"{user.username} is a service account: it has API keys and no sessions.")
+        raise Refused(f"{user.username} is a service account, which cannot have tokens. Create an API key instead.")
     with transaction.atomic():
         pair = tokens.mint(user, lifetime)
         audit.record("token.create", by=by, tenant=None, target=user, now=now, seconds=int(lifetime.total_seconds()))
@@ -198,25 +221,25 @@ def create_token(*, user: User, lifetime: timedelta, by: User | None, now: datet
 
 
 def end_sessions(*, user: User, by: User | None, now: datetime) -> None:
-    """Every token of the person is dead from here on."""
+    """Revokes all tokens of the user."""
     with transaction.atomic():
         tokens.revoke_all(user)
         audit.record("session.end_all", by=by, tenant=None, target=user, now=now)
 
 
 def unlock(*, user: User, by: User | None, now: datetime) -> None:
-    """Lets the person sign in again at once after too many failed attempts."""
+    """Resets the limits on failed sign-ins, so that the user can sign in again immediately."""
     with transaction.atomic():
         sign_in_limits.unlock(user)
         audit.record("user.unlock", by=by, tenant=None, target=user, now=now)
 
 
 def delete_expired(*, now: datetime) -> dict[str, int]:
-    """Deletes what no longer opens, closes or tells anything. Returns how many rows of each kind."""
+    """Deletes expired rows of all kinds in this app. Returns the number of deleted rows of each kind."""
     sessions, _ = Session.objects.filter(expire_date__lt=now).delete()
-    invitations, _ = Invitation.objects.filter(expires_at__lt=now - INVITATIONS_KEPT).delete()
+    invitations, _ = Invitation.objects.filter(expires_at__lt=now - INVITATION_RETENTION).delete()
     return {
-        "tokens": tokens.flush_expired(now=now),
+        "tokens": tokens.delete_expired(now=now),
         "sessions": sessions,
         "rate limits": limits.delete_expired(now=now),
         "known networks": sign_in_limits.delete_expired(now=now),
@@ -225,10 +248,10 @@ def delete_expired(*, now: datetime) -> dict[str, int]:
     }
 
 
-def check(thing: Tenant | User | Membership | Invitation) -> None:
-    """Raises a refusal that names the fields."""
+def validate(instance: Tenant | User | Membership | Invitation) -> None:
+    """Runs the model's validation. The error names the fields."""
     try:
-        thing.full_clean()
+        instance.full_clean()
     except ModelValidationError as error:
         raise ValidationError(get_error_detail(error)) from error
 
@@ -242,21 +265,21 @@ def _set_password(user: User, password: str | None, *, field: str = "password") 
     user.set_password(password)
 
 
-def _check_admin_stays(membership: Membership, roles: Sequence[str]) -> None:
-    """In the caller's transaction, before the membership gets these roles, or none."""
-    # The other contender takes the role from another of the last admins: they take turns on the tenant.
+def _check_admin_remains(membership: Membership, roles: Sequence[str]) -> None:
+    """Raises LastAdmin if the tenant would have no active admin with these new roles. Runs in the caller's transaction."""
+    # The other contender removes the role from another admin. Without this lock on the tenant, both could succeed.
     Tenant.objects.select_for_update(no_key=True).get(pk=membership.tenant_id)
-    admins = Membership.objects.filter(tenant=membership.tenant_id).holding(Role.ADMIN).of_people()
+    admins = Membership.objects.filter(tenant=membership.tenant_id).with_role(Role.ADMIN).of_active_people()
     if Role.ADMIN not in roles and admins.filter(pk=membership.pk).exists() and not admins.exclude(pk=membership.pk).exists():
         raise LastAdmin
 
 
 def _set_roles(membership: Membership, roles: Sequence[str], *, by: User | None, now: datetime) -> None:
-    """In the caller's transaction, on the locked row."""
+    """Saves the roles and writes the audit event. The caller has locked the membership in its transaction."""
     before, membership.roles = membership.roles, sorted(set(roles))
     if membership.roles == before:
         return
-    check(membership)
+    validate(membership)
     membership.save(update_fields=["roles"])
     audit.record(
         "member.update",
@@ -270,9 +293,9 @@ def _set_roles(membership: Membership, roles: Sequence[str], *, by: User | None,
     )
 
 
-def _kind(thing: Tenant | User) -> str:
-    return "tenant" if isinstance(thing, Tenant) else "user"
+def _kind(instance: Tenant | User) -> str:
+    return "tenant" if isinstance(instance, Tenant) else "user"
 
 
-def _tenant(thing: Tenant | User) -> Tenant | None:
-    return thing if isinstance(thing, Tenant) else None
+def _tenant(instance: Tenant | User) -> Tenant | None:
+    return instance if isinstance(instance, Tenant) else None

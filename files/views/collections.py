@@ -15,7 +15,7 @@ from files.models import Collection
 from files.serializers import CollectionOutput, CreateCollectionInput, UpdateCollectionInput
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import user_of
-from tenants.related import with_only
+from tenants.querysets import select_related_only
 
 
 class CollectionsView(generics.GenericAPIView[Collection]):
@@ -26,7 +26,7 @@ class CollectionsView(generics.GenericAPIView[Collection]):
     @extend_schema(operation_id="collections_list", responses=CollectionOutput(many=True))
     def get(self, request: Request) -> Response:
         """Collections that you can read."""
-        collections = with_only(access.visible_collections(user_of(request)), tenant="slug", created_by="username")
+        collections = select_related_only(access.visible_collections(user_of(request)), tenant="slug", created_by="username")
         page = self.paginate_queryset(self.filter_queryset(collections))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 

@@ -20,7 +20,7 @@ from files.serializers import FileForm, FileOutput, FileUploadResults, NamedFile
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import user_of
 from tenants.errors import Invalid
-from tenants.related import with_only
+from tenants.querysets import select_related_only
 
 
 def receive_files(view: APIView, request: Request, choose: Any, now: datetime) -> Response:
@@ -60,7 +60,7 @@ class CollectionFilesView(generics.GenericAPIView[StoredFile]):
     @extend_schema(operation_id="files_list", responses=FileOutput(many=True))
     def get(self, request: Request, slug: str) -> Response:
         """Files of a collection."""
-        files = with_only(access.visible_files(user_of(request), slug), created_by="username", updated_by="username")
+        files = select_related_only(access.visible_files(user_of(request), slug), created_by="username", updated_by="username")
         page = self.paginate_queryset(self.filter_queryset(files))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 

@@ -20,7 +20,7 @@ from tenants import access as people
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import user_of
 from tenants.models import Scope, User
-from tenants.related import with_only
+from tenants.querysets import select_related_only
 
 
 RELATED_FIELDS: Final = {"collection": "slug", "file": "filename", "user": "username", "created_by": "username"}
@@ -44,7 +44,7 @@ class GrantsView(generics.GenericAPIView[Grant]):
     def get(self, request: Request, slug: str, filename: str | None = None) -> Response:
         """Who was given what. Of a collection, its single files included."""
         user = user_of(request)
-        grants = with_only(access.visible_grants(user, *load_target(user, slug, filename)), **RELATED_FIELDS)
+        grants = select_related_only(access.visible_grants(user, *load_target(user, slug, filename)), **RELATED_FIELDS)
         page = self.paginate_queryset(self.filter_queryset(grants))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
@@ -95,6 +95,6 @@ class TenantGrantsView(generics.GenericAPIView[Grant]):
     def get(self, request: Request, tenant: str) -> Response:
         """Who was given what in the tenant: for its admins and auditors. `external=true` shows what people of others have."""
         user = user_of(request)
-        grants = with_only(access.tenant_grants(user, people.get_tenant(user, tenant)), **RELATED_FIELDS)
+        grants = select_related_only(access.tenant_grants(user, people.get_tenant(user, tenant)), **RELATED_FIELDS)
         page = self.paginate_queryset(self.filter_queryset(grants))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)

@@ -14,7 +14,7 @@ from files.serializers import HoldInput, HoldOutput
 from tenants.absolute_urls import absolute_url
 from tenants.auth.permissions import user_of
 from tenants.models import Scope
-from tenants.related import with_only
+from tenants.querysets import select_related_only
 
 
 class HoldsView(generics.GenericAPIView[Hold]):
@@ -28,7 +28,7 @@ class HoldsView(generics.GenericAPIView[Hold]):
         """What keeps the collection, or files of it, from being changed and destroyed. For its managers and auditors."""
         user = user_of(request)
         found = access.visible_holds(user, access.get_collection(user, slug, deleted=True))
-        page = self.paginate_queryset(with_only(found, file="filename", placed_by="username"))
+        page = self.paginate_queryset(select_related_only(found, file="filename", placed_by="username"))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     @extend_schema(request=HoldInput, responses={201: HoldOutput})

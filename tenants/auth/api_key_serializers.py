@@ -52,4 +52,4 @@ class ServiceAccountOutput(serializers.Serializer[User]):
 
     def get_roles(self, account: User) -> list[str]:
         """None for one that an admin has taken out of the tenant."""
-        return [role for membership in account.held for role in membership.roles]  # type: ignore[attr-defined]  # by visible_accounts
+        return [role for membership in account.tenant_memberships for role in membership.roles]  # type: ignore[attr-defined]  # by visible_accounts

@@ -1,4 +1,4 @@
-"""How the OpenAPI schema describes what stands behind Bearer."""
+"""Describes Bearer authentication in the OpenAPI schema."""
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema

@@ -1,4 +1,4 @@
-"""A person's own password: changed by who knows it, reset by who reads their mailbox."""
+"""Changing one's password with the current one, and resetting it with a token from a mail."""
 
 import re
 from datetime import datetime, timedelta
@@ -18,51 +18,62 @@ from tenants.work.deadlocks import retry_on_deadlock
 
 
 RESET: Final = "password_reset"  # the kind of mail
-PAUSE: Final = timedelta(minutes=5)
-MOST_WAITING: Final = 1000  # anybody may ask, for any address: they fill neither the table nor the way of other mail
+MAIL_INTERVAL: Final = timedelta(minutes=5)  # a reset is mailed to an address at most once in this time
+MAX_PENDING_MAILS: Final = 1000  # anyone can request resets, for any address; the limit keeps them from delaying other mails
 
-_secrets = PasswordResetTokenGenerator()  # dies with the password, the last login and the e-mail address that it was made for
+# A token becomes invalid when the password, the last sign-in or the e-mail address of the user changes.
+_token_generator = PasswordResetTokenGenerator()
 
 
 def change(*, request: HttpRequest, user: User, current_password: str, new_password: str, now: datetime) -> tokens.Pair:
-    """Ends every token of the person but the pair that this returns. A wrong password counts as a failed sign-in."""
-    recognised = services.verify_credentials(request=request, username=user.username, password=current_password)
-    if recognised is None:
-        raise Invalid("current_password", "This is not your password.", code="invalid_credentials")
-    services.set_password(user=recognised, password=new_password, by=recognised, now=now, field="new_password")
-    return services.open_session(recognised, now)
+    """Changes the password, revokes all tokens of the user, and returns a new pair.
+
+    A wrong current password counts as a failed sign-in.
+
+    Raises: HashingFull, TooManyAttempts.
+    """
+    verified = services.verify_credentials(request=request, username=user.username, password=current_password)
+    if verified is None:
+        raise Invalid("current_password", "This is not your current password.", code="invalid_credentials")
+    services.set_password(user=verified, password=new_password, by=verified, now=now, field="new_password")
+    return services.open_session(verified, now)
 
 
 @retry_on_deadlock
 def request_reset(*, email: str, now: datetime) -> None:
-    """Takes the same for everybody: whether the address is a person's is only asked when the mail is due."""
+    """Queues a mail with a reset token. The tick looks up the user, so that the response time does not reveal who exists."""
     limits.RESETS.take(request_context.network(), now=now)
     with transaction.atomic():
-        if Mail.objects.filter(kind=RESET, sent_at=None, failed_at=None).count() < MOST_WAITING:
-            outbox.queue(RESET, to=email.lower(), now=now, once_in=PAUSE)
+        if Mail.objects.filter(kind=RESET, sent_at=None, failed_at=None).count() < MAX_PENDING_MAILS:
+            outbox.queue(RESET, to=email.lower(), now=now, once_per=MAIL_INTERVAL)
 
 
 @retry_on_deadlock
 def confirm_reset(*, token: str, new_password: str, now: datetime) -> None:
+    """Sets a new password with the token `<user id>-<secret>` from the mail. The token works once.
+
+    Raises: HashingFull.
+    """
     limits.MAILED_TOKENS.take(request_context.network(), now=now)
-    number, _, secret = token.partition("-")
-    if not re.fullmatch("[0-9]{1,18}", number):
+    user_id, _, secret = token.partition("-")
+    if not re.fullmatch("[0-9]{1,18}", user_id):
         raise BadToken
     with transaction.atomic():
-        # The other contender has the same token: once the first has set a password, the second's secret fits no more.
-        user = _resettable().select_for_update().filter(pk=number).first()
-        if not _secrets.check_token(user, secret) or user is None:
+        # The other contender uses the same token. The new password makes it invalid.
+        user = _users_with_password().select_for_update().filter(pk=user_id).first()
+        if not _token_generator.check_token(user, secret) or user is None:
             raise BadToken
         services.set_password(user=user, password=new_password, by=user, now=now, field="new_password")
 
 
-@outbox.letter(RESET)
-def _letter(mail: Mail, now: datetime) -> outbox.Letter | None:
-    user = _resettable().filter(email=mail.recipient).first()
+@outbox.context_builder(RESET)
+def _build_mail_context(mail: Mail, now: datetime) -> outbox.Context | None:
+    user = _users_with_password().filter(email=mail.recipient).first()
     if user is None:
         return None
-    return {"username": user.username, **outbox.opening("reset-password", f"{user.pk}-{_secrets.make_token(user)}")}
+    token = f"{user.pk}-{_token_generator.make_token(user)}"
+    return {"username": user.username, **outbox.token_context("reset-password", token)}
 
 
-def _resettable() -> QuerySet[User]:
+def _users_with_password() -> QuerySet[User]:
     return User.objects.filter(is_active=True, service_of=None)

@@ -1,4 +1,4 @@
-"""Who a view lets in at all. What they may do to a thing is asked later, of `access` and by the service."""
+"""Which requests a view accepts at all. `access` and the services check the rights on individual objects."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from tenants.models import Scope, User
 
 
 if TYPE_CHECKING:
-    from rest_framework.views import APIView  # which imports the default permission, and so this module
+    from rest_framework.views import APIView  # imports the default permission, and with it this module
 
 
-# `scopes = PEOPLE_ONLY` on a view: a stolen key must neither mint another nor end the one that is to replace it.
+# Values of `scopes` on a view.
+# No API key: a stolen key must not be able to create another key, or to revoke its replacement.
 PEOPLE_ONLY: Final[dict[str, Scope | None]] = dict.fromkeys(("GET", "POST", "PUT", "PATCH", "DELETE"))
-# For whatever is about the tenant's people and settings, reading included
+# The members and settings of a tenant need this scope, for reading too.
 ADMINISTER: Final[dict[str, Scope | None]] = dict.fromkeys(PEOPLE_ONLY, Scope.ADMINISTER)
 
 
@@ -25,17 +26,17 @@ class InsufficientScope(Refused):
     default_code = "insufficient_scope"
 
     def __init__(self, scope: Scope) -> None:
-        super().__init__(f"This API key lacks the scope {scope}.")
+        super().__init__(f"This operation needs an API key with the scope {scope}.")
         self.headers = {"WWW-Authenticate": f'Bearer realm="strongroom", error="insufficient_scope", scope="{scope}"'}
 
 
 class PeopleOnly(Refused):
-    default_detail = "No API key opens this: sign in."
+    default_detail = "This operation does not accept API keys. Sign in with username and password."
     default_code = "people_only"
 
 
 class Authenticated(BasePermission):
-    """People with a token of their own; an API key, where its scopes cover what the view does (RFC 6750, 3.1)."""
+    """Accepts users with a token, and API keys whose scopes cover the operation (RFC 6750, 3.1)."""
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         if not isinstance(request.user, User):
@@ -50,14 +51,14 @@ class Authenticated(BasePermission):
 
 
 def user_of(request: Request) -> User:
-    """Who asks, in a view that `Authenticated` guards."""
+    """Returns the user who sent the request to a view that `Authenticated` protects."""
     return cast(User, request.user)
 
 
 def scope_of(view: APIView | type[APIView], method: str) -> Scope | None:
-    """What a key needs for this method of the view; None where none is let in.
+    """Returns the scope that an API key needs for this method of the view, or None if the method accepts no API key.
 
-    A view names in `scopes` what differs from the rule: reading is `read`, and everything else is `write`.
+    By default, safe methods need `read` and all other methods `write`. `scopes` of a view overrides this by method.
     """
     default = Scope.READ if method in SAFE_METHODS else Scope.WRITE
     scopes: dict[str, Scope | None] = getattr(view, "scopes", {})

@@ -1,7 +1,7 @@
-"""Bearer tokens: a JWT for access, and one for refresh that works once. An API key comes in the same header.
+"""Bearer tokens: an access JWT, and a refresh JWT that works once. API keys use the same header.
 
-A token carries the person's `token_version`; counting that up ends every token of theirs at once. A refresh token is known by
-its `jti` in the outstanding table (never by its text), and lands on the blacklist when it is used.
+A token contains the user's `token_version`. Incrementing it revokes all tokens of the user. The table of outstanding tokens
+identifies a refresh token by its `jti` and does not hold its text. A used token is added to the blacklist.
 """
 
 import re
@@ -27,15 +27,15 @@ from tenants.work.deadlocks import retry_on_deadlock
 
 CHALLENGE: Final = 'Bearer realm="strongroom"'
 MAX_TOKEN_LENGTH: Final = 2048
-END: Final = "session_end"  # claim: the moment (Unix time) that no refreshing goes beyond
+SESSION_END: Final = "session_end"  # claim: Unix time after which no token of the session is valid, refreshed or not
 
 AnyToken = TypeVar("AnyToken", bound=Token)
 
 
 class InvalidToken(AuthenticationFailed):
-    """Forged, expired, revoked, used up, of another kind, or of somebody who is gone: the caller learns no more than that."""
+    """The token is forged, expired, revoked, used or of another kind, or its user is deactivated. The response hides which."""
 
-    default_detail = "The token is not valid."
+    default_detail = "The token is not valid. Sign in again, or use another API key."
     default_code = "invalid_token"
 
 
@@ -45,7 +45,7 @@ class Pair(TypedDict):
 
 
 class RefreshToken(Token):
-    """Without simplejwt's own blacklist look-up: that a token was used before is told apart from being invalid, under a lock."""
+    """Omits simplejwt's check of the blacklist. `refresh` checks it under a lock, to tell a reused token from an invalid one."""
 
     token_type = SimpleRefreshToken.token_type
     lifetime = SimpleRefreshToken.lifetime
@@ -53,7 +53,7 @@ class RefreshToken(Token):
 
 class BearerAuthentication(BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[User, Token | ApiKey] | None:
-        """The person and the token or key of the Authorization header; None without one.
+        """Returns the user and the token or API key of the Authorization header. Returns None if it has no Bearer token.
 
         Raises: InvalidToken, TooManyRequests.
         """
@@ -67,41 +67,45 @@ class BearerAuthentication(BaseAuthentication):
         scheme, _, raw = request.headers.get("Authorization", "").partition(" ")
         if scheme != "Bearer":
             return None
-        if raw.startswith(api_keys.MARK):  # no JWT does: it begins with a brace in base64
+        if raw.startswith(api_keys.KEY_PREFIX):  # no JWT starts with it: a JWT starts with a brace in Base64
             key = api_keys.authenticate(raw, now=timezone.now())
             if key is None:
                 raise InvalidToken
             return key.owner, key
-        token = _read(AccessToken, raw)
-        return _holder(token, User.objects.all()), token
+        token = _decode(AccessToken, raw)
+        return _user_of(token, User.objects.all()), token
 
     def authenticate_header(self, request: Request) -> str:
         return CHALLENGE
 
 
 def mint(user: User, lifetime: timedelta | None = None) -> Pair:
-    """A new session. With `lifetime` both tokens live that long, and refreshing does not prolong it.
+    """Starts a session. With `lifetime`, both tokens expire after that time, and refreshing does not extend it.
 
-    The tokens carry the `token_version` of the instance at hand: what was revoked since it was read stays revoked.
+    The tokens contain the `token_version` of the given instance. If the tokens of the user were revoked after it was read, the
+    new ones are invalid too.
     """
     refresh = RefreshToken()
     access = AccessToken()
     if lifetime is not None:
         for token in (refresh, access):
             token.set_exp(lifetime=lifetime)
-        refresh[END] = refresh["exp"]
+        refresh[SESSION_END] = refresh["exp"]
     return _sign(user, access=access, refresh=refresh)
 
 
 @retry_on_deadlock
 def refresh(raw: str, *, now: datetime) -> Pair:
-    """A new pair for a refresh token that was never used. One that was used is in two hands: every token of the person ends."""
-    used = _read(RefreshToken, raw)
+    """Exchanges an unused refresh token for a new pair.
+
+    A token that is used twice has probably been stolen, so all tokens of the user are revoked (RFC 9700, 4.14.2).
+    """
+    used = _decode(RefreshToken, raw)
     with transaction.atomic():
-        # The lock on the person decides between two requests with the same token: the second finds it on the blacklist.
-        user = _holder(used, User.objects.select_for_update())
-        if is_first := _use_up(used, user):
-            pair = _sign(user, access=_until(used, AccessToken()), refresh=_until(used, RefreshToken()))
+        # The other contender uses the same token. The lock on the user makes the second request find it on the blacklist.
+        user = _user_of(used, User.objects.select_for_update())
+        if is_first := _mark_used(used, user):
+            pair = _sign(user, access=_limit_to_session(used, AccessToken()), refresh=_limit_to_session(used, RefreshToken()))
         else:
             revoke_all(user)
             audit.record("session.reuse", by=None, tenant=None, target=user, now=now)
@@ -112,25 +116,25 @@ def refresh(raw: str, *, now: datetime) -> Pair:
 
 @retry_on_deadlock
 def revoke(raw: str, *, now: datetime) -> None:
-    """Ends the session of a refresh token. One that opens nothing any more is as dead as it was asked to be (RFC 7009, 2.2)."""
+    """Revokes a refresh token, which ends its session. Accepts an invalid token without an error (RFC 7009, 2.2)."""
     with transaction.atomic():
         try:
-            token = _read(RefreshToken, raw)
-            user = _holder(token, User.objects.select_for_update())
+            token = _decode(RefreshToken, raw)
+            user = _user_of(token, User.objects.select_for_update())
         except InvalidToken:
             return
-        if _use_up(token, user):
+        if _mark_used(token, user):
             audit.record("session.close", by=user, tenant=None, target=user, now=now)
 
 
 def revoke_all(user: User) -> None:
-    """Ends every token of the person, in the caller's transaction."""
+    """Revokes all tokens of the user, in the caller's transaction."""
     User.objects.filter(pk=user.pk).update(token_version=F("token_version") + 1)
     user.refresh_from_db(fields=["token_version"])
 
 
-def flush_expired(*, now: datetime) -> int:
-    """Forgets refresh tokens that have expired: their signature no longer opens anything. Returns how many."""
+def delete_expired(*, now: datetime) -> int:
+    """Deletes the rows of expired refresh tokens. Returns the number of tokens."""
     BlacklistedToken.objects.filter(token__expires_at__lt=now).delete()
     deleted, _ = OutstandingToken.objects.filter(expires_at__lt=now).delete()
     return deleted
@@ -143,32 +147,32 @@ def _sign(user: User, *, access: Token, refresh: Token) -> Pair:
     OutstandingToken.objects.create(
         user=user,
         jti=refresh["jti"],
-        token="",  # known by its id; its text would be a working token for whoever reads the database
+        token="",  # a reader of the database could use the text of the token
         created_at=refresh.current_time,
         expires_at=datetime.fromtimestamp(refresh["exp"], tz=UTC),
     )
     return {"access": str(access), "refresh": str(refresh)}
 
 
-def _until(used: Token, token: Token) -> Token:
-    """The token, not outliving the end that its session was given."""
-    if end := used.get(END):
-        token[END] = end
+def _limit_to_session(used: Token, token: Token) -> Token:
+    """Copies the end of the session from the used token, and limits the expiry of the new token to it."""
+    if end := used.get(SESSION_END):
+        token[SESSION_END] = end
         token["exp"] = min(token["exp"], end)
     return token
 
 
-def _read(kind: type[AnyToken], raw: str) -> AnyToken:
+def _decode(kind: type[AnyToken], raw: str) -> AnyToken:
     if len(raw) > MAX_TOKEN_LENGTH:
         raise InvalidToken
     try:
         return kind(raw)  # type: ignore[arg-type]  # simplejwt's hint says Token; it is the encoded text
     except (TokenError, ValueError, TypeError, OverflowError, RecursionError):
-        # What a claim or a header of a strange type makes the libraries raise is no TokenError.
+        # A claim or a header of an unexpected type makes the libraries raise one of the other exceptions.
         raise InvalidToken from None
 
 
-def _holder(token: Token, users: QuerySet[User]) -> User:
+def _user_of(token: Token, users: QuerySet[User]) -> User:
     user_id, version = token.get("user_id"), token.get("token_version")
     if not (isinstance(user_id, str) and re.fullmatch("[0-9]{1,18}", user_id) and type(version) is int):
         raise InvalidToken
@@ -178,8 +182,8 @@ def _holder(token: Token, users: QuerySet[User]) -> User:
     return user
 
 
-def _use_up(token: Token, user: User) -> bool:
-    """Whether this was the token's first use; it has no second. The caller holds the lock on the person."""
+def _mark_used(token: Token, user: User) -> bool:
+    """Marks the token as used. Returns False if it was used before. The caller has locked the user."""
     outstanding = OutstandingToken.objects.filter(user=user, jti=token["jti"]).first()
     if outstanding is None:
         raise InvalidToken

@@ -1,4 +1,4 @@
-"""Transactions that the database ended for the sake of others: done again, a few times (F-25)."""
+"""Retries of transactions that the database aborted to resolve a deadlock or a serialization failure (F-25)."""
 
 import random
 import time
@@ -10,32 +10,36 @@ from typing import Final, ParamSpec, TypeVar
 from django.db import OperationalError, connection
 
 
-RETRIES: Final = 3
-SACRIFICED: Final = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
+MAX_RETRIES: Final = 3
+RETRYABLE_SQLSTATES: Final = {"40001", "40P01"}  # PostgreSQL: serialization failure, deadlock
 
-Given = ParamSpec("Given")
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 
 def pause(attempt: int) -> None:
-    """Up to 0.1 s behind the first attempt (0), thrice as long each time. Random, so that two who met do not meet again."""
-    time.sleep(random.uniform(0.5, 1) * 0.1 * 3**attempt)  # noqa: S311  jitter is no secret
+    """Sleeps up to 0.1 s after the first attempt (0), and three times as long after each further one.
+
+    The duration is random, so that two transactions do not collide again.
+    """
+    time.sleep(random.uniform(0.5, 1) * 0.1 * 3**attempt)  # noqa: S311  not used for security
 
 
-def retry_on_deadlock(work: Callable[Given, Result]) -> Callable[Given, Result]:
-    """For a function that does all its work in one transaction of its own. The caller's transaction is the caller's to repeat.
+def retry_on_deadlock(work: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Retries a function that does all its work in one transaction.
 
-    SQLite needs none of this: it waits for the lock before the transaction begins.
+    Inside a transaction of the caller it does not retry, because the caller must repeat that transaction as a whole. SQLite
+    raises no such error: it waits for its lock when a transaction begins.
     """
 
     @wraps(work)
-    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def call(*args: Params.args, **kwargs: Params.kwargs) -> Result:
         for attempt in count():
             try:
                 return work(*args, **kwargs)
             except OperationalError as error:
-                is_sacrificed = getattr(error.__cause__, "sqlstate", None) in SACRIFICED
-                if not is_sacrificed or attempt == RETRIES or connection.in_atomic_block:
+                is_retryable = getattr(error.__cause__, "sqlstate", None) in RETRYABLE_SQLSTATES
+                if not is_retryable or attempt == MAX_RETRIES or connection.in_atomic_block:
                     raise
             pause(attempt)
         raise AssertionError("unreachable")

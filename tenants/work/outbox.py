@@ -1,6 +1,7 @@
-"""Mails: a row in the transaction of what it tells of, sent by the tick. One that fails changes nothing of that (F-34).
+"""Mails. A mail is a row, written in the transaction of the event that it reports. The tick sends it later.
 
-A row holds no secret and no text. Both are made when it is sent, by the function that is registered for its kind.
+A mail that cannot be sent does not affect the event (F-34). The row holds no secrets and no text. The function that is registered
+for the kind of the mail creates both when the mail is sent.
 """
 
 import logging
@@ -26,34 +27,37 @@ from tenants.work.leases import LeaseLost, claim
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE: Final = timedelta(seconds=30)
-LONGEST_PAUSE: Final = timedelta(hours=1)
-MOST_ATTEMPTS: Final = 80  # three days: the pauses double up to the longest
-KEPT: Final = timedelta(days=30)
-EVER: Final = timedelta.max  # as `once_in`: one such mail and no other, for as long as it is kept
+FIRST_DELAY: Final = timedelta(seconds=30)  # after a failed attempt; doubles with each attempt
+MAX_DELAY: Final = timedelta(hours=1)
+MAX_ATTEMPTS: Final = 80  # three days
+RETENTION: Final = timedelta(days=30)
+FOREVER: Final = timedelta.max  # as `once_per`: no second mail of this kind while the row of the first exists
 
-Letter = dict[str, str]  # what fills the templates; `contact`, if there is one, is also who the mail is from
-Writer = Callable[[Mail, datetime], Letter | None]
-_writers: dict[str, Writer] = {}
+Context = dict[str, str]  # of the templates; `contact`, if present, becomes the From address
+ContextBuilder = Callable[[Mail, datetime], Context | None]
+_context_builders: dict[str, ContextBuilder] = {}
 
 
-class Lines(str):
-    """A value of a letter that keeps its lines: somebody's own words, quoted in the text so that they pass for no others.
+class QuotedText(str):
+    """A context value of several lines that a user wrote. It is quoted, so that it cannot imitate other parts of the mail.
 
-    The template has it on a line of its own; that of the HTML as `<blockquote>{{ it|linebreaksbr }}</blockquote>`.
+    The text template places it on a line of its own, the HTML template in `<blockquote>{{ value|linebreaksbr }}</blockquote>`.
     """
 
 
 class Message(EmailMultiAlternatives):
-    refused: Sequence[str] = ()  # those in Cc whom the server refused: whoever sends it says so (`config.mail.Server`)
+    refused: Sequence[str] = ()  # the Cc addresses that the mail server refused; the mail backend sets it (`config.mail`)
 
 
-def letter(kind: str) -> Callable[[Writer], Writer]:
-    """Registers what fills the templates `mail/<kind>.txt` and `.html`. None: there is nothing left to tell, see `_drop`."""
+def context_builder(kind: str) -> Callable[[ContextBuilder], ContextBuilder]:
+    """Registers the function that returns the context of the templates `mail/<kind>.txt` and `mail/<kind>.html`.
 
-    def register(writer: Writer) -> Writer:
-        _writers[kind] = writer
-        return writer
+    The function returns None if the mail has become pointless: `_drop` then takes it off the queue.
+    """
+
+    def register(builder: ContextBuilder) -> ContextBuilder:
+        _context_builders[kind] = builder
+        return builder
 
     return register
 
@@ -64,22 +68,23 @@ def queue(
     to: str,
     now: datetime,
     due_at: datetime | None = None,
-    once_in: timedelta | None = None,
+    once_per: timedelta | None = None,
     about: str = "",
     copies: Iterable[str] = (),
     **facts: str,
 ) -> None:
-    """Writes the mail in the caller's transaction. With `once_in`, at most one such mail in each stretch of that length.
+    """Queues a mail in the caller's transaction. `copies` are the Cc addresses.
 
-    `about` is the uuid of what it tells of, for `mails_about`; `copies` are the addresses in Cc of the same message.
+    With `once_per`, at most one mail with the same kind, recipient and facts is queued in each period of that length. `about` is
+    the UUID of the object that the mail reports on, for `mails_about`.
     """
     if not connection.in_atomic_block:
-        raise transaction.TransactionManagementError("A mail is written in the transaction of what it tells of.")
+        raise transaction.TransactionManagementError("Queue a mail in the transaction of the event that it reports.")
     pk = uuid4()
-    if once_in is not None:
-        # The other contender asks for the same at the same moment: both come to one id.
-        such = f"{kind} {to} {sorted(facts.items())} {now.timestamp() // once_in.total_seconds()}{about}"
-        pk = uuid5(NAMESPACE_URL, such)
+    if once_per is not None:
+        # The other contender queues the same mail at the same time. Both derive the same id, and one insert is ignored.
+        identity = f"{kind} {to} {sorted(facts.items())} {now.timestamp() // once_per.total_seconds()}{about}"
+        pk = uuid5(NAMESPACE_URL, identity)
     mail = Mail(
         pk=pk,
         kind=kind,
@@ -94,85 +99,90 @@ def queue(
 
 
 def mails_about(about: str) -> QuerySet[Mail]:
-    """What became of the mails that tell of it: see `Mail.state`. They are forgotten after a month."""
+    """Returns the mails about an object, with their `Mail.state`. Settled mails are deleted after `RETENTION`."""
     return Mail.objects.filter(about=about).order_by("created_at", "recipient")
 
 
-def opening(page: str, token: str) -> Letter:
-    """How the reader of a letter uses a token: a page of the frontend or, where nobody said where that is, the API by hand."""
+def token_context(page: str, token: str) -> Context:
+    """Returns the context of a mail with a token: a link to the frontend if its URL is set, else the base URL of the API."""
     frontend = settings.APP_URL or settings.PUBLIC_URL
     link = f"{frontend}/{page}?{urlencode({'token': token})}" if frontend else ""
     return {"token": token, "link": link, "api": f"http://127.0.0.1:{settings.PORT}/api/v1"}
 
 
 def send_due(*, now: datetime, limit: int = 50) -> int:
-    """Sends what is due; returns how many mails went out."""
+    """Sends up to `limit` due mails. Returns the number of mails that were sent."""
     due = Mail.objects.filter(sent_at=None, failed_at=None, due_at__lte=now).order_by("due_at")
-    sent, is_down = 0, None
+    sent, server_error = 0, None
     for mail in claim(due, now=now, limit=limit):
         try:
-            if is_down:
-                _postpone(mail, is_down, now)
+            if server_error:
+                _postpone(mail, server_error, now)
             else:
                 sent += _send(mail, now)
         except LeaseLost:
             continue
-        except Exception as error:  # one mail that cannot be sent must not hold up the rest
+        except Exception as error:  # one mail that cannot be sent must not block the others
             _postpone(mail, error, now)
             if isinstance(error, OSError) and not isinstance(error, SMTPRecipientsRefused | SMTPDataError):
-                is_down = error  # the server's fault, not the mail's: the rest would wait for it, and other ticks for this one
+                # The server is unavailable. Postpone the other mails without a timeout for each, which would delay later ticks.
+                server_error = error
     return sent
 
 
 def delete_settled(*, now: datetime) -> int:
-    """Deletes mails whose fate was settled long ago. Returns how many."""
-    settled = Mail.objects.filter(created_at__lt=now - KEPT).exclude(sent_at=None, failed_at=None)
+    """Deletes old mails that were sent or given up. Returns the number of deleted mails."""
+    settled = Mail.objects.filter(created_at__lt=now - RETENTION).exclude(sent_at=None, failed_at=None)
     return settled.delete()[0]
 
 
 def _send(mail: Mail, now: datetime) -> bool:
-    mail.heartbeat(timezone.now())  # those before it may have taken long
-    filled = _writers[mail.kind](mail, now)
-    if filled is None:
+    mail.heartbeat(timezone.now())  # earlier mails of this tick can have taken long
+    context = _context_builders[mail.kind](mail, now)
+    if context is None:
         _drop(mail, now)
         return False
-    message = _message(mail, filled)
+    message = _message(mail, context)
     message.send()
-    # A kill before this line sends it once more, with the same Message-ID.
+    # If the process is killed before the update, the mail is sent again with the same Message-ID.
     if mail.fenced().update(sent_at=now, refused=[*message.refused], problem="", lease_owner="", lease_at=None) != 1:
         raise LeaseLost
     return True
 
 
 def _drop(mail: Mail, now: datetime) -> None:
-    """What it is about shows that it was not sent. Of one about nothing, such as a reset for a stranger, nothing is kept."""
+    """Marks a pointless mail as dropped, so that the object it is about shows this. Deletes a mail that is about no object.
+
+    An example of the latter is a password reset for an address that no user has.
+    """
     if not mail.about:
         mail.fenced().delete()
         return
-    # It gives its id back, with which `queue` knows such a mail: should there be a reason again, it is written anew.
+    # A new id releases the one that `queue` derived, so that the same mail can be queued again if the need returns.
     mail.fenced().update(id=uuid4(), failed_at=now, is_dropped=True, problem="", lease_owner="", lease_at=None)
 
 
-def _message(mail: Mail, filled: Letter) -> Message:
-    subject, _, text = render_to_string(f"mail/{mail.kind}.txt", _tamed(filled, quote="> ")).partition("\n")
+def _message(mail: Mail, context: Context) -> Message:
+    subject, _, text = render_to_string(f"mail/{mail.kind}.txt", _sanitized(context, quote="> ")).partition("\n")
     domain = parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2]
     headers = {"Message-ID": f"<{mail.pk}@{domain}>", "Auto-Submitted": "auto-generated"}
-    if contact := filled.get("contact"):
-        # The contact is the author, whom an answer reaches, and we are the sender (RFC 5322, 3.6.2). The envelope stays ours:
-        # SPF is asked of it, and what comes back comes to us. DMARC is asked of the contact's domain, which has to know of us.
+    if contact := context.get("contact"):
+        # The contact is the author, who receives replies, and the server is the sender (RFC 5322, 3.6.2). The envelope sender
+        # stays the server's own address, which SPF checks and which receives bounces. DMARC checks the domain of the contact,
+        # so that domain must authorise this server.
         headers |= {"From": str(Address(addr_spec=contact)), "Sender": settings.DEFAULT_FROM_EMAIL}
     message = Message(subject=subject, body=text.strip() + "\n", to=[mail.recipient], cc=mail.copies, headers=headers)
-    message.attach_alternative(render_to_string(f"mail/{mail.kind}.html", _tamed(filled, quote="")), "text/html")
+    message.attach_alternative(render_to_string(f"mail/{mail.kind}.html", _sanitized(context, quote="")), "text/html")
     return message
 
 
-def _tamed(filled: Letter, *, quote: str) -> Letter:
-    """A name must not begin a line of its own; words that may have lines begin each with `quote`."""
+def _sanitized(context: Context, *, quote: str) -> Context:
+    """Joins the lines of each value, so that a name cannot start a line. Puts `quote` before each line of a `QuotedText`."""
     return {
         name: "\n".join(quote + _in_one_line(line) for line in value.strip().splitlines())
-        if isinstance(value, Lines)
+        if isinstance(value, QuotedText)
         else _in_one_line(value)
-        for name, value in filled.items()
+        for name, value in context.items()
     }
 
 
@@ -181,18 +191,18 @@ def _in_one_line(text: str) -> str:
 
 
 def _postpone(mail: Mail, error: Exception, now: datetime) -> None:
-    # Of an error only its kind and the server's code: its text may repeat what was sent.
+    # Store the class of the error and the server's status code. The text of the error can repeat the message, with its token.
     problem = f"{type(error).__name__} {error.smtp_code}" if isinstance(error, SMTPResponseException) else type(error).__name__
-    pause = min(FIRST_PAUSE * 2 ** min(mail.attempts - 1, 10), LONGEST_PAUSE)
+    delay = min(FIRST_DELAY * 2 ** min(mail.attempts - 1, 10), MAX_DELAY)
     mail.fenced().update(
         problem=problem,
-        due_at=now + pause,
-        failed_at=now if mail.attempts >= MOST_ATTEMPTS else None,
+        due_at=now + delay,
+        failed_at=now if mail.attempts >= MAX_ATTEMPTS else None,
         lease_owner="",
         lease_at=None,
     )
     log.warning(
-        "a mail was not sent",
+        "could not send a mail",
         extra={"mail": str(mail.pk), "attempts": mail.attempts, "problem": problem},
         exc_info=not isinstance(error, OSError),
     )

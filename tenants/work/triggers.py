@@ -1,7 +1,7 @@
-"""What the database itself refuses, whoever asks and however. Each app registers its guards, in its `guards.py`.
+"""Database triggers that refuse statements, whatever program sends them. Each app registers its guards in its `triggers.py`.
 
-Django's SQLite schema editor drops triggers when it rebuilds a table, so that they are put back after every `migrate`;
-`/readyz` reports `missing()`.
+Django's SQLite schema editor drops triggers when it rebuilds a table, so they are reinstalled after each `migrate`. `/readyz`
+reports `missing()`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,19 +15,19 @@ from django.db.migrations.state import StateApps
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A trigger of this name, which refuses one kind of statement on one table.
+    """A trigger that refuses one kind of statement on one table.
 
-    `when` is SQL on the rows OLD and NEW, in words that both databases know. REPLACE is SQLite's INSERT OR REPLACE, which deletes
-    the rows in its way without firing a trigger of DELETE: its `when` says of a row whether it is in the way of NEW. TRUNCATE is
-    PostgreSQL's.
+    `when` is an SQL condition on the rows OLD and NEW that both databases accept. TRUNCATE exists on PostgreSQL only. REPLACE is
+    SQLite's INSERT OR REPLACE, which deletes conflicting rows without firing DELETE triggers: its `when` is a condition on an
+    existing row, true if the row conflicts with NEW.
     """
 
     name: str
     table: str
     on: Literal["INSERT", "UPDATE", "DELETE", "REPLACE", "TRUNCATE"]
-    refusal: str  # told to whoever tried; without apostrophes
+    refusal: str  # the error message; without apostrophes
     when: str = "TRUE"
-    asks: str = ""  # another table, which `when` looks into
+    also_reads: str = ""  # another table that `when` reads
 
 
 guards: Final[list[Guard]] = []
@@ -38,11 +38,11 @@ def register(*more: Guard) -> None:
 
 
 def install(connection: BaseDatabaseWrapper) -> None:
-    """Puts every guard in place, also one that was disabled or meant something else. Not those of tables that are not there."""
+    """Creates the guards that are missing, disabled or outdated. Skips guards of tables that do not exist yet."""
     tables = {*connection.introspection.table_names(), ""}
     absent = missing(connection)
     for guard in _guards_of(connection):
-        if guard.name in absent and {guard.table, guard.asks} <= tables:
+        if guard.name in absent and {guard.table, guard.also_reads} <= tables:
             remove(connection, [guard])
             with connection.cursor() as cursor:
                 if connection.vendor == "postgresql":
@@ -51,12 +51,12 @@ def install(connection: BaseDatabaseWrapper) -> None:
 
 
 def install_in_migration(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """For `RunPython` at the end of an app's first migration: a table is guarded from the moment it exists."""
+    """For `RunPython` at the end of an app's first migration, so that its tables are never without guards."""
     install(schema_editor.connection)
 
 
 def remove(connection: BaseDatabaseWrapper, some: Iterable[Guard] = guards) -> None:
-    """For migrations, and for tests that must empty or damage a table."""
+    """Drops guards. For migrations, and for tests that must empty or damage a table."""
     with connection.cursor() as cursor:
         for guard in some:
             on_table = f" ON {guard.table}" if connection.vendor == "postgresql" else ""
@@ -64,10 +64,10 @@ def remove(connection: BaseDatabaseWrapper, some: Iterable[Guard] = guards) -> N
 
 
 def missing(connection: BaseDatabaseWrapper) -> Sequence[str]:
-    """Names of the guards that are not in force; empty when all is well."""
+    """Returns the names of the guards that are missing, disabled or outdated."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            # 'D' is disabled; 'R' fires in replication only.
+            # The other values of tgenabled are 'D' (disabled) and 'R' (fires in replication mode only).
             cursor.execute(
                 "SELECT relname, tgname, prosrc FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid"
                 " JOIN pg_proc ON pg_proc.oid = tgfoid WHERE tgenabled IN ('O', 'A') AND pg_table_is_visible(tgrelid)"
@@ -80,8 +80,8 @@ def missing(connection: BaseDatabaseWrapper) -> Sequence[str]:
 
 
 def _guards_of(connection: BaseDatabaseWrapper) -> list[Guard]:
-    unknown = {"sqlite": "TRUNCATE", "postgresql": "REPLACE"}[connection.vendor]
-    return [guard for guard in guards if guard.on != unknown]
+    unsupported = {"sqlite": "TRUNCATE", "postgresql": "REPLACE"}[connection.vendor]
+    return [guard for guard in guards if guard.on != unsupported]
 
 
 def _trigger(guard: Guard, vendor: str) -> str:

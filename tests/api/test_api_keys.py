@@ -60,7 +60,7 @@ def test_create_shows_the_key_once(api: Api, bob: User, now: datetime) -> None:
         "key": shown["key"],
     }
     assert key.expires_at - key.created_at == timedelta(days=365)
-    assert api_keys.SHAPE.fullmatch(shown["key"])
+    assert api_keys.KEY_PATTERN.fullmatch(shown["key"])
     assert made["Cache-Control"] == "no-store"
     kept = {name: value for name, value in shown.items() if name != "key"}
     assert api(bob).get(made["Location"]).json() == kept

@@ -39,7 +39,7 @@ def assert_refused(response: Any) -> None:
     assert response.status_code == 401
     assert response["WWW-Authenticate"] == 'Bearer realm="strongroom"'
     assert response.json()["code"] == "invalid_token"
-    assert response.json()["detail"] == "The token is not valid."
+    assert response.json()["detail"] == "The token is not valid. Sign in again, or use another API key."
 
 
 def test_refresh_gives_a_new_pair_that_works(alice: User) -> None:

@@ -70,7 +70,7 @@ def test_token_for_a_wrong_name_or_password_is_401_and_always_the_same(alice: Us
         "type": "about:blank",
         "title": "Unauthorized",
         "status": 401,
-        "detail": "No active account has this name and password.",
+        "detail": "No active account has this username and password.",
         "code": "invalid_credentials",
     }
     assert not AuditEvent.objects.exists()

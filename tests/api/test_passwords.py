@@ -169,11 +169,11 @@ def test_reset_asked_for_by_a_flood_keeps_a_bounded_number_of_rows(alice: User, 
     """Other mail must not wait behind it."""
     waiting = [
         Mail(kind="password_reset", recipient=f"d{number}@example.org", created_at=now, due_at=now)
-        for number in range(passwords.MOST_WAITING)
+        for number in range(passwords.MAX_PENDING_MAILS)
     ]
     Mail.objects.bulk_create(waiting)
     assert ask().status_code == 202
-    assert Mail.objects.count() == passwords.MOST_WAITING
+    assert Mail.objects.count() == passwords.MAX_PENDING_MAILS
 
 
 @pytest.mark.parametrize("email", ["", "alice", None, 7.5, ["alice@example.org"], "a@" + "b" * 260 + ".org", "a\nb@example.org"])

@@ -21,7 +21,7 @@ from vault.models import Cipher
 
 TENANTS, ACME = "/api/v1/tenants/", "/api/v1/tenants/acme/"
 Api = Callable[[User | None], APIClient]
-OF_THE_PLATFORM = {"is_active": False, "quota_bytes": 10, "quota_files": 10, "allowed_ciphers": ["NONE"]}
+PLATFORM_SETTINGS = {"is_active": False, "quota_bytes": 10, "quota_files": 10, "allowed_ciphers": ["NONE"]}
 
 
 def slugs(client: APIClient, query: str = "") -> list[str]:
@@ -189,15 +189,15 @@ def test_update_of_nothing_changes_and_records_nothing(alice: User, acme: Tenant
     assert audited() == []
 
 
-@pytest.mark.parametrize("field", OF_THE_PLATFORM)
+@pytest.mark.parametrize("field", PLATFORM_SETTINGS)
 def test_update_of_what_the_platform_decides_is_a_superusers(alice: User, root: User, acme: Tenant, api: Api, field: str) -> None:
-    wish = {field: OF_THE_PLATFORM[field], "name": "Acme Ltd"}
+    wish = {field: PLATFORM_SETTINGS[field], "name": "Acme Ltd"}
     body = problem(api(alice).patch(ACME, wish), 403, "refused")
     assert field in body["detail"]
     assert Tenant.objects.get().name == "Acme"
     response = api(root).patch(ACME, wish)
     assert response.status_code == 200
-    assert response.json()[field] == OF_THE_PLATFORM[field]
+    assert response.json()[field] == PLATFORM_SETTINGS[field]
     assert audited() == [("tenant.update", "root")]
 
 

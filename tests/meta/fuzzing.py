@@ -24,7 +24,7 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
 from config.wsgi import application
-from tenants.people import OF_THE_PLATFORM
+from tenants.people import PLATFORM_SETTINGS
 from tests.factories import PASSWORD
 from tests.meta import fuzzing_world
 from tests.meta.internals import exposed_internals
@@ -113,7 +113,7 @@ def with_existing_ids(document: dict[str, Any]) -> dict[str, Any]:
         inputs[name]["properties"]["files"]["items"]["enum"] = [fuzzing_world.FILENAME]
     for name in ("DecisionInputRequest", "ReasonInputRequest", "ExtendInputRequest"):
         inputs[name]["properties"]["reason"]["enum"] = ["As the protocol allows.", "Why not?"]
-    for name in OF_THE_PLATFORM:
+    for name in PLATFORM_SETTINGS:
         del inputs["PatchedUpdateTenantInputRequest"]["properties"][name]
     return document
 

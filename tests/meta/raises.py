@@ -233,6 +233,8 @@ class Code:
                 return next((vars(cls)[attr] for cls in scope.classes["self"].__mro__[1:] if attr in vars(cls)), None)
             case ast.Attribute(value=value, attr=attr):
                 owner = self._class_of(value, scope) or self._resolve(value, scope)
+                if type(owner).__module__ in self.modules:  # a constant of a module
+                    owner = type(owner)
                 return getattr(owner, attr, None) if isinstance(owner, (type, types.ModuleType)) else None
         return None
 
@@ -340,8 +342,8 @@ def differences(code: Code) -> dict[str, set[str]]:
         if NO_SERVICES.search(function.__module__) or (is_method(function) and not documented(function)):
             continue
         raised = {error.__name__ for error in code.raised(function) if is_required(error)}
-        optional = {error for error in documented(function) if hasattr(builtins, error)}
-        if documented(function) - optional != raised:
+        optional = {error for error in documented(function) if hasattr(builtins, error) or error in THROUGH_DJANGO}
+        if documented(function) - optional != raised - optional:
             found[name] = raised | optional
     return found
 

@@ -244,7 +244,7 @@ def test_createapikey_prints_the_key_alone(api: Api, bob: User) -> None:
     [
         (["nowhere", "bob", "--name=x", "--scope=read"], "no tenant nowhere"),
         (["acme", "nobody", "--name=x", "--scope=read"], "nobody with the username nobody"),
-        (["acme", "mallory", "--name=x", "--scope=read"], "no active member"),
+        (["acme", "mallory", "--name=x", "--scope=read"], "not an active member"),
         (["acme", "bob", "--name=x", "--scope=read", "--days=0"], "expires_at"),
         (["acme", "bob", "--name=x", "--scope=read", "--days=367"], "366 days"),
         (["acme", "bob", "--name=x", "--scope=read", "--days=99999"], "no number of days"),

@@ -480,7 +480,7 @@ def test_request_shows_what_became_of_each_mail(
     go_on(mailbox)
     assert shown(api(bob), request) == {"grace@example.org": "sent", "gary@example.org": "waiting"}
 
-    Mail.objects.filter(recipient="gary@example.org").update(attempts=outbox.MOST_ATTEMPTS)
+    Mail.objects.filter(recipient="gary@example.org").update(attempts=outbox.MAX_ATTEMPTS)
     go_on(mailbox, now=timezone.now() + DAY)
     assert shown(api(bob), request) == {"grace@example.org": "sent", "gary@example.org": "failed"}
 

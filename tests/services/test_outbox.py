@@ -64,7 +64,7 @@ def wording(db: None, settings: Settings, tmp_path: Path, monkeypatch: pytest.Mo
     def say(kind: str, text: str, html: str, **values: str) -> None:
         (folder / f"{kind}.txt").write_text("{% autoescape off %}" + text + "{% endautoescape %}")
         (folder / f"{kind}.html").write_text(html)
-        monkeypatch.setitem(outbox._writers, kind, lambda mail, now: dict(values))
+        monkeypatch.setitem(outbox._context_builders, kind, lambda mail, now: dict(values))
 
     return say
 
@@ -246,7 +246,7 @@ FORGED = "Yes.\r\n\r\n.\r\nBcc: mallory@example.org\u2028<b>Approved</b>\n\tby r
 def test_lines_are_quoted_in_the_text_and_broken_in_the_html(mailbox: Mailbox, wording: Wording, now: datetime) -> None:
     """F-40. Words pass for nobody else's: not in the text, not as markup, and not as a header."""
     html = "<blockquote>{{ reason|linebreaksbr }}</blockquote>"
-    wording("verdict", "A verdict\nThey say:\n{{ reason }}\nBye.", html, reason=outbox.Lines(FORGED))
+    wording("verdict", "A verdict\nThey say:\n{{ reason }}\nBye.", html, reason=outbox.QuotedText(FORGED))
     tell(now)
     outbox.send_due(now=now)
     (message,) = mailbox.messages
@@ -258,7 +258,7 @@ def test_lines_are_quoted_in_the_text_and_broken_in_the_html(mailbox: Mailbox, w
     assert text_of(message, "html").strip() == f"<blockquote>{words}</blockquote>"
 
 
-@pytest.mark.parametrize("lines", [str, outbox.Lines])
+@pytest.mark.parametrize("lines", [str, outbox.QuotedText])
 def test_subject_is_one_line(mailbox: Mailbox, wording: Wording, now: datetime, lines: Callable[[str], str]) -> None:
     """F-40: by default all of a letter is, and whatever keeps its lines leaves none to the headers."""
     wording("verdict", "A verdict: {{ reason }}\nIt is yes.", "<p>It is yes.</p>", reason=lines(FORGED))
@@ -355,7 +355,7 @@ def test_states_of_the_mails_about_something(mailbox: Mailbox, verdict: None, no
     tell(now)
     outbox.send_due(now=now + timedelta(seconds=5))
     assert [mail.state for mail in outbox.mails_about(this)] == ["sent", "waiting", "waiting"]
-    Mail.objects.filter(recipient="carol@example.org").update(attempts=outbox.MOST_ATTEMPTS - 1)
+    Mail.objects.filter(recipient="carol@example.org").update(attempts=outbox.MAX_ATTEMPTS - 1)
     outbox.send_due(now=now + timedelta(days=9))
     assert [mail.state for mail in outbox.mails_about(this)] == ["sent", "failed", "waiting"]
     assert outbox.mails_about(that).count() == 1
@@ -364,7 +364,7 @@ def test_states_of_the_mails_about_something(mailbox: Mailbox, verdict: None, no
 @pytest.mark.both_databases
 def test_once_means_once_about_each_thing(mailbox: Mailbox, verdict: None, now: datetime) -> None:
     for about in (str(uuid4()), str(uuid4())) * 2:
-        tell(now, about=about, once_in=outbox.EVER)
+        tell(now, about=about, once_per=outbox.FOREVER)
     assert Mail.objects.count() == 2
 
 
@@ -570,7 +570,7 @@ def test_invitation_that_opens_nothing_any_more_is_not_mailed(
 @pytest.fixture
 def moot(wording: Wording, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A kind of mail with nothing left to tell, until the test says that there is."""
-    monkeypatch.setitem(outbox._writers, "verdict", lambda mail, now: None)
+    monkeypatch.setitem(outbox._context_builders, "verdict", lambda mail, now: None)
     return lambda: wording("verdict", "A verdict\nIt is yes.", "<p>It is yes.</p>")
 
 
@@ -604,11 +604,11 @@ def test_mail_that_was_dropped_is_written_anew_if_there_is_a_reason_again(
     mailbox: Mailbox, moot: Callable[[], None], now: datetime
 ) -> None:
     this = str(uuid4())
-    tell(now, about=this, once_in=outbox.EVER)
+    tell(now, about=this, once_per=outbox.FOREVER)
     outbox.send_due(now=now)
     moot()
     for _ in range(2):
-        tell(now + timedelta(days=1), about=this, once_in=outbox.EVER)
+        tell(now + timedelta(days=1), about=this, once_per=outbox.FOREVER)
     assert outbox.send_due(now=now + timedelta(days=1)) == 1
     assert [mail.state for mail in outbox.mails_about(this)] == ["dropped", "sent"]
 
