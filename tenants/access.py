@@ -76,7 +76,10 @@ def visible_tenants(user: User) -> QuerySet[Tenant]:
 
 
 def get_tenant(user: User, slug: str, *, suspended: bool = False) -> Tenant:
-    """Returns a tenant that the user can see. With `suspended=True`, a superuser also gets a suspended tenant."""
+    """Returns a tenant that the user can see. With `suspended=True`, a superuser also gets a suspended tenant.
+
+    Raises: NotFound.
+    """
     tenants = visible_tenants(user).filter(slug=slug)
     tenant = (tenants if suspended else tenants.filter(is_active=True)).first()
     if tenant is None:
@@ -86,7 +89,10 @@ def get_tenant(user: User, slug: str, *, suspended: bool = False) -> Tenant:
 
 
 def parse_uuid(text: str) -> UUID:
-    """Parses an id from a URL. A malformed id gets the same answer as an unknown one."""
+    """Parses an id from a URL. A malformed id gets the same answer as an unknown one.
+
+    Raises: NotFound.
+    """
     try:
         return UUID(text)
     except ValueError:
@@ -94,7 +100,10 @@ def parse_uuid(text: str) -> UUID:
 
 
 def sole_tenant(user: User) -> Tenant:
-    """Returns the tenant of a request that names none. The user must be a member of exactly one."""
+    """Returns the tenant of a request that names none. The user must be a member of exactly one.
+
+    Raises: Invalid.
+    """
     memberships = memberships_of(user)[:2]
     if len(memberships) != 1:
         problem = "You belong to several tenants. Name one of them." if memberships else "You do not belong to any tenant."
@@ -103,17 +112,28 @@ def sole_tenant(user: User) -> Tenant:
 
 
 def get_audited_tenant(user: User, slug: str) -> Tenant:
-    """Returns a tenant whose members and statistics the user may read: as an admin or auditor of it, or as a superuser."""
+    """Returns a tenant whose members and statistics the user may read: as an admin or auditor of it, or as a superuser.
+
+    Raises: NotFound, Refused.
+    """
     tenant = get_tenant(user, slug)
     check_can_audit(user, tenant)
     return tenant
 
 
 def visible_members(user: User, slug: str) -> QuerySet[Membership]:
+    """Returns the memberships of a tenant, with user and tenant, for its admins and auditors and for superusers.
+
+    Raises: NotFound, Refused.
+    """
     return Membership.objects.filter(tenant=get_audited_tenant(user, slug)).select_related("user", "tenant")
 
 
 def get_member(user: User, slug: str, username: str) -> Membership:
+    """Returns one of the memberships that `visible_members` returns.
+
+    Raises: NotFound, Refused.
+    """
     membership = visible_members(user, slug).filter(user__username=username).first()
     if membership is None:
         raise NotFound
@@ -121,10 +141,18 @@ def get_member(user: User, slug: str, username: str) -> Membership:
 
 
 def visible_invitations(user: User, slug: str) -> QuerySet[Invitation]:
+    """Returns the invitations of a tenant, including expired ones, for its admins and auditors and for superusers.
+
+    Raises: NotFound, Refused.
+    """
     return Invitation.objects.filter(tenant=get_audited_tenant(user, slug)).select_related("tenant", "invited_by")
 
 
 def get_invitation(user: User, slug: str, pk: str) -> Invitation:
+    """Returns one of the invitations that `visible_invitations` returns.
+
+    Raises: NotFound, Refused.
+    """
     invitation = visible_invitations(user, slug).filter(pk=parse_uuid(pk)).first()
     if invitation is None:
         raise NotFound
@@ -143,6 +171,8 @@ def check_can_administer(user: User, tenant: Tenant) -> None:
     """Allows admins of the tenant and superusers. Call it after locking the tenant's row.
 
     Members of the tenant get Refused, other users NotFound.
+
+    Raises: NotFound, Refused.
     """
     principal = principal_of(user)
     if can_administer(principal, tenant):
@@ -156,6 +186,8 @@ def check_can_audit(user: User, tenant: Tenant) -> None:
     """Allows admins and auditors of the tenant and superusers.
 
     Other members of the tenant get Refused, other users NotFound.
+
+    Raises: NotFound, Refused.
     """
     principal = principal_of(user)
     if can_audit(principal, tenant):
@@ -166,11 +198,18 @@ def check_can_audit(user: User, tenant: Tenant) -> None:
 
 
 def check_can_operate(user: User) -> None:
-    """Allows superusers only, to manage the platform and the limits of tenants."""
+    """Allows superusers only, to manage the platform and the limits of tenants.
+
+    Raises: Refused.
+    """
     if not principal_of(user).is_superuser:
         raise Refused
 
 
 def check_can_audit_platform(user: User) -> None:
+    """Allows superusers only, to read the audit trail of the platform.
+
+    Raises: Refused.
+    """
     if not principal_of(user).is_superuser:
         raise Refused

@@ -8,10 +8,10 @@ from django.db.models.signals import post_migrate, pre_migrate
 from tenants.work import triggers
 
 
-def lift_guards(*, using: str, plan: Sequence[object], **_: object) -> None:
-    """A table cannot be rebuilt, nor be gone, while the guard of another one asks it."""
+def remove_cross_table_guards(*, using: str, plan: Sequence[object], **_: object) -> None:
+    """Removes triggers that read another table, because a migration cannot rebuild or drop a table that a trigger reads."""
     if plan:
-        triggers.remove(connections[using], [guard for guard in triggers.guards if guard.asks])
+        triggers.remove(connections[using], [guard for guard in triggers.guards if guard.also_reads])
 
 
 def install_guards(*, using: str, **_: object) -> None:
@@ -22,15 +22,15 @@ class TenantsConfig(AppConfig):
     name = "tenants"
 
     def ready(self) -> None:
-        # Once they are imported, the outbox knows their letters, drf-spectacular the scheme, and `triggers` the guards.
+        # Importing these modules registers their mails, the authentication scheme of drf-spectacular, and the guards.
         from tenants import people  # noqa: F401
         from tenants.audit import triggers as _  # noqa: F401
         from tenants.auth import openapi, passwords  # noqa: F401
 
-        pre_migrate.connect(lift_guards, sender=self)
+        pre_migrate.connect(remove_cross_table_guards, sender=self)
         post_migrate.connect(install_guards, sender=self)
 
 
 class AdminConfig(admin_apps.AdminConfig):
-    default = False  # not what INSTALLED_APPS means by "tenants"
+    default = False  # "tenants" in INSTALLED_APPS means TenantsConfig
     default_site = "tenants.admin_site.Site"

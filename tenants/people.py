@@ -31,7 +31,10 @@ MAIL_INTERVAL: Final = timedelta(minutes=5)  # an invitation is mailed at most o
 
 @retry_on_deadlock
 def create_tenant(*, settings: Mapping[str, Any], by: User, now: datetime) -> Tenant:
-    """Creates a tenant without members. `settings` are values of its fields."""
+    """Creates a tenant without members. `settings` are values of its fields.
+
+    Raises: Refused, ValidationError.
+    """
     access.check_can_operate(by)
     tenant = Tenant(**settings, created_at=now)
     services.create(tenant, by=by, now=now)
@@ -40,7 +43,10 @@ def create_tenant(*, settings: Mapping[str, Any], by: User, now: datetime) -> Te
 
 @retry_on_deadlock
 def update_tenant(tenant: Tenant, *, settings: Mapping[str, Any], by: User, now: datetime) -> None:
-    """Changes fields of a tenant. Only superusers may change `PLATFORM_SETTINGS`."""
+    """Changes fields of a tenant. Only superusers may change `PLATFORM_SETTINGS`.
+
+    Raises: NotFound, Refused, ValidationError.
+    """
     with transaction.atomic():
         locked = _lock_and_check_can_administer(tenant, by)
         if (refused := sorted(settings.keys() & PLATFORM_SETTINGS)) and not access.principal_of(by).is_superuser:
@@ -55,7 +61,10 @@ def update_tenant(tenant: Tenant, *, settings: Mapping[str, Any], by: User, now:
 
 @retry_on_deadlock
 def add_member(*, tenant: Tenant, username: str, roles: Sequence[str], by: User, now: datetime) -> Membership:
-    """Adds a user to the tenant. An admin can add users of tenants that they administer, a superuser any user."""
+    """Adds a user to the tenant. An admin can add users of tenants that they administer, a superuser any user.
+
+    Raises: AlreadyMember, Invalid, NotFound, Refused, ValidationError.
+    """
     with transaction.atomic():
         user = _addable_users(by, _lock_and_check_can_administer(tenant, by)).filter(username=username).first()
         if user is None:
@@ -68,7 +77,10 @@ def add_member(*, tenant: Tenant, username: str, roles: Sequence[str], by: User,
 
 @retry_on_deadlock
 def set_roles(membership: Membership, *, roles: Sequence[str], by: User, now: datetime) -> None:
-    """Replaces the roles of a member."""
+    """Replaces the roles of a member.
+
+    Raises: Conflict, LastAdmin, NotFound, Refused, ValidationError.
+    """
     with transaction.atomic():
         _lock_and_check_can_administer(membership.tenant, by)
         services.set_roles(membership=membership, roles=roles, by=by, now=now)
@@ -76,7 +88,10 @@ def set_roles(membership: Membership, *, roles: Sequence[str], by: User, now: da
 
 @retry_on_deadlock
 def remove_member(membership: Membership, *, by: User, now: datetime) -> None:
-    """Deletes the membership with its grants, and revokes the API keys of the member in this tenant."""
+    """Deletes the membership with its grants, and revokes the API keys of the member in this tenant.
+
+    Raises: Conflict, LastAdmin, NotFound, Refused.
+    """
     with transaction.atomic():
         _lock_and_check_can_administer(membership.tenant, by)
         services.remove_member(membership=membership, by=by, now=now)
@@ -90,6 +105,8 @@ def invite(*, tenant: Tenant, email: str, roles: Sequence[str], by: User, now: d
     """Invites the reader of a mailbox to the tenant. Inviting the same address again renews the invitation and its roles.
 
     The result is the same whether or not a user outside the tenant has the address (INV-01).
+
+    Raises: AlreadyMember, NotFound, Refused, TooManyRequests, ValidationError.
     """
     email = email.lower()
     with transaction.atomic():
@@ -110,7 +127,10 @@ def invite(*, tenant: Tenant, email: str, roles: Sequence[str], by: User, now: d
 
 @retry_on_deadlock
 def withdraw(invitation: Invitation, *, by: User, now: datetime) -> None:
-    """Deletes the invitation, which makes its token invalid."""
+    """Deletes the invitation, which makes its token invalid.
+
+    Raises: NotFound, Refused.
+    """
     with transaction.atomic():
         _lock_and_check_can_administer(invitation.tenant, by)
         deleted, _ = Invitation.objects.filter(pk=invitation.pk).delete()
@@ -123,7 +143,7 @@ def withdraw(invitation: Invitation, *, by: User, now: datetime) -> None:
 def accept(*, token: str, username: str | None, password: str | None, now: datetime) -> Membership:
     """Adds the user with the invited e-mail address to the tenant. Creates the user first if none has the address.
 
-    Raises: HashingFull.
+    Raises: BadToken, HashingFull, Invalid, TooManyRequests, ValidationError.
     """
     limits.MAILED_TOKENS.take(request_context.network(), now=now)
     try:

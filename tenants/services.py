@@ -33,7 +33,10 @@ NO_LONGER_MEMBER: Final = "This user is no longer a member of the tenant."
 
 
 def create_tenant(*, slug: str, name: str, by: User | None, now: datetime) -> Tenant:
-    """Creates a tenant without members."""
+    """Creates a tenant without members.
+
+    Raises: ValidationError.
+    """
     tenant = Tenant(slug=slug, name=name, created_at=now)
     create(tenant, by=by, now=now)
     return tenant
@@ -44,7 +47,7 @@ def create_user(
 ) -> User:
     """Creates a user. Without a password, the user cannot sign in, but can use a token from `createusertoken`.
 
-    Raises: HashingFull.
+    Raises: HashingFull, Invalid, ValidationError.
     """
     if username.casefold() in RESERVED_USERNAMES:
         raise Invalid("username", "This username is reserved. Choose another one.", code="reserved_name")
@@ -55,7 +58,10 @@ def create_user(
 
 
 def create(instance: Tenant | User, *, by: User | None, now: datetime) -> None:
-    """Validates and inserts a new tenant or user."""
+    """Validates and inserts a new tenant or user.
+
+    Raises: ValidationError.
+    """
     validate(instance)
     with transaction.atomic():
         try:
@@ -72,6 +78,8 @@ def update(instance: Tenant | User, *, changed: Collection[str], by: User | None
     """Saves those of the `changed` fields whose values differ from the stored row.
 
     Deactivating a user also revokes all of their tokens and API keys permanently.
+
+    Raises: ValidationError.
     """
     validate(instance)
     with transaction.atomic():
@@ -90,7 +98,7 @@ def update(instance: Tenant | User, *, changed: Collection[str], by: User | None
 def set_password(*, user: User, password: str, by: User | None, now: datetime, field: str = "password") -> None:
     """Sets the password, which revokes all tokens of the user. `field` names the password in the error for a weak one.
 
-    Raises: HashingFull.
+    Raises: HashingFull, ValidationError.
     """
     _set_password(user, password, field=field)
     with transaction.atomic():
@@ -99,7 +107,10 @@ def set_password(*, user: User, password: str, by: User | None, now: datetime, f
 
 
 def add_member(*, tenant: Tenant, user: User, roles: Sequence[str], by: User | None, now: datetime) -> Membership:
-    """Adds the user to the tenant with these roles. An existing member gets the roles in addition to their own."""
+    """Adds the user to the tenant with these roles. An existing member gets the roles in addition to their own.
+
+    Raises: ValidationError.
+    """
     with transaction.atomic():
         # The other contender adds the same user. No membership exists yet that could be locked, so lock the user.
         User.objects.select_for_update().get(pk=user.pk)
@@ -115,7 +126,10 @@ def add_member(*, tenant: Tenant, user: User, roles: Sequence[str], by: User | N
 
 
 def ensure_member(*, slug: str, username: str, email: str, roles: Sequence[str], by: User | None, now: datetime) -> Membership:
-    """Adds a member by username, and creates the user if needed. An existing user must have the given `email`, if any."""
+    """Adds a member by username, and creates the user if needed. An existing user must have the given `email`, if any.
+
+    Raises: Invalid, NotFound, ValidationError.
+    """
     with transaction.atomic():
         tenant = Tenant.objects.filter(slug=slug).first()
         if tenant is None:
@@ -129,7 +143,10 @@ def ensure_member(*, slug: str, username: str, email: str, roles: Sequence[str],
 
 
 def set_roles(*, membership: Membership, roles: Sequence[str], by: User | None, now: datetime) -> None:
-    """Replaces the roles of a member."""
+    """Replaces the roles of a member.
+
+    Raises: Conflict, LastAdmin, ValidationError.
+    """
     with transaction.atomic():
         _check_admin_remains(membership, roles)
         locked = Membership.objects.select_for_update().filter(pk=membership.pk).first()
@@ -139,7 +156,10 @@ def set_roles(*, membership: Membership, roles: Sequence[str], by: User | None, 
 
 
 def remove_member(*, membership: Membership, by: User | None, now: datetime) -> None:
-    """Deletes the membership with its grants, and revokes the API keys of the member in this tenant."""
+    """Deletes the membership with its grants, and revokes the API keys of the member in this tenant.
+
+    Raises: Conflict, LastAdmin.
+    """
     with transaction.atomic():
         _check_admin_remains(membership, [])
         # The other contender grants access to the member, and locks the membership first. Grants are deleted with it, so each
@@ -158,7 +178,7 @@ def bootstrap_tenant(
 ) -> tuple[Tenant, User]:
     """Creates the first tenant and its superuser, who becomes its admin. Does not change a tenant or a superuser that exists.
 
-    Raises: HashingFull.
+    Raises: Conflict, HashingFull, Invalid, ValidationError.
     """
     with transaction.atomic():
         tenant = Tenant.objects.filter(slug=slug).first() or create_tenant(slug=slug, name=name, by=None, now=now)
@@ -179,7 +199,7 @@ def bootstrap_tenant(
 def sign_in(*, request: HttpRequest, username: str, password: str, now: datetime) -> tokens.Pair:
     """Opens a session with username and password.
 
-    Raises: HashingFull, TooManyAttempts.
+    Raises: AuthenticationFailed, HashingFull, TooManyAttempts.
     """
     user = verify_credentials(request=request, username=username, password=password)
     if user is None:
@@ -209,7 +229,10 @@ def open_session(user: User, now: datetime) -> tokens.Pair:
 
 
 def create_token(*, user: User, lifetime: timedelta, by: User | None, now: datetime) -> tokens.Pair:
-    """Issues a pair of tokens without a password, for an operator's scripts. No token outlives `lifetime`."""
+    """Issues a pair of tokens without a password, for an operator's scripts. No token outlives `lifetime`.
+
+    Raises: Refused.
+    """
     if not user.is_active:
         raise Refused(f"The user {user.username} is deactivated.")
     if user.service_of_id:
@@ -249,7 +272,10 @@ def delete_expired(*, now: datetime) -> dict[str, int]:
 
 
 def validate(instance: Tenant | User | Membership | Invitation) -> None:
-    """Runs the model's validation. The error names the fields."""
+    """Runs the model's validation. The error names the fields.
+
+    Raises: ValidationError.
+    """
     try:
         instance.full_clean()
     except ModelValidationError as error:

@@ -51,7 +51,10 @@ def visible_keys(user: User, tenant: Tenant) -> QuerySet[ApiKey]:
 
 
 def get_key(user: User, tenant: Tenant, prefix: str) -> ApiKey:
-    """Returns a key that the user can see."""
+    """Returns a key that the user can see.
+
+    Raises: NotFound.
+    """
     key = visible_keys(user, tenant).filter(prefix=prefix).first()
     if key is None:
         raise NotFound
@@ -59,7 +62,10 @@ def get_key(user: User, tenant: Tenant, prefix: str) -> ApiKey:
 
 
 def get_owner(user: User, tenant: Tenant, username: str) -> User:
-    """Returns the owner of a new key. Only admins can name another user, since the result shows who is a member (INV-01)."""
+    """Returns the owner of a new key. Only admins can name another user, since the result shows who is a member (INV-01).
+
+    Raises: Invalid, NotFound, Refused.
+    """
     if username == user.username:
         return user
     access.check_can_administer(user, tenant)
@@ -73,6 +79,8 @@ def check_can_create(user: User, tenant: Tenant, owner: User) -> None:
     """Allows members to create keys for themselves, and admins to create keys for service accounts of the tenant.
 
     Nobody may create a key for another person, because it would act in that person's name.
+
+    Raises: Refused.
     """
     roles = access.principal_of(user).roles.get(tenant.pk, frozenset())
     is_own = owner == user and bool(roles)
@@ -98,6 +106,8 @@ def create(
     """Returns a new key and its text, which is not stored. Without `expires_at`, the key expires after a year.
 
     If `API_KEY_MAX_DAYS` is less than a year, the key expires after that time.
+
+    Raises: Conflict, Invalid, Refused, TooManyKeys.
     """
     if not name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise Invalid("name", f"Describe the purpose of the key in one line of at most {MAX_NAME_LENGTH} characters.")
@@ -145,7 +155,10 @@ def create(
 
 @retry_on_deadlock
 def revoke(key: ApiKey, *, by: User | None, now: datetime) -> None:
-    """Revokes the key for its owner or an admin of the tenant. Transfers that the key started end within seconds."""
+    """Revokes the key for its owner or an admin of the tenant. Transfers that the key started end within seconds.
+
+    Raises: Conflict, NotFound, Refused.
+    """
     with transaction.atomic():
         key = ApiKey.objects.select_for_update(of=("self",), no_key=True).select_related("tenant", "owner").get(pk=key.pk)
         if by is not None and by != key.owner:

@@ -30,7 +30,7 @@ def change(*, request: HttpRequest, user: User, current_password: str, new_passw
 
     A wrong current password counts as a failed sign-in.
 
-    Raises: HashingFull, TooManyAttempts.
+    Raises: HashingFull, Invalid, TooManyAttempts, ValidationError.
     """
     verified = services.verify_credentials(request=request, username=user.username, password=current_password)
     if verified is None:
@@ -41,7 +41,10 @@ def change(*, request: HttpRequest, user: User, current_password: str, new_passw
 
 @retry_on_deadlock
 def request_reset(*, email: str, now: datetime) -> None:
-    """Queues a mail with a reset token. The tick looks up the user, so that the response time does not reveal who exists."""
+    """Queues a mail with a reset token. The tick looks up the user, so that the response time does not reveal who exists.
+
+    Raises: TooManyRequests.
+    """
     limits.RESETS.take(request_context.network(), now=now)
     with transaction.atomic():
         if Mail.objects.filter(kind=RESET, sent_at=None, failed_at=None).count() < MAX_PENDING_MAILS:
@@ -52,7 +55,7 @@ def request_reset(*, email: str, now: datetime) -> None:
 def confirm_reset(*, token: str, new_password: str, now: datetime) -> None:
     """Sets a new password with the token `<user id>-<secret>` from the mail. The token works once.
 
-    Raises: HashingFull.
+    Raises: BadToken, HashingFull, TooManyRequests, ValidationError.
     """
     limits.MAILED_TOKENS.take(request_context.network(), now=now)
     user_id, _, secret = token.partition("-")

@@ -23,6 +23,8 @@ def visible_accounts(user: User, tenant: Tenant) -> QuerySet[User]:
     """Returns the service accounts of the tenant, for its admins and auditors and for superusers.
 
     Each has `created_at`, and its membership in the list `tenant_memberships`. The caller loaded the tenant through `access`.
+
+    Raises: NotFound, Refused.
     """
     access.check_can_audit(user, tenant)
     memberships = Prefetch("memberships", Membership.objects.filter(tenant=tenant), to_attr="tenant_memberships")
@@ -30,7 +32,10 @@ def visible_accounts(user: User, tenant: Tenant) -> QuerySet[User]:
 
 
 def get_account(user: User, tenant: Tenant, username: str) -> User:
-    """Returns a service account that the user can see."""
+    """Returns a service account that the user can see.
+
+    Raises: NotFound, Refused.
+    """
     account = visible_accounts(user, tenant).filter(username=username).first()
     if account is None:
         raise NotFound
@@ -39,7 +44,10 @@ def get_account(user: User, tenant: Tenant, username: str) -> User:
 
 @retry_on_deadlock
 def create(*, tenant: Tenant, name: str, roles: Sequence[str], by: User, now: datetime) -> User:
-    """Creates a service account with a membership. `by` must be an admin of the tenant or a superuser."""
+    """Creates a service account with a membership. `by` must be an admin of the tenant or a superuser.
+
+    Raises: Conflict, NotFound, Refused.
+    """
     with transaction.atomic():
         # The other contender creates an account with the same name in the same tenant.
         tenant = Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)
@@ -59,7 +67,10 @@ def create(*, tenant: Tenant, name: str, roles: Sequence[str], by: User, now: da
 
 @retry_on_deadlock
 def deactivate(account: User, *, by: User, now: datetime) -> None:
-    """Deactivates the account and revokes its keys. The row is kept, so that the name in the audit trail stays unambiguous."""
+    """Deactivates the account and revokes its keys. The row is kept, so that the name in the audit trail stays unambiguous.
+
+    Raises: Conflict, NotFound, Refused.
+    """
     with transaction.atomic():
         account = User.objects.select_for_update(of=("self",), no_key=True).select_related("service_of").get(pk=account.pk)
         tenant = account.service_of

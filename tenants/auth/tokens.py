@@ -99,6 +99,8 @@ def refresh(raw: str, *, now: datetime) -> Pair:
     """Exchanges an unused refresh token for a new pair.
 
     A token that is used twice has probably been stolen, so all tokens of the user are revoked (RFC 9700, 4.14.2).
+
+    Raises: InvalidToken.
     """
     used = _decode(RefreshToken, raw)
     with transaction.atomic():
@@ -116,7 +118,10 @@ def refresh(raw: str, *, now: datetime) -> Pair:
 
 @retry_on_deadlock
 def revoke(raw: str, *, now: datetime) -> None:
-    """Revokes a refresh token, which ends its session. Accepts an invalid token without an error (RFC 7009, 2.2)."""
+    """Revokes a refresh token, which ends its session. A token that is expired or revoked causes no error (RFC 7009, 2.2).
+
+    Raises: InvalidToken.
+    """
     with transaction.atomic():
         try:
             token = _decode(RefreshToken, raw)

@@ -111,7 +111,10 @@ def token_context(page: str, token: str) -> Context:
 
 
 def send_due(*, now: datetime, limit: int = 50) -> int:
-    """Sends up to `limit` due mails. Returns the number of mails that were sent."""
+    """Sends up to `limit` due mails. Returns the number of mails that were sent.
+
+    Raises: LeaseLost.
+    """
     due = Mail.objects.filter(sent_at=None, failed_at=None, due_at__lte=now).order_by("due_at")
     sent, server_error = 0, None
     for mail in claim(due, now=now, limit=limit):

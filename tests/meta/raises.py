@@ -40,6 +40,8 @@ NO_SERVICES = re.compile(
 )
 RAISES = re.compile(r"\n*^[ \t]*Raises: (?P<names>[\w, \n]+)\.[ \t]*$", re.MULTILINE)
 
+THROUGH_DJANGO = {"HashingFull", "TooManyAttempts"}  # optional too: password hashers and authentication backends raise them
+
 Exceptions = frozenset[type[BaseException]]
 NONE: Exceptions = frozenset()
 

@@ -22,7 +22,7 @@ from rest_framework.test import APIClient
 from files.models import Collection
 from purge.destruction import _block, begin, retry_blocked, work
 from purge.models import Destruction
-from tenants.apps import lift_guards
+from tenants.apps import remove_cross_table_guards
 from tenants.models import User
 from tenants.work import triggers
 from tests.database_guards import empty_database
@@ -310,7 +310,7 @@ def test_guards_survive_a_rebuild_of_their_table(model: type[models.Model], name
     longer.max_length = field.max_length + 1
     longer.set_attributes_from_name(name)
     longer.model = model
-    lift_guards(using="default", plan=[object()])
+    remove_cross_table_guards(using="default", plan=[object()])
     with connection.schema_editor() as editor:
         editor.alter_field(model, field, longer)
         editor.alter_field(model, longer, field)
