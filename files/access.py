@@ -1,8 +1,8 @@
-"""Who may do what to which collection and file: the only way to one. Not yours and not there are the same 404.
+"""Access rules of collections and files. All other code loads them through this module.
 
-A tenant's admins manage all that it has, its auditors see everything but bytes, and its members have what they are granted.
-People of other tenants have what they are granted for as long as the tenant allows that. The highest level wins; no grant takes
-away.
+An unknown object and an object that is not visible to the user cause the same NotFound. Admins of a tenant manage all of its
+collections, and auditors see all metadata but no content. Members have the levels that grants give them. Users of other tenants
+have the levels of their grants while the tenant allows external sharing. The highest level applies; a grant never lowers it.
 """
 
 from collections.abc import Iterable
@@ -20,36 +20,36 @@ from tenants.models import Role, Tenant, User
 from tenants.request_context import tenant_id
 
 
-NO_ACCESS = 0  # below every level: not there
+NO_ACCESS = 0  # lower than every level; the object is not visible
 Row = TypeVar("Row", Collection, StoredFile)
-# What a grant is worth on the collection: its name only, if it is on one of the files.
 IS_HELD: Final = Exists(Hold.objects.filter(collection=OuterRef("pk")))
+# The level that a grant gives on the collection. A grant on a single file only reveals the name of the collection.
 LEVEL_ON_COLLECTION: Final = Case(When(file=None, then=F("level")), default=Value(Level.NAME), output_field=IntegerField())
 
 # --- Collections ---
 
 
 def visible_collections(user: User) -> QuerySet[Collection]:
-    """Open collections of which the user may know at least the name, each with `my_level`."""
-    open_ones = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
-    return _visible_with_level(open_ones, user, people.principal_of(user))
+    """Open collections on which the user has at least Level.NAME. Each row has `my_level`."""
+    open_collections = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
+    return _visible_with_level(open_collections, user, people.principal_of(user))
 
 
 def get_collection(user: User, slug: str, *, deleted: bool = False) -> Collection:
-    """With `deleted`, a manager also sees a collection that waits for its destruction."""
+    """One visible collection. With `deleted`, a manager can also get a deleted collection that was not purged yet."""
     return _get_collection(user, people.principal_of(user), slug, deleted=deleted)
 
 
 def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
-    """By id or by display name, which is unique in a tenant only."""
+    """One visible, open collection by its id (slug) or its display name. Display names are unique only within a tenant."""
     found = visible_collections(user).select_related("tenant", "key").filter(Q(slug=name) | Q(display_name=name))
     if tenant is not None:
         found = found.filter(tenant__slug=tenant)
     collections = list(found[:2])
     if not collections:
-        raise Invalid("collection", "You can read no collection of this id or name.", code="unknown_collection")
+        raise Invalid("collection", "There is no collection with this id or name that you can see.", code="unknown_collection")
     if len(collections) > 1:
-        raise Invalid("tenant", "Several collections have this name: name the tenant.", code="required")
+        raise Invalid("tenant", "More than one collection has this name. Add the tenant, or use the id.", code="required")
     return collections[0]
 
 
@@ -57,17 +57,18 @@ def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
 
 
 def visible_files(user: User, slug: str) -> QuerySet[StoredFile]:
-    """Files of a collection that the user may know of, each with `my_level`."""
+    """Files of a collection on which the user has at least Level.METADATA. Each row has `my_level`."""
     principal = people.principal_of(user)
     return _visible_files(user, principal, _get_collection(user, principal, slug), least=Level.METADATA)
 
 
 def readable_files(user: User, collection: Collection) -> QuerySet[StoredFile]:
-    """Files whose bytes are the user's to read, in a collection that came from here."""
+    """Files whose content the user can read. `collection` came from this module."""
     return _visible_files(user, people.principal_of(user), collection, least=Level.VIEWER)
 
 
 def get_file(user: User, slug: str, filename: str) -> StoredFile:
+    """One visible file of a visible, open collection."""
     principal = people.principal_of(user)
     collection = _get_collection(user, principal, slug)
     files = _visible_files(user, principal, collection, least=Level.METADATA).select_related("created_by", "updated_by")
@@ -79,13 +80,16 @@ def get_file(user: User, slug: str, filename: str) -> StoredFile:
 
 
 def check_can_read(file: StoredFile) -> None:
-    """For a file that came from here just now: raises Refused for who may know of it, and not have its bytes."""
+    """Checks that the user for whom this module loaded the file can read its content."""
     if level_of(file) < Level.VIEWER:
         raise Refused
 
 
 def get_readable_files(user: User, collection: Collection, filenames: Iterable[str] = ()) -> QuerySet[StoredFile]:
-    """The named files, or all that the user can read, of a collection that came from here. Raises NotFound, Refused."""
+    """The named files, or all files that the user can read. `collection` came from this module.
+
+    Refuses the request if one of the named files is visible but not readable, or if the user cannot read any file.
+    """
     principal = people.principal_of(user)
     readable = _visible_files(user, principal, collection, least=Level.VIEWER)
     if names := {unique_key(name) for name in filenames}:
@@ -101,7 +105,7 @@ def get_readable_files(user: User, collection: Collection, filenames: Iterable[s
 
 
 def can_read(user: User, collection_id: int, file_id: int | None = None) -> bool:
-    """Whether a stream that was allowed to begin may go on: of one file, or of whatever the collection has."""
+    """Whether the user can now read the file or, without `file_id`, all files of the collection. Rechecks a running stream."""
     principal = people.principal_of(user)
     collections = Collection.objects.filter(status=Collection.Status.OPEN, kind=Collection.Kind.FILES)
     if file_id is not None:
@@ -117,27 +121,27 @@ def can_read(user: User, collection_id: int, file_id: int | None = None) -> bool
 # --- Levels ---
 
 
-def level_of(thing: Collection | StoredFile) -> Level:
-    """Of a collection or file that came from here, as it was then."""
-    return Level(thing.my_level)
+def level_of(row: Collection | StoredFile) -> Level:
+    """The level at the time when this module loaded the collection or file."""
+    return Level(row.my_level)
 
 
 def current_level(user: User, collection: Collection, file: StoredFile | None = None) -> int:
-    """As it is now, in whatever state the collection is; NO_ACCESS for strangers. To be called on the locked row."""
+    """The user's current level, or NO_ACCESS. Ignores the status of the collection. Call it with the locked row."""
     principal = people.principal_of(user)
     found = _find_visible(Collection.objects.all(), user, principal, pk=collection.pk)
     if found is None:
         return NO_ACCESS
     if file is None:
         return level_of(found)
-    same = _visible_files(user, principal, found, least=Level.METADATA).filter(pk=file.pk).first()
-    return level_of(found) if same is None else level_of(same)
+    visible = _visible_files(user, principal, found, least=Level.METADATA).filter(pk=file.pk).first()
+    return level_of(found) if visible is None else level_of(visible)
 
 
 def check_can_upload(user: User, collection: Collection, existing: StoredFile | None) -> int:
-    """A new file takes an editor of the collection, a new content of a file one of that file. Returns the level on it.
+    """Checks that the user is an editor of the collection or, to replace `existing`, of that file. Returns the level.
 
-    Whether an invisible file has the name is nobody's to learn: it is refused as a free one is.
+    The error is the same whether or not a file that the user cannot see has this name, so that it does not reveal that file.
     """
     level = current_level(user, collection, existing)
     if level == NO_ACCESS:
@@ -148,21 +152,24 @@ def check_can_upload(user: User, collection: Collection, existing: StoredFile | 
 
 
 def check_can_edit(user: User, file: StoredFile) -> None:
+    """Checks that the user is an editor of the file, and updates its `my_level`."""
     file.my_level = current_level(user, file.collection, file)
     _check_level(file.my_level, Level.EDITOR, known_from=Level.METADATA)
 
 
 def check_can_rename(user: User, file: StoredFile) -> None:
-    """Names are the collection's: whoever has one file of it must not learn which others are taken."""
+    """Checks that the user is an editor of the collection. Otherwise a grant on one file would reveal the names of others."""
     if current_level(user, file.collection) < Level.EDITOR:
-        raise Refused("Renaming takes an editor of the collection.")
+        raise Refused("Only an editor of the collection can rename a file.")
 
 
 def check_can_manage(user: User, collection: Collection) -> None:
+    """Checks that the user is a manager of the collection."""
     _check_level(current_level(user, collection), Level.MANAGER, known_from=Level.NAME)
 
 
 def check_can_share(user: User, collection: Collection, file: StoredFile | None) -> None:
+    """Checks that the user is a manager of the file or, if `file` is None, of the collection."""
     if file is None:
         check_can_manage(user, collection)
     else:
@@ -180,12 +187,13 @@ def _check_level(level: int, least: Level, *, known_from: Level) -> None:
 
 
 def visible_grants(user: User, collection: Collection, file: StoredFile | None = None) -> QuerySet[Grant]:
-    """All grants in a collection, or those on a file alone: for who may change them, and for auditors."""
+    """The grants on one file or, without `file`, on a collection and all its files. For managers and auditors."""
     _check_can_oversee(user, collection, file)
     return collection.grants.filter(file=file) if file else collection.grants.all()
 
 
 def get_grant(user: User, grant_id: str, collection: Collection, file: StoredFile | None = None) -> Grant:
+    """One of the grants that `visible_grants` returns."""
     grants = visible_grants(user, collection, file).select_related("collection", "file", "user")
     grant = grants.filter(pk=people.parse_uuid(grant_id)).first()
     if grant is None:
@@ -194,13 +202,13 @@ def get_grant(user: User, grant_id: str, collection: Collection, file: StoredFil
 
 
 def tenant_grants(user: User, tenant: Tenant) -> QuerySet[Grant]:
-    """Every grant on what the tenant keeps, for its admins and auditors."""
+    """All grants in a tenant. For its admins and auditors."""
     people.check_can_audit(user, tenant)
     return Grant.objects.filter(tenant=tenant)
 
 
 def grants_to(collection: Collection, file: StoredFile | None, *, username: str | None) -> QuerySet[Grant]:
-    """What a person, or all members if None, was given on exactly this. For whoever may see it all."""
+    """The grants of a user, or to all members if `username` is None, on exactly this collection or file. Checks no access."""
     given = Grant.objects.filter(collection=collection, file=file)
     return given.filter(user=None) if username is None else given.filter(user__username=username)
 
@@ -209,12 +217,13 @@ def grants_to(collection: Collection, file: StoredFile | None, *, username: str 
 
 
 def visible_holds(user: User, collection: Collection) -> QuerySet[Hold]:
-    """All in a collection: for its managers and for auditors."""
+    """The holds on a collection and on its files. For managers of the collection and auditors."""
     _check_can_oversee(user, collection)
     return collection.holds.all()
 
 
 def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
+    """One of the holds that `visible_holds` returns."""
     holds = visible_holds(user, collection).select_related("collection", "file", "placed_by")
     hold = holds.filter(pk=people.parse_uuid(hold_id)).first()
     if hold is None:
@@ -223,9 +232,9 @@ def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
 
 
 def check_can_place_hold(user: User, collection: Collection) -> None:
-    """Legal holds are for the tenant's admins alone: no grant, and no superuser, reaches that far."""
+    """Checks that the user is an admin of the tenant. Neither grants nor superuser rights are sufficient."""
     if collection.tenant_id not in people.principal_of(user).tenants_with_role(Role.ADMIN):
-        raise Refused("Legal holds are placed and lifted by the tenant's admins.")
+        raise Refused("Only an admin of the tenant can place and lift legal holds.")
 
 
 def _check_can_oversee(user: User, collection: Collection, file: StoredFile | None = None) -> None:
@@ -238,19 +247,19 @@ def _check_can_oversee(user: User, collection: Collection, file: StoredFile | No
 
 
 def get_target_as_operator(slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
-    """For management commands, whose user has the database itself."""
+    """A collection and, if named, one of its files. Checks no access: for management commands, whose user has the database."""
     collection = Collection.objects.filter(slug=slug, kind=Collection.Kind.FILES).select_related("tenant").first()
     if collection is None:
-        raise NotFound(f"There is no collection {slug}.")
+        raise NotFound(f"There is no collection with the id {slug}.")
     if filename is None:
         return collection, None
     file = collection.files.exclude(status=StoredFile.Status.DELETING).filter(name_key=unique_key(filename)).first()
     if file is None:
-        raise NotFound(f"There is no file of this name in {slug}.")
+        raise NotFound(f"The collection {slug} has no file of this name.")
     return collection, file
 
 
-# --- How levels come about ---
+# --- Computation of levels ---
 
 
 def _get_collection(user: User, principal: Principal, slug: str, *, deleted: bool = False) -> Collection:
@@ -264,25 +273,26 @@ def _get_collection(user: User, principal: Principal, slug: str, *, deleted: boo
 
 
 def _find_visible(collections: QuerySet[Collection], user: User, principal: Principal, **name: str | int) -> Collection | None:
-    """The one of this name, if it is there for the user: as `_visible_with_level`, at two thirds of the time.
+    """The collection with this pk or slug if it is visible to the user. Takes two thirds of the time of `_visible_with_level`.
 
-    Both queries are made whatever the first one finds, so that not even the time tells a stranger more (INV-01).
+    Runs both queries whatever the first one finds, so that the response time does not reveal whether the collection exists
+    (INV-01).
     """
     if not principal.is_active:
         return None
     collection = _annotate(collections, is_held=IS_HELD).filter(**name).first()
     grants = _effective_grants(user, principal).filter(**{f"collection__{field}": value for field, value in name.items()})
-    given: int = grants.aggregate(best=Max(LEVEL_ON_COLLECTION))["best"] or NO_ACCESS
+    by_grant: int = grants.aggregate(best=Max(LEVEL_ON_COLLECTION))["best"] or NO_ACCESS
     if collection is None:
         return None
-    by_role = (Level.MANAGER, Role.ADMIN), (Level.METADATA, Role.AUDITOR)
-    held = [level for level, role in by_role if collection.tenant_id in principal.tenants_with_role(role)]
-    collection.my_level = max(given, *held, NO_ACCESS)
+    role_levels = (Level.MANAGER, Role.ADMIN), (Level.METADATA, Role.AUDITOR)
+    by_role = [level for level, role in role_levels if collection.tenant_id in principal.tenants_with_role(role)]
+    collection.my_level = max(by_grant, *by_role, NO_ACCESS)
     return collection if collection.my_level > NO_ACCESS else None
 
 
 def _visible_with_level(collections: QuerySet[Collection], user: User, principal: Principal) -> QuerySet[Collection]:
-    """Those of them that are there for the user."""
+    """Those of `collections` that are visible to the user. Each row has `my_level`."""
     if not principal.is_active:
         return collections.none()
     given = _effective_grants(user, principal).filter(collection=OuterRef("pk"))
@@ -293,8 +303,8 @@ def _visible_with_level(collections: QuerySet[Collection], user: User, principal
         default=Value(NO_ACCESS),
         output_field=IntegerField(),
     )
-    there = _annotate(collections, is_held=IS_HELD).filter(Q(tenant__in=[*managed, *audited]) | Exists(given))
-    return _annotate(there, my_level=Greatest(by_role, _highest_level(given, "collection", LEVEL_ON_COLLECTION)))
+    visible = _annotate(collections, is_held=IS_HELD).filter(Q(tenant__in=[*managed, *audited]) | Exists(given))
+    return _annotate(visible, my_level=Greatest(by_role, _highest_level(given, "collection", LEVEL_ON_COLLECTION)))
 
 
 def _visible_files(user: User, principal: Principal, collection: Collection, *, least: Level) -> QuerySet[StoredFile]:
@@ -310,9 +320,9 @@ def _visible_files(user: User, principal: Principal, collection: Collection, *, 
     return _annotate(files, my_level=Greatest(Value(level), by_grant))
 
 
-def _annotate(things: QuerySet[Row], **values: Any) -> QuerySet[Row]:
-    """With attributes that the models declare."""
-    return things.annotate(**values)
+def _annotate(rows: QuerySet[Row], **values: Any) -> QuerySet[Row]:
+    """Adds attributes that the models declare. Keeps the type of the queryset, which `annotate` would change."""
+    return rows.annotate(**values)
 
 
 def _highest_level(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
@@ -321,7 +331,10 @@ def _highest_level(grants: QuerySet[Grant], per: str, level: Any) -> Coalesce:
 
 
 def _effective_grants(user: User, principal: Principal) -> QuerySet[Grant]:
-    """Those that count for the user: their own and everybody's where they are a member, their own where they are none."""
+    """The grants that apply to the user: those to the user or to all members in tenants where the user is a member or admin.
+
+    In other tenants that allow external sharing, only the grants to the user apply, and none of them applies to an API key.
+    """
     counting = Q(user=user) | Q(user=None)
     counting &= Q(tenant__in=principal.tenants_with_role(Role.ADMIN, Role.MEMBER))
     if principal.key_tenant_id is None:

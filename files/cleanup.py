@@ -1,4 +1,4 @@
-"""Objects going away, and what a kill left of uploads. Each function does a bounded piece; the tick calls them again."""
+"""Clean-up of objects, stalled uploads and expired links. Each call does a limited amount of work; ticks call again."""
 
 import logging
 from datetime import datetime, timedelta
@@ -12,46 +12,46 @@ from vault.stores import ObjectStore, StoreError, get_store
 
 log = logging.getLogger(__name__)
 
-LINK_RETENTION = timedelta(hours=1)  # after they died: longer than a claimed one may be resumed
+LINK_RETENTION = timedelta(hours=1)  # after the expiry; must be longer than links.RESUME_WINDOW
 
 
 def erase_object(store: ObjectStore, key: str) -> None:
-    """Every version and every unfinished part of one object. Raises StoreError if anything of it remains."""
+    """Deletes every version and every unfinished multipart upload of one object."""
     if failures := store.erase(list(store.entries(key))):
         raise StoreError(f"{len(failures)} entries remain: {failures[0].reason}")
 
 
 def delete_due_objects(*, now: datetime, limit: int = 20) -> int:
-    """Erases objects that no file needs any more; returns how many are gone."""
-    erased = 0
-    for erasure in claim(PendingDeletion.objects.filter(due_at__lte=now).order_by("due_at"), now=now, limit=limit):
+    """Deletes the objects that are due for deletion. Returns how many it deleted."""
+    deleted = 0
+    for deletion in claim(PendingDeletion.objects.filter(due_at__lte=now).order_by("due_at"), now=now, limit=limit):
         try:
-            if StoredFile.objects.filter(object_key=erasure.object_key).exists():
-                raise AssertionError("a file still names the object")  # a bug must not become a loss
-            erase_object(get_store(erasure.store), erasure.object_key)
-            erased += erasure.fenced().delete()[0]
+            if StoredFile.objects.filter(object_key=deletion.object_key).exists():
+                raise AssertionError("a file still uses the object")  # a bug must not cause data loss
+            erase_object(get_store(deletion.store), deletion.object_key)
+            deleted += deletion.fenced().delete()[0]
         except LeaseLost:
             continue
-        except (
-            Exception
-        ) as error:  # one object that will not go must not hold up the rest; its lease runs out and it is tried again
-            log.warning("erasure failed", extra={"object": erasure.object_key, "attempts": erasure.attempts, "error": str(error)})
-    return erased
+        except Exception as error:  # One failure must not block the other objects. It is retried when its lease expires.
+            facts = {"object": deletion.object_key, "attempts": deletion.attempts, "error": str(error)}
+            log.warning("deleting an object failed", extra=facts)
+    return deleted
 
 
 def abandon_stalled_uploads(*, now: datetime, limit: int = 100) -> int:
-    """Uploads without a sign of life for 15 minutes: their objects become erasures. Returns how many."""
+    """Ends uploads without a heartbeat for 15 minutes and queues their objects for deletion. Returns how many it ended."""
     stalled = Upload.objects.filter(heartbeat_at__lt=now - timedelta(seconds=Upload.STALLED_AFTER_SECONDS))
-    given_up = 0
+    abandoned = 0
     for upload in stalled.order_by("heartbeat_at")[:limit]:
         with transaction.atomic():
-            # The other contenders are the upload's own commit and its heartbeat: who deletes the row decides over the object.
+            # The other contenders are the upload's commit and its heartbeat. The one that deletes the row owns the object.
             if stalled.filter(pk=upload.pk).delete()[0]:
                 PendingDeletion.objects.create(store=upload.store, object_key=upload.object_key, due_at=now, requested_at=now)
-                given_up += 1
-    return given_up
+                abandoned += 1
+    return abandoned
 
 
 def delete_expired_links(*, now: datetime, limit: int = 1000) -> int:
-    dead = DownloadLink.objects.filter(expires_at__lt=now - LINK_RETENTION).values("pk")[:limit]
-    return DownloadLink.objects.filter(pk__in=list(dead.values_list("pk", flat=True))).delete()[0]
+    """Deletes links `LINK_RETENTION` after their expiry. Returns how many it deleted."""
+    expired = DownloadLink.objects.filter(expires_at__lt=now - LINK_RETENTION).values("pk")[:limit]
+    return DownloadLink.objects.filter(pk__in=list(expired.values_list("pk", flat=True))).delete()[0]

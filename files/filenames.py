@@ -1,18 +1,21 @@
-"""Which filenames are accepted, and when two of them are the same. Accepted names are kept exactly as they came."""
+"""Validation and comparison of filenames. Accepted names are stored unchanged."""
 
 import re
 import unicodedata
 from typing import Final
 
 
-MAX_BYTES: Final = 255  # of UTF-8; what file systems allow
-# Path separators, C0 and C1 controls, bidi controls (which show another name than is stored) and lone surrogates
-# (which no encoding can store). What reads as a separator only to the eye, as U+2215 does, separates nothing and stays.
+MAX_BYTES: Final = 255  # in UTF-8; the limit of common file systems
+# Path separators, C0 and C1 control characters, bidirectional controls (which change how a name is displayed) and lone surrogates
+# (which UTF-8 cannot encode). Characters that only look like a separator, such as U+2215, are allowed.
 UNSAFE: Final = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def check_filename(name: str) -> str:
-    """`name` itself; raises ValueError with a reason, which never repeats the name, if it must not be stored."""
+    """Returns the name unchanged if it is valid. The error text never repeats the name.
+
+    Raises: ValueError.
+    """
     if not name:
         raise ValueError("A filename must not be empty.")
     if name in {".", ".."}:
@@ -27,5 +30,5 @@ def check_filename(name: str) -> str:
 
 
 def unique_key(name: str) -> str:
-    """Equal for names that differ only in case or in how accents are composed; at most 255 characters for an accepted name."""
+    """A key that is equal for names that differ only in case or Unicode composition. At most 255 characters for a valid name."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -1,4 +1,4 @@
-"""What lists can be narrowed and ordered by. A value that means nothing is an error, never ignored."""
+"""Filters and ordering of lists. Invalid values are an error and are never ignored."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ class MomentField(IsoDateTimeField):
         moment: datetime | None = super().to_python(value)
         try:
             return moment and moment.astimezone(UTC)
-        except OverflowError:  # it lies in the calendar of its own time zone only
+        except OverflowError:  # valid in its own time zone, but outside the calendar in UTC
             raise ValidationError(self.error_messages["invalid"], code="invalid") from None
 
 
@@ -30,7 +30,7 @@ class MomentFilter(filters.IsoDateTimeFilter):
 
 
 class TrueFalseFilter(filters.TypedChoiceFilter):
-    """true or false: django-filter's own takes anything else for unset."""
+    """Accepts only `true` and `false`. The filter of django-filter ignores all other values."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(choices=[(word, word) for word in ("true", "false")], coerce="true".__eq__, **kwargs)
@@ -77,9 +77,9 @@ class GrantFilter(filters.FilterSet):
 
 class StrictOrdering(OrderingFilter):
     def remove_invalid_fields(self, queryset: QuerySet[Any], fields: Iterable[str], view: APIView, request: Request) -> list[str]:
-        wanted = list(fields)
-        valid = super().remove_invalid_fields(queryset, wanted, view, request)
-        if valid != wanted:
+        requested = list(fields)
+        valid = super().remove_invalid_fields(queryset, requested, view, request)
+        if valid != requested:
             names = ", ".join(name for name, _ in self.get_valid_fields(queryset, view))
-            raise Invalid("ordering", f"Order by {names}, with a hyphen in front for the reverse.")
+            raise Invalid("ordering", f"Order by one of {names}. Put a hyphen before the name for descending order.")
         return valid

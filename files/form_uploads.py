@@ -1,4 +1,4 @@
-"""Files sent as a form: each part becomes a file of its own or a problem of its own."""
+"""Uploads of several files in one form. Each file succeeds or fails separately."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +24,13 @@ class Outcome:
     problem: APIException | None = None
 
 
-def receive(environ: dict[str, Any], *, by: User, choose: Callable[[dict[str, str]], Collection], now: datetime) -> list[Outcome]:
-    """Files from the parts named `file`, in their order; `choose` tells the collection from the fields before the first of them.
+def receive(
+    environ: dict[str, Any], *, by: User, choose_collection: Callable[[dict[str, str]], Collection], now: datetime
+) -> list[Outcome]:
+    """Stores the parts named `file`, in their order. `choose_collection` receives the fields before the first of them.
 
-    A file is committed when the next part begins, so that `notes` may stand behind the last one. What is wrong with the request
-    as a whole is raised; files that were committed before stay.
+    A file is committed when the next file part starts, so that `notes` can follow the last file. Errors of the request as a whole
+    are raised. Files that were committed before such an error remain.
     """
     fields: dict[str, str] = {}
     collection: Collection | None = None
@@ -42,7 +44,7 @@ def receive(environ: dict[str, Any], *, by: User, choose: Callable[[dict[str, st
             if part.name != "file":
                 raise Invalid(part.name or "file", "Send files in parts named `file`.", code="unknown_field")
             if collection is None:
-                collection = choose(fields)
+                collection = choose_collection(fields)
             if pending:
                 outcomes.append(pending.commit(fields))
                 pending = None
@@ -57,7 +59,7 @@ def receive(environ: dict[str, Any], *, by: User, choose: Callable[[dict[str, st
 
 
 class _PendingFile:
-    """One file whose part has begun and which is not committed."""
+    """A file of the form that is not committed yet."""
 
     def __init__(self, part: Part, *, by: User, collection: Collection, notes: str, now: datetime) -> None:
         self._outcome = Outcome(part.filename or "")
@@ -81,7 +83,7 @@ class _PendingFile:
             if not isinstance(error, APIException) or isinstance(
                 error, (errors.BadBody, errors.BodyTimeout, errors.FormTooLarge)
             ):
-                raise  # there is no more of this request
+                raise  # the rest of the request cannot be read
             self._outcome.problem = error
 
     def commit(self, fields: dict[str, str]) -> Outcome:
@@ -103,5 +105,5 @@ def _take_field(fields: dict[str, str], part: Part, *, is_late: bool) -> None:
         raise Invalid(part.name, "Send this field before the first file.", code="late_field")
     value = read_field(part)
     if "\x00" in value or len(value) > MAX_NOTES:
-        raise Invalid(part.name, f"At most {MAX_NOTES} characters, and no NUL.")
+        raise Invalid(part.name, f"Use at most {MAX_NOTES} characters and no NUL characters.")
     fields[part.name] = value

@@ -1,4 +1,4 @@
-"""Grants: who was given what, on a collection or on one file of it. Each change counts from the next request on."""
+"""Grants: they give a user or all members of a tenant a level on a collection or on one file. Changes apply immediately."""
 
 from datetime import datetime
 from typing import Final
@@ -20,7 +20,10 @@ EVERYONE: Final = "everyone"
 
 
 def grant_first(collection: Collection, *, by: User, now: datetime) -> None:
-    """Makes the creator of a collection its manager, and shares it as the tenant wants it, in the creating transaction."""
+    """Makes the creator of a collection its manager, and shares it with all members if the tenant's settings say so.
+
+    Runs in the transaction that creates the collection.
+    """
     grants = [
         Grant(user=by, membership=Membership.objects.get(user=by, tenant=collection.tenant), level=Level.MANAGER),
     ]
@@ -35,9 +38,9 @@ def grant_first(collection: Collection, *, by: User, now: datetime) -> None:
 def grant(
     collection: Collection, *, file: StoredFile | None = None, username: str | None, level: Level, by: User | None, now: datetime
 ) -> tuple[Grant, bool]:
-    """Gives `username`, or all members if None, this level, whatever they had. Returns the grant, and whether it is a new one.
+    """Gives `username`, or all members if None, this level. Changes an existing grant. Returns the grant and whether it is new.
 
-    `by=None` is the operator at a command line, who may share everything.
+    `by` is None for an operator who runs a management command. Access is not checked then.
     """
     with transaction.atomic():
         locked, file = _lock(collection, file, by=by)
@@ -68,12 +71,12 @@ def grant(
 
 @retry_on_deadlock
 def revoke(given: Grant, *, by: User | None, now: datetime, as_operator: bool = False) -> None:
-    """Takes one grant away. What somebody has by role or by another grant stays. An operator may, whatever they can read."""
+    """Deletes one grant. Levels from roles and from other grants remain. `as_operator` skips the access check."""
     with transaction.atomic():
         locked, file = _lock(given.collection, given.file, by=None if as_operator else by)
         stored = Grant.objects.filter(pk=given.pk).select_related("user").first()
         if stored is None:
-            raise NotFound  # somebody else was faster
+            raise NotFound  # another request revoked it first
         stored.delete()
         audit.record(
             "grant.revoke",
@@ -88,7 +91,7 @@ def revoke(given: Grant, *, by: User | None, now: datetime, as_operator: bool = 
 
 
 def _lock(collection: Collection, file: StoredFile | None, *, by: User | None) -> tuple[Collection, StoredFile | None]:
-    """Under the collection's lock, two grants to one person take turns."""
+    """Locks the collection, so that concurrent grants to one user are serialized, and checks access unless `by` is None."""
     if file is None:
         locked = lock_collection(collection)
     else:
@@ -101,19 +104,20 @@ def _lock(collection: Collection, file: StoredFile | None, *, by: User | None) -
 
 
 def _subject(tenant: Tenant, username: str) -> tuple[User, Membership | None]:
-    """A person who can have access, and their membership, which is none for somebody of another tenant.
+    """The user with this name, and their membership, which is None for a user of another tenant.
 
-    Somebody unknown and somebody of another tenant are the same answer, unless the tenant shares with others (INV-01).
+    Unknown users and users of other tenants cause the same error, unless the tenant allows external sharing (INV-01).
     """
-    # The other contender removes the member: a grant that is bound to the membership goes with it, or finds it gone.
+    # The other contender removes the member. The lock makes it delete this grant too, or makes this query find no membership.
     of_member = Q(tenant=tenant, user__username=username, user__is_active=True)
     membership = Membership.objects.select_for_update(of=("self",)).select_related("user").filter(of_member).first()
     if membership is not None:
         if not set(membership.roles) & {Role.ADMIN, Role.MEMBER}:
-            raise Invalid("user", "Their role in the tenant does not go with access to collections.", code="role_without_access")
+            problem = "The role of this user in the tenant does not allow access to collections."
+            raise Invalid("user", problem, code="role_without_access")
         return membership.user, membership
     if tenant.allow_external_sharing:
-        person = User.objects.filter(username=username, is_active=True, service_of=None).first()
-        if person is not None:
-            return person, None
-    raise Invalid("user", "There is no such member of the tenant.", code="unknown_user")
+        external = User.objects.filter(username=username, is_active=True, service_of=None).first()
+        if external is not None:
+            return external, None
+    raise Invalid("user", "The tenant has no member with this username.", code="unknown_user")

@@ -1,4 +1,4 @@
-"""Holds: what keeps a collection, or one file, from being changed and destroyed. All under the collection's lock."""
+"""Holds: they prevent changes and the deletion of a collection or one file. All operations lock the collection."""
 
 from datetime import datetime
 
@@ -17,29 +17,30 @@ from tenants.work.deadlocks import retry_on_deadlock
 
 
 def holds_on(collection: Collection, file: StoredFile | None = None) -> QuerySet[Hold]:
-    """What keeps this file as it is; without one, what keeps the collection: holds on its files count, too."""
+    """The holds on a file and on its whole collection or, without a file, all holds on the collection and its files."""
     holds = Hold.objects.filter(collection=collection)
     return holds.filter(Q(file=file) | Q(file=None)) if file else holds
 
 
 def check_not_held(collection: Collection, file: StoredFile | None = None) -> None:
-    """Raises Held, which says what kinds of holds there are, and nothing of their reasons: those are for managers.
+    """Checks that there is no hold. The error names the kinds of holds but not their reasons, which only managers can see.
 
-    To be called on the locked collection, so that no hold comes between.
+    The collection must be locked, so that no other transaction can place a hold after the check.
     """
     if kinds := sorted(set(holds_on(collection, file).values_list("kind", flat=True))):
-        raise errors.Held(f"This stays as it is: it is under {' and '.join(f'{kind} hold' for kind in kinds)}.")
+        holds = " and ".join(f"{kind} hold" for kind in kinds)
+        raise errors.Held(f"This cannot be changed or deleted while it is under {holds}.")
 
 
 @retry_on_deadlock
 def place(collection: Collection, *, filename: str | None, ref: str, reason: str, by: User, now: datetime) -> Hold:
-    """A legal hold on one file, or on the collection with all that it has and will have."""
+    """Places a legal hold on one file or, if `filename` is None, on the collection with all its current and future files."""
     with transaction.atomic():
         locked = lock_collection(collection)
         check_can_place_hold(by, locked)
         if locked.status not in {Collection.Status.OPEN, Collection.Status.DELETED}:
-            raise errors.NotOpen("The collection is being destroyed.")
-        file = _named(locked, filename) if filename is not None else None
+            raise errors.NotOpen("The collection is being purged, so it can no longer be held.")
+        file = _find_file(locked, filename) if filename is not None else None
         hold = Hold.objects.create(
             collection=locked,
             file=file,
@@ -55,12 +56,13 @@ def place(collection: Collection, *, filename: str | None, ref: str, reason: str
 
 @retry_on_deadlock
 def lift(hold: Hold, *, by: User, now: datetime) -> None:
+    """Lifts a legal hold. An egress request lifts its holds itself."""
     with transaction.atomic():
         locked = lock_collection(hold.collection)
         check_can_place_hold(by, locked)
         stored = Hold.objects.select_related("file").filter(pk=hold.pk).first()
         if stored is None:
-            raise NotFound  # somebody else was faster
+            raise NotFound  # another request lifted it first
         if stored.kind != Hold.Kind.LEGAL:
             raise errors.NotALegalHold
         stored.delete()
@@ -75,8 +77,8 @@ def _record(
     )
 
 
-def _named(collection: Collection, filename: str) -> StoredFile:
+def _find_file(collection: Collection, filename: str) -> StoredFile:
     file = collection.files.filter(name_key=unique_key(filename)).first()
     if file is None:
-        raise Invalid("file", "The collection has no file of this name.", code="unknown_file")
+        raise Invalid("file", "The collection has no file with this name.", code="unknown_file")
     return file

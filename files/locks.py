@@ -1,11 +1,11 @@
-"""Row locks. The collection first, then what is in it, and the audit chain's head last: everybody in the same order."""
+"""Row locks. To avoid deadlocks, lock the collection first, then its rows, and the head of the audit chain last."""
 
 from files.models import Collection, StoredFile
 from tenants.errors import NotFound
 
 
 def lock_collection(collection: Collection) -> Collection:
-    """As it is now, with its tenant; whoever else wants it waits for the transaction's end. Raises NotFound if it is gone."""
+    """Locks the row until the end of the transaction, and returns its current state with its tenant."""
     locked = Collection.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=collection.pk).first()
     if locked is None:
         raise NotFound
@@ -13,6 +13,7 @@ def lock_collection(collection: Collection) -> Collection:
 
 
 def lock_file(file: StoredFile) -> tuple[Collection, StoredFile]:
+    """Locks the collection and the file until the end of the transaction, and returns their current states."""
     collection = lock_collection(file.collection)
     locked = StoredFile.objects.select_for_update().filter(pk=file.pk).first()
     if locked is None:

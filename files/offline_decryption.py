@@ -1,4 +1,4 @@
-"""The escape hatch: a file's row as JSON, and its plaintext from that row, its object and the keyring. No server, no database."""
+"""Emergency decryption without a server or a database: needs the exported row of a file, its object and the keyring."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,7 +15,10 @@ FORMAT: Final = "strongroom/row/v1"
 
 
 def export_row(file: StoredFile) -> dict[str, Any]:
-    """All that opens the object of `file`, but for the master key. Bytes are hex. As secret as the database it comes from."""
+    """Everything that is needed to decrypt the object of `file`, except for the master key. Bytes are encoded in hex.
+
+    Protect the result as you protect the database.
+    """
     key = file.collection.key
     return {
         "format": FORMAT,
@@ -43,14 +46,17 @@ def export_row(file: StoredFile) -> dict[str, Any]:
 
 
 def decrypt(row: dict[str, Any], source: BinaryIO) -> Iterator[bytes]:
-    """Plaintext of the object that `source` reads, in pieces. Raises WrongKey or CorruptObject, ValueError for another format."""
+    """Yields the plaintext of the object that `source` reads. `row` comes from `export_row`; ValueError means another format.
+
+    Raises: CorruptObject, ValueError, WrongKey.
+    """
     if not isinstance(row, dict) or row.get("format") != FORMAT:
         raise ValueError(f"the row is not of the format {FORMAT}")
     layout = crypto.layout_of(row["cipher"], length=row["length"], segment_size=row["segment_size"])
     try:
         decryptor = content.decryptor_for(_ExportedRow.parse(row))
     except KeyUnavailable as error:
-        raise crypto.WrongKey(str(error.__cause__)) from None  # there is no service that it could be an answer of
+        raise crypto.WrongKey(str(error.__cause__)) from None  # KeyUnavailable is an HTTP error, and there is no request here
     digest = hashlib.sha256()
     for index in range(layout.segments):
         start, end = layout.object_range(index, index + 1)
@@ -58,14 +64,14 @@ def decrypt(row: dict[str, Any], source: BinaryIO) -> Iterator[bytes]:
         digest.update(piece)
         yield piece
     if source.read(1):
-        raise crypto.CorruptObject("the object goes on behind its last segment")
+        raise crypto.CorruptObject("the object has bytes after its last segment")
     if digest.hexdigest() != row["sha256"]:
-        raise crypto.CorruptObject("the plaintext has another SHA-256 than the row")
+        raise crypto.CorruptObject("the SHA-256 of the plaintext differs from the row")
 
 
 @dataclass
 class _ExportedRow:
-    """A `content.ContentRow` without a database."""
+    """A `content.ContentRow` that was read from JSON."""
 
     cipher: str
     segment_size: int

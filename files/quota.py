@@ -1,4 +1,4 @@
-"""What tenants may keep, what they keep, and the counts that the quota rests on (INV-18, F-70)."""
+"""Quotas of tenants, their usage, and the counts that the quotas depend on (INV-18, F-70)."""
 
 import logging
 from contextlib import suppress
@@ -19,7 +19,7 @@ from tenants.work.deadlocks import retry_on_deadlock
 
 log = logging.getLogger(__name__)
 
-COUNTED_STATUSES = (Collection.Status.OPEN, Collection.Status.DELETED)  # the others are losing their rows, and need no counts
+COUNTED_STATUSES = (Collection.Status.OPEN, Collection.Status.DELETED)  # a purge deletes the rows without updating the counts
 
 
 class Usage(TypedDict):
@@ -32,7 +32,7 @@ class Usage(TypedDict):
 
 
 def tenant_usage(tenant: Tenant) -> Usage:
-    """Counts what the quota counts: every collection, deleted ones too, whose objects are still there (INV-18). No packages."""
+    """The quota of a tenant and its usage: all collections that are not purged yet, without egress packages (INV-18)."""
     collections = Collection.objects.filter(tenant=tenant, kind=Collection.Kind.FILES)
     totals = collections.aggregate(
         collections=Count("pk"), files=Sum("file_count", default=0), length=Sum("total_length", default=0)
@@ -48,48 +48,53 @@ def tenant_usage(tenant: Tenant) -> Usage:
 
 
 def has_quota(tenant: Tenant) -> bool:
+    """Whether the number of files or bytes of the tenant is limited."""
     return tenant.quota_files is not None or tenant.quota_bytes is not None
 
 
 def check_quota(collection: Collection, *, more_files: int, more_bytes: int) -> None:
+    """Checks that so many more files and plaintext bytes fit into the quota of the tenant."""
     tenant = collection.tenant
     if not has_quota(tenant):
         return
-    # A package is no use of the quota: it goes by itself, and a release must not fail for want of room.
+    # Packages do not count: they are deleted automatically, and a quota must not make a release fail.
     used = Collection.objects.filter(tenant=tenant, kind=Collection.Kind.FILES).aggregate(
         files=Sum("file_count", default=0), length=Sum("total_length", default=0)
     )
-    # What adds nothing is let through: a tenant whose quota was lowered must be able to get below it again.
+    # Changes that add nothing are always allowed. Otherwise a tenant could not get below a lowered quota by replacing files.
     if more_files > 0 and tenant.quota_files is not None and used["files"] + more_files > tenant.quota_files:
-        raise errors.QuotaExceeded(f"The tenant may keep {tenant.quota_files} files.")
+        raise errors.QuotaExceeded(f"This exceeds the tenant's quota of {tenant.quota_files} files. Delete files to make room.")
     if more_bytes > 0 and tenant.quota_bytes is not None and used["length"] + more_bytes > tenant.quota_bytes:
-        raise errors.QuotaExceeded(f"The tenant may keep {tenant.quota_bytes} bytes.")
+        raise errors.QuotaExceeded(f"This exceeds the tenant's quota of {tenant.quota_bytes} bytes. Delete files to make room.")
 
 
 # --- Counts ---
 
 
 def recount(*, now: datetime) -> int:
-    """Mends every count that has drifted, says so, and returns how many collections that were."""
+    """Corrects the stored counts of collections that differ from their rows. Logs and records that. Returns how many."""
     counted = Collection.objects.filter(status__in=COUNTED_STATUSES).annotate(
-        files_there=Count("files"), length_there=Sum("files__length", default=0)
+        actual_files=Count("files"), actual_length=Sum("files__length", default=0)
     )
-    drifted = counted.filter(~Q(file_count=F("files_there")) | ~Q(total_length=F("length_there")))
+    drifted = counted.filter(~Q(file_count=F("actual_files")) | ~Q(total_length=F("actual_length")))
     return sum(_correct_counts(collection, now) for collection in list(drifted.order_by("pk")))
 
 
 @retry_on_deadlock
 def _correct_counts(collection: Collection, now: datetime) -> bool:
-    """Counted again under the lock: an upload may have committed between the counts."""
+    """Counts again under the lock, because an upload may have committed meanwhile. Returns whether the counts were wrong."""
     with suppress(NotFound), transaction.atomic():
         locked = lock_collection(collection)
-        there = locked.files.aggregate(count=Count("pk"), length=Sum("length", default=0))
-        if locked.status not in COUNTED_STATUSES or (locked.file_count, locked.total_length) == (there["count"], there["length"]):
+        actual = locked.files.aggregate(count=Count("pk"), length=Sum("length", default=0))
+        if locked.status not in COUNTED_STATUSES or (locked.file_count, locked.total_length) == (
+            actual["count"],
+            actual["length"],
+        ):
             return False
-        facts = {"files": there["count"] - locked.file_count, "length": there["length"] - locked.total_length}
-        log.error("a collection's counts had drifted", extra={"collection": str(locked.uuid), **facts})
-        locked.file_count, locked.total_length = there["count"], there["length"]
+        facts = {"files": actual["count"] - locked.file_count, "length": actual["length"] - locked.total_length}
+        log.error("corrected the counts of a collection", extra={"collection": str(locked.uuid), **facts})
+        locked.file_count, locked.total_length = actual["count"], actual["length"]
         locked.save(update_fields=["file_count", "total_length"])
         audit.record("collection.recount", by=None, tenant=locked.tenant, target=locked, now=now, **facts)
         return True
-    return False  # it is gone
+    return False  # the collection was deleted

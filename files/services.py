@@ -1,4 +1,4 @@
-"""What may be done to collections and files, bytes aside. Lock first, then check, write, audit: one transaction each."""
+"""Operations on collections and on the metadata of files. Each one locks, checks, writes and records in one transaction."""
 
 import secrets
 from datetime import datetime, timedelta
@@ -22,28 +22,34 @@ from tenants.work.deadlocks import retry_on_deadlock
 from vault import keys
 
 
-SUFFIX_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else when read aloud
+SUFFIX_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # without characters that look alike: 0 and o, 1, i and l
 SLUG_ATTEMPTS = 5
 
 
 def resolve_tenant(user: User, slug: str | None) -> Tenant:
-    """The tenant that a request names, or the only one its user belongs to."""
+    """The tenant with this slug, or without a slug the only tenant that the user belongs to."""
     if slug is None:
         return people.sole_tenant(user)
     try:
         return people.get_tenant(user, slug)
     except NotFound:
-        raise Invalid("tenant", "You belong to no tenant of this name.", code="unknown_tenant") from None
+        raise Invalid("tenant", "You do not belong to a tenant with this slug.", code="unknown_tenant") from None
 
 
 @retry_on_deadlock
 def create_collection(
     *, tenant: Tenant, display_name: str, by: User, now: datetime, cipher: str, purge_at: datetime | None
 ) -> Collection:
+    """Creates an empty collection with its own key, and makes `by` its manager.
+
+    If `purge_at` is None, the default retention period of the tenant applies. Slugs end in a random suffix, so that they do not
+    reveal the collections of other tenants.
+    """
     if tenant.pk not in people.principal_of(by).tenants_with_role(Role.ADMIN, Role.MEMBER):
         raise Refused
     if cipher not in tenant.allowed_ciphers:
-        raise Invalid("cipher", f"The tenant allows {', '.join(tenant.allowed_ciphers)}.", code="cipher_not_allowed")
+        allowed = ", ".join(tenant.allowed_ciphers)
+        raise Invalid("cipher", f"Your tenant does not allow this cipher. Choose one of: {allowed}.", code="cipher_not_allowed")
     if purge_at is None and tenant.default_retention_days is not None:
         purge_at = now + timedelta(days=tenant.default_retention_days)
     _check_in_future("purge_at", purge_at, now)
@@ -75,7 +81,7 @@ def create_collection(
 
 
 def _insert_with_unique_slug(collection: Collection) -> None:
-    """Under an id that nobody has: the collections of one name in all tenants draw from the same suffixes."""
+    """Saves the collection under an unused slug. Collections of the same name in all tenants share the slugs."""
     stem = slugify(collection.display_name)[:60].strip("-") or "collection"
     for _ in range(SLUG_ATTEMPTS):
         collection.slug = f"{stem}-{''.join(secrets.choice(SUFFIX_ALPHABET) for _ in range(4))}"
@@ -98,9 +104,9 @@ def update_collection(
     now: datetime,
     display_name: str | None = None,
     purge_at: datetime | None = None,
-    keep: bool = False,
+    clear_purge_at: bool = False,
 ) -> None:
-    """None leaves a value as it is; `keep` takes the purge date away."""
+    """Changes the values that are not None. `clear_purge_at` removes the purge date."""
     with transaction.atomic():
         locked = lock_collection(collection)
         check_can_manage(by, locked)
@@ -108,9 +114,9 @@ def update_collection(
         changes: dict[str, str | None] = {}
         if display_name is not None and display_name != locked.display_name:
             changes["display_name"] = locked.display_name = display_name
-        if keep or (purge_at is not None and purge_at != locked.purge_at):
+        if clear_purge_at or (purge_at is not None and purge_at != locked.purge_at):
             _check_in_future("purge_at", purge_at, now)
-            locked.purge_at = None if keep else purge_at
+            locked.purge_at = None if clear_purge_at else purge_at
             changes["purge_at"] = _isoformat(locked.purge_at)
         if not changes:
             return
@@ -124,7 +130,7 @@ def update_collection(
 
 @retry_on_deadlock
 def delete_collection(collection: Collection, *, by: User, now: datetime) -> None:
-    """Unreadable at once; destroyed when the grace is over, until then `restore_collection` undoes it."""
+    """Makes a collection unreadable. It is purged after the grace period; until then `restore_collection` undoes the deletion."""
     with transaction.atomic():
         locked = lock_collection(collection)
         check_can_manage(by, locked)
@@ -137,6 +143,7 @@ def delete_collection(collection: Collection, *, by: User, now: datetime) -> Non
 
 @retry_on_deadlock
 def restore_collection(collection: Collection, *, by: User, now: datetime) -> None:
+    """Undoes the deletion of a collection."""
     with transaction.atomic():
         locked = lock_collection(collection)
         check_can_manage(by, locked)
@@ -157,21 +164,23 @@ def update_file(
     content_type: str | None = None,
     notes: str | None = None,
     keep_until: datetime | None = None,
-    keep: bool = False,
+    clear_keep_until: bool = False,
 ) -> StoredFile:
-    """The file as it is afterwards. None leaves a value as it is; `keep` takes the date of its destruction away."""
+    """Changes the values that are not None, and returns the changed file. `clear_keep_until` removes the deletion date."""
     if filename is not None:
         try:
             check_filename(filename)
         except ValueError as error:
             raise Invalid("filename", str(error), code="bad_filename") from None
     if content_type is not None and not is_media_type(content_type):
-        raise Invalid("content_type", "Use a media type such as text/csv, without parameters.")
+        raise Invalid("content_type", "This is not a media type. Use a type such as text/csv, without parameters.")
     _check_in_future("keep_until", keep_until, now)
     with transaction.atomic():
         collection, locked = _lock_file(file, by)
-        wanted = {"filename": filename, "content_type": content_type, "notes": notes, "keep_until": keep_until}
-        given = {name: value for name, value in wanted.items() if value is not None or (keep and name == "keep_until")}
+        values = {"filename": filename, "content_type": content_type, "notes": notes, "keep_until": keep_until}
+        given = {
+            name: value for name, value in values.items() if value is not None or (clear_keep_until and name == "keep_until")
+        }
         changes = {name: value for name, value in given.items() if value != getattr(locked, name)}
         if not changes:
             return locked
@@ -193,7 +202,10 @@ def update_file(
 
 @retry_on_deadlock
 def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | None = None) -> None:
-    """Its row is the only place of its key salt: with the row gone, the object is noise. The object goes within a tick or two."""
+    """Deletes a file. `if_match` is the value of an If-Match header.
+
+    Only the row holds the key salt, so the object cannot be decrypted after this. A tick deletes the object soon afterwards.
+    """
     with transaction.atomic():
         collection, locked = _lock_file(file, by)
         if not etag_matches(if_match, locked.etag):
@@ -214,7 +226,7 @@ def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | No
 
 
 def delete_locked_file(collection: Collection, locked: StoredFile, *, now: datetime) -> None:
-    """Of locked rows that nothing holds: the row goes, its object is queued, and the counts follow."""
+    """Deletes a file row, queues its object for deletion and updates the counts. Both rows are locked and under no hold."""
     queue_deletion(locked, due_after=0, now=now)
     locked.delete()
     Collection.objects.filter(pk=collection.pk).update(
@@ -236,7 +248,7 @@ def _check_open(collection: Collection) -> None:
 
 def _check_in_future(field: str, moment: datetime | None, now: datetime) -> None:
     if moment is not None and moment <= now:
-        raise Invalid(field, "The time has to lie ahead.")
+        raise Invalid(field, "This time is in the past. Choose a time in the future.")
 
 
 def _isoformat(moment: datetime | None) -> str | None:

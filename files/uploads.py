@@ -37,13 +37,17 @@ from vault.stores import ObjectStore, StoreError, get_store
 
 
 HEARTBEAT_SECONDS: Final = 30
-REPLACED_GRACE_SECONDS: Final = 3600  # downloads that began before a replacement may read the old object for so long
+REPLACED_GRACE_SECONDS: Final = 3600  # downloads that started before a replacement can read the old object for this long
 _MEDIA_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
-_GENERIC_TYPES: Final = {"", "application/octet-stream", "application/x-www-form-urlencoded"}  # what clients send when not asked
+_GENERIC_TYPES: Final = {
+    "",
+    "application/octet-stream",
+    "application/x-www-form-urlencoded",
+}  # defaults of clients, which say nothing about the content
 
 
 class RefuseUpload(FileUploadHandler):
-    """Stands in FILE_UPLOAD_HANDLERS: whoever touches request.FILES would have Django write plaintext to disk (A-5)."""
+    """The only handler in FILE_UPLOAD_HANDLERS. Without it, any access to request.FILES writes plaintext to disk (A-5)."""
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         raise errors.UnsupportedBody("Files are not accepted here.")
@@ -57,12 +61,16 @@ class RefuseUpload(FileUploadHandler):
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditional headers of a PUT (RFC 9110, 13)."""
+    """The conditional headers of a PUT request (RFC 9110, section 13)."""
 
     if_match: str | None
     if_none_match: str | None
 
     def check(self, existing: StoredFile | None) -> None:
+        """Checks the conditions against the file that the request would replace, if any.
+
+        Raises: PreconditionFailed, PreconditionRequired.
+        """
         if existing is None:
             if self.if_match is not None:
                 raise errors.PreconditionFailed
@@ -76,12 +84,12 @@ class Conditions:
 
 
 class UploadSession:
-    """One content on its way in: `write` as often as needed, then `commit`. Leaving its `with` block without that abandons it.
+    """One upload: call `write` for each piece, then `commit`. Leaving the `with` block without a commit abandons the upload.
 
-    This is somebody's upload. What a worker writes is a subclass, which makes another kind of file, in other limits.
+    This class is for uploads of users. A subclass can create another kind of file, with other limits, for a worker.
     """
 
-    slots: ClassVar[Slots] = SLOTS  # shared by all that comes over the web; a worker's has its own
+    slots: ClassVar[Slots] = SLOTS  # shared by all web requests; a subclass for workers has its own
 
     def __init__(
         self,
@@ -93,7 +101,7 @@ class UploadSession:
         store: ObjectStore,
     ) -> None:
         self.upload = upload
-        self.draft = draft  # the row to be, without what only the bytes tell
+        self.draft = draft  # the unsaved row; `commit` adds its lengths and digests
         self._writer, self._store, self._replaces = writer, store, replaces
         self._last_heartbeat = time.monotonic()
         self._slots: Slots | None = self.slots  # taken by `receive`
@@ -110,9 +118,10 @@ class UploadSession:
         replaces: StoredFile | None = None,
         encrypt: bool = False,
     ) -> Self:
-        """The way in for the content of `draft`, a row to be that names its object. Leaves an `Upload` row, and checks nothing.
+        """Starts an upload of the content of `draft`, an unsaved row with an object key. Creates an `Upload` row. Checks nothing.
 
-        `size` is the announced number of plaintext bytes. `by` is None for the system. `encrypt`: the store is to.
+        `size` is the announced number of plaintext bytes, or None. `by` is None for the system. `encrypt` asks the store to
+        encrypt the object.
         """
         encryptor = content.encryptor_for(draft)
         expected = StoredFile(length=size or 0, cipher=draft.cipher, segment_size=draft.segment_size).layout.object_size
@@ -136,17 +145,17 @@ class UploadSession:
         except BaseException:
             cls.slots.release()
             raise
-        return_connection()  # bytes may take hours; they take no database connection with them
+        return_connection()  # an upload can take hours and must not hold a database connection
         return cls(upload=upload, writer=ContentWriter(encryptor, writer), draft=draft, replaces=replaces, store=store)
 
     @property
     def limit(self) -> int | None:
-        """Plaintext bytes that it may have at most, if anybody minds."""
+        """The maximum number of plaintext bytes, or None."""
         return settings.FILES_MAX_UPLOAD_BYTES
 
     @property
     def length(self) -> int:
-        """Plaintext bytes that have arrived."""
+        """The number of plaintext bytes received so far."""
         return self._writer.length
 
     @property
@@ -160,6 +169,7 @@ class UploadSession:
         self.abandon()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypts and stores the next piece of plaintext."""
         if self.limit is not None and self.length + len(data) > self.limit:
             raise errors.TooLarge
         self._writer.write(data)
@@ -167,7 +177,10 @@ class UploadSession:
             self._heartbeat()
 
     def commit(self, *, by: User | None, now: datetime, notes: str | None = None, digest: bytes | None = None) -> StoredFile:
-        """The file, new or replaced. Keeps nothing if the digest, access, quota, name or collection do not allow it."""
+        """Completes the upload and returns the new or replaced file. After an error, `abandon` removes the stored bytes.
+
+        `digest` is the SHA-256 that the client announced, if any.
+        """
         if digest is not None and digest != self._writer.sha256:
             raise errors.DigestMismatch
         file = self.draft
@@ -176,20 +189,20 @@ class UploadSession:
             file.notes = notes
         stat = self._writer.commit()
         if stat.size != file.layout.object_size:
-            raise StorageUnavailable("The storage keeps another number of bytes than it was sent.")
+            raise StorageUnavailable("The storage reports a wrong size for the stored object. Send the file again.")
         file.object_size, file.object_etag = stat.size, stat.etag
         try:
             file = self._create_file(by=by, now=now)
         except (OperationalError, InterfaceError) as error:
             if not self._is_committing:
-                raise  # rolled back, and known to be
-            self._finish()  # the file may exist: only the clean-up, which reads the row, may take its object
+                raise  # the transaction was certainly rolled back
+            self._finish()  # the file may exist, so only the clean-up, which checks for the row, may delete its object
             file = self._read_back(error)
         self._finish()
         return file
 
     def abandon(self) -> None:
-        """Leaves nothing behind, neither parts nor an object nor the row; nothing happens once there is a file, or may be one."""
+        """Deletes the parts, the object and the `Upload` row. Does nothing if the file exists or may exist."""
         if self._slots is None:
             return
         self._finish()
@@ -197,16 +210,16 @@ class UploadSession:
         try:
             self._writer.abort()
             if StoredFile.objects.filter(object_id=self.upload.object_id).exists():
-                return  # a bug must not become a loss
+                return  # a bug must not cause data loss
             if self._writer.has_begun:
-                # Even when the clean-up has taken the row: it may have erased before the last of this object was written.
+                # Needed even if the clean-up has deleted the row, because bytes may have been written after that.
                 erase_object(self._store, self.upload.object_key)
             Upload.objects.filter(pk=self.upload.pk).delete()
         except (StoreError, OperationalError, InterfaceError):
-            return  # the row stands, so the tick will do it
+            return  # the row still exists, so the tick cleans up
 
     def _finish(self) -> None:
-        """From here on there is nothing to abandon."""
+        """Releases the slot. After this, `abandon` does nothing."""
         if self._slots is not None:
             self._slots.release()
             self._slots = None
@@ -214,29 +227,29 @@ class UploadSession:
     def _heartbeat(self) -> None:
         self._last_heartbeat = time.monotonic()
         try:
-            # The other contender is the clean-up, which takes uploads without a heartbeat for dead.
-            wanted = Upload.objects.filter(pk=self.upload.pk, collection__status=Collection.Status.OPEN)
-            beating = wanted.update(heartbeat_at=timezone.now())
-            is_lost = not beating and not Upload.objects.filter(pk=self.upload.pk).exists()
+            # The other contender is the clean-up, which ends uploads without a heartbeat.
+            active = Upload.objects.filter(pk=self.upload.pk, collection__status=Collection.Status.OPEN)
+            is_active = active.update(heartbeat_at=timezone.now()) == 1
+            is_lost = not is_active and not Upload.objects.filter(pk=self.upload.pk).exists()
         except (OperationalError, InterfaceError):
-            return  # there are many heartbeats to a life, and the commit needs the row anyway
+            return  # one missed heartbeat does no harm, and the commit checks the row again
         finally:
             return_connection()
         if is_lost:
             raise errors.UploadLost
-        if not beating:
-            raise errors.NotOpen  # it would be refused at its end, and a destruction waits for it
+        if not is_active:
+            raise errors.NotOpen  # the commit would fail anyway, and a purge waits for this upload
 
     @retry_on_deadlock
     def _create_file(self, *, by: User | None, now: datetime) -> StoredFile:
         self._is_committing = False
         with transaction.atomic():
             file = self.create_file(by=by, now=now)
-            self._is_committing = True  # An error before this line has changed nothing.
+            self._is_committing = True  # an error before this line has changed nothing
         return file
 
     def create_file(self, *, by: User | None, now: datetime) -> StoredFile:
-        """Hook: saves `self.draft`, whose lengths and digests are set, and returns the saved row.
+        """A hook for subclasses. Saves `self.draft`, whose lengths and digests are set, and returns the saved row.
 
         `commit` calls it in a transaction and calls it again after a deadlock. An override must delete the `Upload` row in that
         transaction, and must raise an error if another process has deleted it: that process has claimed the object.
@@ -244,10 +257,10 @@ class UploadSession:
         assert by is not None  # noqa: S101  for the type checker: only a subclass creates files for the system
         file = self.draft
         collection = _lock_collection(file.collection_id)
-        file.my_level = check_can_upload(by, collection, self._replaces)  # as they stand now, not as they stood at first
+        file.my_level = check_can_upload(by, collection, self._replaces)  # access may have changed since `begin`
         if collection.status != Collection.Status.OPEN:
             raise errors.NotOpen
-        # The other contenders are the clean-up and a second commit: who deletes the row decides over the object.
+        # The other contenders are the clean-up and a second commit. The one that deletes the row owns the object.
         if not Upload.objects.filter(pk=self.upload.pk).delete()[0]:
             raise errors.UploadLost
         replaced = self._lock_replaced()
@@ -298,7 +311,7 @@ class UploadSession:
         return replaced
 
     def _read_back(self, error: Exception) -> StoredFile:
-        """The commit's outcome is unknown: the row tells. If it is not there it may still come, so nothing is deleted here."""
+        """Looks for the row when the outcome of the commit is unknown. Deletes nothing: the row may still appear."""
         for pause in (0, 0.5, 2):
             time.sleep(pause)
             return_connection()
@@ -312,7 +325,9 @@ class UploadSession:
 
 
 class OutcomeUnknown(StorageUnavailable):
-    default_detail = "The database went away while the file was being committed. Look for the file before you send it again."
+    default_detail = (
+        "The database connection broke while the file was saved. Check whether the file exists before you send it again."
+    )
     default_code = "outcome_unknown"
 
 
@@ -327,9 +342,9 @@ def begin(
     conditions: Conditions | None,
     now: datetime,
 ) -> UploadSession:
-    """Checks what can be checked before the bytes, and leaves an `Upload` row. `size` is the announced number of plaintext bytes.
+    """Starts an upload after all checks that do not need the content. `size` is the announced number of plaintext bytes, or None.
 
-    Without `conditions` (a form) an existing name is a conflict; with them (PUT) it needs an If-Match that fits.
+    Without `conditions` (a form), a file with the same name is a conflict. With `conditions` (PUT), If-Match must match its ETag.
     """
     try:
         check_filename(filename)
@@ -365,7 +380,7 @@ def begin(
 
 
 def choose_media_type(given: str, filename: str) -> str:
-    """What the client said, else what the name suggests. Never more than a media type without parameters."""
+    """The media type that the client sent, without parameters. If it is generic or invalid, the type is guessed from the name."""
     kind = given.partition(";")[0].strip().lower()
     if kind in _GENERIC_TYPES or not is_media_type(kind):
         kind = mimetypes.guess_type(filename)[0] or "application/octet-stream"
@@ -373,11 +388,12 @@ def choose_media_type(given: str, filename: str) -> str:
 
 
 def is_media_type(value: str) -> bool:
+    """Whether the value is a media type without parameters."""
     return bool(_MEDIA_TYPE.fullmatch(value))
 
 
 def queue_deletion(file: StoredFile, *, due_after: int, now: datetime) -> None:
-    """Queues the object of a content that no row will name any more. To be called in the transaction that unnames it."""
+    """Queues the object of a file for deletion in `due_after` seconds, in the transaction that deletes or changes the row."""
     PendingDeletion.objects.create(
         store=file.store,
         object_key=file.object_key,
@@ -389,6 +405,6 @@ def queue_deletion(file: StoredFile, *, due_after: int, now: datetime) -> None:
 def _lock_collection(pk: int) -> Collection:
     collection = Collection.objects.select_for_update(of=("self",)).select_related("tenant").get(pk=pk)
     if quota.has_quota(collection.tenant):
-        # The other contenders are commits into the tenant's other collections: what one counts, the next has to see.
+        # The other contenders are commits into other collections of the tenant: each must see the counts of the previous one.
         Tenant.objects.select_for_update(no_key=True).get(pk=collection.tenant_id)
     return collection

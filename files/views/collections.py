@@ -62,14 +62,14 @@ class CollectionView(APIView):
         serializer = UpdateCollectionInput(data=request.data)
         serializer.is_valid(raise_exception=True)
         data = serializer.validated_data
-        keep = "purge_at" in data and data["purge_at"] is None
+        clear_purge_at = "purge_at" in data and data["purge_at"] is None
         services.update_collection(
             collection,
             by=user,
             now=timezone.now(),
             display_name=data.get("display_name"),
             purge_at=data.get("purge_at"),
-            keep=keep,
+            clear_purge_at=clear_purge_at,
         )
         return render(self, CollectionOutput, access.get_collection(user, slug))
 

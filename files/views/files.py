@@ -1,7 +1,8 @@
 """The API of files: lists, details, and uploads as a form."""
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, cast
+from typing import cast
 
 from django.utils import timezone
 from django_filters.rest_framework import DjangoFilterBackend
@@ -23,8 +24,11 @@ from tenants.errors import Invalid
 from tenants.querysets import select_related_only
 
 
-def receive_files(view: APIView, request: Request, choose: Any, now: datetime) -> Response:
-    outcomes = form_uploads.receive(request.META, by=user_of(request), choose=choose, now=now)
+def receive_files(
+    view: APIView, request: Request, choose_collection: Callable[[dict[str, str]], Collection], now: datetime
+) -> Response:
+    """Stores the files of a form. Responds with the file or, for several files, with a result for each."""
+    outcomes = form_uploads.receive(request.META, by=user_of(request), choose_collection=choose_collection, now=now)
     context = {"request": request, "view": view}
     if len(outcomes) == 1:
         if outcomes[0].problem:
@@ -87,12 +91,12 @@ class FilesView(APIView):
         """Files into the collection that the form names, by its id or display name."""
         user = user_of(request)
 
-        def choose(fields: dict[str, str]) -> Collection:
+        def choose_collection(fields: dict[str, str]) -> Collection:
             if not (name := fields.get("collection")):
-                raise Invalid("collection", "Name the collection, before the first file.", code="required")
+                raise Invalid("collection", "Send the field `collection` before the first file.", code="required")
             return access.find_collection(user, name, tenant=fields.get("tenant") or None)
 
-        return receive_files(self, request, choose, timezone.now())
+        return receive_files(self, request, choose_collection, timezone.now())
 
 
 class FileView(APIView):
@@ -109,8 +113,9 @@ class FileView(APIView):
         serializer = UpdateFileInput(data=request.data)
         serializer.is_valid(raise_exception=True)
         data = serializer.validated_data
-        keep = "keep_until" in data and data["keep_until"] is None
-        return render(self, FileOutput, services.update_file(file, by=user, now=timezone.now(), keep=keep, **data))
+        clear = "keep_until" in data and data["keep_until"] is None
+        updated = services.update_file(file, by=user, now=timezone.now(), clear_keep_until=clear, **data)
+        return render(self, FileOutput, updated)
 
     @extend_schema(operation_id="files_partial_update", request=UpdateFileInput, responses=FileOutput)
     def patch(self, request: Request, slug: str, filename: str) -> Response:

@@ -56,7 +56,7 @@ def test_held_file_stays_as_it_is_and_can_be_read(alice: User, bob: User, filled
             for user in (alice, bob):
                 for change in changes(api(user), put, filled, HELD).values():
                     document = problem(change(), 409, "held")
-                    assert document["detail"] == "This stays as it is: it is under legal hold."
+                    assert document["detail"] == "This cannot be changed or deleted while it is under legal hold."
 
             shown = api(bob).get(paths.file(filled, HELD)).json()
             assert shown == before | {"is_held": True, "allowed_actions": ["download"]}
@@ -165,7 +165,7 @@ def test_manager_sees_holds_and_places_and_lifts_none(alice: User, bob: User, fi
 
     assert len(api(bob).get(paths.holds(filled)).json()["results"]) == 1
     for answer in (place(api(bob), filled), api(bob).delete(hold["Location"])):
-        assert problem(answer, 403, "refused")["detail"] == "Legal holds are placed and lifted by the tenant's admins."
+        assert problem(answer, 403, "refused")["detail"] == "Only an admin of the tenant can place and lift legal holds."
     Membership.objects.filter(user=bob).update(roles=["member", "admin"])
     assert api(bob).delete(hold["Location"]).status_code == 204
 

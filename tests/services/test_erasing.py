@@ -155,7 +155,7 @@ def test_erasure_that_fails_does_not_hold_up_the_others_and_is_tried_again(
         assert cleanup.delete_due_objects(now=later, limit=2) == 1
     assert cleanup.delete_due_objects(now=later, limit=2) == 2  # the one that failed is not tried again at once
     assert [(left.pk, left.attempts) for left in PendingDeletion.objects.all()] == [(stuck.pk, 1)]
-    assert [record.message for record in caplog.records if record.name == "files.cleanup"] == ["erasure failed"]
+    assert [record.message for record in caplog.records if record.name == "files.cleanup"] == ["deleting an object failed"]
 
     (own_buckets / "staging").mkdir()
     PendingDeletion.objects.filter(pk=stuck.pk).update(store="vault")

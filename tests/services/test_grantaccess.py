@@ -50,10 +50,10 @@ def test_grantaccess_to_everyone_on_one_file(november: Collection, bob: User, ap
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["no-such-id", "--user", "bob", "--level", "viewer"], "There is no collection no-such-id."),
-        (["{slug}", "--user", "bob", "--file", "b.csv", "--level", "viewer"], "There is no file of this name in {slug}."),
-        (["{slug}", "--user", "nobody", "--level", "viewer"], "user: There is no such member of the tenant."),
-        (["{slug}", "--user", "mallory", "--level", "viewer"], "user: There is no such member of the tenant."),
+        (["no-such-id", "--user", "bob", "--level", "viewer"], "There is no collection with the id no-such-id."),
+        (["{slug}", "--user", "bob", "--file", "b.csv", "--level", "viewer"], "The collection {slug} has no file of this name."),
+        (["{slug}", "--user", "nobody", "--level", "viewer"], "user: The tenant has no member with this username."),
+        (["{slug}", "--user", "mallory", "--level", "viewer"], "user: The tenant has no member with this username."),
         (["{slug}", "--user", "bob", "--revoke"], "Nothing is given to bob on {slug}."),
         (["{slug}", "--user", "bob", "--everyone", "--level", "viewer"], "not allowed with argument"),
         (["{slug}", "--level", "viewer"], "required"),

@@ -165,7 +165,7 @@ def test_file_whose_date_was_moved_meanwhile_stays(november: Collection, alice: 
     file = put(api(alice), november, "a.csv")
     is_over(file)
     (read,) = next(file_ends.find_destroyable(timezone.now()))
-    services.update_file(file, by=alice, now=timezone.now(), keep=True)
+    services.update_file(file, by=alice, now=timezone.now(), clear_keep_until=True)
 
     assert not file_ends.destroy(read, by=None, now=timezone.now())
     assert names() == {"a.csv"}
