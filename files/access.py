@@ -36,12 +36,18 @@ def visible_collections(user: User) -> QuerySet[Collection]:
 
 
 def get_collection(user: User, slug: str, *, deleted: bool = False) -> Collection:
-    """One visible collection. With `deleted`, a manager can also get a deleted collection that was not purged yet."""
+    """One visible collection. With `deleted`, a manager can also get a deleted collection that was not purged yet.
+
+    Raises: NotFound.
+    """
     return _get_collection(user, people.principal_of(user), slug, deleted=deleted)
 
 
 def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
-    """One visible, open collection by its id (slug) or its display name. Display names are unique only within a tenant."""
+    """One visible, open collection by its id (slug) or its display name. Display names are unique only within a tenant.
+
+    Raises: Invalid.
+    """
     found = visible_collections(user).select_related("tenant", "key").filter(Q(slug=name) | Q(display_name=name))
     if tenant is not None:
         found = found.filter(tenant__slug=tenant)
@@ -57,7 +63,10 @@ def find_collection(user: User, name: str, *, tenant: str | None) -> Collection:
 
 
 def visible_files(user: User, slug: str) -> QuerySet[StoredFile]:
-    """Files of a collection on which the user has at least Level.METADATA. Each row has `my_level`."""
+    """Files of a collection on which the user has at least Level.METADATA. Each row has `my_level`.
+
+    Raises: NotFound.
+    """
     principal = people.principal_of(user)
     return _visible_files(user, principal, _get_collection(user, principal, slug), least=Level.METADATA)
 
@@ -68,7 +77,10 @@ def readable_files(user: User, collection: Collection) -> QuerySet[StoredFile]:
 
 
 def get_file(user: User, slug: str, filename: str) -> StoredFile:
-    """One visible file of a visible, open collection."""
+    """One visible file of a visible, open collection.
+
+    Raises: NotFound.
+    """
     principal = people.principal_of(user)
     collection = _get_collection(user, principal, slug)
     files = _visible_files(user, principal, collection, least=Level.METADATA).select_related("created_by", "updated_by")
@@ -80,7 +92,10 @@ def get_file(user: User, slug: str, filename: str) -> StoredFile:
 
 
 def check_can_read(file: StoredFile) -> None:
-    """Checks that the user for whom this module loaded the file can read its content."""
+    """Checks that the user for whom this module loaded the file can read its content.
+
+    Raises: Refused.
+    """
     if level_of(file) < Level.VIEWER:
         raise Refused
 
@@ -89,6 +104,8 @@ def get_readable_files(user: User, collection: Collection, filenames: Iterable[s
     """The named files, or all files that the user can read. `collection` came from this module.
 
     Refuses the request if one of the named files is visible but not readable, or if the user cannot read any file.
+
+    Raises: NotFound, Refused.
     """
     principal = people.principal_of(user)
     readable = _visible_files(user, principal, collection, least=Level.VIEWER)
@@ -142,6 +159,8 @@ def check_can_upload(user: User, collection: Collection, existing: StoredFile | 
     """Checks that the user is an editor of the collection or, to replace `existing`, of that file. Returns the level.
 
     The error is the same whether or not a file that the user cannot see has this name, so that it does not reveal that file.
+
+    Raises: NotFound, Refused.
     """
     level = current_level(user, collection, existing)
     if level == NO_ACCESS:
@@ -152,24 +171,36 @@ def check_can_upload(user: User, collection: Collection, existing: StoredFile | 
 
 
 def check_can_edit(user: User, file: StoredFile) -> None:
-    """Checks that the user is an editor of the file, and updates its `my_level`."""
+    """Checks that the user is an editor of the file, and updates its `my_level`.
+
+    Raises: NotFound, Refused.
+    """
     file.my_level = current_level(user, file.collection, file)
     _check_level(file.my_level, Level.EDITOR, known_from=Level.METADATA)
 
 
 def check_can_rename(user: User, file: StoredFile) -> None:
-    """Checks that the user is an editor of the collection. Otherwise a grant on one file would reveal the names of others."""
+    """Checks that the user is an editor of the collection. Otherwise a grant on one file would reveal the names of others.
+
+    Raises: Refused.
+    """
     if current_level(user, file.collection) < Level.EDITOR:
         raise Refused("Only an editor of the collection can rename a file.")
 
 
 def check_can_manage(user: User, collection: Collection) -> None:
-    """Checks that the user is a manager of the collection."""
+    """Checks that the user is a manager of the collection.
+
+    Raises: NotFound, Refused.
+    """
     _check_level(current_level(user, collection), Level.MANAGER, known_from=Level.NAME)
 
 
 def check_can_share(user: User, collection: Collection, file: StoredFile | None) -> None:
-    """Checks that the user is a manager of the file or, if `file` is None, of the collection."""
+    """Checks that the user is a manager of the file or, if `file` is None, of the collection.
+
+    Raises: NotFound, Refused.
+    """
     if file is None:
         check_can_manage(user, collection)
     else:
@@ -187,13 +218,19 @@ def _check_level(level: int, least: Level, *, known_from: Level) -> None:
 
 
 def visible_grants(user: User, collection: Collection, file: StoredFile | None = None) -> QuerySet[Grant]:
-    """The grants on one file or, without `file`, on a collection and all its files. For managers and auditors."""
+    """The grants on one file or, without `file`, on a collection and all its files. For managers and auditors.
+
+    Raises: Refused.
+    """
     _check_can_oversee(user, collection, file)
     return collection.grants.filter(file=file) if file else collection.grants.all()
 
 
 def get_grant(user: User, grant_id: str, collection: Collection, file: StoredFile | None = None) -> Grant:
-    """One of the grants that `visible_grants` returns."""
+    """One of the grants that `visible_grants` returns.
+
+    Raises: NotFound, Refused.
+    """
     grants = visible_grants(user, collection, file).select_related("collection", "file", "user")
     grant = grants.filter(pk=people.parse_uuid(grant_id)).first()
     if grant is None:
@@ -217,13 +254,19 @@ def grants_to(collection: Collection, file: StoredFile | None, *, username: str 
 
 
 def visible_holds(user: User, collection: Collection) -> QuerySet[Hold]:
-    """The holds on a collection and on its files. For managers of the collection and auditors."""
+    """The holds on a collection and on its files. For managers of the collection and auditors.
+
+    Raises: Refused.
+    """
     _check_can_oversee(user, collection)
     return collection.holds.all()
 
 
 def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
-    """One of the holds that `visible_holds` returns."""
+    """One of the holds that `visible_holds` returns.
+
+    Raises: NotFound, Refused.
+    """
     holds = visible_holds(user, collection).select_related("collection", "file", "placed_by")
     hold = holds.filter(pk=people.parse_uuid(hold_id)).first()
     if hold is None:
@@ -232,7 +275,10 @@ def get_hold(user: User, hold_id: str, collection: Collection) -> Hold:
 
 
 def check_can_place_hold(user: User, collection: Collection) -> None:
-    """Checks that the user is an admin of the tenant. Neither grants nor superuser rights are sufficient."""
+    """Checks that the user is an admin of the tenant. Neither grants nor superuser rights are sufficient.
+
+    Raises: Refused.
+    """
     if collection.tenant_id not in people.principal_of(user).tenants_with_role(Role.ADMIN):
         raise Refused("Only an admin of the tenant can place and lift legal holds.")
 
@@ -247,7 +293,10 @@ def _check_can_oversee(user: User, collection: Collection, file: StoredFile | No
 
 
 def get_target_as_operator(slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
-    """A collection and, if named, one of its files. Checks no access: for management commands, whose user has the database."""
+    """A collection and, if named, one of its files. Checks no access: for management commands, whose user has the database.
+
+    Raises: NotFound.
+    """
     collection = Collection.objects.filter(slug=slug, kind=Collection.Kind.FILES).select_related("tenant").first()
     if collection is None:
         raise NotFound(f"There is no collection with the id {slug}.")

@@ -38,6 +38,8 @@ def open_export(tenant: Tenant | None, *, by: User, filters: dict[str, Any], hea
     """Streams the events of a tenant or, if `tenant` is None, of the platform that match `filters`, oldest first.
 
     The caller has checked access. The export is recorded before the first byte is sent.
+
+    Raises: TransfersFull.
     """
     filename = f"{tenant.slug if tenant else 'platform'}-audit-{now:%Y-%m-%d}.csv"
     headers = byte_headers("attachment", filename, "text/csv; charset=utf-8; header=present")

@@ -16,7 +16,10 @@ LINK_RETENTION = timedelta(hours=1)  # after the expiry; must be longer than lin
 
 
 def erase_object(store: ObjectStore, key: str) -> None:
-    """Deletes every version and every unfinished multipart upload of one object."""
+    """Deletes every version and every unfinished multipart upload of one object.
+
+    Raises: StoreError, StoreRefused, StoreUnavailable.
+    """
     if failures := store.erase(list(store.entries(key))):
         raise StoreError(f"{len(failures)} entries remain: {failures[0].reason}")
 

@@ -66,7 +66,10 @@ def open_file(
     start: StartCallback | None = None,
     meter: Meter | None = None,
 ) -> ByteResponse:
-    """Responds to a GET or HEAD request for `file`, which came from `access`. By default `start` records the download."""
+    """Responds to a GET or HEAD request for `file`, which came from `access`. By default `start` records the download.
+
+    Raises: PreconditionFailed, RangeNotSatisfiable, Refused, TransfersFull.
+    """
     access.check_can_read(file)
     still_allowed = partial(access.can_read, by, file.collection_id, file.pk)
     source = file_source(file, by=by, still_allowed=still_allowed, now=now)
@@ -93,6 +96,8 @@ def open_source(
     """Responds to a GET or HEAD request for `source`.
 
     `start` runs in its own transaction after the first segment is verified and before the first byte is sent.
+
+    Raises: PreconditionFailed, RangeNotSatisfiable, TransfersFull.
     """
     if not if_match(byte_request.if_match, source.etag):
         raise errors.PreconditionFailed
@@ -131,7 +136,10 @@ def open_archive(
     now: datetime,
     start: Callable[[], None] | None = None,
 ) -> ByteResponse:
-    """Streams an uncompressed zip of the named files, or of all files that `by` can read. Its length is known in advance."""
+    """Streams an uncompressed zip of the named files, or of all files that `by` can read. Its length is known in advance.
+
+    Raises: Invalid, NotFound, ObjectMissing, Refused, TransfersFull.
+    """
     files = access.get_readable_files(by, collection, filenames).order_by("filename", "id")
     members = list(files.values_list("pk", "filename", "length", "object_id")[: MAX_ARCHIVE_FILES + 1])
     if lost := files.filter(status=StoredFile.Status.MISSING).first():
@@ -172,6 +180,8 @@ def read_file(file: StoredFile, start: int, stop: int, *, by: User | None, now: 
     """Yields the plaintext bytes [start, stop) of a file. Records a missing or corrupt object in the audit trail.
 
     A missing object also changes the status of the row. See `read_verified` for the errors.
+
+    Raises: ObjectCorrupt, ObjectMissing, StorageUnavailable.
     """
     pieces = read_verified(
         partial(stored_content, file),
@@ -204,6 +214,8 @@ def read_verified(
 
     `missing` and `corrupt` record the damage before the error is raised. `etag_changed` receives the current ETag of an object
     that was restored from a copy.
+
+    Raises: ObjectCorrupt, ObjectMissing, StorageUnavailable.
     """
     try:
         opened = content()

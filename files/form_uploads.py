@@ -31,6 +31,10 @@ def receive(
 
     A file is committed when the next file part starts, so that `notes` can follow the last file. Errors of the request as a whole
     are raised. Files that were committed before such an error remain.
+
+    Raises: BadBody, BodyTimeout, DatabaseRestored, ForeignVault, FormTooLarge, Held, Invalid, KeyUnavailable, NameTaken,
+    NotFound, PreconditionFailed, PreconditionRequired, QuotaExceeded, Refused, StorageUnavailable, StoreRefused,
+    StoreUnavailable, TooLarge, UnsupportedBody.
     """
     fields: dict[str, str] = {}
     collection: Collection | None = None

@@ -41,6 +41,8 @@ def grant(
     """Gives `username`, or all members if None, this level. Changes an existing grant. Returns the grant and whether it is new.
 
     `by` is None for an operator who runs a management command. Access is not checked then.
+
+    Raises: Invalid, NotFound, NotOpen, Refused.
     """
     with transaction.atomic():
         locked, file = _lock(collection, file, by=by)
@@ -71,7 +73,10 @@ def grant(
 
 @retry_on_deadlock
 def revoke(given: Grant, *, by: User | None, now: datetime, as_operator: bool = False) -> None:
-    """Deletes one grant. Levels from roles and from other grants remain. `as_operator` skips the access check."""
+    """Deletes one grant. Levels from roles and from other grants remain. `as_operator` skips the access check.
+
+    Raises: NotFound, NotOpen, Refused.
+    """
     with transaction.atomic():
         locked, file = _lock(given.collection, given.file, by=None if as_operator else by)
         stored = Grant.objects.filter(pk=given.pk).select_related("user").first()

@@ -26,6 +26,8 @@ def check_not_held(collection: Collection, file: StoredFile | None = None) -> No
     """Checks that there is no hold. The error names the kinds of holds but not their reasons, which only managers can see.
 
     The collection must be locked, so that no other transaction can place a hold after the check.
+
+    Raises: Held.
     """
     if kinds := sorted(set(holds_on(collection, file).values_list("kind", flat=True))):
         holds = " and ".join(f"{kind} hold" for kind in kinds)
@@ -34,7 +36,10 @@ def check_not_held(collection: Collection, file: StoredFile | None = None) -> No
 
 @retry_on_deadlock
 def place(collection: Collection, *, filename: str | None, ref: str, reason: str, by: User, now: datetime) -> Hold:
-    """Places a legal hold on one file or, if `filename` is None, on the collection with all its current and future files."""
+    """Places a legal hold on one file or, if `filename` is None, on the collection with all its current and future files.
+
+    Raises: Invalid, NotFound, NotOpen, Refused.
+    """
     with transaction.atomic():
         locked = lock_collection(collection)
         check_can_place_hold(by, locked)
@@ -56,7 +61,10 @@ def place(collection: Collection, *, filename: str | None, ref: str, reason: str
 
 @retry_on_deadlock
 def lift(hold: Hold, *, by: User, now: datetime) -> None:
-    """Lifts a legal hold. An egress request lifts its holds itself."""
+    """Lifts a legal hold. An egress request lifts its holds itself.
+
+    Raises: NotALegalHold, NotFound, Refused.
+    """
     with transaction.atomic():
         locked = lock_collection(hold.collection)
         check_can_place_hold(by, locked)

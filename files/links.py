@@ -63,6 +63,8 @@ def mint(
     """Creates a link to `file`, or to an archive of the named files or of all files that `by` can read. Returns its token.
 
     The caller got `collection` and `file` from `access`.
+
+    Raises: NotFound, Refused.
     """
     selection = []
     if file is not None:
@@ -102,7 +104,10 @@ def mint_unchecked(
 
 
 def open_link(token: str, *, byte_request: ByteRequest, now: datetime) -> ByteResponse:
-    """Responds to a GET or HEAD request for a link, with the current access of the user who minted it. HEAD does not claim it."""
+    """Responds to a GET or HEAD request for a link, with the current access of the user who minted it. HEAD does not claim it.
+
+    Raises: LinkInvalid.
+    """
     links = DownloadLink.objects.select_related("collection", "file", "minted_by", "minted_with")
     link = links.filter(token_hash=_token_hash(token)).first()
     if link is None:
@@ -129,7 +134,10 @@ def _open(link: DownloadLink, *, by: User, byte_request: ByteRequest, now: datet
 
 
 def claim_or_resume(link: DownloadLink, file: StoredFile, *, by: User, byte_request: ByteRequest, now: datetime) -> StartCallback:
-    """Returns a callback that claims the link, or that records a resumed transfer if the link was claimed before."""
+    """Returns a callback that claims the link, or that records a resumed transfer if the link was claimed before.
+
+    Raises: LinkInvalid.
+    """
     if link.claimed_at is not None and requested_length(byte_request, etag=file.etag, length=file.length) is not None:
         is_expired = link.claimed_at + RESUME_WINDOW < now
         if is_expired or link.object_id != file.object_id or link.bytes_left == 0:
@@ -165,7 +173,10 @@ def _open_archive(
 
 
 def claim(link: DownloadLink, file: StoredFile | None, *, by: User, now: datetime) -> None:
-    """Claims the link in the caller's transaction. `file` is None for an archive."""
+    """Claims the link in the caller's transaction. `file` is None for an archive.
+
+    Raises: LinkInvalid.
+    """
     budget = file.length + RESUME_ALLOWANCE if file else 0
     # The other contenders are all other requests for this link: exactly one of them finds it unclaimed (INV-09).
     unclaimed = DownloadLink.objects.filter(pk=link.pk, claimed_at=None, expires_at__gt=now)

@@ -53,7 +53,10 @@ def has_quota(tenant: Tenant) -> bool:
 
 
 def check_quota(collection: Collection, *, more_files: int, more_bytes: int) -> None:
-    """Checks that so many more files and plaintext bytes fit into the quota of the tenant."""
+    """Checks that so many more files and plaintext bytes fit into the quota of the tenant.
+
+    Raises: QuotaExceeded.
+    """
     tenant = collection.tenant
     if not has_quota(tenant):
         return

@@ -27,7 +27,10 @@ SLUG_ATTEMPTS = 5
 
 
 def resolve_tenant(user: User, slug: str | None) -> Tenant:
-    """The tenant with this slug, or without a slug the only tenant that the user belongs to."""
+    """The tenant with this slug, or without a slug the only tenant that the user belongs to.
+
+    Raises: Invalid.
+    """
     if slug is None:
         return people.sole_tenant(user)
     try:
@@ -44,6 +47,8 @@ def create_collection(
 
     If `purge_at` is None, the default retention period of the tenant applies. Slugs end in a random suffix, so that they do not
     reveal the collections of other tenants.
+
+    Raises: CollectionNameTaken, Invalid, Refused, Unavailable.
     """
     if tenant.pk not in people.principal_of(by).tenants_with_role(Role.ADMIN, Role.MEMBER):
         raise Refused
@@ -106,7 +111,10 @@ def update_collection(
     purge_at: datetime | None = None,
     clear_purge_at: bool = False,
 ) -> None:
-    """Changes the values that are not None. `clear_purge_at` removes the purge date."""
+    """Changes the values that are not None. `clear_purge_at` removes the purge date.
+
+    Raises: CollectionNameTaken, Invalid, NotFound, NotOpen, Refused.
+    """
     with transaction.atomic():
         locked = lock_collection(collection)
         check_can_manage(by, locked)
@@ -130,7 +138,10 @@ def update_collection(
 
 @retry_on_deadlock
 def delete_collection(collection: Collection, *, by: User, now: datetime) -> None:
-    """Makes a collection unreadable. It is purged after the grace period; until then `restore_collection` undoes the deletion."""
+    """Makes a collection unreadable. It is purged after the grace period; until then `restore_collection` undoes the deletion.
+
+    Raises: Held, NotFound, NotOpen, Refused.
+    """
     with transaction.atomic():
         locked = lock_collection(collection)
         check_can_manage(by, locked)
@@ -143,7 +154,10 @@ def delete_collection(collection: Collection, *, by: User, now: datetime) -> Non
 
 @retry_on_deadlock
 def restore_collection(collection: Collection, *, by: User, now: datetime) -> None:
-    """Undoes the deletion of a collection."""
+    """Undoes the deletion of a collection.
+
+    Raises: NotDeleted, NotFound, Refused.
+    """
     with transaction.atomic():
         locked = lock_collection(collection)
         check_can_manage(by, locked)
@@ -166,7 +180,10 @@ def update_file(
     keep_until: datetime | None = None,
     clear_keep_until: bool = False,
 ) -> StoredFile:
-    """Changes the values that are not None, and returns the changed file. `clear_keep_until` removes the deletion date."""
+    """Changes the values that are not None, and returns the changed file. `clear_keep_until` removes the deletion date.
+
+    Raises: Held, Invalid, NameTaken, NotFound, NotOpen, Refused.
+    """
     if filename is not None:
         try:
             check_filename(filename)
@@ -205,6 +222,8 @@ def delete_file(file: StoredFile, *, by: User, now: datetime, if_match: str | No
     """Deletes a file. `if_match` is the value of an If-Match header.
 
     Only the row holds the key salt, so the object cannot be decrypted after this. A tick deletes the object soon afterwards.
+
+    Raises: Held, NotFound, NotOpen, PreconditionFailed, Refused.
     """
     with transaction.atomic():
         collection, locked = _lock_file(file, by)

@@ -345,6 +345,9 @@ def begin(
     """Starts an upload after all checks that do not need the content. `size` is the announced number of plaintext bytes, or None.
 
     Without `conditions` (a form), a file with the same name is a conflict. With `conditions` (PUT), If-Match must match its ETag.
+
+    Raises: DatabaseRestored, ForeignVault, Held, Invalid, KeyUnavailable, NameTaken, NotFound, PreconditionFailed,
+    PreconditionRequired, QuotaExceeded, Refused, StorageUnavailable, StoreRefused, StoreUnavailable, TooLarge.
     """
     try:
         check_filename(filename)
