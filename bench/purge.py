@@ -4,7 +4,7 @@
     .venv/bin/python -m bench.purge postgresql://root@127.0.0.1:5432 [--files 100000] [--rounds 5]
 
 Makes and drops a database and buckets of its own. The bare loop is given the keys and does nothing but one DeleteObjects of
-1,000 keys after the other, with boto3 as it comes. A worker is a process that calls `destroying.work` as the tick does: it
+1,000 keys after the other, with boto3 as it comes. A worker is a process that calls `run_next_step` as the tick does: it
 lists what there is, deletes every version of it, lists again, and keeps its lease. Each round takes both ways, with one process
 or with two, on as many objects, so that a machine whose speed drifts is the same machine for all of them; what counts is the
 median of the ratios. Exits with 1 if a collection is readable for longer than a second after its end began, if one worker
@@ -145,7 +145,7 @@ def work(slug: str) -> None:
 
     running = Destruction.objects.filter(slug=slug).exclude(status="done")
     while running.exists():
-        if not destroying.work(now=timezone.now(), seconds=jobs.TICK):
+        if not destroying.run_next_step(now=timezone.now(), seconds=jobs.TICK_SECONDS):
             assert not running.filter(status="blocked").exists()
             time.sleep(0.02)  # the other worker has the last of it
 
@@ -187,7 +187,7 @@ def begin(owner: "User", collection: "Collection") -> tuple[float, float]:
 
     assert request(owner, "get", content_of(collection.slug)).getvalue() == BODY
     started = time.perf_counter()
-    assert destroying.begin(collection, by=None, now=timezone.now())
+    assert destroying.start_destruction(collection, by=None, now=timezone.now())
     begun = time.perf_counter() - started
     assert request(owner, "get", content_of(collection.slug)).status_code == 404
     return begun, time.perf_counter() - started

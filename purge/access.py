@@ -1,4 +1,4 @@
-"""Who may see what was destroyed, and how far it is: a tenant's admins and auditors, and superusers."""
+"""Read access to destructions and certificates: for the tenant's admins and auditors, and for superusers."""
 
 from django.db.models import Count, Q, QuerySet, Sum
 
@@ -9,7 +9,7 @@ from tenants.models import Role, User
 
 
 def visible_destructions(user: User) -> QuerySet[Destruction]:
-    """Each with how far it is: `erased`, `shards_done` of `shards_count`."""
+    """Destructions that the user may see, annotated with their progress: `erased`, `shards_count`, `shards_done`."""
     principal = people.principal_of(user)
     destructions = Destruction.objects.select_related("tenant")
     if not principal.is_superuser:
@@ -22,6 +22,10 @@ def visible_destructions(user: User) -> QuerySet[Destruction]:
 
 
 def get_destruction(user: User, destruction_id: str) -> Destruction:
+    """A destruction with its progress, if the user may see it.
+
+    Raises: NotFound.
+    """
     destruction = visible_destructions(user).filter(pk=people.parse_uuid(destruction_id)).first()
     if destruction is None:
         raise NotFound
@@ -29,6 +33,10 @@ def get_destruction(user: User, destruction_id: str) -> Destruction:
 
 
 def get_certificate(user: User, destruction_id: str) -> Destruction:
+    """A completed destruction, which has a certificate, if the user may see it.
+
+    Raises: NotFound.
+    """
     destruction = get_destruction(user, destruction_id)
     if destruction.status != Destruction.Status.DONE:
         raise NotFound
@@ -36,4 +44,5 @@ def get_certificate(user: User, destruction_id: str) -> Destruction:
 
 
 def visible_certificates(user: User) -> QuerySet[Destruction]:
+    """Completed destructions that the user may see."""
     return visible_destructions(user).filter(status=Destruction.Status.DONE)

@@ -1,4 +1,4 @@
-"""Shows what is being destroyed and the certificates. Nothing to edit: what began cannot be stopped."""
+"""The admin pages of destructions and certificates. They are read-only: a destruction cannot be cancelled."""
 
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ class DestructionAdmin(ReadOnlyAdmin):
     list_filter = ("status", "reason", "tenant")
     list_select_related = ("tenant",)
     search_fields = ("slug", "display_name", "collection_uuid")
-    search_help_text = "Id, display name or uuid that the collection had."
+    search_help_text = "Former id, display name or UUID of the collection."
     ordering = ("-started_at",)
     show_full_result_count = False
     fields = (
@@ -44,7 +44,7 @@ class DestructionAdmin(ReadOnlyAdmin):
         found: QuerySet[Destruction] = super().get_queryset(request)
         return found.annotate(total_erased=Sum("shards__erased"))
 
-    @admin.display(description="objects and versions erased")
+    @admin.display(description="deleted objects and versions")
     def erased(self, destruction: Any) -> int:
         return destruction.total_erased or 0
 
@@ -53,5 +53,5 @@ class DestructionAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Retry blocked destructions", permissions=["retry_blocked"])
     def retry_blocked(self, request: HttpRequest, queryset: QuerySet[Destruction]) -> None:
-        tried = sum(destroying.retry_blocked(each, by=cast(User, request.user), now=timezone.now()) for each in queryset)
-        self.message_user(request, f"{tried} will be tried again.")
+        count = sum(destroying.retry_blocked(each, by=cast(User, request.user), now=timezone.now()) for each in queryset)
+        self.message_user(request, f"{count} destructions will be retried.")

@@ -6,5 +6,4 @@ class PurgeConfig(AppConfig):
     verbose_name = "Purge"
 
     def ready(self) -> None:
-        # Once they are imported, the outbox knows their letters, and triggers the guards.
-        from purge import expiry_warnings, triggers  # noqa: F401
+        from purge import expiry_warnings, triggers  # noqa: F401  registers mails and triggers

@@ -1,4 +1,7 @@
-"""Certificates of destruction: what was destroyed, when, why and how, signed so that the database need not be believed."""
+"""Certificates of destruction: signed documents that state what was destroyed, when, why and how (docs/retention.md).
+
+A reader verifies the signature and does not have to trust the database.
+"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +33,10 @@ class Certificate:
 
 
 def make(destruction: Destruction, collection: Collection, *, now: datetime) -> Certificate:
-    """Raises WrongKey if the keyring does not open the signing key."""
+    """Creates the certificate of a destruction that is complete except for its last rows.
+
+    Raises: WrongKey.
+    """
     key = audit_checkpoints.ensure_signing_key(now=now)
     stores = destruction.shards.values("store").annotate(erased=Sum("erased"), verified_at=Max("verified_at")).order_by("store")
     encrypted = destruction.file_count - destruction.unencrypted_count

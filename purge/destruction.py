@@ -1,7 +1,8 @@
-"""The end of a collection: its key first, then an entry in the ledger, its objects with every version, its rows, a certificate.
+"""Destroys a collection: first its key, then every version of its objects, then its rows. A certificate remains.
 
-From the first transaction on nobody reads it, and nothing leads back (INV-08). Everything behind it is repeated until it is done:
-each step looks for what is left, so that a kill costs no more than a step (F-26), and two workers do nothing twice (F-33).
+The first transaction destroys the key: after it, no content of the collection can be read, and nothing undoes it (INV-08). The
+later steps are idempotent: each looks for what is left. A killed process loses at most one step (F-26), and two workers never do
+the same work (F-33).
 """
 
 import logging
@@ -39,22 +40,22 @@ from vault.stores import EraseFailure, ObjectStore, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 1_000  # objects in one request, which is what S3 takes
-MANY: Final = 16 * BATCH  # files in one bucket from which on they are shared out among workers, in 16 shards
-ROWS: Final = 2_000  # in one transaction
-PATIENCE: Final = timedelta(minutes=5)  # without a sign of life, before another worker takes over
+OBJECTS_PER_REQUEST: Final = 1_000  # S3's limit
+SHARDING_THRESHOLD: Final = 16 * OBJECTS_PER_REQUEST  # a bucket with more files than this is divided into 16 shards
+ROWS_PER_TRANSACTION: Final = 2_000
+LEASE_TIMEOUT: Final = timedelta(minutes=5)  # since the last heartbeat, before another worker takes over
 
 
-class Blocked(Exception):
-    """Something in the store will not go, and trying again at once helps nobody."""
+class DeletionRefused(Exception):
+    """The store refuses to delete an object, and an immediate retry would not help. The text is the store's reason."""
 
 
-# --- The beginning ---
+# --- Start ---
 
 
 @retry_on_deadlock
-def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruction | None:
-    """Destroys the key. None if there is no reason to, as the locked row stands, or a hold against it."""
+def start_destruction(collection: Collection, *, by: User | None, now: datetime) -> Destruction | None:
+    """Destroys the key of a collection that is due. Returns None if its locked row is not due, is held, or no longer exists."""
     with suppress(NotFound), transaction.atomic():
         locked = lock_collection(collection)
         rule = rule_for(locked, now)
@@ -69,12 +70,13 @@ def begin(collection: Collection, *, by: User | None, now: datetime) -> Destruct
             number=identity.next_ledger_number(),
             entered_at=None,
         )
-    return None  # another worker was faster, and it is gone
+    return None  # another worker has already destroyed it
 
 
 @retry_on_deadlock
 def redo_from_ledger(collection: Collection, entry: LedgerEntry, *, now: datetime) -> Destruction | None:
-    """What the ledger says is destroyed, and a restored database brought back. A hold from then counts no more."""
+    """Destroys a collection again that is in the ledger and that a database backup has restored. Returns None if its destruction
+    has already started. Restored holds are deleted: they were lifted before the first destruction."""
     with suppress(NotFound), transaction.atomic():
         locked = lock_collection(collection)
         if locked.status in {Collection.Status.PURGING, Collection.Status.BLOCKED}:
@@ -139,69 +141,74 @@ def _shred(
 
 
 def _shards(destruction: Destruction, collection: Collection) -> list[Shard]:
-    """In every bucket that there is: a certificate says of each that nothing was left."""
+    """Shards for every bucket: the certificate states for each of them that no object remains."""
     stores = {*settings.BUCKETS, collection.tenant.vault_alias}
     stores |= set(collection.uploads.values_list("store", flat=True))
     counts = dict.fromkeys(stores, 0)
     counts |= dict(collection.files.values_list("store").annotate(Count("pk")))
-    whole, ways = [collection.prefix], [f"{collection.prefix}{digit}" for digit in "0123456789abcdef"]
+    whole, sixteenths = [collection.prefix], [f"{collection.prefix}{digit}" for digit in "0123456789abcdef"]
     return [
         Shard(destruction=destruction, store=store, prefix=prefix)
         for store, count in sorted(counts.items())
-        for prefix in (ways if count > MANY else whole)
+        for prefix in (sixteenths if count > SHARDING_THRESHOLD else whole)
     ]
 
 
-# --- The work ---
+# --- Steps ---
 
 
-def work(*, now: datetime, seconds: float, only: Iterable[Destruction] | None = None) -> bool:
-    """Does one piece of the work there is, for about so long. False if there was nothing to do, or others are at it."""
+def run_next_step(*, now: datetime, seconds: float, only: Iterable[Destruction] | None = None) -> bool:
+    """Runs the next step of one running destruction, for about `seconds`. `only` limits the choice to these destructions.
+
+    Returns False if there is no step to run, or if other workers have leased all of them.
+    """
     running = Destruction.objects.filter(status=Destruction.Status.RUNNING)
     if only is not None:
         running = running.filter(pk__in=[each.pk for each in only])
-    for destruction in claim(running.filter(ledgered_at=None).order_by("number"), now=now, limit=1, timeout=PATIENCE):
-        _attempt(destruction, partial(_enter, destruction), destruction)
+    for destruction in claim(running.filter(ledgered_at=None).order_by("number"), now=now, limit=1, timeout=LEASE_TIMEOUT):
+        _run(destruction, partial(_append_to_ledger, destruction), destruction)
         return True
     running = running.exclude(ledgered_at=None)
-    # What is still arriving would lie there behind our listing: it ends first, or is given up for dead.
-    arriving = Upload.objects.filter(collection__destruction=OuterRef("destruction"))
-    shards = Shard.objects.filter(destruction__in=running, verified_at=None).exclude(Exists(arriving))
-    for shard in claim(shards.select_related("destruction").order_by("attempts", "pk"), now=now, limit=1, timeout=PATIENCE):
-        _attempt(shard.destruction, partial(_erase, shard, until=time.monotonic() + seconds), shard)
+    # An upload in progress could create its object after the listing. The destruction waits until it ends or times out.
+    uploads = Upload.objects.filter(collection__destruction=OuterRef("destruction"))
+    shards = Shard.objects.filter(destruction__in=running, verified_at=None).exclude(Exists(uploads))
+    for shard in claim(shards.select_related("destruction").order_by("attempts", "pk"), now=now, limit=1, timeout=LEASE_TIMEOUT):
+        _run(shard.destruction, partial(_erase_shard, shard, until=time.monotonic() + seconds), shard)
         return True
     unverified = Shard.objects.filter(destruction=OuterRef("pk"), verified_at=None)
-    for destruction in claim(running.exclude(Exists(unverified)).order_by("started_at"), now=now, limit=1, timeout=PATIENCE):
-        _attempt(destruction, partial(_finish, destruction), destruction)
+    for destruction in claim(running.exclude(Exists(unverified)).order_by("started_at"), now=now, limit=1, timeout=LEASE_TIMEOUT):
+        _run(destruction, partial(_finish, destruction), destruction)
         return True
     return False
 
 
-def _attempt(destruction: Destruction, step: Any, leased: Shard | Destruction) -> None:
-    """What goes wrong with one collection must not hold up the others."""
+def _run(destruction: Destruction, step: Any, leased: Shard | Destruction) -> None:
+    """Runs a step. Its errors are logged or block this destruction; they must not stop the others."""
     try:
         step()
     except LeaseLost:
         return
-    except StoreUnavailable as error:  # its lease runs out, and somebody tries again
-        log.warning("the store did not answer", extra={"destruction": str(destruction.pk), "error": str(error)})
-    except (Blocked, StoreError, FileNotFoundError) as error:
-        _block(destruction, str(error) or "the bucket is not there")
+    except StoreUnavailable as error:  # another attempt is made when the lease has expired
+        log.warning(
+            "a destruction is delayed: the store is unavailable", extra={"destruction": str(destruction.pk), "error": str(error)}
+        )
+    except (DeletionRefused, StoreError, FileNotFoundError) as error:
+        _block(destruction, str(error) or "the bucket does not exist")
         with suppress(LeaseLost):
             leased.release()
-    except Exception:  # a bug met by one collection: the others go on, its lease runs out, and the log has it
-        log.exception("a destruction did not go on", extra={"destruction": str(destruction.pk)})
+    except Exception:  # a bug: log it and continue with the other collections; this one is retried when its lease has expired
+        log.exception("a step of a destruction failed", extra={"destruction": str(destruction.pk)})
 
 
-def _enter(destruction: Destruction) -> None:
-    """Before the first object goes: a database from before must not be believed any more (INV-08)."""
+def _append_to_ledger(destruction: Destruction) -> None:
+    """Writes the ledger entry before the first object is deleted, so that a database backup is recognised as one (INV-08)."""
     ledger.append_entry(destruction)
     if destruction.fenced().update(ledgered_at=timezone.now(), lease_owner="", lease_at=None) != 1:
         raise LeaseLost
 
 
-def _erase(shard: Shard, *, until: float) -> None:
-    """Every version of every object, until a listing finds none."""
+def _erase_shard(shard: Shard, *, until: float) -> None:
+    """Deletes every version of every object of a shard. The shard is verified once a listing is empty."""
     store = get_store(shard.store)
     while _erase_pass(shard, store, until=until):
         if time.monotonic() > until:
@@ -212,24 +219,25 @@ def _erase(shard: Shard, *, until: float) -> None:
 
 
 def _erase_pass(shard: Shard, store: ObjectStore, *, until: float) -> int:
-    """Deletes what a listing finds; returns how much that was. The next page is listed while the one before it is deleted."""
+    """Deletes the entries of one listing and returns their number. The next page is listed while the previous one is deleted."""
     entries, found = store.entries(shard.prefix), 0
-    remaining: dict[bool, EraseFailure] = {}  # one of those that may pass, and one of those that will not
+    remaining: dict[bool, EraseFailure] = {}  # by `is_transient`: the last failure of each kind
     with ThreadPoolExecutor(1, "purge-listing") as lister:
-        batch = list(islice(entries, BATCH // 2))  # a whole page ends with what a store gives away only when it has the next
+        # Half a page: a store yields the last entries of a page only after it has read the next page.
+        batch = list(islice(entries, OBJECTS_PER_REQUEST // 2))
         while batch:
-            following = lister.submit(lambda: list(islice(entries, BATCH)))
+            following = lister.submit(lambda: list(islice(entries, OBJECTS_PER_REQUEST)))
             failures = store.erase(batch)
             found += len(batch)
             remaining |= {failure.is_transient: failure for failure in failures}
-            gone = F("erased") + len(batch) - len(failures)
-            if shard.fenced().update(erased=gone, lease_at=timezone.now()) != 1:
+            erased = F("erased") + len(batch) - len(failures)
+            if shard.fenced().update(erased=erased, lease_at=timezone.now()) != 1:
                 raise LeaseLost
             if time.monotonic() > until and not remaining:
                 return found
             batch = following.result()
     if refused := remaining.get(False):
-        raise Blocked(refused.reason)
+        raise DeletionRefused(refused.reason)
     if delayed := remaining.get(True):
         raise StoreUnavailable(delayed.reason)
     return found
@@ -240,14 +248,17 @@ def _block(destruction: Destruction, reason: str) -> None:
     with transaction.atomic():
         running = Destruction.objects.filter(pk=destruction.pk, status=Destruction.Status.RUNNING)
         if running.update(status=Destruction.Status.BLOCKED, blocked_by=reason[:500]) != 1:
-            return  # another worker's shard met the same
+            return  # another worker has already blocked it
         _set_status(destruction, Collection.Status.BLOCKED)
         _record("collection.purge_blocked", destruction, by=None, now=timezone.now(), reason=reason[:500])
 
 
 @retry_on_deadlock
 def retry_blocked(destruction: Destruction, *, by: User | None, now: datetime) -> bool:
-    """Whatever was in the way may have gone: a lock that ran out, a permission that was given."""
+    """Continues a blocked destruction, because an object lock may have expired or a missing permission may have been granted.
+
+    Returns False if the destruction is not blocked.
+    """
     with transaction.atomic():
         blocked = Destruction.objects.filter(pk=destruction.pk, status=Destruction.Status.BLOCKED)
         if blocked.update(status=Destruction.Status.RUNNING, blocked_by="") != 1:
@@ -261,15 +272,15 @@ def _set_status(destruction: Destruction, status: str) -> None:
     Collection.objects.filter(destruction=destruction).update(status=status)
 
 
-# --- The end ---
+# --- Completion ---
 
 
 def _finish(destruction: Destruction) -> None:
-    """Looks once more, then removes the rows and leaves the certificate in their place."""
+    """Lists every shard again, then deletes the rows and saves the certificate."""
     collection = Collection.objects.get(destruction=destruction)
     for shard in destruction.shards.all():
         if next(get_store(shard.store).entries(shard.prefix), None) is not None:
-            Shard.objects.filter(pk=shard.pk).update(verified_at=None)  # an upload that had been given up for dead was not
+            Shard.objects.filter(pk=shard.pk).update(verified_at=None)  # a late write of an upload that had timed out
             destruction.release()
             return
         destruction.heartbeat(timezone.now())
@@ -284,14 +295,14 @@ def _finish(destruction: Destruction) -> None:
     _certify(destruction, collection)
     if connection.vendor == "sqlite":
         with connection.cursor() as cursor:
-            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds deleted rows until it is written anew
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the write-ahead log still contains the deleted rows
 
 
 def _delete(rows: QuerySet[Any], destruction: Destruction) -> None:
-    """In batches, and past the ORM's collector, which would load every row and what hangs on it (D-10)."""
-    while pks := list(rows.order_by("pk").values_list("pk", flat=True)[:ROWS]):
+    """Deletes rows in batches. Bypasses the ORM's collector, which would load every row and its related rows (D-10)."""
+    while pks := list(rows.order_by("pk").values_list("pk", flat=True)[:ROWS_PER_TRANSACTION]):
         with transaction.atomic():
-            destruction.heartbeat(timezone.now())  # whoever has lost the lease deletes nothing more
+            destruction.heartbeat(timezone.now())  # raises LeaseLost if another worker has taken over
             rows.model._default_manager.filter(pk__in=pks)._raw_delete(connection.alias)
 
 
@@ -299,10 +310,10 @@ def _delete(rows: QuerySet[Any], destruction: Destruction) -> None:
 def _certify(destruction: Destruction, collection: Collection) -> None:
     now = timezone.now()
     certificate = certificates.make(destruction, collection, now=now)
-    destruction.collection = collection  # what the last event is about
+    destruction.collection = collection  # the target of the audit event
     with transaction.atomic():
         Collection.objects.select_for_update().get(pk=collection.pk)
-        if Upload.objects.filter(collection=collection).exists():  # it began in the moment of the shredding
+        if Upload.objects.filter(collection=collection).exists():  # it started while the key was being destroyed
             destruction.shards.update(verified_at=None)
             destruction.release()
             return

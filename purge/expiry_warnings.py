@@ -1,6 +1,6 @@
-"""Mails to whoever answers for a collection, seven days and one day before it, or files of it, are destroyed by their date.
+"""Mails that warn the managers of a collection seven days and one day before the collection, or files in it, expire.
 
-A mail says what is so when it is sent: without a reason any more it is dropped, and written anew should there be one again.
+A mail is rendered when it is sent, and dropped if its reason no longer applies. A new reason queues a new mail.
 """
 
 import logging
@@ -14,7 +14,7 @@ from django.db.models.functions import TruncDate
 
 from files import access
 from files.models import Collection, Level, StoredFile
-from purge.rules import FILE_HOLDS, HOLDS
+from purge.rules import COLLECTION_HOLDS, FILE_HOLDS
 from tenants.models import Mail, Membership, Role, User
 from tenants.work import outbox
 
@@ -28,23 +28,23 @@ DAY: Final = timedelta(days=1)
 
 
 def announce(*, now: datetime) -> None:
-    """Writes the mails that are due, each once, however often and by however many this is run."""
+    """Queues the warnings that are due. Each is queued once, even if several workers run this at the same time."""
     for collection in _expiring(now).filter(purge_at__lte=now + WEEK).order_by("purge_at"):
         purge_at = collection.purge_at
         if purge_at is not None:
-            _tell(COLLECTION, collection, _days_left(purge_at, now), purge_at.isoformat(), now)
+            _queue(COLLECTION, collection, _days_left(purge_at, now), purge_at.isoformat(), now)
     days = _expiring_files(now).filter(keep_until__lte=now + WEEK).annotate(day=TruncDate("keep_until", tzinfo=UTC))
     groups = list(days.values("collection", "day").annotate(first=Min("keep_until")).order_by("first", "collection"))
-    those = Collection.objects.in_bulk({group["collection"] for group in groups})
+    collections = Collection.objects.in_bulk({group["collection"] for group in groups})
     for group in groups:
-        if of_these := those.get(group["collection"]):
-            _tell(FILES, of_these, _days_left(group["first"], now), group["day"].isoformat(), now)
+        if collection_of_group := collections.get(group["collection"]):
+            _queue(FILES, collection_of_group, _days_left(group["first"], now), group["day"].isoformat(), now)
 
 
-def _tell(kind: str, collection: Collection, days_left: int, at: str, now: datetime) -> None:
+def _queue(kind: str, collection: Collection, days_left: int, at: str, now: datetime) -> None:
     try:
         with transaction.atomic():
-            for address in sorted(_owners(collection)):  # in this order, so that two runs do not wait for each other
+            for address in sorted(_owners(collection)):  # sorted, so that two runs cannot deadlock
                 outbox.queue(
                     kind,
                     to=address,
@@ -54,18 +54,18 @@ def _tell(kind: str, collection: Collection, days_left: int, at: str, now: datet
                     at=at,
                     days=str(days_left),
                 )
-    except Exception:  # one collection must not keep the owners of the rest from hearing
-        log.exception("owners were not told", extra={"collection": str(collection.uuid)})
+    except Exception:  # one failure must not stop the other warnings
+        log.exception("an expiry warning was not queued", extra={"collection": str(collection.uuid)})
 
 
 def _expiring(now: datetime) -> QuerySet[Collection]:
-    """Open collections that will go by their date, if nobody does anything."""
-    ordinary = Collection.objects.filter(kind=Collection.Kind.FILES)  # who may fetch a package was told when it ends
-    return ordinary.filter(~Exists(HOLDS), status="open", tenant__is_active=True, purge_at__gt=now)
+    """Open collections with a purge date in the future that no hold blocks."""
+    ordinary = Collection.objects.filter(kind=Collection.Kind.FILES)  # recipients of a package know when it expires
+    return ordinary.filter(~Exists(COLLECTION_HOLDS), status="open", tenant__is_active=True, purge_at__gt=now)
 
 
 def _expiring_files(now: datetime) -> QuerySet[StoredFile]:
-    """Likewise, and not with their collection before that."""
+    """Files with a `keep_until` in the future that no hold blocks, unless their collection expires before them."""
     outlived = Q(collection__purge_at=None) | Q(collection__purge_at__gt=F("keep_until"))
     open_ones = Q(collection__status="open", collection__kind=Collection.Kind.FILES, collection__tenant__is_active=True)
     return StoredFile.objects.filter(~Exists(FILE_HOLDS), outlived, open_ones, keep_until__gt=now)
@@ -76,7 +76,7 @@ def _days_left(moment: datetime, now: datetime) -> int:
 
 
 def _owners(collection: Collection) -> set[str]:
-    """Mail addresses of who was made a manager of it by name, and still is; of the tenant's admins if nobody is."""
+    """Mail addresses of the users whom a grant makes managers of the collection; of the tenant's admins if there are none."""
     named = collection.grants.filter(file=None, level=Level.MANAGER)
     people = User.objects.filter(grants__in=named, service_of=None)
     if managers := {each.email for each in people if access.current_level(each, collection) >= Level.MANAGER}:
@@ -109,7 +109,7 @@ def _files_letter(mail: Mail, now: datetime) -> outbox.Context | None:
 
 
 def _still_counts(mail: Mail, collection: Collection, moment: datetime, now: datetime) -> bool:
-    """Whether it comes in time, and to somebody who answers for the collection (INV-16)."""
+    """Whether the stated number of days is right, and the recipient is still an owner of the collection (INV-16)."""
     return str(_days_left(moment, now)) == mail.facts["days"] and mail.recipient in _owners(collection)
 
 

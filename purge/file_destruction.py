@@ -1,4 +1,4 @@
-"""The end of a single file: the row goes, and with it the only copy of its key salt, so that the object is noise from then on."""
+"""Destroys single files. Deleting the row deletes the only copy of the key salt: the object can no longer be decrypted."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -25,22 +25,25 @@ BATCH: Final = 500
 
 
 def find_destroyable(now: datetime, *, slugs: list[str] | None = None) -> Iterator[list[StoredFile]]:
-    """Files that can go and that nothing holds, in batches. Of these collections only, if any are given."""
+    """Yields batches of due files that are not held. Non-empty `slugs` limit the search to these collections."""
     for rule in FILE_RULES:
         free, last = files_due(rule, now, is_held=False, slugs=slugs).order_by("pk"), 0
-        while batch := list(free.filter(pk__gt=last)[:BATCH]):  # one that will not go is not met again
+        while batch := list(free.filter(pk__gt=last)[:BATCH]):  # each file is returned once, even if it is not deleted
             yield batch
             last = batch[-1].pk
 
 
 def destroy_each(files: Iterable[StoredFile], *, by: User | None, now: datetime) -> int:
-    """Returns how many are gone."""
+    """Destroys those of the files that are still due; returns their number. The error of one file does not stop the others."""
     return sum(_attempt(file, by=by, now=now) for file in files)
 
 
 @retry_on_deadlock
 def destroy(file: StoredFile, *, by: User | None, now: datetime) -> bool:
-    """False if there is no reason to, as the locked rows stand, or a hold against it. The object goes within a tick or two."""
+    """Destroys a file that is due; the object is deleted within a few seconds.
+
+    Returns False if the locked row is not due, is held, or no longer exists.
+    """
     with suppress(NotFound), transaction.atomic():
         collection, locked = lock_file(file)
         rule = file_rule_for(locked, now)
@@ -62,12 +65,12 @@ def destroy(file: StoredFile, *, by: User | None, now: datetime) -> bool:
             explanation=explanation,
         )
         return True
-    return False  # somebody else was faster
+    return False  # another worker or a user has already deleted it
 
 
 def _attempt(file: StoredFile, *, by: User | None, now: datetime) -> bool:
     try:
         return destroy(file, by=by, now=now)
-    except Exception:  # one file that cannot go must not hold up the rest
+    except Exception:  # one failure must not stop the rest
         log.exception("a file was not destroyed", extra={"file": str(file.uuid)})
         return False

@@ -1,4 +1,4 @@
-"""What goes on by itself: finding what is due, and working on what has begun."""
+"""The scheduled jobs: the daily run starts due destructions, and the tick continues them."""
 
 import logging
 import time
@@ -11,71 +11,74 @@ from django.utils import timezone
 
 from files.models import Collection
 from purge import limits, recovery
-from purge.destruction import begin, retry_blocked, work
+from purge.destruction import retry_blocked, run_next_step, start_destruction
 from purge.file_destruction import destroy_each, find_destroyable
 from purge.models import Destruction
-from purge.rules import HOLDS, Deleted, Ended, find_due
+from purge.rules import COLLECTION_HOLDS, Deleted, Ended, find_due
 
 
 log = logging.getLogger(__name__)
 
-TICK: Final = 4.0  # seconds: a tick is over before the next one
+TICK_SECONDS: Final = 4.0  # less than the interval between two ticks
 
 
 def purge_expired(*, now: datetime) -> int:
-    """Begins the end of whatever is due and not held; returns of how many collections. What was blocked is tried again."""
+    """The daily run: destroys due files, starts the destruction of due collections, and retries blocked destructions.
+
+    Returns the number of collections whose destruction has started. Held collections and files are skipped.
+    """
     if not recovery.catch_up(now=now):
         return 0
     for destruction in Destruction.objects.filter(status=Destruction.Status.BLOCKED).order_by("started_at"):
         retry_blocked(destruction, by=None, now=now)
-    begun = _begin_each((due.collection for due in find_due(now) if not due.is_held), now=now)
+    started = _start_each((due.collection for due in find_due(now) if not due.is_held), now=now)
     _destroy_files(now=now)
-    return begun
+    return started
 
 
 def tick(*, now: datetime) -> None:
-    """Deleted collections go when their grace is over, and packages with their window, at whatever hour."""
+    """Starts the destruction of deleted collections and expired packages, then runs steps of running destructions."""
     if not recovery.catch_up(now=now):
         return
     for rule in (Deleted(), Ended()):
-        _begin_each(rule.due(now).filter(~Exists(HOLDS)).order_by("deleted_at", "purge_at")[:20], now=now)
-    until = time.monotonic() + TICK
-    while (left := until - time.monotonic()) > 0 and work(now=timezone.now(), seconds=left):
+        _start_each(rule.due(now).filter(~Exists(COLLECTION_HOLDS)).order_by("deleted_at", "purge_at")[:20], now=now)
+    until = time.monotonic() + TICK_SECONDS
+    while (left := until - time.monotonic()) > 0 and run_next_step(now=timezone.now(), seconds=left):
         pass
 
 
-def _may_begin(now: datetime) -> bool:
-    """Whether the clock and the database are to be believed. Asked only when something is due."""
-    return limits.is_time(now) and recovery.has_whole_history(now=now)
+def _may_start(now: datetime) -> bool:
+    """Whether the vault confirms the clock and the database. It costs requests, so it is called only if something is due."""
+    return limits.is_clock_confirmed(now) and recovery.has_complete_history(now=now)
 
 
-def _begin_each(collections: Iterable[Collection], *, now: datetime) -> int:
-    begun = 0
+def _start_each(collections: Iterable[Collection], *, now: datetime) -> int:
+    started = 0
     for number, collection in enumerate(collections):
-        if number == 0 and not _may_begin(now):
+        if number == 0 and not _may_start(now):
             break
-        # Counted each time: other workers may be at the same. A package is a copy that had its time: it waits for nothing.
+        # Other workers may start destructions at the same time, so the quota is read for each collection. Packages have none.
         if collection.kind == Collection.Kind.FILES and not limits.remaining_collections(now):
-            limits.log_that_some_wait("collections")
+            limits.log_limit_reached("collections")
             break
-        begun += _begin(collection, now=now)
-    return begun
+        started += _start(collection, now=now)
+    return started
 
 
 def _destroy_files(*, now: datetime) -> None:
     for number, files in enumerate(find_destroyable(now)):
-        if number == 0 and not _may_begin(now):
+        if number == 0 and not _may_start(now):
             break
-        room = limits.remaining_files(now)
-        destroy_each(files[:room], by=None, now=now)
-        if room < len(files):
-            limits.log_that_some_wait("files")
+        quota = limits.remaining_files(now)
+        destroy_each(files[:quota], by=None, now=now)
+        if quota < len(files):
+            limits.log_limit_reached("files")
             break
 
 
-def _begin(collection: Collection, *, now: datetime) -> bool:
+def _start(collection: Collection, *, now: datetime) -> bool:
     try:
-        return begin(collection, by=None, now=now) is not None
-    except Exception:  # one collection that cannot go must not hold up the rest
-        log.exception("a destruction did not begin", extra={"collection": str(collection.uuid)})
+        return start_destruction(collection, by=None, now=now) is not None
+    except Exception:  # one failure must not stop the rest
+        log.exception("a destruction did not start", extra={"collection": str(collection.uuid)})
         return False

@@ -1,6 +1,6 @@
-"""How much the schedule may begin, and when: a clock that jumped ahead must not destroy in a night what had years to go (F-65).
+"""Limits on automatic destruction: after a jump of the clock, one night must not destroy what was to be kept for years (F-65).
 
-What an operator starts by hand knows no limit, but the same clocks.
+`manage.py purge` has no daily limit, but refuses to run while the clock is not confirmed.
 """
 
 import logging
@@ -17,52 +17,60 @@ from vault.stores import StoreError, get_store
 
 log = logging.getLogger(__name__)
 
-MOST_AHEAD: Final = timedelta(minutes=10)
-DAY: Final = timedelta(hours=23)  # the run of a day must not count that of the day before, which may have begun a moment later
-TOLD_EVERY: Final = 3600.0  # seconds: a tick meets the same every five
-_told_at: dict[str, float] = {}
+MAX_CLOCK_LEAD: Final = timedelta(minutes=10)
+LIMIT_PERIOD: Final = timedelta(hours=23)  # shorter than a day, so that a daily run never counts the previous one
+LOG_INTERVAL_SECONDS: Final = 3600.0  # a tick finds the same problem every five seconds
+_logged_at: dict[str, float] = {}
 
 
 class ClockAhead(Exception):
-    """By this host it is later than by the vault, and it is not known who is right."""
+    """The clock of this host is ahead of the clock of the vault. One of the two is wrong."""
 
 
 def check_clock(now: datetime) -> None:
-    """Raises ClockAhead, or StoreError if the vault does not tell. A local directory has no clock to compare with."""
-    theirs = get_store("vault").clock()
-    if theirs is not None and now - theirs > MOST_AHEAD:
-        raise ClockAhead(f"It is {now:%Y-%m-%d %H:%M:%S} UTC by this host, and {theirs:%Y-%m-%d %H:%M:%S} UTC by the vault.")
+    """Compares `now` with the clock of the vault. A local directory has no clock of its own, so nothing is compared.
+
+    Raises: ClockAhead, StoreUnavailable, StoreRefused.
+    """
+    vault_time = get_store("vault").clock()
+    if vault_time is not None and now - vault_time > MAX_CLOCK_LEAD:
+        raise ClockAhead(
+            f"The clock of this host, {now:%Y-%m-%d %H:%M:%S} UTC, is ahead of the clock of the vault, "
+            f"{vault_time:%Y-%m-%d %H:%M:%S} UTC. Correct the one that is wrong."
+        )
 
 
-def is_time(now: datetime) -> bool:
-    """As `check_clock`, told in the log."""
+def is_clock_confirmed(now: datetime) -> bool:
+    """Whether `check_clock` succeeds. A failure is logged."""
     try:
         check_clock(now)
     except (ClockAhead, StoreError) as error:
-        log_throttled("nothing is destroyed by itself: the vault does not confirm this host's clock", error=str(error))
+        log_throttled("no automatic destruction: the vault does not confirm the clock of this host", error=str(error))
         return False
     return True
 
 
 def remaining_collections(now: datetime) -> int:
-    """How many more may begin today. What was begun by hand counts, too: the system's name is on both. Packages are copies."""
-    begun = Destruction.objects.filter(began_by="system", started_at__gt=now - DAY).exclude(reason=Destruction.Reason.ENDED)
-    return max(0, settings.PURGE_DAILY_LIMIT - begun.count())
+    """How many more collections may be destroyed today. Packages are copies and do not count.
+
+    Destructions by `manage.py purge` do count: like those of the schedule, they are attributed to the system.
+    """
+    started = Destruction.objects.filter(began_by="system", started_at__gt=now - LIMIT_PERIOD)
+    return max(0, settings.PURGE_DAILY_LIMIT - started.exclude(reason=Destruction.Reason.ENDED).count())
 
 
 def remaining_files(now: datetime) -> int:
-    gone = AuditEvent.objects.filter(action="file.purge", actor_id="", at__gt=now - DAY).count()
-    return max(0, settings.PURGE_DAILY_FILE_LIMIT - gone)
+    """How many more single files may be destroyed today. Files that `manage.py purge` destroyed count as well."""
+    destroyed = AuditEvent.objects.filter(action="file.purge", actor_id="", at__gt=now - LIMIT_PERIOD).count()
+    return max(0, settings.PURGE_DAILY_FILE_LIMIT - destroyed)
 
 
-def log_that_some_wait(what: str) -> None:
-    log_throttled(
-        f"more {what} are due than may go by themselves in a day, and the rest waits: look at `manage.py purge --dry-run`"
-    )
+def log_limit_reached(what: str) -> None:
+    log_throttled(f"more {what} are due than the daily limit allows; the rest waits: check `manage.py purge --dry-run`")
 
 
 def log_throttled(problem: str, **facts: str) -> None:
-    """In the log, once an hour from each process."""
-    if time.monotonic() - _told_at.get(problem, -TOLD_EVERY) >= TOLD_EVERY:
-        _told_at[problem] = time.monotonic()
+    """Logs an error, at most once an hour in each process."""
+    if time.monotonic() - _logged_at.get(problem, -LOG_INTERVAL_SECONDS) >= LOG_INTERVAL_SECONDS:
+        _logged_at[problem] = time.monotonic()
         log.error(problem, extra=facts)

@@ -1,4 +1,4 @@
-"""Collections that are being destroyed, and the certificates of those that were."""
+"""Destructions of collections, and the certificates that remain of them."""
 
 from typing import ClassVar
 from uuid import uuid4
@@ -12,44 +12,51 @@ from tenants.work.leases import Leased
 
 
 class Destruction(Leased):
-    """The end of one collection: work while it goes on, and then the certificate that it is gone.
+    """The destruction of one collection: first a unit of work for the workers, then the record that holds the certificate.
 
-    It begins with the destruction of the key, so that there is no way back from here (INV-08).
+    The row is created in the transaction that destroys the key, so a destruction cannot be cancelled (INV-08).
     """
 
     class Reason(models.TextChoices):
-        EXPIRED = "expired"  # its purge date is over
-        DELETED = "deleted"  # somebody deleted it, and the grace is over
-        ENDED = "ended"  # it held a package, which may not be fetched any more
+        EXPIRED = "expired"  # its purge date has passed
+        DELETED = "deleted"  # a user deleted it, and the grace period has ended
+        ENDED = "ended"  # it contained an egress package that can no longer be downloaded
 
     class Status(models.TextChoices):
         RUNNING = "running"
-        BLOCKED = "blocked"  # something in the store will not go; tried again every day
+        BLOCKED = "blocked"  # the store refuses a deletion; retried every day
         DONE = "done"
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="destructions", editable=False)
     collection = models.OneToOneField(
-        Collection, models.SET_NULL, null=True, related_name="destruction", editable=False, help_text="none: its rows are gone"
+        Collection,
+        models.SET_NULL,
+        null=True,
+        related_name="destruction",
+        editable=False,
+        help_text="null once its rows are deleted",
     )
-    # What it was, kept after its rows are gone
+    # A copy of the collection's data, which remains after its rows are deleted
     collection_uuid = models.UUIDField(unique=True, editable=False)
     slug = models.CharField(max_length=80, editable=False)
     display_name = models.CharField(max_length=200, editable=False)
     file_count = models.BigIntegerField(editable=False)
     total_length = models.BigIntegerField(editable=False, help_text="plaintext bytes")
-    unencrypted_count = models.BigIntegerField(editable=False, help_text="files that were kept without encryption")
+    unencrypted_count = models.BigIntegerField(editable=False, help_text="files that were stored without encryption")
 
-    number = models.BigIntegerField(unique=True, editable=False, help_text="of its entry in the ledger")
-    ledgered_at = models.DateTimeField(null=True, editable=False, help_text="since when the entry is in the vault")
+    number = models.BigIntegerField(unique=True, editable=False, help_text="number of its ledger entry")
+    ledgered_at = models.DateTimeField(null=True, editable=False, help_text="when its ledger entry was written to the vault")
     reason = models.CharField(max_length=10, choices=Reason, editable=False)
-    due_at = models.DateTimeField(editable=False, help_text="when its purge date, or its grace, was over")
-    started_at = models.DateTimeField(editable=False, help_text="its key was destroyed: nobody can read it from here on")
-    began_by = models.CharField(max_length=150, editable=False, help_text="username, or system")
+    due_at = models.DateTimeField(editable=False, help_text="when its purge date passed or its grace period ended")
+    started_at = models.DateTimeField(editable=False, help_text="when its key was destroyed; its content is unreadable since")
+    began_by = models.CharField(max_length=150, editable=False, help_text="a username, or `system`")
     status = models.CharField(max_length=10, choices=Status, default=Status.RUNNING, editable=False)
-    blocked_by = models.CharField(max_length=500, blank=True, editable=False, help_text="what the store said")
+    blocked_by = models.CharField(
+        max_length=500, blank=True, editable=False, help_text="the store's reason for refusing a deletion"
+    )
     completed_at = models.DateTimeField(null=True, editable=False)
-    certificate = models.TextField(blank=True, editable=False, help_text="canonical JSON, exactly as it is signed")
+    certificate = models.TextField(blank=True, editable=False, help_text="canonical JSON, exactly as signed")
     signature = models.CharField(max_length=100, blank=True, editable=False, help_text="Ed25519, base64")
 
     class Meta:
@@ -70,13 +77,13 @@ class Destruction(Leased):
 
 
 class Shard(Leased):
-    """One part of the objects, by the beginning of their keys. Several workers share a large destruction."""
+    """The objects of a destruction in one store under one key prefix. Several workers share the shards of a large destruction."""
 
     destruction = models.ForeignKey(Destruction, models.CASCADE, related_name="shards")
     store = models.CharField(max_length=50, help_text="STORAGES alias")
     prefix = models.CharField(max_length=200)
     erased = models.BigIntegerField(default=0, help_text="objects, old versions, delete markers and unfinished uploads")
-    verified_at = models.DateTimeField(null=True, help_text="a listing found nothing any more")
+    verified_at = models.DateTimeField(null=True, help_text="when a listing found no object")
 
     class Meta:
         constraints: ClassVar = [

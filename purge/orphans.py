@@ -1,8 +1,8 @@
-"""Objects that no row names, and rows whose object is gone. One listing of each bucket finds both; looking changes nothing.
+"""Finds orphans (objects without a row) and missing objects (rows without an object) by listing every bucket.
 
-What the sweep takes for an orphan it destroys, so that it would rather leave ten than take one that somebody needs: only keys of
-our own form and tenants, only what is older than any upload, nothing on a listing that broke off (F-19), nothing if it would be
-much (F-20), and nothing while the database is older than the vault (F-63, F-64).
+The survey changes nothing. The sweep destroys orphans, so it is cautious: it takes only keys of our form and tenants, and only
+objects that are older than any upload in progress. It does nothing after an incomplete listing (F-19), if the number of orphans
+is suspicious (F-20), or while the database is older than the vault (F-63, F-64).
 """
 
 import logging
@@ -31,44 +31,46 @@ from vault.stores import ObjectStore, StoreEntry, get_store
 
 log = logging.getLogger(__name__)
 
-# Every model whose rows name objects, in the order in which a name moves from one to the next: whoever asks them in this order
-# does not miss one on its way.
-HOLDERS: Final[tuple[type[models.Model], ...]] = (Upload, StoredFile, PendingDeletion, StagedFile)
+# Every model whose rows name objects. An object key moves from one model to the next in this order, so that queries in this order
+# cannot miss it.
+OBJECT_MODELS: Final[tuple[type[models.Model], ...]] = (Upload, StoredFile, PendingDeletion, StagedFile)
 UUID_FORM: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 KEY: Final = re.compile(rf"[0-9a-f]{{4}}/({UUID_FORM})/({UUID_FORM})/{UUID_FORM}")
 BATCH: Final = 1_000
-MOST: Final = 10_000  # found in one bucket at a time; the next sweep finds the rest
-FEW: Final = 100  # never too many, however little there is
-PART: Final = 20  # more than one in so many is too much to be true
+MAX_LISTED: Final = 10_000  # of each kind in one bucket; the next sweep finds the rest
+ALWAYS_ALLOWED: Final = 100  # orphans or missing files, however small the bucket is
+ALLOWED_FRACTION: Final = 20  # above that: at most one in 20
 
 
-class TooMany(Exception):
-    """More would go than is likely. The text says how many."""
+class TooManyDifferences(Exception):
+    """A sweep would destroy or mark suspiciously many objects. The text has the numbers."""
 
 
 @dataclass(slots=True)
 class Survey:
-    """What one bucket has, and what the database says that it has."""
+    """The differences between one bucket and the database."""
 
     store: str
-    objects: int = 0  # of ours, with versions, markers and unfinished uploads
-    strangers: int = 0  # keys that are not ours: left alone
-    young: int = 0  # without a row, but not older than the grace
+    objects: int = 0  # with keys of this application, including versions, delete markers and unfinished uploads
+    foreign: int = 0  # other keys, which are ignored
+    recent: int = 0  # objects without a row that are not older than SWEEP_GRACE
     orphans: list[StoreEntry] = field(default_factory=list)
-    orphaned: int = 0  # all of them, also those that did not fit the list
+    orphaned: int = 0  # including those that exceed MAX_LISTED
     orphaned_bytes: int = 0
-    files: int = 0  # that should be there
-    missing: list[StoredFile] = field(default_factory=list)  # ready, and not there or of another size
-    found: list[StoredFile] = field(default_factory=list)  # missing until now
+    files: int = 0  # rows that should have an object
+    missing: list[StoredFile] = field(default_factory=list)  # ready files whose object is missing or has another size
+    restored: list[StoredFile] = field(default_factory=list)  # files marked missing whose object exists again
 
     @property
     def is_clean(self) -> bool:
-        return not (self.orphaned or self.missing or self.found)
+        return not (self.orphaned or self.missing or self.restored)
 
 
 def survey(*, now: datetime) -> Iterator[Survey]:
-    """One bucket after the other. Raises ForeignVault, DatabaseRestored, StoreError, FileNotFoundError before it says anything of
-    a bucket that it could not read to its end."""
+    """Yields one survey for each bucket. A bucket that cannot be listed completely raises an error in place of its survey.
+
+    Raises: ForeignVault, DatabaseRestored, StorageUnavailable, StoreUnavailable, StoreRefused, FileNotFoundError, WrongKey.
+    """
     identity.clear_checks()
     identity.check(now=now)
     identity.check_history(now=now)
@@ -78,49 +80,51 @@ def survey(*, now: datetime) -> Iterator[Survey]:
 
 
 def sweep(found: Survey, *, at_most: int | None, now: datetime) -> int:
-    """Destroys the orphans, marks what is missing and what is there again. Returns how many orphans are queued or gone.
+    """Destroys the orphans and marks missing and restored files. Returns the number of orphans that are deleted or queued.
 
-    Raises TooMany, and has changed nothing then, if more is orphaned or missing than `at_most`, or than is likely.
+    Changes nothing if there are more orphans or missing files than `at_most`; default: 100, or one in 20.
+
+    Raises: TooManyDifferences.
     """
     for what, count, of in (("orphaned", found.orphaned, found.objects), ("missing", len(found.missing), found.files)):
-        if count > (max(FEW, of // PART) if at_most is None else at_most):
-            raise TooMany(f"{count} of {of} are {what} in {found.store}")
+        if count > (max(ALWAYS_ALLOWED, of // ALLOWED_FRACTION) if at_most is None else at_most):
+            raise TooManyDifferences(f"{count} of {of} are {what} in {found.store}")
     for file in found.missing:
         _mark(file, StoredFile.Status.READY, StoredFile.Status.MISSING, "file.missing", now)
-    for file in found.found:
+    for file in found.restored:
         _mark(file, StoredFile.Status.MISSING, StoredFile.Status.READY, "file.found", now)
-    gone = 0
+    destroyed = 0
     for start in range(0, len(found.orphans), BATCH):
-        gone += _destroy(found.store, found.orphans[start : start + BATCH], now)
-    return gone
+        destroyed += _destroy(found.store, found.orphans[start : start + BATCH], now)
+    return destroyed
 
 
 def report(*, now: datetime) -> bool:
-    """Tells the log of every bucket in which something is not as it should be. True if all is well."""
-    is_well = True
+    """Logs an error for each bucket that differs from the database. Returns True if none does."""
+    is_clean = True
     for found in survey(now=now):
         if not found.is_clean:
-            is_well = False
+            is_clean = False
             log.error(
-                "a bucket and the database differ: manage.py sweep",
+                "a bucket and the database differ: run `manage.py sweep`",
                 extra={
                     "store": found.store,
                     "orphaned": found.orphaned,
                     "missing": len(found.missing),
-                    "found": len(found.found),
+                    "restored": len(found.restored),
                 },
             )
-    return is_well
+    return is_clean
 
 
-# --- Looking ---
+# --- Survey ---
 
 
 def _survey(alias: str, store: ObjectStore, now: datetime) -> Survey:
     found = Survey(alias)
     tenants = {str(pk) for pk in Tenant.objects.values_list("pk", flat=True)}
     before = now - timedelta(seconds=settings.SWEEP_GRACE)
-    present: Counter[str] = Counter()  # files that are there as they should be, by collection
+    present: Counter[str] = Counter()  # number of intact files, by collection
     entries = store.entries("")
     while batch := list(islice(entries, BATCH)):
         ours = []
@@ -129,49 +133,48 @@ def _survey(alias: str, store: ObjectStore, now: datetime) -> Survey:
             if match and match[1] in tenants:
                 ours.append((entry, match[2]))
             elif not entry.key.startswith(identity.SYSTEM_PREFIX):
-                found.strangers += 1
-        named = _named(alias, {entry.key for entry, _ in ours})
-        ending = _ending({collection for _, collection in ours})
+                found.foreign += 1
+        rows = _rows_by_key(alias, {entry.key for entry, _ in ours})
+        purging = _purging({collection for _, collection in ours})
         for entry, collection in ours:
             found.objects += 1
-            holder = named.get(entry.key)
-            if holder is None and collection in ending:
-                continue  # a destruction is at it
-            if holder is None or (entry.kind == "upload" and not isinstance(holder, Upload)):
+            row = rows.get(entry.key)
+            if row is None and collection in purging:
+                continue  # its destruction deletes it
+            if row is None or (entry.kind == "upload" and not isinstance(row, Upload)):
                 if entry.modified > before:
-                    found.young += 1
+                    found.recent += 1
                     continue
                 found.orphaned += 1
                 found.orphaned_bytes += entry.size
-                if len(found.orphans) < MOST:
+                if len(found.orphans) < MAX_LISTED:
                     found.orphans.append(entry)
-            elif entry.kind == "object" and isinstance(holder, StoredFile) and entry.size == holder.object_size:
-                present[collection] += holder.status == StoredFile.Status.READY
-                if holder.status == StoredFile.Status.MISSING and len(found.found) < MOST:
-                    found.found.append(holder)
+            elif entry.kind == "object" and isinstance(row, StoredFile) and entry.size == row.object_size:
+                present[collection] += row.status == StoredFile.Status.READY
+                if row.status == StoredFile.Status.MISSING and len(found.restored) < MAX_LISTED:
+                    found.restored.append(row)
     _find_missing(found, store, present)
     return found
 
 
-def _named(alias: str, keys: set[str]) -> dict[str, Any]:
-    """The row that names each of these keys, the last that does in the order of HOLDERS."""
-    return {row.object_key: row for model in HOLDERS for row in _rows(model, alias, keys)}
+def _rows_by_key(alias: str, keys: set[str]) -> dict[str, Any]:
+    """The row that names each object key; if several do, the row of the last model in OBJECT_MODELS."""
+    return {row.object_key: row for model in OBJECT_MODELS for row in _rows(model, alias, keys)}
 
 
 def _rows(model: type[models.Model], alias: str, keys: set[str]) -> models.QuerySet[Any]:
     rows = model._default_manager.filter(store=alias, object_key__in=keys)
-    return (
-        rows.exclude(status=StagedFile.Status.WIPED) if model is StagedFile else rows
-    )  # its tombstone names what has to be gone
+    # A wiped file still has the key of its object, which must no longer exist.
+    return rows.exclude(status=StagedFile.Status.WIPED) if model is StagedFile else rows
 
 
-def _ending(collections: set[str]) -> set[str]:
-    ending = Collection.objects.filter(uuid__in=collections, status__in=[Collection.Status.PURGING, Collection.Status.BLOCKED])
-    return {str(uuid) for uuid in ending.values_list("uuid", flat=True)}
+def _purging(collections: set[str]) -> set[str]:
+    purging = Collection.objects.filter(uuid__in=collections, status__in=[Collection.Status.PURGING, Collection.Status.BLOCKED])
+    return {str(uuid) for uuid in purging.values_list("uuid", flat=True)}
 
 
 def _find_missing(found: Survey, store: ObjectStore, present: Counter[str]) -> None:
-    """Where the listing had fewer than there are rows, each row's object is asked for: it may have come after the listing."""
+    """Where fewer objects were listed than there are rows, checks each object: some may have been created after the listing."""
     ready = StoredFile.objects.filter(store=found.store, status=StoredFile.Status.READY)
     ready = ready.exclude(collection__status__in=[Collection.Status.PURGING, Collection.Status.BLOCKED])
     short: list[UUID] = []
@@ -181,31 +184,31 @@ def _find_missing(found: Survey, store: ObjectStore, present: Counter[str]) -> N
             short.append(uuid)
     for uuid in short:
         for file in ready.filter(collection__uuid=uuid).select_related("collection__tenant").iterator(BATCH):
-            if len(found.missing) < MOST and not _is_there(store, file):
+            if len(found.missing) < MAX_LISTED and not _is_present(store, file):
                 found.missing.append(file)
 
 
-def _is_there(store: ObjectStore, file: StoredFile) -> bool:
+def _is_present(store: ObjectStore, file: StoredFile) -> bool:
     try:
         return store.stat(file.object_key).size == file.object_size
     except FileNotFoundError:
         return False
 
 
-# --- Changing ---
+# --- Sweep ---
 
 
 @retry_on_deadlock
 def _mark(file: StoredFile, old: StoredFile.Status, new: StoredFile.Status, action: str, now: datetime) -> None:
     with transaction.atomic():
         row = StoredFile.objects.filter(pk=file.pk, object_id=file.object_id, status=old)
-        if row.update(status=new):  # the other contenders are its readers, a replacement and a deletion
+        if row.update(status=new):  # a replacement, a deletion or a download may have changed it
             tenant = file.collection.tenant
             audit.record(action, by=None, tenant=tenant, target=file, now=now, object=str(file.object_id))
 
 
 def _destroy(alias: str, orphans: list[StoreEntry], now: datetime) -> int:
-    """Unfinished uploads at once, as their key may have a file; of a key that nobody names everything, by the tick."""
+    """Aborts unfinished uploads immediately, because their key may belong to a file. Queues the other keys for deletion."""
     store = get_store(alias)
     unfinished = [entry for entry in orphans if entry.kind == "upload"]
     keys = {entry.key for entry in orphans if entry.kind != "upload"}
@@ -219,7 +222,7 @@ def _destroy(alias: str, orphans: list[StoreEntry], now: datetime) -> int:
 @retry_on_deadlock
 def _queue(alias: str, keys: set[str], aborted: int, now: datetime) -> int:
     with transaction.atomic():
-        free = keys - _named(alias, keys).keys()
+        free = keys - _rows_by_key(alias, keys).keys()
         PendingDeletion.objects.bulk_create(
             [PendingDeletion(store=alias, object_key=key, due_at=now, requested_at=timezone.now()) for key in sorted(free)]
         )

@@ -1,4 +1,6 @@
-"""A database that was restored from a backup: what was destroyed since is destroyed in it again before it serves (F-63)."""
+"""Recovery of a database that was restored from a backup. Collections that were destroyed after the backup are destroyed again
+before the server provides any content (F-63).
+"""
 
 import logging
 from dataclasses import dataclass
@@ -22,32 +24,37 @@ from vault.stores import StoreError
 
 log = logging.getLogger(__name__)
 
-FEW: Final = 10  # entries that are applied without an operator
+MAX_AUTOMATIC_ENTRIES: Final = 10  # more ledger entries than this wait for an operator
 
 
 class UnsignedEntries(Exception):
-    """There are entries that nobody signed. The text names them."""
+    """Ledger entries have no valid signature. The text names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What the vault has and the database lacks."""
+    """What is recorded in the vault and missing in the database."""
 
     entries: list[LedgerEntry]
-    problems: list[str]  # entries that nobody signed
-    lost: Checkpoint | None  # it names audit events that are gone
+    problems: list[str]  # one line for each entry without a valid signature
+    lost: Checkpoint | None  # the audit checkpoint whose events are missing
 
 
 def find_gap(*, now: datetime) -> Gap:
-    """Raises StoreError, FileNotFoundError, WrongKey."""
+    """Compares the database with the ledger and the audit checkpoints in the vault.
+
+    Raises: StoreUnavailable, StoreRefused, FileNotFoundError, WrongKey.
+    """
     entries, problems = ledger.find_unknown_entries()
     return Gap(entries, problems, audit_checkpoints.find_lost_events(now=now))
 
 
-def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
-    """Destroys what the entries name, as far as the database brought it back; returns how many collections that is.
+def close_gap(gap: Gap, *, now: datetime, accept_lost_events: bool) -> int:
+    """Destroys the collections that the ledger entries name and that exist again; returns their number.
 
-    `lost_too`: an operator accepts that events are lost. Raises UnsignedEntries, and has done nothing then.
+    `accept_lost_events` records that an operator accepts the loss of audit events. If any entry is unsigned, nothing is changed.
+
+    Raises: UnsignedEntries.
     """
     if gap.problems:
         raise UnsignedEntries("; ".join(gap.problems))
@@ -55,13 +62,13 @@ def close_gap(gap: Gap, *, now: datetime, lost_too: bool) -> int:
     for entry in gap.entries:
         if collection := Collection.objects.filter(uuid=entry.collection).first():
             destroyed += destruction.redo_from_ledger(collection, entry, now=now) is not None
-    _note(gap, destroyed, lost_until=gap.lost.key if gap.lost and lost_too else "", now=now)
+    _record(gap, destroyed, lost_until=gap.lost.key if gap.lost and accept_lost_events else "", now=now)
     identity.clear_checks()
     return destroyed
 
 
 @retry_on_deadlock
-def _note(gap: Gap, destroyed: int, *, lost_until: str, now: datetime) -> None:
+def _record(gap: Gap, destroyed: int, *, lost_until: str, now: datetime) -> None:
     here = identity.this_deployment()
     changes: dict[str, int | str] = {}
     if gap.entries:
@@ -76,34 +83,35 @@ def _note(gap: Gap, destroyed: int, *, lost_until: str, now: datetime) -> None:
 
 
 def catch_up(*, now: datetime) -> bool:
-    """Whether work may go on: the vault is ours, and nothing was destroyed that we do not know of.
+    """Whether the vault belongs to this database and the database knows all destructions; applies up to ten missing entries.
 
-    A few entries are applied; many, or unsigned ones, wait for an operator.
+    More entries, or entries without a valid signature, wait for an operator.
     """
     try:
         try:
             identity.check(now=now)
         except errors.DatabaseRestored:
             gap = find_gap(now=now)
-            if len(gap.entries) > FEW:
+            if len(gap.entries) > MAX_AUTOMATIC_ENTRIES:
                 raise
-            close_gap(gap, now=now, lost_too=False)
-            log.warning("a restored database: the ledger was applied", extra={"entries": len(gap.entries)})
+            close_gap(gap, now=now, accept_lost_events=False)
+            log.warning("the ledger was applied to a restored database", extra={"entries": len(gap.entries)})
             identity.check(now=now)
     except (errors.ForeignVault, errors.DatabaseRestored, UnsignedEntries, WrongKey) as error:
-        log_throttled("nothing is destroyed until an operator has looked: manage.py ledger", error=str(error))
+        log_throttled("no destruction until an operator has run `manage.py ledger`", error=str(error))
         return False
     except (StoreError, FileNotFoundError, errors.StorageUnavailable):
         return False
     return True
 
 
-def has_whole_history(*, now: datetime) -> bool:
-    """Whether what is due by this database still is: a backup does not know what was kept, held or restored since."""
+def has_complete_history(*, now: datetime) -> bool:
+    """Whether the database has all signed audit events. A backup lacks later events, such as a new hold or a changed purge date,
+    so no destruction may start from it."""
     try:
         identity.check_history(now=now)
     except (errors.DatabaseRestored, WrongKey) as error:
-        log_throttled("nothing new is destroyed until an operator has looked: manage.py ledger", error=str(error))
+        log_throttled("no new destruction until an operator has run `manage.py ledger`", error=str(error))
         return False
     except errors.StorageUnavailable:
         return False

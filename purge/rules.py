@@ -23,13 +23,14 @@ class Rule(Protocol):
     def due(self, now: datetime) -> QuerySet[Collection]: ...
 
     def due_at(self, collection: Collection) -> datetime | None:
-        """Since when it can go, for one that can."""
+        """The time at which a due collection became due."""
 
-    def explain(self, collection: Collection, now: datetime) -> str: ...
+    def explain(self, collection: Collection, now: datetime) -> str:
+        """The reason in words, for operators."""
 
 
 class Expired:
-    """Its purge date is over. That was announced, so that there is no further grace."""
+    """The purge date has passed. Its owners were warned before, so there is no grace period."""
 
     reason: Destruction.Reason = Destruction.Reason.EXPIRED
 
@@ -44,7 +45,8 @@ class Expired:
 
 
 class Ended:
-    """It holds a package, which may not be fetched any more. It goes at that moment, where others wait for the day's run."""
+    """The collection contains an egress package that can no longer be downloaded. It is destroyed immediately, not by the daily
+    run."""
 
     reason: Destruction.Reason = Destruction.Reason.ENDED
 
@@ -55,11 +57,11 @@ class Ended:
         return collection.purge_at
 
     def explain(self, collection: Collection, now: datetime) -> str:
-        return f"a package whose window ended on {_since(collection.purge_at, now)}"
+        return f"a package whose download window ended on {_since(collection.purge_at, now)}"
 
 
 class Deleted:
-    """Somebody deleted it, and the time to think better of it is over."""
+    """A user deleted the collection, and the grace period, in which it can be restored, has ended."""
 
     reason: Destruction.Reason = Destruction.Reason.DELETED
 
@@ -74,11 +76,11 @@ class Deleted:
 
 
 RULES: tuple[Rule, ...] = (Expired(), Deleted(), Ended())
-HOLDS: Final = Hold.objects.filter(collection=OuterRef("pk"))  # on it, or on one of its files
+COLLECTION_HOLDS: Final = Hold.objects.filter(collection=OuterRef("pk"))  # on the collection or on one of its files
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class DueCollection:
     collection: Collection
     rule: Rule
     is_held: bool
@@ -92,15 +94,15 @@ def grace() -> timedelta:
     return timedelta(seconds=settings.DELETE_GRACE)
 
 
-def find_due(now: datetime, *, slugs: list[str] | None = None) -> Iterator[Due]:
-    """Everything that can go, held or not, the longest due first by rule. Of these ids only, if any are given."""
+def find_due(now: datetime, *, slugs: list[str] | None = None) -> Iterator[DueCollection]:
+    """Yields all due collections, including held ones, by rule and then by date. Non-empty `slugs` limit the search."""
     seen = set()
     for rule in RULES:
-        found = rule.due(now).select_related("tenant").annotate(held=Exists(HOLDS))
+        found = rule.due(now).select_related("tenant").annotate(held=Exists(COLLECTION_HOLDS))
         for collection in (found.filter(slug__in=slugs) if slugs else found).order_by("purge_at", "deleted_at", "pk"):
             if collection.pk not in seen:
                 seen.add(collection.pk)
-                yield Due(collection, rule, bool(collection.held))
+                yield DueCollection(collection, rule, bool(collection.held))
 
 
 def rule_for(collection: Collection, now: datetime) -> Rule | None:
@@ -121,11 +123,12 @@ class FileRule(Protocol):
 
     def due(self, now: datetime) -> QuerySet[StoredFile]: ...
 
-    def explain(self, file: StoredFile, now: datetime) -> str: ...
+    def explain(self, file: StoredFile, now: datetime) -> str:
+        """The reason in words, for operators and the audit trail."""
 
 
 class KeptLongEnough:
-    """Its `keep_until` is over."""
+    """The file's `keep_until` has passed."""
 
     reason = "kept_long_enough"
 
@@ -133,32 +136,32 @@ class KeptLongEnough:
         return StoredFile.objects.filter(collection__status="open", keep_until__lte=now)
 
     def explain(self, file: StoredFile, now: datetime) -> str:
-        return f"to be kept until {_since(file.keep_until, now)}"
+        return f"keep_until was {_since(file.keep_until, now)}"
 
 
 class AuditId(Func):
-    """A column of uuids as the audit trail writes them."""
+    """A UUID column in the canonical text form that the audit trail stores."""
 
     output_field = CharField()
     template = "CAST(%(expressions)s AS varchar)"
 
     def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> tuple[str, Any]:
-        parts = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))  # it keeps the 32 digits alone
+        parts = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))  # SQLite stores the 32 digits without hyphens
         return self.as_sql(
             compiler, connection, template=" || '-' || ".join(f"substr(%(expressions)s, {at}, {size})" for at, size in parts)
         )
 
 
 class NeverUsed:
-    """It has lain there for UNUSED_FILE_DAYS, and nobody ever downloaded, previewed or replaced it, or said how long to keep it.
+    """The file is older than UNUSED_FILE_DAYS, was never downloaded, previewed or replaced, and has no `keep_until`.
 
-    The audit trail has every use, and is never cut. An archive is on record with its collection alone: it counts as a use of
-    whatever was there.
+    The audit trail records every use and is never truncated. It records an archive for the collection only, so an archive counts
+    as a use of every file that existed then.
     """
 
     reason = "never_used"
     uses: Final = ("file.download", "file.download_range", "file.replace", "file.corrupt", "link.claim", "link.resume")
-    uses_of_all: Final = ("collection.archive", "link.claim")
+    collection_uses: Final = ("collection.archive", "link.claim")
 
     def due(self, now: datetime) -> QuerySet[StoredFile]:
         if not settings.UNUSED_FILE_DAYS:
@@ -167,7 +170,9 @@ class NeverUsed:
             ~Exists(AuditEvent.objects.filter(target_id=AuditId(OuterRef("uuid")), action__in=self.uses)),
             ~Exists(
                 AuditEvent.objects.filter(
-                    target_id=AuditId(OuterRef("collection__uuid")), action__in=self.uses_of_all, at__gte=OuterRef("created_at")
+                    target_id=AuditId(OuterRef("collection__uuid")),
+                    action__in=self.collection_uses,
+                    at__gte=OuterRef("created_at"),
                 )
             ),
             collection__status="open",
@@ -187,24 +192,24 @@ FILE_HOLDS: Final = Hold.objects.filter(Q(file=OuterRef("pk")) | Q(file=None), c
 
 @dataclass(frozen=True, slots=True)
 class DueFiles:
-    """Files of one collection that can go for one reason, held or not."""
+    """Files of one collection that are due by the same rule, either all held or none."""
 
     collection: Collection
     rule: FileRule
-    first: StoredFile  # that was due
+    first: StoredFile  # to become due
     count: int
     length: int  # plaintext bytes
     is_held: bool
 
 
 def find_due_files(now: datetime, *, slugs: list[str] | None = None) -> Iterator[DueFiles]:
-    """All files that can go, held or not, by rule and collection. Of these collections only, if any are given."""
+    """Yields all due files, including held ones, by rule and collection. Non-empty `slugs` limit the search to collections."""
     for rule, is_held in product(FILE_RULES, (False, True)):
         found = files_due(rule, now, is_held=is_held, slugs=slugs)
         for each in found.values("collection").annotate(count=Count("pk"), sum=Sum("length")).order_by("collection"):
             files = found.filter(collection=each["collection"]).select_related("collection__tenant")
             first = files.order_by("keep_until", "created_at", "pk").first()
-            if first is not None:  # or somebody deleted it just now
+            if first is not None:  # None: they have been deleted meanwhile
                 yield DueFiles(first.collection, rule, first, each["count"], each["sum"], is_held)
 
 

@@ -10,29 +10,31 @@ from tenants.serializers import Moment
 
 
 class Progress(serializers.Serializer[Any]):
-    """Objects, old versions, delete markers and unfinished uploads that are gone; parts of the buckets that were listed empty."""
+    """Number of deleted objects (including old versions, delete markers and unfinished uploads) and of verified parts."""
 
     erased = serializers.IntegerField()
-    parts = serializers.IntegerField(source="shards_count")
-    parts_verified = serializers.IntegerField(source="shards_done")
+    parts = serializers.IntegerField(source="shards_count", help_text="key prefixes that have to be emptied")
+    parts_verified = serializers.IntegerField(source="shards_done", help_text="key prefixes whose listing was empty")
 
 
 class DestructionLinks(serializers.Serializer[Any]):
     self = serializers.URLField()
-    certificate = serializers.URLField(allow_null=True, help_text="null until everything is gone")
+    certificate = serializers.URLField(allow_null=True, help_text="null until the destruction is complete")
 
 
 class DestructionOutput(serializers.Serializer[Destruction]):
     id = serializers.UUIDField()
     tenant = serializers.CharField(source="tenant.slug")
-    collection = serializers.CharField(source="slug", help_text="the id that it had")
+    collection = serializers.CharField(source="slug", help_text="the former id of the collection")
     display_name = serializers.CharField()
     reason = serializers.ChoiceField(choices=Destruction.Reason.choices)
     due_at = Moment()
-    started_at = Moment(help_text="nobody could read it from here on")
-    began_by = serializers.CharField(help_text="username, or system")
+    started_at = Moment(help_text="when its key was destroyed; its content is unreadable since")
+    began_by = serializers.CharField(help_text="a username, or `system`")
     status = serializers.ChoiceField(choices=Destruction.Status.choices)
-    blocked_by = serializers.CharField(help_text="what the storage said; tried again every day")
+    blocked_by = serializers.CharField(
+        help_text="the storage's reason for refusing a deletion, which is retried every day; empty if not blocked"
+    )
     completed_at = Moment(allow_null=True)
     file_count = serializers.IntegerField()
     total_length = serializers.IntegerField(help_text="plaintext bytes")
@@ -52,8 +54,8 @@ class DestructionOutput(serializers.Serializer[Destruction]):
 class CertificateOutput(serializers.Serializer[Destruction]):
     id = serializers.UUIDField()
     certificate = serializers.SerializerMethodField()
-    signed = serializers.CharField(source="certificate", help_text="canonical JSON of the same, which the signature is of")
-    signature = serializers.CharField(help_text="Ed25519, base64: docs/retention.md")
+    signed = serializers.CharField(source="certificate", help_text="the certificate as canonical JSON: the text that is signed")
+    signature = serializers.CharField(help_text="Ed25519 signature in base64; docs/retention.md describes how to verify it")
 
     @extend_schema_field(serializers.DictField())
     def get_certificate(self, destruction: Destruction) -> Any:

@@ -1,4 +1,4 @@
-"""What the database refuses of destructions: the work in hand is not forgotten, and a certificate stands for ever (INV-08)."""
+"""Triggers on destructions and collections: the database refuses to change a certificate or to undo a destruction (INV-08)."""
 
 from typing import Final
 
@@ -20,7 +20,7 @@ register(
         "destruction_stays_itself",
         DESTRUCTIONS,
         "UPDATE",
-        "a destruction is of one collection for ever",
+        "the id and the collection of a destruction never change",
         when="NEW.id <> OLD.id OR NEW.collection_uuid <> OLD.collection_uuid OR NEW.collection_id <> OLD.collection_id",
     ),
     Guard("destruction_no_delete", DESTRUCTIONS, "DELETE", "destructions are never deleted"),
@@ -33,12 +33,12 @@ register(
         " OR collection_uuid = NEW.collection_uuid",
     ),
     Guard("destruction_no_truncate", DESTRUCTIONS, "TRUNCATE", "destructions are never deleted"),
-    # From a dump of before, say, or after a DELETE.
+    # For example from an older dump.
     Guard(
         "collection_no_return",
         COLLECTIONS,
         "INSERT",
-        "a collection that was purged does not come back",
+        "a purged collection cannot be inserted again",
         when="EXISTS (SELECT 1 FROM purge_destruction WHERE collection_uuid = NEW.uuid)",
         also_reads=DESTRUCTIONS,
     ),

@@ -1,4 +1,4 @@
-"""The API of what is being destroyed and of what was: to be read, by admins and auditors."""
+"""The API for destructions and their certificates. It is read-only, for admins and auditors."""
 
 from drf_spectacular.utils import extend_schema
 from rest_framework import generics
@@ -17,13 +17,13 @@ from tenants.models import Scope
 class DestructionsView(generics.GenericAPIView[Destruction]):
     scopes = {"GET": Scope.AUDIT}
     filterset_class = DestructionFilter
-    queryset = Destruction.objects.none()  # for the schema: what is served comes from `access`
+    queryset = Destruction.objects.none()  # for the schema only; responses use `access`
     serializer_class = DestructionOutput
     ordering = ("-started_at", "-id")
 
     @extend_schema(operation_id="destructions_list", responses=DestructionOutput(many=True))
     def get(self, request: Request) -> Response:
-        """Collections that are being destroyed or were, in the tenants that you administer or audit."""
+        """Lists running and completed destructions in the tenants that you administer or audit."""
         page = self.paginate_queryset(self.filter_queryset(access.visible_destructions(user_of(request))))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
@@ -33,7 +33,7 @@ class DestructionView(APIView):
 
     @extend_schema(operation_id="destructions_retrieve", responses=DestructionOutput)
     def get(self, request: Request, destruction: str) -> Response:
-        """How far it is, and what is in its way."""
+        """Returns one destruction: its progress and, if it is blocked, the reason."""
         found = access.get_destruction(user_of(request), destruction)
         return Response(DestructionOutput(found, context={"request": request}).data)
 
@@ -47,7 +47,7 @@ class CertificatesView(generics.GenericAPIView[Destruction]):
 
     @extend_schema(operation_id="certificates_list", responses=CertificateOutput(many=True))
     def get(self, request: Request) -> Response:
-        """Certificates of destruction, in the tenants that you administer or audit."""
+        """Lists the certificates of destruction in the tenants that you administer or audit."""
         page = self.paginate_queryset(self.filter_queryset(access.visible_certificates(user_of(request))))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
@@ -57,5 +57,5 @@ class CertificateView(APIView):
 
     @extend_schema(operation_id="certificates_retrieve", responses=CertificateOutput)
     def get(self, request: Request, destruction: str) -> Response:
-        """What was destroyed, when, why and how, signed. 404 until everything is gone."""
+        """Returns the signed certificate of a destruction. The response is 404 until the destruction is complete."""
         return Response(CertificateOutput(access.get_certificate(user_of(request), destruction)).data)

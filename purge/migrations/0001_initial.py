@@ -31,12 +31,12 @@ class Migration(migrations.Migration):
                 ("total_length", models.BigIntegerField(editable=False, help_text="plaintext bytes")),
                 (
                     "unencrypted_count",
-                    models.BigIntegerField(editable=False, help_text="files that were kept without encryption"),
+                    models.BigIntegerField(editable=False, help_text="files that were stored without encryption"),
                 ),
-                ("number", models.BigIntegerField(editable=False, help_text="of its entry in the ledger", unique=True)),
+                ("number", models.BigIntegerField(editable=False, help_text="number of its ledger entry", unique=True)),
                 (
                     "ledgered_at",
-                    models.DateTimeField(editable=False, help_text="since when the entry is in the vault", null=True),
+                    models.DateTimeField(editable=False, help_text="when its ledger entry was written to the vault", null=True),
                 ),
                 (
                     "reason",
@@ -46,12 +46,15 @@ class Migration(migrations.Migration):
                         max_length=10,
                     ),
                 ),
-                ("due_at", models.DateTimeField(editable=False, help_text="when its purge date, or its grace, was over")),
+                (
+                    "due_at",
+                    models.DateTimeField(editable=False, help_text="when its purge date passed or its grace period ended"),
+                ),
                 (
                     "started_at",
-                    models.DateTimeField(editable=False, help_text="its key was destroyed: nobody can read it from here on"),
+                    models.DateTimeField(editable=False, help_text="when its key was destroyed; its content is unreadable since"),
                 ),
-                ("began_by", models.CharField(editable=False, help_text="username, or system", max_length=150)),
+                ("began_by", models.CharField(editable=False, help_text="a username, or `system`", max_length=150)),
                 (
                     "status",
                     models.CharField(
@@ -61,18 +64,23 @@ class Migration(migrations.Migration):
                         max_length=10,
                     ),
                 ),
-                ("blocked_by", models.CharField(blank=True, editable=False, help_text="what the store said", max_length=500)),
+                (
+                    "blocked_by",
+                    models.CharField(
+                        blank=True, editable=False, help_text="the store's reason for refusing a deletion", max_length=500
+                    ),
+                ),
                 ("completed_at", models.DateTimeField(editable=False, null=True)),
                 (
                     "certificate",
-                    models.TextField(blank=True, editable=False, help_text="canonical JSON, exactly as it is signed"),
+                    models.TextField(blank=True, editable=False, help_text="canonical JSON, exactly as signed"),
                 ),
                 ("signature", models.CharField(blank=True, editable=False, help_text="Ed25519, base64", max_length=100)),
                 (
                     "collection",
                     models.OneToOneField(
                         editable=False,
-                        help_text="none: its rows are gone",
+                        help_text="null once its rows are deleted",
                         null=True,
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="destruction",
@@ -103,7 +111,7 @@ class Migration(migrations.Migration):
                     "erased",
                     models.BigIntegerField(default=0, help_text="objects, old versions, delete markers and unfinished uploads"),
                 ),
-                ("verified_at", models.DateTimeField(help_text="a listing found nothing any more", null=True)),
+                ("verified_at", models.DateTimeField(help_text="when a listing found no object", null=True)),
                 (
                     "destruction",
                     models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="shards", to="purge.destruction"),

@@ -15,7 +15,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from files.models import Collection
-from purge.destruction import begin, work
+from purge.destruction import run_next_step, start_destruction
 from purge.models import Destruction, Shard
 from tenants.models import Tenant, User
 from tests.api.answers import problem
@@ -32,13 +32,13 @@ def begun(november: str, alice: User, api: Api, put: Any) -> Destruction:
     for name in ("a.csv", "b.csv"):
         put(api(alice), november, name, b"a,b")
     Collection.objects.update(purge_at=timezone.now() - timedelta(minutes=1))
-    destruction = begin(Collection.objects.get(), by=None, now=timezone.now())
+    destruction = start_destruction(Collection.objects.get(), by=None, now=timezone.now())
     assert destruction
     return destruction
 
 
 def work_on() -> None:
-    while work(now=timezone.now(), seconds=60):
+    while run_next_step(now=timezone.now(), seconds=60):
         pass
 
 

@@ -41,7 +41,7 @@ def faulty_store(
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(uploads, "HEARTBEAT_SECONDS", -1)
     monkeypatch.setattr(staging, "ThreadPoolExecutor", InlineExecutor)  # calls to the store keep their order
-    monkeypatch.setattr(jobs, "TICK", 600.0)  # a tick finishes all work on a busy machine, too
+    monkeypatch.setattr(jobs, "TICK_SECONDS", 600.0)  # a tick finishes all work on a busy machine, too
     with ExitStack() as stack:
         if request.param == "s3":
             stack.enter_context(stores.use_new_buckets(stores.moto(), settings))

@@ -40,7 +40,7 @@ def expire(collection: Collection) -> None:
 
 def begin(collection: Collection) -> Destruction:
     expire(collection)
-    destruction = destroying.begin(collection, by=None, now=timezone.now())
+    destruction = destroying.start_destruction(collection, by=None, now=timezone.now())
     assert destruction
     return destruction
 
@@ -53,13 +53,13 @@ def end(collection: Collection) -> Destruction:
 
 
 def work_on(*, now: datetime | None = None) -> None:
-    while destroying.work(now=now or timezone.now(), seconds=60):
+    while destroying.run_next_step(now=now or timezone.now(), seconds=60):
         pass
 
 
 def work_later() -> None:
     """When whoever had a lease and showed no sign of life is taken for dead."""
-    work_on(now=timezone.now() + destroying.PATIENCE + timedelta(minutes=1))
+    work_on(now=timezone.now() + destroying.LEASE_TIMEOUT + timedelta(minutes=1))
 
 
 def of(collection: Collection) -> Destruction:

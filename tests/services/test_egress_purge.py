@@ -14,7 +14,7 @@ from rest_framework.test import APIClient
 from egress.models import EgressRequest
 from files.models import Collection, Hold, StoredFile
 from purge import jobs
-from purge.destruction import begin
+from purge.destruction import start_destruction
 from purge.models import Destruction
 from tenants.models import Tenant, User
 from tests import invariants
@@ -102,9 +102,9 @@ def test_collection_with_an_open_request_waits_for_its_end(api: Api, people: dic
     request = in_review
     source = collection_of(request)
     purging.expire(source)
-    assert begin(source, by=None, now=timezone.now()) is None
+    assert start_destruction(source, by=None, now=timezone.now()) is None
     assert decide(api(people["grace"]), request, "reject").status_code == 201
-    assert begin(source, by=None, now=timezone.now())
+    assert start_destruction(source, by=None, now=timezone.now())
     purging.work_on()
     work_on()
     assert purging.of(source).status == "done"

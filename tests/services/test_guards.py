@@ -20,7 +20,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from files.models import Collection
-from purge.destruction import _block, begin, retry_blocked, work
+from purge.destruction import _block, retry_blocked, run_next_step, start_destruction
 from purge.models import Destruction
 from tenants.apps import remove_cross_table_guards
 from tenants.models import User
@@ -52,7 +52,7 @@ class Case:
 
 
 def work_on() -> None:
-    while work(now=timezone.now(), seconds=60):
+    while run_next_step(now=timezone.now(), seconds=60):
         pass
 
 
@@ -75,7 +75,7 @@ def going(november: Collection, tmp_path: Path) -> Case:
     call_command("dumpdata", "vault.key", "files.collection", "files.storedfile", output=dump, verbosity=0)
     key = november.key
     Collection.objects.filter(pk=november.pk).update(purge_at=timezone.now() - timedelta(minutes=1))
-    destruction = begin(november, by=None, now=timezone.now())
+    destruction = start_destruction(november, by=None, now=timezone.now())
     assert destruction
     return Case(november, key, destruction, dump)
 

@@ -74,7 +74,7 @@ def test_deleted_collection_goes_when_the_grace_is_over(
 
 
 def test_open_collection_is_nobodys_to_destroy(filled: Collection) -> None:
-    assert destroying.begin(filled, by=None, now=timezone.now()) is None
+    assert destroying.start_destruction(filled, by=None, now=timezone.now()) is None
     jobs.tick(now=timezone.now() + 400 * DAY)
     assert Collection.objects.get().status == "open"
 
@@ -85,7 +85,7 @@ def test_hold_keeps_what_is_due_until_it_is_lifted(filled: Collection, alice: Us
     expire(filled)
 
     assert jobs.purge_expired(now=timezone.now()) == 0
-    assert destroying.begin(filled, by=None, now=timezone.now()) is None
+    assert destroying.start_destruction(filled, by=None, now=timezone.now()) is None
     assert api(alice).get(f"/api/v1/collections/{filled.slug}/content/a.csv").getvalue() == b"a.csv" * 100
 
     holds.lift(hold, by=alice, now=timezone.now())
@@ -254,7 +254,7 @@ def listed_empty(filled: Collection) -> Collection:
     """All its objects are gone, and nothing else is."""
     begin(filled)
     while Shard.objects.filter(verified_at=None).exists():
-        assert destroying.work(now=timezone.now(), seconds=60)
+        assert destroying.run_next_step(now=timezone.now(), seconds=60)
     return filled
 
 

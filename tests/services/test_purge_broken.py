@@ -17,7 +17,7 @@ from rest_framework.exceptions import APIException
 from files import services
 from files.models import Collection
 from purge import jobs
-from purge.destruction import begin, retry_blocked
+from purge.destruction import retry_blocked, start_destruction
 from purge.models import Destruction
 from tenants.models import AuditEvent, User
 from tests.faults.fault_injection import FAULT_KINDS, INJECTOR
@@ -87,12 +87,12 @@ def break_off(collection: Collection, kind: str, point: int) -> bool:
     """And take it up again: it is never readable again, and ends the same. Whether there were fewer points than that."""
     expire(collection)
     with INJECTOR.injecting(point, kind), suppress(APIException, DatabaseError):
-        begin(collection, by=None, now=timezone.now())
+        start_destruction(collection, by=None, now=timezone.now())
         work_on()
     is_over = not INJECTOR.has_fired
     INJECTOR.reset()
 
-    begin(collection, by=None, now=timezone.now())
+    start_destruction(collection, by=None, now=timezone.now())
     work_later()
     assert_gone(collection)
     return is_over
@@ -129,7 +129,7 @@ def test_many_at_once_do_it_once(filled: Collection) -> None:
     """F-31, F-33."""
     expire(filled)
 
-    begun = race([lambda: begin(filled, by=None, now=timezone.now())] * 6)
+    begun = race([lambda: start_destruction(filled, by=None, now=timezone.now())] * 6)
     race([work_on] * 4)
     work_on()
 
@@ -148,7 +148,7 @@ def test_restore_against_the_end_of_the_grace(filled: Collection, alice: User, s
             return False
         return True
 
-    is_restored, destruction = race([restore, lambda: begin(filled, by=None, now=later)])
+    is_restored, destruction = race([restore, lambda: start_destruction(filled, by=None, now=later)])
 
     assert is_restored == (destruction is None) == (Collection.objects.get().status == "open")
     assert (Key.objects.get(pk=filled.key_id).wrapped is None) == (destruction is not None)

@@ -34,7 +34,7 @@ def test_dry_run_says_what_why_how_much_and_what_blocks(filled: Collection, alic
     assert lines[0].split() == ["collection", "tenant", "reason", "files", "bytes", "blocked", "by"]
     assert [line.split()[:4] for line in lines[1:3]] == [[each.slug, "acme", "expired", "on"] for each in (filled, held)]
     assert [line.rstrip().endswith("a hold") for line in lines[1:3]] == [False, True]
-    assert lines[3] == "1 collections would go, with 3 files of 1500 bytes."
+    assert lines[3] == "1 collections would be destroyed, with 3 files of 1500 bytes."
     assert Collection.objects.filter(status="open").count() == 3
 
 
@@ -53,7 +53,7 @@ def test_command_takes_up_what_is_blocked_and_fails_if_it_still_is(
 ) -> None:
     expire(filled)
     for _ in range(2):
-        with pytest.raises(CommandError, match="1 of 1 are blocked"):
+        with pytest.raises(CommandError, match="1 of 1 destructions are blocked"):
             run()
     monkeypatch.setattr(Stubborn, "locked", "")
     assert run(filled.slug).endswith("1 collections destroyed.\n")
@@ -63,6 +63,6 @@ def test_command_takes_up_what_is_blocked_and_fails_if_it_still_is(
 def test_command_refuses_what_is_not_due_and_does_nothing(filled: Collection, alice: User, api: Api) -> None:
     other = fill(api(alice), "December")
     expire(filled)
-    with pytest.raises(CommandError, match=f"{other.slug}.*Nothing was done"):
+    with pytest.raises(CommandError, match=f"{other.slug}.*Nothing was changed"):
         run(filled.slug, other.slug)
     assert not Destruction.objects.exists()

@@ -121,7 +121,7 @@ def test_file_that_went_is_on_record_with_why(november: Collection, alice: User,
         "length": len(CONTENT),
         "sha256": file.sha256,
         "reason": "kept_long_enough",
-        "explanation": f"to be kept until {file.keep_until:%Y-%m-%d %H:%M} UTC, today",
+        "explanation": f"keep_until was {file.keep_until:%Y-%m-%d %H:%M} UTC, today",
     }
     assert not DownloadLink.objects.exists()
     assert not Grant.objects.exclude(file=None).exists()
@@ -185,7 +185,7 @@ def test_one_that_fails_does_not_stop_the_others(
     assert names() == {"1.csv"}
     (told,) = [record for record in caplog.records if record.name == "purge.file_destruction"]
     assert told.file == str(files[1].uuid)
-    with pytest.raises(CommandError, match="1 single files would not go"):
+    with pytest.raises(CommandError, match="1 single files could not be destroyed"):
         run()
     bad.delete()
     assert "1 single files destroyed." in run()
@@ -276,7 +276,7 @@ def test_rules_say_why(november: Collection, bob: User, api: Api, now: datetime)
     file = put(api(bob), november, "a.csv")
     file.created_at = file.keep_until = datetime.fromisoformat("2026-11-01T10:00:00Z")
     later = file.created_at + 3 * DAY
-    assert KeptLongEnough().explain(file, later) == "to be kept until 2026-11-01 10:00 UTC, 3 days ago"
+    assert KeptLongEnough().explain(file, later) == "keep_until was 2026-11-01 10:00 UTC, 3 days ago"
     assert NeverUsed().explain(file, later) == ("never downloaded, previewed or replaced since 2026-11-01 10:00 UTC, 3 days ago")
 
 
@@ -373,13 +373,13 @@ def test_dry_run_has_a_row_for_each_collection_and_reason(three: list[Collection
 
     assert [line.split()[0] for line in lines[1:5]] == [january.slug, november.slug, december.slug, november.slug]
     assert "expired on" in lines[1]
-    assert ["single files: to be kept until" in line for line in lines[2:5]] == [True] * 3
+    assert ["single files: keep_until was" in line for line in lines[2:5]] == [True] * 3
     assert ["and others" in line for line in lines[2:5]] == [False, True, False]
     assert [line.endswith("a hold") for line in lines[2:5]] == [False, False, True]
     assert lines[3].split()[-2:] == ["2", "200"]
     assert lines[5:] == [
-        "1 collections would go, with 1 files of 100 bytes.",
-        "3 single files would go, of 300 bytes.",
+        "1 collections would be destroyed, with 1 files of 100 bytes.",
+        "3 single files would be destroyed, with 300 bytes.",
     ]
     assert StoredFile.objects.count() == 6
     assert "a.csv" not in "".join(lines)
@@ -405,7 +405,7 @@ def test_command_keeps_to_the_collections_that_it_is_given(three: list[Collectio
     assert set(Collection.objects.get(pk=december.pk).files.values_list("filename", flat=True)) == {"kept.csv"}
     assert Collection.objects.filter(status="open").count() == 3
     assert november.files.count() == 2
-    with pytest.raises(CommandError, match="Not due"):
+    with pytest.raises(CommandError, match="not due"):
         run(december.slug)
 
 

@@ -86,7 +86,7 @@ def test_rows_of_many_files_go_in_transactions_of_their_own_and_it_goes_on_after
     grow(filled, many)
     begin(filled)
     seen = set()
-    while destroying.work(now=timezone.now(), seconds=0):
+    while destroying.run_next_step(now=timezone.now(), seconds=0):
         address = f"/api/v1/purge/destructions/{Destruction.objects.get().pk}/"
         seen.add(api(alice).get(address).json()["progress"]["parts_verified"])
     assert seen >= set(range(1, Shard.objects.count()))

@@ -162,7 +162,7 @@ def test_files_of_a_day_are_one_mail_and_those_of_the_next_another(
         "Files of November will be destroyed on 25 November 2026",
         "Files of November will be destroyed on 26 November 2026",
     ]
-    counts = [re.findall(r"There are (\d+) of them", text)[0] for _, text in sorted(told.items())]
+    counts = [re.findall(r"^(\d+) files? in the collection", text, re.MULTILINE)[0] for _, text in sorted(told.items())]
     assert counts == ["1", "3", "1"]
 
 
@@ -337,7 +337,7 @@ def test_free_files_are_told_of_beside_a_held_one(
     hold_the_file(november, alice)
     announce(NOON)
     (message,) = mailbox.messages
-    assert "There are 2 of them" in text_of(message)
+    assert "2 files in the collection" in text_of(message)
 
 
 # --- The mail ---
@@ -364,9 +364,9 @@ def test_collection_mail_says_what_when_and_how_to_keep_it(
     for kind in ("plain", "html"):
         text = text_of(message, kind)
         assert "patients" not in text
-        for said in ("November", november.slug, "Acme", "25 November 2026, 12:00 UTC", "there are 2 now"):
+        for said in ("November", november.slug, "Acme", "25 November 2026, 12:00 UTC", "all its files (currently 2)"):
             assert said in " ".join(text.split())
-        assert "See it here" not in text
+        assert "Open the collection" not in text
     (words,) = curl_lines(text_of(message))
     assert words[1:3] == ["-X", "PATCH"]
     assert words[-1] == f"{base}{paths.COLLECTIONS}{november.slug}/"

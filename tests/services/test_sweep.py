@@ -92,10 +92,10 @@ def files_of(collection: Collection) -> set[str]:
 def test_every_model_that_names_objects_is_known_to_the_sweep() -> None:
     """One that is forgotten here would have its objects destroyed."""
     naming = {model for model in apps.get_models() if any("object_key" in field.name for field in model._meta.get_fields())}
-    assert naming == set(sweeping.HOLDERS)
+    assert naming == set(sweeping.OBJECT_MODELS)
 
 
-@pytest.mark.parametrize("model", sweeping.HOLDERS)
+@pytest.mark.parametrize("model", sweeping.OBJECT_MODELS)
 def test_object_that_a_row_names_stays(november: Collection, alice: User, model: type, later: datetime) -> None:
     now = timezone.now()
     common: dict[str, Any] = {"store": "vault", "object_key": leave_orphan(november)}
@@ -168,7 +168,7 @@ def test_young_object_is_nobodys_orphan(november: Collection, age: timedelta) ->
     leave_orphan(november)
     begin_upload(november)
     now = timezone.now() + age
-    assert [each.young for each in sweeping.survey(now=now) if each.store == "vault"] == [2]
+    assert [each.recent for each in sweeping.survey(now=now) if each.store == "vault"] == [2]
     assert sweep(now) == 0
 
 
@@ -186,7 +186,7 @@ def test_young_object_is_nobodys_orphan(november: Collection, age: timedelta) ->
 def test_key_that_is_not_ours_is_left_alone(november: Collection, later: datetime, key: str) -> None:
     key = put(key.format(tenant=november.tenant_id, collection=november.uuid, object=uuid4()))
     (found,) = (each for each in sweeping.survey(now=later) if each.store == "vault")
-    assert (found.orphaned, found.strangers) == (0, 0 if key.startswith(identity.SYSTEM_PREFIX) else 1)
+    assert (found.orphaned, found.foreign) == (0, 0 if key.startswith(identity.SYSTEM_PREFIX) else 1)
     assert sweep(later) == 0
     assert key in {entry.key for _, entry in entries()}
 
@@ -194,7 +194,7 @@ def test_key_that_is_not_ours_is_left_alone(november: Collection, later: datetim
 def test_collection_that_is_being_destroyed_is_left_to_that(november: Collection, later: datetime) -> None:
     leave_orphan(november)
     expire(november)
-    destruction.begin(november, by=None, now=timezone.now())
+    destruction.start_destruction(november, by=None, now=timezone.now())
     before = keys()
     assert sweep(later) == 0
     assert keys() == before
@@ -277,7 +277,7 @@ def test_too_much_to_be_true_changes_nothing_unless_allowed(
     november: Collection, later: datetime, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """F-20, F-64: an emptied database, and an emptied bucket."""
-    monkeypatch.setattr(sweeping, "FEW", 2)
+    monkeypatch.setattr(sweeping, "ALWAYS_ALLOWED", 2)
     if what == "orphaned":
         StoredFile.objects.all().delete()
     else:
@@ -285,7 +285,7 @@ def test_too_much_to_be_true_changes_nothing_unless_allowed(
             cleanup.erase_object(get_store("vault"), key)
     before = snapshot()
 
-    with pytest.raises(sweeping.TooMany, match=f"3 of 3 are {what} in vault"):
+    with pytest.raises(sweeping.TooManyDifferences, match=f"3 of 3 are {what} in vault"):
         sweep(later)
     assert snapshot() == before
 
@@ -336,12 +336,12 @@ def test_command_prints_and_only_applies_when_told(november: Collection, setting
     call_command("sweep", stdout=out)
 
     lines = out.getvalue().splitlines()
-    assert "vault: 4 objects of ours, 3 files; 1 orphaned with 5 bytes, 0 too young to tell, 0 that are not ours" in lines
+    assert "vault: 4 objects, 3 files; 1 orphaned with 5 bytes, 0 too recent to judge, 0 foreign keys" in lines
     assert f"  orphaned object {orphan} 5 1970-01-01T00:00:00Z" in lines
     assert orphan in keys()
 
     call_command("sweep", "--apply", stdout=out)
-    assert "  1 destroyed, 0 marked missing, 0 found again" in out.getvalue().splitlines()
+    assert "  destroyed 1, marked missing 0, restored 0" in out.getvalue().splitlines()
     cleanup.delete_due_objects(now=timezone.now())
     assert keys() == files_of(november)
 

@@ -11,11 +11,11 @@ from rest_framework.exceptions import APIException
 
 from files import cleanup
 from purge import limits
-from purge.destruction import begin, retry_blocked, work
+from purge.destruction import retry_blocked, run_next_step, start_destruction
 from purge.file_destruction import destroy_each, find_destroyable
-from purge.jobs import TICK
+from purge.jobs import TICK_SECONDS
 from purge.models import Destruction, Shard
-from purge.rules import Due, DueFiles, find_due, find_due_files
+from purge.rules import DueCollection, DueFiles, find_due, find_due_files
 from vault import identity
 from vault.crypto import WrongKey
 from vault.stores import StoreError
@@ -23,16 +23,16 @@ from vault.stores import StoreError
 
 class Command(BaseCommand):
     help = (
-        "Destroys the collections whose purge date is over, or that were deleted longer ago than DELETE_GRACE, and finishes "
-        "before it ends: the key first, so that nobody can read them any more, then every version of every object, then the "
-        "rows. Then the single files whose keep_until is over, and those that nobody ever used if UNUSED_FILE_DAYS says so. What "
-        "is under a hold stays. What was begun before, and was killed or blocked, is taken up again. The server may run "
-        "meanwhile, and its workers help. The schedule's daily limits do not count here, but this host's clock must not be ahead "
-        "of the vault's. Exit 1 if something would not go."
+        "Destroys collections whose purge date has passed or that were deleted longer ago than DELETE_GRACE: first the key, "
+        "after which no content can be read, then every version of every object, then the rows. Also destroys files whose "
+        "keep_until has passed and, if UNUSED_FILE_DAYS is set, files that were never used. Skips what is held. Continues "
+        "destructions that were interrupted or blocked. The server can run meanwhile, and its workers take part. The daily "
+        "limits do not apply, but the clock of this host must not be ahead of the clock of the vault. The exit status is 1 if "
+        "anything could not be destroyed."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("collection", nargs="*", help="ids, of which what is due goes, or files of it; without any, all")
+        parser.add_argument("collection", nargs="*", help="ids of collections; default: all that are due")
         parser.add_argument(
             "--dry-run", action="store_true", help="print what would be destroyed, the reasons, sizes and blocking holds"
         )
@@ -40,48 +40,48 @@ class Command(BaseCommand):
     def handle(self, *, collection: list[str], dry_run: bool, **options: Any) -> None:
         now = timezone.now()
         due, due_files = list(find_due(now, slugs=collection)), list(find_due_files(now, slugs=collection))
-        begun = Destruction.objects.exclude(status=Destruction.Status.DONE)
-        begun = begun.filter(slug__in=collection) if collection else begun
+        unfinished = Destruction.objects.exclude(status=Destruction.Status.DONE)
+        unfinished = unfinished.filter(slug__in=collection) if collection else unfinished
         known = {each.collection.slug for each in due} | {each.collection.slug for each in due_files}
-        known |= set(begun.values_list("slug", flat=True))
+        known |= set(unfinished.values_list("slug", flat=True))
         if unknown := [slug for slug in collection if slug not in known]:
-            raise CommandError(f"Not due, or not there: {', '.join(unknown)}. Nothing was done.")
+            raise CommandError(f"These collections are not due or do not exist: {', '.join(unknown)}. Nothing was changed.")
         if dry_run:
-            self._print(due, list(begun.select_related("tenant").order_by("started_at")), due_files, now)
+            self._print(due, list(unfinished.select_related("tenant").order_by("started_at")), due_files, now)
             return
-        self._refuse_in_doubt(now)
-        for destruction in begun.filter(status=Destruction.Status.BLOCKED):
+        self._check_vault(now)
+        for destruction in unfinished.filter(status=Destruction.Status.BLOCKED):
             retry_blocked(destruction, by=None, now=now)
-        destructions = list(begun)
+        destructions = list(unfinished)
         for each in due:
             if each.is_held:
-                self.stdout.write(f"{each.collection.slug}: held, and stays")
-            elif new := begin(each.collection, by=None, now=now):
+                self.stdout.write(f"{each.collection.slug}: skipped, because a hold blocks it")
+            elif new := start_destruction(each.collection, by=None, now=now):
                 destructions.append(new)
         remaining = self._destroy_files(collection, now) if due_files else 0
         self._finish(destructions)
         if remaining:
-            raise CommandError(f"{remaining} single files would not go: the log says why.")
+            raise CommandError(f"{remaining} single files could not be destroyed. The log has the reasons.")
 
-    def _refuse_in_doubt(self, now: datetime) -> None:
+    def _check_vault(self, now: datetime) -> None:
         try:
             identity.check(now=now)
             identity.check_history(now=now)
             limits.check_clock(now)
         except (APIException, WrongKey) as error:
-            raise CommandError(f"Nothing was done: {error} See manage.py ledger.") from error
+            raise CommandError(f"Nothing was changed: {error} Run manage.py ledger.") from error
         except (limits.ClockAhead, StoreError) as error:
-            raise CommandError(f"Nothing was done: {error}") from error
+            raise CommandError(f"Nothing was changed: {error}") from error
 
     def _destroy_files(self, slugs: list[str], now: datetime) -> int:
-        """Returns how many are left."""
-        gone = sum(destroy_each(files, by=None, now=now) for files in find_destroyable(now, slugs=slugs))
+        """Returns the number of due files that remain."""
+        destroyed = sum(destroy_each(files, by=None, now=now) for files in find_destroyable(now, slugs=slugs))
         while cleanup.delete_due_objects(now=timezone.now()):
             pass
-        self.stdout.write(f"{gone} single files destroyed.")
+        self.stdout.write(f"{destroyed} single files destroyed.")
         return sum(each.count for each in find_due_files(now, slugs=slugs) if not each.is_held)
 
-    def _print(self, due: list[Due], begun: list[Destruction], due_files: list[DueFiles], now: datetime) -> None:
+    def _print(self, due: list[DueCollection], unfinished: list[Destruction], due_files: list[DueFiles], now: datetime) -> None:
         rows = [
             (
                 each.collection.slug,
@@ -94,8 +94,15 @@ class Command(BaseCommand):
             for each in due
         ]
         rows += [
-            (each.slug, each.tenant.slug, f"{each.reason}; begun", str(each.file_count), str(each.total_length), each.blocked_by)
-            for each in begun
+            (
+                each.slug,
+                each.tenant.slug,
+                f"{each.reason}; in progress",
+                str(each.file_count),
+                str(each.total_length),
+                each.blocked_by,
+            )
+            for each in unfinished
         ]
         free = [each.collection for each in due if not each.is_held]
         single = [each for each in due_files if each.collection not in free]
@@ -115,20 +122,21 @@ class Command(BaseCommand):
         for row in [head, *rows]:
             self.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         self.stdout.write(
-            f"{len(free)} collections would go, with {sum(each.file_count for each in free)} files of "
+            f"{len(free)} collections would be destroyed, with {sum(each.file_count for each in free)} files of "
             f"{sum(each.total_length for each in free)} bytes."
         )
         if single:
-            gone = [each for each in single if not each.is_held]
-            self.stdout.write(f"{sum(e.count for e in gone)} single files would go, of {sum(e.length for e in gone)} bytes.")
+            files = [each for each in single if not each.is_held]
+            count, length = sum(each.count for each in files), sum(each.length for each in files)
+            self.stdout.write(f"{count} single files would be destroyed, with {length} bytes.")
 
     def _finish(self, destructions: list[Destruction]) -> None:
         pks = [each.pk for each in destructions]
         running = Destruction.objects.filter(pk__in=pks, status=Destruction.Status.RUNNING)
         expected = sum(each.file_count for each in destructions)
         while running.exists():
-            if not work(now=timezone.now(), seconds=TICK, only=destructions):
-                time.sleep(0.2)  # a worker of the server is at it, or an upload is just ending
+            if not run_next_step(now=timezone.now(), seconds=TICK_SECONDS, only=destructions):
+                time.sleep(0.2)  # a worker of the server has the lease, or an upload is in progress
             self._show(pks, expected)
         blocked = Destruction.objects.filter(pk__in=pks, status=Destruction.Status.BLOCKED)
         for each in Destruction.objects.filter(pk__in=pks, status=Destruction.Status.DONE).order_by("started_at"):
@@ -136,7 +144,10 @@ class Command(BaseCommand):
         for each in blocked:
             self.stdout.write(f"{each.slug}: blocked: {each.blocked_by}")
         if blocked:
-            raise CommandError(f"{len(blocked)} of {len(destructions)} are blocked; nobody can read them any more all the same.")
+            raise CommandError(
+                f"{len(blocked)} of {len(destructions)} destructions are blocked. Their content can no longer be read. Remove "
+                "the causes above, then run this command again."
+            )
         self.stdout.write(f"{len(destructions)} collections destroyed.")
 
     def _show(self, pks: list[Any], expected: int) -> None:
