@@ -1,7 +1,10 @@
-"""Shows collections and what waits to be erased: no content, no filenames, nothing to edit. Changes go through the API."""
+"""Read-only admin pages of collections, grants, holds, uploads and pending deletions, without content and filenames.
+
+Changes are made through the API. The only action here revokes grants.
+"""
 
 # mypy: disable-error-code=type-arg
-# Outside the stubs, ModelAdmin takes no type argument.
+# ModelAdmin is only generic in the stubs, so it cannot have a type argument at run time.
 
 from typing import Any, cast
 
@@ -32,7 +35,7 @@ class CollectionAdmin(ReadOnlyAdmin):
     list_filter = ("status", "egress_status", "cipher", "tenant")
     list_select_related = ("tenant",)
     search_fields = ("slug", "display_name", "tenant__slug", "uuid")
-    search_help_text = "Id, display name, tenant or uuid."
+    search_help_text = "Id, display name, tenant or UUID"
     ordering = ("-created_at",)
     show_full_result_count = False
     fields = (
@@ -47,13 +50,13 @@ class CollectionAdmin(ReadOnlyAdmin):
 
 @admin.register(Grant)
 class GrantAdmin(ReadOnlyAdmin):
-    """Who was given what. Taking it away is a button; giving is the API's and `grantaccess`'s."""
+    """Grants, with an action that revokes them. Use the API or the command `grantaccess` to create grants."""
 
     list_display = ("collection", "of_one_file", "user", "level", "is_external", "created_at", "created_by")
     list_filter = ("level", "collection__tenant")
     list_select_related = ("collection", "user", "created_by")
     search_fields = ("collection__slug", "user__username", "user__email")
-    search_help_text = "Id of a collection, or a person."
+    search_help_text = "Id of a collection, username or email address"
     ordering = ("-created_at",)
     show_full_result_count = False
     fields = ("id", "collection", "of_one_file", "user", "is_external", "level", "created_at", "created_by")
@@ -70,22 +73,22 @@ class GrantAdmin(ReadOnlyAdmin):
     def has_revoke_permission(self, request: HttpRequest) -> bool:
         return isinstance(request.user, User) and request.user.is_superuser
 
-    @admin.action(description="Take away", permissions=["revoke"])
+    @admin.action(description="Revoke selected grants", permissions=["revoke"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Grant]) -> None:
         for grant in queryset:
             grants.revoke(grant, by=cast(User, request.user), now=timezone.now(), as_operator=True)
-        self.message_user(request, f"{len(queryset)} taken away.")
+        self.message_user(request, f"Revoked grants: {len(queryset)}.")
 
 
 @admin.register(Hold)
 class HoldAdmin(ReadOnlyAdmin):
-    """What stays as it is, and why. The tenant's admins place and lift legal holds, over the API."""
+    """Holds and their reasons. Admins of the tenant place and lift legal holds through the API."""
 
     list_display = ("collection", "of_one_file", "kind", "ref", "reason", "placed_at", "placed_by")
     list_filter = ("kind", "collection__tenant")
     list_select_related = ("collection", "placed_by")
     search_fields = ("collection__slug", "ref", "reason")
-    search_help_text = "Id of a collection, a matter's number, or words of the reason."
+    search_help_text = "Id of a collection, reference, or part of the reason"
     ordering = ("-placed_at",)
     show_full_result_count = False
     fields = ("id", "collection", "of_one_file", "kind", "ref", "reason", "placed_at", "placed_by")

@@ -6,4 +6,4 @@ class FilesConfig(AppConfig):
     verbose_name = "Files"
 
     def ready(self) -> None:
-        from files import checks, triggers  # noqa: F401  registers the system checks and what the database refuses
+        from files import checks, triggers  # noqa: F401  registers the system checks and the triggers

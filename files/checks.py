@@ -1,4 +1,4 @@
-"""System checks of what the settings alone cannot say."""
+"""System checks of settings that depend on each other or on code of the apps."""
 
 from typing import Any
 
@@ -15,6 +15,6 @@ def files_settings(**_: Any) -> list[Error]:
         found.append(Error("FILES_DEFAULT_CIPHER is unknown.", hint=f"Use one of {', '.join(Cipher.values)}.", id="files.E001"))
     if settings.FILES_MAX_TRANSFERS >= settings.WEB_THREADS:
         found.append(
-            Error("FILES_MAX_TRANSFERS leaves no thread for the API.", hint="Keep it below WEB_THREADS.", id="files.E002")
+            Error("FILES_MAX_TRANSFERS leaves no thread for the API.", hint="Set it lower than WEB_THREADS.", id="files.E002")
         )
     return found

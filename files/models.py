@@ -1,4 +1,4 @@
-"""Encrypted collections: who owns them, what lies in them, and the objects that hold the bytes."""
+"""Encrypted collections and their files, access grants, holds, uploads, pending deletions and one-off links."""
 
 import hashlib
 from typing import ClassVar
@@ -18,11 +18,11 @@ from vault.models import Cipher, Key
 class Collection(models.Model):
     class Kind(models.TextChoices):
         FILES = "files"
-        RELEASE = "release"  # has one package of egress, and is nobody's to see
+        RELEASE = "release"  # has one egress package; not visible to users
 
     class Status(models.TextChoices):
         OPEN = "open"
-        DELETED = "deleted"  # unreadable; may be restored until the grace is over
+        DELETED = "deleted"  # not readable; can be restored during the grace period
         PURGING = "purging"
         BLOCKED = "blocked"
 
@@ -33,29 +33,29 @@ class Collection(models.Model):
         PENDING = "pending"
 
     uuid = models.UUIDField(unique=True, default=uuid4, editable=False)
-    slug = models.CharField(max_length=80, unique=True, editable=False, help_text="the API's id; never changes")
+    slug = models.CharField(max_length=80, unique=True, editable=False, help_text="the id in the API; never changes")
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="collections")
     display_name = models.CharField(max_length=200)
     kind = models.CharField(max_length=10, choices=Kind, default=Kind.FILES, editable=False)
     status = models.CharField(max_length=10, choices=Status, default=Status.OPEN, editable=False)
     egress_status = models.CharField(max_length=10, choices=EgressStatus, default=EgressStatus.NONE, editable=False)
-    cipher = models.CharField(max_length=10, choices=Cipher, help_text="for files that are added from now on")
+    cipher = models.CharField(max_length=10, choices=Cipher, help_text="for new files")
     key = models.OneToOneField(Key, models.PROTECT, related_name="+", editable=False)
     purge_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(editable=False)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
     deleted_at = models.DateTimeField(null=True, editable=False)
-    # Kept by every service that adds or removes a file, under the collection's row lock.
+    # Updated by each service that adds or removes a file, under the row lock of the collection.
     file_count = models.BigIntegerField(default=0, editable=False)
     total_length = models.BigIntegerField(default=0, editable=False)
 
-    # Annotated by files.access, the only way to one for whoever asks.
+    # Annotated by files.access, through which all code loads collections for a user.
     my_level: int
-    is_held: bool = False  # it, or one of its files
+    is_held: bool = False  # whether the collection or one of its files is under a hold
 
     class Meta:
         constraints: ClassVar = [
-            # What nobody sees takes no name from anybody, nor can its name be taken before.
+            # Collections that users cannot see do not compete for names with those that they can see.
             models.UniqueConstraint("tenant", "display_name", condition=Q(kind="files"), name="collection_name_unique_in_tenant"),
             models.CheckConstraint(condition=Q(file_count__gte=0, total_length__gte=0), name="collection_counts_not_negative"),
             models.CheckConstraint(
@@ -80,7 +80,7 @@ class Collection(models.Model):
 
     @property
     def prefix(self) -> str:
-        """Of all its objects' keys. Spread evenly by its first part, one per collection, no user text."""
+        """The prefix of its object keys. Contains no user text. Its first part distributes collections evenly over the store."""
         spread = hashlib.sha256(str(self.uuid).encode()).hexdigest()[:4]
         return f"{spread}/{self.tenant_id}/{self.uuid}/"
 
@@ -91,37 +91,39 @@ class Collection(models.Model):
 class StoredFile(models.Model):
     class Status(models.TextChoices):
         READY = "ready"
-        MISSING = "missing"  # the row stands, its object is gone: somebody has to know
+        MISSING = "missing"  # the store has lost the object; an operator must act
         DELETING = "deleting"
 
     uuid = models.UUIDField(unique=True, default=uuid4, editable=False)
     collection = models.ForeignKey(Collection, models.PROTECT, related_name="files")
-    filename = models.CharField(max_length=255, help_text="exactly as given")
+    filename = models.CharField(max_length=255, help_text="unchanged, as the client sent it")
     name_key = models.CharField(max_length=1024, editable=False, help_text="NFC(casefold(NFC(filename)))")
     content_type = models.CharField(max_length=127)
     notes = models.TextField(blank=True)
     status = models.CharField(max_length=10, choices=Status, default=Status.READY, editable=False)
     length = models.BigIntegerField(help_text="plaintext bytes", editable=False)
-    sha256 = models.CharField(max_length=64, help_text="of the plaintext, hex", editable=False)
+    sha256 = models.CharField(max_length=64, help_text="SHA-256 of the plaintext, in hex", editable=False)
     created_at = models.DateTimeField(editable=False)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
-    updated_at = models.DateTimeField(editable=False, help_text="of the content")
+    updated_at = models.DateTimeField(editable=False, help_text="last change of the content")
     updated_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
-    keep_until = models.DateTimeField(null=True, blank=True, help_text="when it is destroyed; none: with its collection")
-    # The content, new as a whole whenever it is replaced. The cipher of a row is final.
+    keep_until = models.DateTimeField(
+        null=True, blank=True, help_text="when the file is purged; empty: when its collection is purged"
+    )
+    # The content. Replacing it replaces all of these fields. The cipher of a row is final.
     cipher = models.CharField(max_length=10, choices=Cipher, editable=False)
-    segment_size = models.PositiveIntegerField(editable=False, help_text="ciphertext bytes of a full segment")
-    store = models.CharField(max_length=50, editable=False, help_text="STORAGES alias that the object went to")
+    segment_size = models.PositiveIntegerField(editable=False, help_text="size of a full segment in ciphertext bytes")
+    store = models.CharField(max_length=50, editable=False, help_text="STORAGES alias of the store that has the object")
     object_id = models.UUIDField(unique=True, editable=False)
     object_key = models.CharField(max_length=200, unique=True, editable=False)
     object_size = models.BigIntegerField(editable=False)
-    object_etag = models.CharField(max_length=200, editable=False, help_text="the store's, for If-Match")
+    object_etag = models.CharField(max_length=200, editable=False, help_text="ETag that the store gave the object, for If-Match")
     header = models.BinaryField(editable=False)
-    key_salt = models.BinaryField(editable=False, help_text="exists only here: without this row the object is noise")
+    key_salt = models.BinaryField(editable=False, help_text="only stored here: without it the object cannot be decrypted")
     key_commitment = models.BinaryField(editable=False)
 
-    my_level: int = 0  # annotated by files.access, as above
-    is_held: bool = False  # by itself, or with all of its collection
+    my_level: int = 0  # annotated by files.access
+    is_held: bool = False  # whether the file or its whole collection is under a hold
 
     class Meta:
         constraints: ClassVar = [
@@ -138,11 +140,11 @@ class StoredFile(models.Model):
 
     @property
     def etag(self) -> str:
-        """Strong, new with every content, and not derived from plaintext (RFC 9110, 8.8.3)."""
+        """A strong entity tag that changes with the content and is not derived from the plaintext (RFC 9110, section 8.8.3)."""
         return f'"{self.object_id.hex}"'
 
     def open(self) -> "File[bytes]":
-        """The plaintext as a read-only, seekable Django File, decrypted as it is read. The caller has to check access.
+        """The plaintext as a read-only, seekable Django File that decrypts while it is read. The caller must check access.
 
         Raises: KeyUnavailable, WrongKey, CorruptObject, ForeignVault, DatabaseRestored, StorageUnavailable; reading it also
         raises FileNotFoundError and StoreError.
@@ -151,7 +153,7 @@ class StoredFile(models.Model):
 
     @property
     def data_key(self) -> Key:
-        """For `vault.content.ContentRow`, as `binding`."""
+        """Part of the protocol `vault.content.ContentRow`, like `binding`."""
         return self.collection.key
 
     @property
@@ -165,10 +167,10 @@ class StoredFile(models.Model):
 
 
 class Level(models.IntegerChoices):
-    """What somebody may do with a collection or a file; each includes those before it. Only the last three are granted."""
+    """What a user can do with a collection or a file. Each level includes the lower ones. Grants can only give the last three."""
 
-    NAME = 1, "name"  # of a collection: its name, and those of its files that are granted by themselves
-    METADATA = 2, "metadata"  # everything but bytes: what auditors see
+    NAME = 1, "name"  # on a collection: sees its name and those of its files that grants give access to
+    METADATA = 2, "metadata"  # sees everything except content; the level of auditors
     VIEWER = 3, "viewer"
     EDITOR = 4, "editor"
     MANAGER = 5, "manager"
@@ -178,18 +180,16 @@ GRANTABLE_LEVELS = (Level.VIEWER, Level.EDITOR, Level.MANAGER)
 
 
 class Grant(models.Model):
-    """Access that was given: to a person or to all members of the tenant, on a collection or on one file of it."""
+    """Gives a user or all members of the tenant a level on a collection or on one file of it."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
-    tenant = models.ForeignKey(
-        Tenant, models.CASCADE, related_name="+", editable=False, help_text="the collection's, who never changes it"
-    )
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="+", editable=False, help_text="tenant of the collection")
     collection = models.ForeignKey(Collection, models.CASCADE, related_name="grants")
     file = models.ForeignKey(
-        StoredFile, models.CASCADE, null=True, blank=True, related_name="grants", help_text="none: all of them"
+        StoredFile, models.CASCADE, null=True, blank=True, related_name="grants", help_text="empty: all files"
     )
     user = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.CASCADE, null=True, blank=True, related_name="grants", help_text="none: all members"
+        settings.AUTH_USER_MODEL, models.CASCADE, null=True, blank=True, related_name="grants", help_text="empty: all members"
     )
     membership = models.ForeignKey(
         Membership,
@@ -197,7 +197,7 @@ class Grant(models.Model):
         null=True,
         blank=True,
         related_name="+",
-        help_text="the user's, who loses the grant with it; none: all members, or somebody of another tenant",
+        help_text="membership of the user; deleting it deletes the grant; empty: all members, or a user of another tenant",
     )
     level = models.PositiveSmallIntegerField(choices=[(level.value, level.label) for level in GRANTABLE_LEVELS])
     created_at = models.DateTimeField(editable=False)
@@ -231,27 +231,29 @@ class Grant(models.Model):
 
     @property
     def is_external(self) -> bool:
-        """Given to somebody who was no member of the tenant."""
+        """Whether the grant is to a user who is not a member of the tenant."""
         return self.user_id is not None and self.membership_id is None
 
 
 class Hold(models.Model):
-    """A reason why a collection or one of its files stays as it is. What would change or destroy it is refused while one stands.
+    """Prevents changes to a collection or to one of its files, and their deletion.
 
-    New files may come into a collection that is held, and are held with it.
+    New files can be added to a collection under a hold. The hold applies to them, too.
     """
 
     class Kind(models.TextChoices):
         LEGAL = "legal"  # an admin of the tenant places and lifts it
-        EGRESS = "egress"  # an egress request keeps what it was made for
+        EGRESS = "egress"  # an egress request holds the files that it requests
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     collection = models.ForeignKey(Collection, models.PROTECT, related_name="holds")
     file = models.ForeignKey(
-        StoredFile, models.PROTECT, null=True, blank=True, related_name="holds", help_text="none: all of them"
+        StoredFile, models.PROTECT, null=True, blank=True, related_name="holds", help_text="empty: all files"
     )
     kind = models.CharField(max_length=10, choices=Kind)
-    ref = models.CharField(max_length=200, blank=True, help_text="a matter's number, or the egress request's uuid")
+    ref = models.CharField(
+        max_length=200, blank=True, help_text="reference number of a legal matter, or UUID of the egress request"
+    )
     reason = models.CharField(max_length=1000)
     placed_at = models.DateTimeField(editable=False)
     placed_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", editable=False)
@@ -265,9 +267,10 @@ class Hold(models.Model):
 
 
 class Upload(models.Model):
-    """Bytes are arriving. The row stands from before the first byte reaches the store until a file, or nobody, owns the object.
+    """An upload in progress. The row is created before the first byte reaches the store, and deleted when the upload ends.
 
-    Deleting it is the right to say what becomes of the object: the commit, a failed upload and the clean-up compete for it.
+    The commit, a failed upload and the clean-up compete to delete the row. The one that deletes it decides what happens to the
+    object.
     """
 
     STALLED_AFTER_SECONDS: ClassVar = 15 * 60
@@ -277,7 +280,7 @@ class Upload(models.Model):
     object_key = models.CharField(max_length=200, unique=True)
     collection = models.ForeignKey(Collection, models.PROTECT, related_name="uploads")
     started_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.CASCADE, null=True, related_name="+", help_text="none: the system"
+        settings.AUTH_USER_MODEL, models.CASCADE, null=True, related_name="+", help_text="empty: the system"
     )
     started_at = models.DateTimeField()
     heartbeat_at = models.DateTimeField(db_index=True)
@@ -287,11 +290,13 @@ class Upload(models.Model):
 
 
 class PendingDeletion(Leased):
-    """An object that no file needs any more. The tick erases it with every version and then this row."""
+    """An object that no file uses. A tick deletes all of its versions and then this row."""
 
     store = models.CharField(max_length=50, help_text="STORAGES alias")
     object_key = models.CharField(max_length=200, unique=True)
-    due_at = models.DateTimeField(db_index=True, help_text="replaced contents wait for the downloads that still read them")
+    due_at = models.DateTimeField(
+        db_index=True, help_text="later for a replaced file, because running downloads may still read the object"
+    )
     requested_at = models.DateTimeField()
 
     def __str__(self) -> str:
@@ -299,24 +304,34 @@ class PendingDeletion(Leased):
 
 
 class DownloadLink(models.Model):
-    """The right to fetch one file, or one archive, once, without any other credential."""
+    """Allows one download of one file or archive without any other credential."""
 
     class Disposition(models.TextChoices):
         ATTACHMENT = "attachment"
         INLINE = "inline"
 
-    token_hash = models.CharField(max_length=64, unique=True, help_text="SHA-256 of the token, which nobody keeps")
+    token_hash = models.CharField(max_length=64, unique=True, help_text="SHA-256 of the token; the token itself is not stored")
     collection = models.ForeignKey(Collection, models.CASCADE, related_name="+")
-    file = models.ForeignKey(StoredFile, models.CASCADE, null=True, related_name="+", help_text="none: an archive")
-    selection = models.JSONField(default=list, help_text="file uuids of an archive; empty: all that the minter can read")
+    file = models.ForeignKey(StoredFile, models.CASCADE, null=True, related_name="+", help_text="empty: an archive")
+    selection = models.JSONField(
+        default=list, help_text="UUIDs of the files in the archive; empty: all files that the user can read"
+    )
     disposition = models.CharField(max_length=10, choices=Disposition, default=Disposition.ATTACHMENT)
     minted_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
-    minted_with = models.ForeignKey(ApiKey, models.CASCADE, null=True, related_name="+", help_text="the key that it dies with")
+    minted_with = models.ForeignKey(
+        ApiKey,
+        models.CASCADE,
+        null=True,
+        related_name="+",
+        help_text="API key that minted the link; revoking it invalidates the link",
+    )
     minted_at = models.DateTimeField()
     expires_at = models.DateTimeField(db_index=True)
     claimed_at = models.DateTimeField(null=True)
-    object_id = models.UUIDField(null=True, help_text="the content that was claimed: a resumed transfer gets no other")
-    bytes_left = models.BigIntegerField(default=0, help_text="what a broken transfer may still fetch")
+    object_id = models.UUIDField(
+        null=True, help_text="content of the first download; a resumed transfer must have the same content"
+    )
+    bytes_left = models.BigIntegerField(default=0, help_text="bytes that resumed transfers can still fetch")
 
     class Meta:
         constraints: ClassVar = [models.CheckConstraint(condition=Q(bytes_left__gte=0), name="link_budget_not_negative")]

@@ -1,4 +1,4 @@
-"""What the database refuses of collections: nothing leads back from a destruction (INV-08)."""
+"""Database triggers that protect collections. They ensure that a purge cannot be undone (INV-08)."""
 
 from typing import Final
 
@@ -13,29 +13,29 @@ register(
         "collection_no_way_back",
         COLLECTIONS,
         "UPDATE",
-        "a collection that is being purged stays so",
+        "the purge of a collection cannot be undone",
         when="OLD.status IN ('purging', 'blocked') AND NEW.status NOT IN ('purging', 'blocked')",
     ),
     Guard(
         "collection_stays_itself",
         COLLECTIONS,
         "UPDATE",
-        "the uuid, tenant and key of a collection never change",
+        "the id, uuid, tenant and key of a collection are immutable",
         when="NEW.id <> OLD.id OR NEW.uuid <> OLD.uuid OR NEW.tenant_id <> OLD.tenant_id OR NEW.key_id <> OLD.key_id",
     ),
     Guard(
         "collection_no_replace",
         COLLECTIONS,
         "REPLACE",
-        "a collection is not written over",
+        "a collection cannot be replaced",
         when="id = NEW.id OR uuid = NEW.uuid OR slug = NEW.slug OR key_id = NEW.key_id",
     ),
-    # The foreign key looks only when the transaction ends: a live key of the same id could have come in between.
+    # The foreign key is only checked at the end of the transaction, when another key could have been inserted with the same id.
     Guard(
         "key_stays_with_its_collection",
         KEYS,
         "DELETE",
-        "the key of a collection goes after it",
+        "the key of a collection cannot be deleted before the collection",
         when="EXISTS (SELECT 1 FROM files_collection WHERE key_id = OLD.id)",
         also_reads=COLLECTIONS,
     ),

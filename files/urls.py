@@ -3,7 +3,7 @@ from django.urls import path
 from files.views import collections, content, downloads, files, grants, holds, tenants
 
 
-# Resources end in a slash. Byte URLs do not, so that `curl -T`, `curl -O` and `wget -c` name files rightly (T-11).
+# URLs of resources end in a slash. URLs of content do not, so that `curl -T`, `curl -O` and `wget -c` use the filename (T-11).
 urlpatterns = [
     path("collections/", collections.CollectionsView.as_view(), name="collections"),
     path("collections/<str:slug>/", collections.CollectionView.as_view(), name="collection"),
@@ -32,5 +32,5 @@ urlpatterns = [
     path("tenants/<str:tenant>/grants/", grants.TenantGrantsView.as_view(), name="tenant-grants"),
 ]
 
-# Outside /api and outside authentication.
+# Not under /api, and without authentication: the token is the credential.
 download_urlpatterns = [path("downloads/<str:token>", downloads.DownloadView.as_view(), name="download")]

@@ -1,6 +1,6 @@
-"""HTTP fields of byte responses: dispositions (RFC 6266), ranges and conditions (RFC 9110), digests (RFC 9530). No Django.
+"""HTTP fields for content: dispositions (RFC 6266), ranges and conditions (RFC 9110), digests (RFC 9530). Independent of Django.
 
-Every function takes a field's value as it came, `None` if it was not sent. Entity tags come and go with their quotes.
+Each function takes the unparsed value of a field, or None if the request does not have it. Entity tags include their quotes.
 """
 
 import re
@@ -18,9 +18,9 @@ from files.filenames import UNSAFE
 
 
 def content_disposition(kind: Literal["attachment", "inline"], filename: str) -> str:
-    """Both names: `filename*` as it is, and `filename` in ASCII for clients that know no other (curl is one).
+    """A Content-Disposition with `filename*`, and with an ASCII `filename` for clients that do not support the former (curl).
 
-    Characters that no accepted filename has are replaced, so that nothing of a name stored by other means acts on the reader.
+    Replaces characters that valid filenames never have, so that a name that was stored in another way cannot harm the client.
     """
     name = UNSAFE.sub("_", filename)
     if name in {"", ".", ".."}:
@@ -29,9 +29,9 @@ def content_disposition(kind: Literal["attachment", "inline"], filename: str) ->
 
 
 def ascii_name(name: str) -> str:
-    """`name` without accents, and `_` for all that is not ASCII or that a client may read as more than itself.
+    """The name without accents, with `_` in place of characters that are not ASCII or that a client could misinterpret.
 
-    That is `"` and `;`, but also `%`, which some decode, and a first `.` or `-`, which makes hidden files and options.
+    These are `"` and `;`, but also `%`, which some clients decode, and an initial `.` or `-`, as in hidden files and options.
     """
     base = "".join(character for character in unicodedata.normalize("NFD", name) if not unicodedata.combining(character))
     return re.sub(r"[^A-Za-z0-9 !#$&()+,.=@^_{}~\[\]-]|^[.-]", "_", base) or "_"
@@ -41,12 +41,12 @@ def ascii_name(name: str) -> str:
 
 
 class Unsatisfiable(Exception):
-    """None of the range asked for exists: 416."""
+    """The requested range is outside the content. Respond with 416."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes [start, stop) of a content, never empty."""
+    """The bytes [start, stop) of a content. Never empty."""
 
     start: int
     stop: int
@@ -55,15 +55,16 @@ class Range:
         return f"bytes {self.start}-{self.stop - 1}/{length}"
 
 
-# Twenty digits are more than any length has, and keep int() from work that the client decides.
+# No length has more than twenty digits. The limit prevents expensive conversions of long numbers by int().
 RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,20})-([0-9]{0,20})|-([0-9]{1,20}))", re.ASCII | re.IGNORECASE)
 
 
 def parse_range(header: str | None, length: int) -> Range | None:
-    """The one range asked for, or None where RFC 9110 14.2 lets a server ignore the field and send everything.
+    """The requested range, or None if the field is ignored and the whole content must be sent (RFC 9110, section 14.2).
 
-    Ignored are other units, several ranges, anything malformed and, since it has no bytes to name, any suffix of an
-    empty content. Raises Unsatisfiable.
+    Ignores units other than bytes, several ranges, malformed values and suffix ranges of an empty content.
+
+    Raises: Unsatisfiable.
     """
     if header is None or not (match := RANGE.fullmatch(header.strip(" \t"))):
         return None
@@ -80,14 +81,14 @@ def parse_range(header: str | None, length: int) -> Range | None:
     return Range(start, min(stop, length))
 
 
-# --- Conditions: each function answers whether the request may go on ---
+# --- Conditions: each function returns whether the condition is true ---
 
 
 ENTITY_TAG: Final = re.compile(r'(?:[ \t]*,)*[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
 
 
 def if_match(header: str | None, etag: str | None) -> bool:
-    """False: answer 412. `etag` is None if there is nothing yet. A field that cannot be read matches nothing."""
+    """If False, respond with 412. `etag` is None if the resource does not exist. A malformed field matches nothing."""
     if header is None:
         return True
     if etag is None:
@@ -96,19 +97,22 @@ def if_match(header: str | None, etag: str | None) -> bool:
 
 
 def if_none_match(header: str | None, etag: str | None) -> bool:
-    """False: answer 304 to GET and HEAD, else 412. Weak comparison, for proxies weaken the tags of what they compress."""
+    """If False, respond with 304 to GET and HEAD, and with 412 to other methods.
+
+    Uses the weak comparison, because proxies turn the entity tags of compressed responses into weak ones.
+    """
     if header is None or etag is None:
         return True
     return header.strip(" \t") != "*" and etag not in (tag.removeprefix("W/") for tag in entity_tags(header))
 
 
 def if_range(header: str | None, etag: str) -> bool:
-    """False: ignore Range and send everything. Dates never hold: they are weak, and no content here has one."""
+    """If False, ignore Range and send the whole content. Dates never match: they are weak, and responses do not have one."""
     return header is None or header.strip(" \t") == etag
 
 
 def entity_tags(header: str) -> Iterator[str]:
-    """The entity tags of a list, up to the first thing that is none."""
+    """Yields the entity tags of a list up to the first malformed one."""
     position = 0
     while match := ENTITY_TAG.match(header, position):
         yield match[1]
@@ -122,27 +126,35 @@ DIGEST: Final = re.compile(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*=*):")
 
 
 def repr_digest(sha256_hex: str) -> str:
+    """The value of a Repr-Digest field."""
     return f"sha-256=:{b64encode(bytes.fromhex(sha256_hex)).decode()}:"
 
 
 def parse_digest(header: str | None) -> bytes | None:
-    """The SHA-256 in a Content-Digest or Repr-Digest, None if it has none. Raises ValueError if it cannot be read."""
+    """The SHA-256 digest in a Content-Digest or Repr-Digest field, or None if it has none.
+
+    Raises: ValueError.
+    """
     if header is None or not header.strip(" \t"):
         return None
     digest = None
     for member in header.split(","):
         if not (match := DIGEST.fullmatch(member.strip(" \t"))):
-            raise ValueError("A digest field must read like 'sha-256=:<base64>:'.")
+            raise ValueError("A digest field must have the form 'sha-256=:<base64>:'.")
         if match[1] == "sha-256":
-            digest = sha256_of(match[2])
+            digest = decode_sha256(match[2])
     return digest
 
 
-def sha256_of(text: str) -> bytes:
+def decode_sha256(text: str) -> bytes:
+    """Decodes a SHA-256 digest in base64, with or without padding.
+
+    Raises: ValueError.
+    """
     try:
-        digest = b64decode(text + "=" * (-len(text) % 4), validate=True)  # RFC 9651 asks readers to do without padding
+        digest = b64decode(text + "=" * (-len(text) % 4), validate=True)  # RFC 9651 tells parsers to accept missing padding
     except ValueError:
         digest = b""
     if len(digest) != 32:
-        raise ValueError("A SHA-256 digest must be the base64 form of 32 bytes.")
+        raise ValueError("A SHA-256 digest must be 32 bytes in base64.")
     return digest

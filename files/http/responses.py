@@ -1,4 +1,4 @@
-"""Requests for bytes and their responses: what a request wants, what it is answered, and the headers of bytes."""
+"""Requests for content, responses with content, and their headers."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from tenants.absolute_urls import absolute_url
 
 @dataclass(frozen=True)
 class ByteRequest:
-    """What a request asks of a file: its method and its conditional and range headers."""
+    """The parts of a GET or HEAD request that determine the response: the method and the conditional and range headers."""
 
     head: bool = False
     range: str | None = None
@@ -31,7 +31,7 @@ class ByteRequest:
 
 @dataclass(frozen=True)
 class ByteResponse:
-    """A response without HTTP's framework: `body` is None for HEAD and 304."""
+    """A response that does not depend on Django. `body` is None for HEAD and 304."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class ByteResponse:
 
 
 def byte_headers(disposition: str, filename: str, content_type: str) -> dict[str, str]:
+    """The headers of every response with content. They prevent caching, sniffing and the execution of scripts."""
     return {
         "Content-Type": content_type,
         "Content-Disposition": content_disposition(disposition, filename),  # type: ignore[arg-type]
@@ -47,19 +48,19 @@ def byte_headers(disposition: str, filename: str, content_type: str) -> dict[str
         "Cache-Control": "private, no-store",
         "Cross-Origin-Resource-Policy": settings.FILES_RESOURCE_POLICY,
         "Referrer-Policy": "no-referrer",
-        "X-Accel-Buffering": "no",  # nginx would spool plaintext (T-9)
+        "X-Accel-Buffering": "no",  # nginx would buffer plaintext on disk (T-9)
     }
 
 
-# --- Between these and the views ---
+# --- For views ---
 
 BYTES_RESPONSE = OpenApiResponse(OpenApiTypes.BINARY, "the bytes")
-# Of the type that the file was saved with; 304 to whoever has the content already.
+# The media type is that of the file.
 CONTENT_RESPONSES = {(200, "*/*"): BYTES_RESPONSE, (206, "*/*"): BYTES_RESPONSE, 304: OpenApiResponse(description="not modified")}
 
 
 def header_parameters(*names: str) -> list[OpenApiParameter]:
-    """For the schema."""
+    """Describes request headers in the OpenAPI document."""
     return [OpenApiParameter(name, str, OpenApiParameter.HEADER) for name in names]
 
 
@@ -79,13 +80,13 @@ def respond(answer: ByteResponse) -> HttpResponseBase:
     if answer.body is None:
         response = HttpResponse(status=answer.status, headers=answer.headers)
         if "Content-Type" not in answer.headers:
-            del response["Content-Type"]  # Django's own, which a 304 would put in place of the stored one
+            del response["Content-Type"]  # a 304 must not replace the stored type with Django's default
         return response
     return StreamingHttpResponse(answer.body, status=answer.status, headers=answer.headers)
 
 
 def link_created(view: APIView, request: Request, token: str) -> Response:
-    """201 with a one-off link of this token."""
+    """Responds with 201 and the one-off link with this token."""
     url = absolute_url(request, "download", token=token)
     link = {"url": url, "expires_in": settings.FILES_DOWNLOAD_EXPIRY_SECONDS}
     return render(view, LinkOutput, link, status=status.HTTP_201_CREATED, headers={"Location": url, "Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""One response's bytes, and what holds while they flow: a slot, the right to go on, and a budget that is paid in advance."""
+"""The body of one streamed response, with a transfer slot, repeated access checks and a byte budget."""
 
 import logging
 import threading
@@ -16,26 +16,30 @@ from files.errors import TransfersFull
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_SECONDS: Final = 3.0
-MAX_UNCHECKED_SECONDS: Final = 60.0  # so long a stream goes on while the database does not answer whether it may
+MAX_UNCHECKED_SECONDS: Final = 60.0  # how long a stream continues while the database is unavailable for access checks
 
 
 def return_connection() -> None:
-    """Gives this thread's database connection back to the pool, unless a transaction needs it. SQLite's stays open."""
+    """Returns the database connection of this thread to the pool, unless it is in a transaction. On SQLite it stays open."""
     if not connection.in_atomic_block:
         close_old_connections()
 
 
 class TransferEnded(Exception):
-    """Raised into the server in place of the next piece: the response ends visibly short of its Content-Length."""
+    """Ends a response early. The server closes the connection, so that the client sees an incomplete response."""
 
 
 class Slots:
-    """How many transfers this process carries at once; the rest of its threads answer the API."""
+    """Limits the number of simultaneous transfers in this process, so that threads remain for other API requests."""
 
     def __init__(self, size: int) -> None:
         self._free = threading.BoundedSemaphore(size)
 
     def take(self) -> None:
+        """Takes a slot without waiting.
+
+        Raises: TransfersFull.
+        """
         if not self._free.acquire(blocking=False):
             raise TransfersFull
 
@@ -47,18 +51,20 @@ SLOTS: Final = Slots(settings.FILES_MAX_TRANSFERS)
 
 
 class Meter(Protocol):
+    """A byte budget for transfers."""
+
     def reserve(self, count: int, *, left: int) -> None:
-        """Pays for the next `count` of the `left` bytes to come. Raises TransferEnded when the budget is used up."""
+        """Reserves the next `count` of the `left` remaining bytes of a transfer. Raises TransferEnded if the budget is used up."""
 
     def refund(self) -> None:
-        """Takes back what was paid and not sent."""
+        """Returns bytes to the budget that were reserved and not sent."""
 
 
 class Transfer:
-    """An iterator over the pieces of a body that has `length` bytes, None if nobody knows beforehand.
+    """An iterator over the pieces of a response body. `length` is its size in bytes, or None if it is not known in advance.
 
-    `still_allowed` is asked every few seconds of the stream's life (INV-16). A `meter` is paid for every piece before it is sent
-    and settled at the end. `close` gives everything back exactly once, however the response ended.
+    Calls `still_allowed` every few seconds (INV-16). Reserves each piece in the `meter` before it is sent, and refunds the rest
+    at the end. `close` releases all resources once, however the response ends.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class Transfer:
         self._checked = self._answered = time.monotonic()
         slots.take()
         try:
-            # The first piece is fetched and verified before there is a response, so that what is wrong can still be said.
+            # Fetch and verify the first piece before the response starts, so that a failure can still be reported as an error.
             self._first: bytes | None = next(pieces, b"")
         except BaseException:
             self.close()
@@ -94,7 +100,7 @@ class Transfer:
             try:
                 self._meter.reserve(len(piece), left=len(piece) if self.length is None else self.length - self._sent)
             except (OperationalError, InterfaceError):
-                raise TransferEnded("the database did not take the payment") from None
+                raise TransferEnded("the database is unavailable, so no bytes could be reserved") from None
         self._sent += len(piece)
         return piece
 
@@ -108,7 +114,7 @@ class Transfer:
         except TransferEnded:
             raise
         except Exception as error:
-            log.error("a transfer broke", extra={"error": type(error).__name__, "sent": self._sent, "length": self.length})
+            log.error("a transfer failed", extra={"error": type(error).__name__, "sent": self._sent, "length": self.length})
             raise TransferEnded(type(error).__name__) from error
 
     def _check(self) -> None:
@@ -119,14 +125,14 @@ class Transfer:
             allowed = False
         except (OperationalError, InterfaceError):
             if asked - self._answered > MAX_UNCHECKED_SECONDS:
-                raise TransferEnded("the database did not say whether the reader may go on") from None
+                raise TransferEnded("the database is unavailable, so access could not be checked") from None
             return
         finally:
             return_connection()
-            self._checked = time.monotonic()  # after a wait for the database, or every piece would wait for it again
+            self._checked = time.monotonic()  # not `asked`: after a slow check, each piece would cause another one
         self._answered = asked
         if not allowed:
-            raise TransferEnded("the reader may not go on")
+            raise TransferEnded("the reader no longer has access")
 
     def close(self) -> None:
         slots, self._slots = self._slots, None
@@ -137,8 +143,8 @@ class Transfer:
             if self._meter:
                 self._meter.refund()
         except (OperationalError, InterfaceError):
-            # Budgets allow for it, as for a process that was killed.
-            log.warning("a transfer could not take back what it had paid")
+            # Budgets have an allowance for this case, as for a killed process.
+            log.warning("a transfer could not refund its reserved bytes")
         finally:
             slots.release()
             return_connection()

@@ -31,7 +31,7 @@ class Migration(migrations.Migration):
                 (
                     "due_at",
                     models.DateTimeField(
-                        db_index=True, help_text="replaced contents wait for the downloads that still read them"
+                        db_index=True, help_text="later for a replaced file, because running downloads may still read the object"
                     ),
                 ),
                 ("requested_at", models.DateTimeField()),
@@ -45,7 +45,10 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("uuid", models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
-                ("slug", models.CharField(editable=False, help_text="the API's id; never changes", max_length=80, unique=True)),
+                (
+                    "slug",
+                    models.CharField(editable=False, help_text="the id in the API; never changes", max_length=80, unique=True),
+                ),
                 ("display_name", models.CharField(max_length=200)),
                 (
                     "kind",
@@ -80,7 +83,7 @@ class Migration(migrations.Migration):
                     "cipher",
                     models.CharField(
                         choices=[("AES-GCM", "AES-GCM"), ("NONE", "None")],
-                        help_text="for files that are added from now on",
+                        help_text="for new files",
                         max_length=10,
                     ),
                 ),
@@ -118,7 +121,7 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("uuid", models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
-                ("filename", models.CharField(help_text="exactly as given", max_length=255)),
+                ("filename", models.CharField(help_text="unchanged, as the client sent it", max_length=255)),
                 ("name_key", models.CharField(editable=False, help_text="NFC(casefold(NFC(filename)))", max_length=1024)),
                 ("content_type", models.CharField(max_length=127)),
                 ("notes", models.TextField(blank=True)),
@@ -132,22 +135,35 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("length", models.BigIntegerField(editable=False, help_text="plaintext bytes")),
-                ("sha256", models.CharField(editable=False, help_text="of the plaintext, hex", max_length=64)),
+                ("sha256", models.CharField(editable=False, help_text="SHA-256 of the plaintext, in hex", max_length=64)),
                 ("created_at", models.DateTimeField(editable=False)),
-                ("updated_at", models.DateTimeField(editable=False, help_text="of the content")),
+                ("updated_at", models.DateTimeField(editable=False, help_text="last change of the content")),
                 (
                     "keep_until",
-                    models.DateTimeField(blank=True, help_text="when it is destroyed; none: with its collection", null=True),
+                    models.DateTimeField(
+                        blank=True, help_text="when the file is purged; empty: when its collection is purged", null=True
+                    ),
                 ),
                 ("cipher", models.CharField(choices=[("AES-GCM", "AES-GCM"), ("NONE", "None")], editable=False, max_length=10)),
-                ("segment_size", models.PositiveIntegerField(editable=False, help_text="ciphertext bytes of a full segment")),
-                ("store", models.CharField(editable=False, help_text="STORAGES alias that the object went to", max_length=50)),
+                (
+                    "segment_size",
+                    models.PositiveIntegerField(editable=False, help_text="size of a full segment in ciphertext bytes"),
+                ),
+                (
+                    "store",
+                    models.CharField(editable=False, help_text="STORAGES alias of the store that has the object", max_length=50),
+                ),
                 ("object_id", models.UUIDField(editable=False, unique=True)),
                 ("object_key", models.CharField(editable=False, max_length=200, unique=True)),
                 ("object_size", models.BigIntegerField(editable=False)),
-                ("object_etag", models.CharField(editable=False, help_text="the store's, for If-Match", max_length=200)),
+                (
+                    "object_etag",
+                    models.CharField(
+                        editable=False, help_text="ETag that the store gave the object, for If-Match", max_length=200
+                    ),
+                ),
                 ("header", models.BinaryField()),
-                ("key_salt", models.BinaryField(help_text="exists only here: without this row the object is noise")),
+                ("key_salt", models.BinaryField(help_text="only stored here: without it the object cannot be decrypted")),
                 ("key_commitment", models.BinaryField()),
                 (
                     "collection",
@@ -182,7 +198,9 @@ class Migration(migrations.Migration):
                 ("kind", models.CharField(choices=[("legal", "Legal"), ("egress", "Egress")], max_length=10)),
                 (
                     "ref",
-                    models.CharField(blank=True, help_text="a matter's number, or the egress request's uuid", max_length=200),
+                    models.CharField(
+                        blank=True, help_text="reference number of a legal matter, or UUID of the egress request", max_length=200
+                    ),
                 ),
                 ("reason", models.CharField(max_length=1000)),
                 ("placed_at", models.DateTimeField(editable=False)),
@@ -204,7 +222,7 @@ class Migration(migrations.Migration):
                     "file",
                     models.ForeignKey(
                         blank=True,
-                        help_text="none: all of them",
+                        help_text="empty: all files",
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="holds",
@@ -237,7 +255,7 @@ class Migration(migrations.Migration):
                     "membership",
                     models.ForeignKey(
                         blank=True,
-                        help_text="the user's, who loses the grant with it; none: all members, or somebody of another tenant",
+                        help_text="membership of the user; deleting it deletes the grant; empty: all members, or a user of another tenant",
                         null=True,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="+",
@@ -248,7 +266,7 @@ class Migration(migrations.Migration):
                     "tenant",
                     models.ForeignKey(
                         editable=False,
-                        help_text="the collection's, who never changes it",
+                        help_text="tenant of the collection",
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="+",
                         to="tenants.tenant",
@@ -258,7 +276,7 @@ class Migration(migrations.Migration):
                     "user",
                     models.ForeignKey(
                         blank=True,
-                        help_text="none: all members",
+                        help_text="empty: all members",
                         null=True,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="grants",
@@ -269,7 +287,7 @@ class Migration(migrations.Migration):
                     "file",
                     models.ForeignKey(
                         blank=True,
-                        help_text="none: all of them",
+                        help_text="empty: all files",
                         null=True,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="grants",
@@ -284,11 +302,15 @@ class Migration(migrations.Migration):
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 (
                     "token_hash",
-                    models.CharField(help_text="SHA-256 of the token, which nobody keeps", max_length=64, unique=True),
+                    models.CharField(
+                        help_text="SHA-256 of the token; the token itself is not stored", max_length=64, unique=True
+                    ),
                 ),
                 (
                     "selection",
-                    models.JSONField(default=list, help_text="file uuids of an archive; empty: all that the minter can read"),
+                    models.JSONField(
+                        default=list, help_text="UUIDs of the files in the archive; empty: all files that the user can read"
+                    ),
                 ),
                 (
                     "disposition",
@@ -301,9 +323,11 @@ class Migration(migrations.Migration):
                 ("claimed_at", models.DateTimeField(null=True)),
                 (
                     "object_id",
-                    models.UUIDField(help_text="the content that was claimed: a resumed transfer gets no other", null=True),
+                    models.UUIDField(
+                        help_text="content of the first download; a resumed transfer must have the same content", null=True
+                    ),
                 ),
-                ("bytes_left", models.BigIntegerField(default=0, help_text="what a broken transfer may still fetch")),
+                ("bytes_left", models.BigIntegerField(default=0, help_text="bytes that resumed transfers can still fetch")),
                 (
                     "collection",
                     models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="+", to="files.collection"),
@@ -315,7 +339,7 @@ class Migration(migrations.Migration):
                 (
                     "minted_with",
                     models.ForeignKey(
-                        help_text="the key that it dies with",
+                        help_text="API key that minted the link; revoking it invalidates the link",
                         null=True,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="+",
@@ -325,7 +349,7 @@ class Migration(migrations.Migration):
                 (
                     "file",
                     models.ForeignKey(
-                        help_text="none: an archive",
+                        help_text="empty: an archive",
                         null=True,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="+",
@@ -350,7 +374,7 @@ class Migration(migrations.Migration):
                 (
                     "started_by",
                     models.ForeignKey(
-                        help_text="none: the system",
+                        help_text="empty: the system",
                         null=True,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="+",

@@ -31,9 +31,9 @@ def run(*arguments: str) -> str:
 
 def test_grantaccess_gives_and_takes_away(november: Collection, bob: User, api: Callable[[User], APIClient]) -> None:
     address = paths.collection(november.slug)
-    assert run(november.slug, "--user", "bob", "--level", "editor") == f"bob is editor of {november.slug}.\n"
+    assert run(november.slug, "--user", "bob", "--level", "editor") == f"Granted the level editor on {november.slug} to bob.\n"
     assert api(bob).get(address).json()["my_level"] == "editor"
-    assert run(november.slug, "--user", "bob", "--revoke") == f"bob has no grant on {november.slug} any more.\n"
+    assert run(november.slug, "--user", "bob", "--revoke") == f"Revoked the grant to bob on {november.slug}.\n"
     assert api(bob).get(address).status_code == 404
     events = AuditEvent.objects.filter(action__startswith="grant.").order_by("seq")
     assert [(event.action, event.actor) for event in events] == [("grant.create", "system"), ("grant.revoke", "system")]
@@ -54,7 +54,7 @@ def test_grantaccess_to_everyone_on_one_file(november: Collection, bob: User, ap
         (["{slug}", "--user", "bob", "--file", "b.csv", "--level", "viewer"], "The collection {slug} has no file of this name."),
         (["{slug}", "--user", "nobody", "--level", "viewer"], "user: The tenant has no member with this username."),
         (["{slug}", "--user", "mallory", "--level", "viewer"], "user: The tenant has no member with this username."),
-        (["{slug}", "--user", "bob", "--revoke"], "Nothing is given to bob on {slug}."),
+        (["{slug}", "--user", "bob", "--revoke"], "There is no grant to bob on {slug}."),
         (["{slug}", "--user", "bob", "--everyone", "--level", "viewer"], "not allowed with argument"),
         (["{slug}", "--level", "viewer"], "required"),
         (["{slug}", "--user", "bob"], "required"),

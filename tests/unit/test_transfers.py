@@ -37,7 +37,7 @@ def test_transfer_that_breaks_is_told_to_the_operator(caplog: pytest.LogCaptureF
         next(transfer)
     transfer.close()
     (record,) = caplog.records
-    assert record.getMessage() == "a transfer broke"
+    assert record.getMessage() == "a transfer failed"
     told = {name: value for name, value in vars(record).items() if name in {"error", "sent", "length"}}
     assert told == {"error": "RuntimeError", "sent": 3, "length": 5}  # never the exception's words
 

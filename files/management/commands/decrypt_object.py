@@ -16,22 +16,22 @@ from vault.crypto import CorruptObject, WrongKey
 
 class Command(BaseCommand):
     help = (
-        "The escape hatch, in two steps. `decrypt_object export COLLECTION FILENAME > row.json` prints what the database knows "
-        "of a file: keep it as secret as the database. `decrypt_object open row.json OBJECT [OUTPUT]` needs only that, a copy of "
-        "the object and the keyring (KEYRING or KEYRING_FILE), no database and no server. An altered object is refused."
+        "Decrypts a file without a server, in two steps. `decrypt_object export COLLECTION FILENAME > row.json` prints the "
+        "database row of a file. Protect it as you protect the database. `decrypt_object open row.json OBJECT [OUTPUT]` needs "
+        "only that row, a copy of the object and the keyring (KEYRING or KEYRING_FILE). It refuses an altered object."
     )
     requires_system_checks = ()
     requires_migrations_checks = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         steps = parser.add_subparsers(dest="step", required=True)
-        export = steps.add_parser("export", help="print a file's row as JSON")
-        export.add_argument("collection", help="the collection's id, as in the API")
-        export.add_argument("filename")
-        opening = steps.add_parser("open", help="decrypt a copy of the object")
-        opening.add_argument("row", type=Path)
-        opening.add_argument("object", type=Path)
-        opening.add_argument("output", type=Path, nargs="?", help="a file that does not exist yet; standard output if left out")
+        export = steps.add_parser("export", help="print the database row of a file as JSON")
+        export.add_argument("collection", help="id of the collection in the API")
+        export.add_argument("filename", help="name of the file")
+        decrypt = steps.add_parser("open", help="decrypt a copy of the object")
+        decrypt.add_argument("row", type=Path, help="file that `export` printed")
+        decrypt.add_argument("object", type=Path, help="copy of the encrypted object")
+        decrypt.add_argument("output", type=Path, nargs="?", help="new file for the plaintext (default: standard output)")
 
     def handle(self, *args: Any, step: str, **options: Any) -> None:
         if step == "export":
@@ -42,7 +42,7 @@ class Command(BaseCommand):
     def _export(self, collection: str, filename: str) -> None:
         files = StoredFile.objects.select_related("collection__key").filter(collection__slug=collection, filename=filename)
         if (file := files.first()) is None:
-            raise CommandError("There is no such file.")
+            raise CommandError(f"The collection {collection} has no file {filename}, or does not exist.")
         self.stdout.write(json.dumps(offline_decryption.export_row(file), indent=2))
 
     def _open(self, row: Path, source: Path, output: Path | None) -> None:
@@ -57,7 +57,7 @@ class Command(BaseCommand):
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """For its owner alone, and gone again unless all of it was written."""
+    """Creates a file that only its owner can read. Deletes it after an error."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         try:
             yield file

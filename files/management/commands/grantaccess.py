@@ -10,32 +10,33 @@ from tenants.management.operator import OperatorCommand
 
 class Command(OperatorCommand):
     help = (
-        "Gives a person, or all members of the tenant, access to a collection or to one file of it; with --revoke, takes what "
-        "was given to them there. The highest level wins: what somebody has by role or by another grant stays. People of another "
-        "tenant can be given access while the tenant allows external sharing."
+        "Gives a user, or all members of the tenant, access to a collection or to one of its files. With --revoke, deletes that "
+        "grant. The highest level applies, so levels from roles and from other grants remain. Users of other tenants can have "
+        "access while the tenant allows external sharing."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("collection", help="id, as the API shows it")
+        parser.add_argument("collection", help="id of the collection in the API")
         subject = parser.add_mutually_exclusive_group(required=True)
         subject.add_argument("--user", help="username")
         subject.add_argument("--everyone", action="store_true", help="all members of the tenant")
-        parser.add_argument("--file", help="filename: this file alone")
+        parser.add_argument("--file", help="name of a single file in the collection")
         change = parser.add_mutually_exclusive_group(required=True)
-        change.add_argument("--level", choices=[level.label for level in GRANTABLE_LEVELS])
-        change.add_argument("--revoke", action="store_true")
+        change.add_argument("--level", choices=[level.label for level in GRANTABLE_LEVELS], help="level to grant")
+        change.add_argument("--revoke", action="store_true", help="delete the grant")
 
     def handle(
         self, *, collection: str, user: str | None, file: str | None, level: str | None, revoke: bool, **options: Any
     ) -> None:
-        target, one = access.get_target_as_operator(collection, file)
-        subject, what = user or "everyone", file or collection
+        target, target_file = access.get_target_as_operator(collection, file)
+        subject, target_name = user or "everyone", file or collection
         if revoke:
-            given = access.grants_to(target, one, username=user).first()
-            if given is None:
-                raise CommandError(f"Nothing is given to {subject} on {what}.")
-            grants.revoke(given, by=None, now=timezone.now())
-            self.stdout.write(f"{subject} has no grant on {what} any more.")
+            grant = access.grants_to(target, target_file, username=user).first()
+            if grant is None:
+                raise CommandError(f"There is no grant to {subject} on {target_name}.")
+            grants.revoke(grant, by=None, now=timezone.now())
+            self.stdout.write(f"Revoked the grant to {subject} on {target_name}.")
         else:
-            grants.grant(target, file=one, username=user, level=Level[str(level).upper()], by=None, now=timezone.now())
-            self.stdout.write(f"{subject} is {level} of {what}.")
+            new_level = Level[str(level).upper()]
+            grants.grant(target, file=target_file, username=user, level=new_level, by=None, now=timezone.now())
+            self.stdout.write(f"Granted the level {level} on {target_name} to {subject}.")
