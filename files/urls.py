@@ -26,8 +26,8 @@ urlpatterns = [
     path("collections/<str:slug>/archive.zip", downloads.ArchiveStreamView.as_view(), name="archive"),
     path("collections/<str:slug>/archive/", downloads.ArchiveView.as_view(), name="archive-link"),
     path("tenants/<str:tenant>/usage/", tenants.UsageView.as_view(), name="tenant-usage"),
-    path("audit.csv", tenants.PlatformExport.as_view(), name="platform-audit-export"),
-    path("tenants/<str:tenant>/audit.csv", tenants.TenantExport.as_view(), name="audit-export"),
+    path("audit.csv", tenants.PlatformAuditExportView.as_view(), name="platform-audit-export"),
+    path("tenants/<str:tenant>/audit.csv", tenants.TenantAuditExportView.as_view(), name="audit-export"),
     path("files/", files.FilesView.as_view(), name="files"),
     path("tenants/<str:tenant>/grants/", grants.TenantGrantsView.as_view(), name="tenant-grants"),
 ]

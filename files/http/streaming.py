@@ -54,7 +54,7 @@ class Meter(Protocol):
     """A byte budget for transfers."""
 
     def reserve(self, count: int, *, left: int) -> None:
-        """Reserves the next `count` of the `left` remaining bytes of a transfer. Raises TransferEnded if the budget is used up."""
+        """Reserves the next `count` of the `left` remaining bytes of a transfer. Raises TransferEnded if the budget is used."""
 
     def refund(self) -> None:
         """Returns bytes to the budget that were reserved and not sent."""

@@ -1,4 +1,4 @@
-"""The API of collections."""
+"""API views of collections."""
 
 from django.conf import settings
 from django.utils import timezone
@@ -20,19 +20,19 @@ from tenants.querysets import select_related_only
 
 class CollectionsView(generics.GenericAPIView[Collection]):
     filterset_class = CollectionFilter
-    queryset = Collection.objects.none()  # for the schema: what is served comes from `access`
+    queryset = Collection.objects.none()  # only for the OpenAPI document; responses use `access`
     serializer_class = CollectionOutput
 
     @extend_schema(operation_id="collections_list", responses=CollectionOutput(many=True))
     def get(self, request: Request) -> Response:
-        """Collections that you can read."""
+        """Lists the collections that you can see."""
         collections = select_related_only(access.visible_collections(user_of(request)), tenant="slug", created_by="username")
         page = self.paginate_queryset(self.filter_queryset(collections))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     @extend_schema(operation_id="collections_create", request=CreateCollectionInput, responses={201: CollectionOutput})
     def post(self, request: Request) -> Response:
-        """A new, empty collection with a key of its own."""
+        """Creates an empty collection with its own encryption key."""
         serializer = CreateCollectionInput(data=request.data)
         serializer.is_valid(raise_exception=True)
         user, data = user_of(request), serializer.validated_data
@@ -52,11 +52,12 @@ class CollectionsView(generics.GenericAPIView[Collection]):
 class CollectionView(APIView):
     @extend_schema(operation_id="collections_retrieve", responses=CollectionOutput)
     def get(self, request: Request, slug: str) -> Response:
+        """Returns a collection. Managers can also see a deleted collection until it is purged."""
         return render(self, CollectionOutput, access.get_collection(user_of(request), slug, deleted=True))
 
     @extend_schema(operation_id="collections_update", request=UpdateCollectionInput, responses=CollectionOutput)
     def patch(self, request: Request, slug: str) -> Response:
-        """Changes the display name or the purge date. The cipher and the id are final."""
+        """Changes the display name or the purge date. The cipher and the id cannot be changed."""
         user = user_of(request)
         collection = access.get_collection(user, slug, deleted=True)
         serializer = UpdateCollectionInput(data=request.data)
@@ -75,7 +76,7 @@ class CollectionView(APIView):
 
     @extend_schema(operation_id="collections_delete", responses={202: CollectionOutput})
     def delete(self, request: Request, slug: str) -> Response:
-        """Unreadable at once; may be restored until the grace is over."""
+        """Deletes a collection. It is no longer readable, but can be restored during the grace period."""
         user = user_of(request)
         services.delete_collection(access.get_collection(user, slug, deleted=True), by=user, now=timezone.now())
         return render(self, CollectionOutput, access.get_collection(user, slug, deleted=True), status=status.HTTP_202_ACCEPTED)
@@ -84,7 +85,7 @@ class CollectionView(APIView):
 class RestoreView(APIView):
     @extend_schema(operation_id="collections_restore", request=None, responses=CollectionOutput)
     def post(self, request: Request, slug: str) -> Response:
-        """Undoes the deletion of a collection."""
+        """Restores a deleted collection."""
         user = user_of(request)
         services.restore_collection(access.get_collection(user, slug, deleted=True), by=user, now=timezone.now())
         return render(self, CollectionOutput, access.get_collection(user, slug))

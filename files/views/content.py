@@ -1,4 +1,4 @@
-"""The API of content: the bytes of a file."""
+"""API views of the content of files."""
 
 from django.http import HttpResponseBase
 from django.utils import timezone
@@ -20,7 +20,7 @@ from tenants.errors import Invalid
 
 
 def announced_digest(request: Request) -> bytes | None:
-    """SHA-256 of the content as the client says it. Content-Digest and Repr-Digest name the same bytes here (RFC 9530)."""
+    """The SHA-256 digest in Content-Digest or Repr-Digest, or None. Both fields mean the same bytes here (RFC 9530)."""
     digests = set()
     for name in ("Content-Digest", "Repr-Digest"):
         try:
@@ -29,7 +29,7 @@ def announced_digest(request: Request) -> bytes | None:
             raise Invalid(name, str(error), code="bad_digest") from None
     digests.discard(None)
     if len(digests) > 1:
-        raise DigestMismatch("Content-Digest and Repr-Digest name different contents.")
+        raise DigestMismatch("Content-Digest and Repr-Digest differ. Send the same digest in both, or only one of them.")
     return digests.pop() if digests else None
 
 
@@ -38,7 +38,7 @@ class ContentView(APIView):
 
     @extend_schema(operation_id="content_download", parameters=BYTE_REQUEST_HEADERS, responses=CONTENT_RESPONSES)
     def get(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
-        """The file, as an attachment. Range, If-Range, If-Match and If-None-Match as in RFC 9110; one range at a time."""
+        """Downloads the file as an attachment. Supports a single range and the conditional headers of RFC 9110."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
         return respond(
@@ -58,12 +58,12 @@ class ContentView(APIView):
         responses={201: FileOutput, 200: FileOutput},
     )
     def put(self, request: Request, slug: str, filename: str) -> Response:
-        """The body becomes the file: 201. With If-Match it replaces the file of this name: 200."""
+        """Creates a file with the request body as its content (201), or replaces the file of this name with If-Match (200)."""
         user, now = user_of(request), timezone.now()
         collection = access.get_collection(user, slug)
         if "Content-Range" in request.headers:
-            # RFC 9110, 14.5. A client that resumes would leave us the end of its file as the whole of it.
-            raise Invalid("Content-Range", "Send the whole content: uploads are not resumed.", code="partial_upload")
+            # RFC 9110, 14.5. Otherwise a client that resumes an upload would store the end of its file as the whole file.
+            raise Invalid("Content-Range", "An upload cannot be resumed. Send the whole content.", code="partial_upload")
         digest = announced_digest(request)
         conditions = uploads.Conditions(request.headers.get("If-Match"), request.headers.get("If-None-Match"))
         with uploads.begin(
@@ -75,17 +75,17 @@ class ContentView(APIView):
             size=announced_length(request.META),
             conditions=conditions,
             now=now,
-        ) as incoming:
+        ) as session:
             for piece in read_body(request.META):
-                incoming.write(piece)
-            file = incoming.commit(by=user, now=timezone.now(), digest=digest)
-        return file_created(self, request, file, is_new=not incoming.is_replacement)
+                session.write(piece)
+            file = session.commit(by=user, now=timezone.now(), digest=digest)
+        return file_created(self, request, file, is_new=not session.is_replacement)
 
 
 class PreviewView(APIView):
     @extend_schema(operation_id="preview", parameters=BYTE_REQUEST_HEADERS, responses=CONTENT_RESPONSES)
     def get(self, request: Request, slug: str, filename: str) -> HttpResponseBase:
-        """The same bytes, to be shown: inline and sandboxed."""
+        """Returns the content for display in a browser, inline and in a sandbox."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
         return respond(

@@ -1,4 +1,4 @@
-"""The API of one-off links, and of archives."""
+"""API views of one-off links and archives."""
 
 from django.http import HttpResponseBase
 from django.utils import timezone
@@ -24,7 +24,7 @@ class FileDownloadView(APIView):
 
     @extend_schema(operation_id="file_download_redirect", responses={303: None})
     def get(self, request: Request, slug: str, filename: str) -> Response:
-        """Redirects to a one-off link, for browsers that follow it without this request's credentials."""
+        """Redirects to a new one-off link, which a browser can open without the credentials of this request."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
         token = links.mint(collection=file.collection, file=file, by=user, now=timezone.now())
@@ -33,7 +33,7 @@ class FileDownloadView(APIView):
 
     @extend_schema(operation_id="file_download_mint", request=MintInput, responses={201: LinkOutput})
     def post(self, request: Request, slug: str, filename: str) -> Response:
-        """A one-off link."""
+        """Creates a one-off link to the file."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
         serializer = MintInput(data=request.data)
@@ -47,7 +47,7 @@ class FileDownloadView(APIView):
 class ArchiveStreamView(APIView):
     @extend_schema(operation_id="archive_download", parameters=[FILENAMES], responses={(200, "application/zip"): BYTES_RESPONSE})
     def get(self, request: Request, slug: str) -> HttpResponseBase:
-        """What you can read, or the files that are named, as a zip whose length is announced."""
+        """Downloads all files that you can read, or the named files, as a zip. The response has a Content-Length."""
         user = user_of(request)
         collection = access.get_collection(user, slug)
         names = request.query_params.getlist("file")
@@ -64,7 +64,7 @@ class ArchiveView(APIView):
 
     @extend_schema(operation_id="archive_mint", request=ArchiveInput, responses={201: LinkOutput})
     def post(self, request: Request, slug: str) -> Response:
-        """A one-off link to the zip."""
+        """Creates a one-off link to the zip."""
         user = user_of(request)
         collection = access.get_collection(user, slug)
         serializer = ArchiveInput(data=request.data)
@@ -74,17 +74,17 @@ class ArchiveView(APIView):
 
 
 class DownloadView(APIView):
-    """One-off links: the token is the credential, whatever else the request carries."""
+    """Downloads through a one-off link. The token is the only credential; all others are ignored."""
 
     authentication_classes = ()
     permission_classes = ()
 
     @extend_schema(operation_id="download", auth=[], parameters=BYTE_REQUEST_HEADERS, responses=CONTENT_RESPONSES)
     def get(self, request: Request, token: str) -> HttpResponseBase:
-        """The bytes, once. A transfer that broke may be resumed with Range."""
+        """Downloads the content once. An interrupted transfer can be resumed with Range."""
         return respond(links.open_link(token, byte_request=byte_request_of(request), now=timezone.now()))
 
     @extend_schema(operation_id="download_head", auth=[], responses={200: None})
     def head(self, request: Request, token: str) -> HttpResponseBase:
-        """Consumes nothing."""
+        """Returns the headers without using up the link."""
         return self.get(request, token)

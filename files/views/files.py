@@ -1,4 +1,4 @@
-"""The API of files: lists, details, and uploads as a form."""
+"""API views of files: lists, metadata and form uploads."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -58,12 +58,12 @@ class CollectionFilesView(generics.GenericAPIView[StoredFile]):
     filter_backends = (DjangoFilterBackend, StrictOrdering)
     ordering_fields = ("created_at", "updated_at", "filename", "length")
     ordering = ("-created_at", "-id")
-    queryset = StoredFile.objects.none()  # for the schema: what is served comes from `access`
+    queryset = StoredFile.objects.none()  # only for the OpenAPI document; responses use `access`
     serializer_class = FileOutput
 
     @extend_schema(operation_id="files_list", responses=FileOutput(many=True))
     def get(self, request: Request, slug: str) -> Response:
-        """Files of a collection."""
+        """Lists the files of a collection that you can see."""
         files = select_related_only(access.visible_files(user_of(request), slug), created_by="username", updated_by="username")
         page = self.paginate_queryset(self.filter_queryset(files))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
@@ -74,7 +74,7 @@ class CollectionFilesView(generics.GenericAPIView[StoredFile]):
         responses={201: FileOutput, 200: FileUploadResults},
     )
     def post(self, request: Request, slug: str) -> Response:
-        """One file: 201. Several: 200 with a result for each; every file is kept or refused by itself."""
+        """Uploads one file (201) or several (200, with a result for each). Each file succeeds or fails separately."""
         collection = access.get_collection(user_of(request), slug)
         return receive_files(self, request, lambda _: collection, timezone.now())
 
@@ -88,7 +88,7 @@ class FilesView(APIView):
         responses={201: FileOutput, 200: FileUploadResults},
     )
     def post(self, request: Request) -> Response:
-        """Files into the collection that the form names, by its id or display name."""
+        """Uploads files to the collection whose id or display name is in the form."""
         user = user_of(request)
 
         def choose_collection(fields: dict[str, str]) -> Collection:
@@ -102,12 +102,13 @@ class FilesView(APIView):
 class FileView(APIView):
     @extend_schema(operation_id="files_retrieve", responses=FileOutput)
     def get(self, request: Request, slug: str, filename: str) -> Response:
+        """Returns the metadata of a file."""
         file = access.get_file(user_of(request), slug, filename)
         return render(self, FileOutput, file, headers={"ETag": file.etag})
 
     @extend_schema(operation_id="files_update", request=UpdateFileInput, responses=FileOutput)
     def put(self, request: Request, slug: str, filename: str) -> Response:
-        """As PATCH: what is absent stays."""
+        """Changes the metadata of a file, like PATCH: members that are absent keep their values."""
         user = user_of(request)
         file = access.get_file(user, slug, filename)
         serializer = UpdateFileInput(data=request.data)
@@ -119,12 +120,12 @@ class FileView(APIView):
 
     @extend_schema(operation_id="files_partial_update", request=UpdateFileInput, responses=FileOutput)
     def patch(self, request: Request, slug: str, filename: str) -> Response:
-        """Changes the name, the type, the notes or `keep_until`, which null takes away: what is absent stays."""
+        """Changes the name, media type, notes or `keep_until`. Absent members keep their values; null removes `keep_until`."""
         return self.put(request, slug, filename)
 
     @extend_schema(operation_id="files_delete", parameters=header_parameters("If-Match"), responses={204: None})
     def delete(self, request: Request, slug: str, filename: str) -> Response:
-        """Honours If-Match."""
+        """Deletes a file. Supports If-Match."""
         user = user_of(request)
         services.delete_file(
             access.get_file(user, slug, filename), by=user, now=timezone.now(), if_match=request.headers.get("If-Match")

@@ -1,4 +1,4 @@
-"""The API of grants: on a collection, on one file of it, and all of a tenant's."""
+"""API views of grants on a collection, on a file and in a whole tenant."""
 
 from typing import Final
 
@@ -27,7 +27,7 @@ RELATED_FIELDS: Final = {"collection": "slug", "file": "filename", "user": "user
 
 
 def load_target(user: User, slug: str, filename: str | None) -> tuple[Collection, StoredFile | None]:
-    """What the address names: a collection, or one file of it."""
+    """The collection and, if there is a filename, the file that the URL names."""
     if filename is None:
         return access.get_collection(user, slug), None
     file = access.get_file(user, slug, filename)
@@ -37,12 +37,12 @@ def load_target(user: User, slug: str, filename: str | None) -> tuple[Collection
 class GrantsView(generics.GenericAPIView[Grant]):
     scopes = dict.fromkeys(("GET", "POST"), Scope.SHARE)
     filterset_class = GrantFilter
-    queryset = Grant.objects.none()  # for the schema: what is served comes from `access`
+    queryset = Grant.objects.none()  # only for the OpenAPI document; responses use `access`
     serializer_class = GrantOutput
 
     @extend_schema(responses=GrantOutput(many=True))
     def get(self, request: Request, slug: str, filename: str | None = None) -> Response:
-        """Who was given what. Of a collection, its single files included."""
+        """Lists the grants on a file, or on a collection and its files."""
         user = user_of(request)
         grants = select_related_only(access.visible_grants(user, *load_target(user, slug, filename)), **RELATED_FIELDS)
         page = self.paginate_queryset(self.filter_queryset(grants))
@@ -50,7 +50,7 @@ class GrantsView(generics.GenericAPIView[Grant]):
 
     @extend_schema(request=GrantInput, responses={201: GrantOutput, 200: GrantOutput})
     def post(self, request: Request, slug: str, filename: str | None = None) -> Response:
-        """Gives a user, or everyone in the tenant, a level: 201. If they have one serializer here already, it is changed: 200."""
+        """Grants a level to a user or to all members of the tenant (201), or changes the level of an existing grant (200)."""
         user = user_of(request)
         collection, file = load_target(user, slug, filename)
         serializer = GrantInput(data=request.data)
@@ -74,12 +74,13 @@ class GrantView(APIView):
 
     @extend_schema(responses=GrantOutput)
     def get(self, request: Request, slug: str, grant_id: str, filename: str | None = None) -> Response:
+        """Returns a grant."""
         user = user_of(request)
         return render(self, GrantOutput, access.get_grant(user, grant_id, *load_target(user, slug, filename)))
 
     @extend_schema(responses={204: None})
     def delete(self, request: Request, slug: str, grant_id: str, filename: str | None = None) -> Response:
-        """Takes it away, from the next request on. What the person has by role or by another grant stays."""
+        """Revokes the grant immediately. Access through a role or another grant remains."""
         user = user_of(request)
         revoke_grant(access.get_grant(user, grant_id, *load_target(user, slug, filename)), by=user, now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
@@ -88,12 +89,12 @@ class GrantView(APIView):
 class TenantGrantsView(generics.GenericAPIView[Grant]):
     scopes = {"GET": Scope.AUDIT}
     filterset_class = GrantFilter
-    queryset = Grant.objects.none()  # for the schema: what is served comes from `access`
+    queryset = Grant.objects.none()  # only for the OpenAPI document; responses use `access`
     serializer_class = GrantOutput
 
     @extend_schema(operation_id="tenant_grants_list", responses=GrantOutput(many=True))
     def get(self, request: Request, tenant: str) -> Response:
-        """Who was given what in the tenant: for its admins and auditors. `external=true` shows what people of others have."""
+        """Lists all grants in the tenant. `external=true` selects grants to users of other tenants."""
         user = user_of(request)
         grants = select_related_only(access.tenant_grants(user, people.get_tenant(user, tenant)), **RELATED_FIELDS)
         page = self.paginate_queryset(self.filter_queryset(grants))

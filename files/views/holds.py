@@ -1,4 +1,4 @@
-"""The API of holds on a collection and on its files."""
+"""API views of holds on a collection and on its files."""
 
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
@@ -19,13 +19,13 @@ from tenants.querysets import select_related_only
 
 class HoldsView(generics.GenericAPIView[Hold]):
     scopes = {"POST": Scope.ADMINISTER}
-    queryset = Hold.objects.none()  # for the schema: what is served comes from `access`
+    queryset = Hold.objects.none()  # only for the OpenAPI document; responses use `access`
     serializer_class = HoldOutput
     ordering = ("-placed_at", "-id")
 
     @extend_schema(responses=HoldOutput(many=True))
     def get(self, request: Request, slug: str) -> Response:
-        """What keeps the collection, or files of it, from being changed and destroyed. For its managers and auditors."""
+        """Lists the holds on the collection and its files, which prevent changes and deletion. For its managers and auditors."""
         user = user_of(request)
         found = access.visible_holds(user, access.get_collection(user, slug, deleted=True))
         page = self.paginate_queryset(select_related_only(found, file="filename", placed_by="username"))
@@ -33,7 +33,7 @@ class HoldsView(generics.GenericAPIView[Hold]):
 
     @extend_schema(request=HoldInput, responses={201: HoldOutput})
     def post(self, request: Request, slug: str) -> Response:
-        """Places a legal hold. For the tenant's admins; a deleted collection can be held, too, until it is destroyed."""
+        """Places a legal hold. For admins of the tenant. A deleted collection can be held until its purge starts."""
         user = user_of(request)
         collection = access.get_collection(user, slug, deleted=True)
         serializer = HoldInput(data=request.data)
@@ -51,12 +51,13 @@ class HoldView(APIView):
 
     @extend_schema(responses=HoldOutput)
     def get(self, request: Request, slug: str, hold_id: str) -> Response:
+        """Returns a hold."""
         user = user_of(request)
         return render(self, HoldOutput, access.get_hold(user, hold_id, access.get_collection(user, slug, deleted=True)))
 
     @extend_schema(responses={204: None})
     def delete(self, request: Request, slug: str, hold_id: str) -> Response:
-        """Lifts a legal hold. What other holds keep stays kept."""
+        """Lifts a legal hold. Other holds remain in force."""
         user = user_of(request)
         hold = access.get_hold(user, hold_id, access.get_collection(user, slug, deleted=True))
         holds.lift(hold, by=user, now=timezone.now())

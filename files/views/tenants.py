@@ -1,4 +1,4 @@
-"""What `files` adds to the API of a tenant: its usage, and the audit trail as a file (its pages are in `tenants.audit.views`)."""
+"""API views of a tenant's usage and of audit exports. The list of audit events is in `tenants.audit.views`."""
 
 from django.http import HttpResponseBase
 from django.utils import timezone
@@ -25,13 +25,13 @@ class UsageView(APIView):
 
     @extend_schema(operation_id="tenants_usage", responses=UsageOutput)
     def get(self, request: Request, tenant: str) -> Response:
-        """What the tenant keeps, and its quota. For its admins and auditors, and superusers."""
+        """Returns the usage and the quota of the tenant. For its admins and auditors, and for superusers."""
         found = access.get_audited_tenant(user_of(request), tenant)
         return Response(UsageOutput(tenant_usage(found)).data)
 
 
-class Export(APIView):
-    def answer(self, request: Request, tenant: Tenant | None) -> HttpResponseBase:
+class AuditExportView(APIView):
+    def export(self, request: Request, tenant: Tenant | None) -> HttpResponseBase:
         serializer = AuditInput(data=request.query_params)
         serializer.is_valid(raise_exception=True)
         is_head = request.method == "HEAD"
@@ -42,31 +42,31 @@ class Export(APIView):
         )
 
 
-class TenantExport(Export):
+class TenantAuditExportView(AuditExportView):
     scopes = {"GET": Scope.AUDIT}
 
     @extend_schema(operation_id="audit_export", parameters=[AuditInput], responses=CSV)
     def get(self, request: Request, tenant: str) -> HttpResponseBase:
-        """What was done in a tenant, oldest first, for spreadsheets: cells that they would take for formulas begin with an
-        apostrophe. Each export is on record."""
+        """Exports the audit events of a tenant as CSV for spreadsheets, oldest first. An apostrophe is added before text that a
+        spreadsheet would take for a formula. Each export is recorded."""
         user = user_of(request)
         found = access.get_tenant(user, tenant, suspended=True)
         access.check_can_audit(user, found)
-        return self.answer(request, found)
+        return self.export(request, found)
 
     @extend_schema(operation_id="audit_export_head", parameters=[AuditInput], responses={200: None})
     def head(self, request: Request, tenant: str) -> HttpResponseBase:
         return self.get(request, tenant)
 
 
-class PlatformExport(Export):
+class PlatformAuditExportView(AuditExportView):
     scopes = PEOPLE_ONLY
 
     @extend_schema(operation_id="platform_audit_export", parameters=[AuditInput], responses=CSV)
     def get(self, request: Request) -> HttpResponseBase:
-        """What was done outside of every tenant."""
+        """Exports the audit events of the platform that belong to no tenant as CSV, oldest first."""
         access.check_can_audit_platform(user_of(request))
-        return self.answer(request, None)
+        return self.export(request, None)
 
     @extend_schema(operation_id="platform_audit_export_head", parameters=[AuditInput], responses={200: None})
     def head(self, request: Request) -> HttpResponseBase:
