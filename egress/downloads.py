@@ -84,7 +84,7 @@ def _record_read(item: StagedFile, by: User, now: datetime, first: int, count: i
 
 
 def _was_recorded_recently(action: str, item: StagedFile, by: User, now: datetime) -> bool:
-    return audit.seen(action, by=by, target=item.request, since=now - RANGE_AUDIT_INTERVAL)
+    return audit.has_event(action, by=by, target=item.request, since=now - RANGE_AUDIT_INTERVAL)
 
 
 # --- The package ---
@@ -209,7 +209,7 @@ def _start_download(download: Download, package: StoredFile, by: User, now: date
 
 
 def _record_resume(download: Download, package: StoredFile, by: User, now: datetime, first: int, count: int) -> None:
-    if not audit.seen("egress.download_resume", by=by, target=download.request, since=now - RANGE_AUDIT_INTERVAL):
+    if not audit.has_event("egress.download_resume", by=by, target=download.request, since=now - RANGE_AUDIT_INTERVAL):
         _record("egress.download_resume", download.request, by, now, download=str(download.pk), first=first, count=count)
 
 

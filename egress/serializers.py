@@ -12,7 +12,7 @@ from egress.models import MAX_DAYS, MAX_FILES, Decision, Download, EgressPolicy,
 from egress.states import NEXT_ACTORS, State
 from tenants.absolute_urls import absolute_url
 from tenants.models import SERVICE_ROLES, Mail, MailState, Role
-from tenants.serializers import MOST, Moment
+from tenants.serializers import MAX_BIGINT, UtcDateTimeField
 
 
 class Words(serializers.CharField):
@@ -120,8 +120,8 @@ class PolicyInput(serializers.Serializer[Any]):
         help_text="extensions; empty for any",
     )
     max_files = serializers.IntegerField(min_value=1, max_value=MAX_FILES, default=MAX_FILES)
-    max_file_bytes = serializers.IntegerField(min_value=1, max_value=MOST, allow_null=True, default=None)
-    max_total_bytes = serializers.IntegerField(min_value=1, max_value=MOST, allow_null=True, default=None)
+    max_file_bytes = serializers.IntegerField(min_value=1, max_value=MAX_BIGINT, allow_null=True, default=None)
+    max_total_bytes = serializers.IntegerField(min_value=1, max_value=MAX_BIGINT, allow_null=True, default=None)
     min_reason_length = serializers.IntegerField(min_value=1, max_value=1000, default=10)
     downloaders = serializers.ListField(
         child=Pattern(r"^[a-z_]{1,40}$", "`requester`, or a role, in lower-case letters and underscores."),
@@ -186,8 +186,8 @@ class DecisionOutput(serializers.Serializer[Decision]):
     verdict = serializers.ChoiceField(choices=Decision.Verdict.choices)
     reason = serializers.CharField()
     by = serializers.CharField(source="by_name")
-    at = Moment()
-    voided_at = Moment(allow_null=True, help_text="they lost the right before anything was released")
+    at = UtcDateTimeField()
+    voided_at = UtcDateTimeField(allow_null=True, help_text="they lost the right before anything was released")
 
     def get_stage(self, decision: Decision) -> int:
         return decision.stage + 1
@@ -218,14 +218,14 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
     file_count = serializers.IntegerField()
     total_length = serializers.IntegerField(help_text="plaintext bytes")
     content_sha256 = serializers.CharField(help_text="of names, lengths and digests of the round's files")
-    created_at = Moment()
-    submitted_at = Moment(help_text="of this round")
-    changed_at = Moment(help_text="since when it is in its state")
-    expires_at = Moment(allow_null=True, help_text="when it ends by itself")
+    created_at = UtcDateTimeField()
+    submitted_at = UtcDateTimeField(help_text="of this round")
+    changed_at = UtcDateTimeField(help_text="since when it is in its state")
+    expires_at = UtcDateTimeField(allow_null=True, help_text="when it ends by itself")
     problem = serializers.CharField(help_text="what keeps it from going on; empty if nothing does")
     decisions = DecisionOutput(many=True)
-    released_at = Moment(allow_null=True)
-    available_until = Moment(allow_null=True)
+    released_at = UtcDateTimeField(allow_null=True)
+    available_until = UtcDateTimeField(allow_null=True)
     package_length = serializers.IntegerField(allow_null=True)
     package_sha256 = serializers.CharField(help_text="hex; empty until it is released")
     download_count = serializers.IntegerField()
@@ -263,7 +263,7 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
 
 class ReadReceiptOutput(serializers.Serializer[Any]):
     by = serializers.CharField()
-    at = Moment()
+    at = UtcDateTimeField()
 
 
 class StagedFileOutput(serializers.Serializer[StagedFile]):
@@ -275,14 +275,14 @@ class StagedFileOutput(serializers.Serializer[StagedFile]):
     length = serializers.IntegerField()
     sha256 = serializers.CharField()
     status = serializers.ChoiceField(choices=StagedFile.Status.choices, help_text="of its copy in staging")
-    wiped_at = Moment(allow_null=True, help_text="the copy was listed as absent")
+    wiped_at = UtcDateTimeField(allow_null=True, help_text="the copy was listed as absent")
     opened_by = ReadReceiptOutput(many=True)
     links = serializers.DictField(child=serializers.URLField(allow_null=True))
 
 
 class TransitionOutput(serializers.Serializer[Transition]):
     number = serializers.IntegerField()
-    at = Moment()
+    at = UtcDateTimeField()
     by = serializers.CharField(source="by_name")
     status = serializers.ChoiceField(source="to_status", choices=State.choices)
     round = serializers.IntegerField()
@@ -295,8 +295,8 @@ class TransitionOutput(serializers.Serializer[Transition]):
 
 class DownloadOutput(serializers.Serializer[Download]):
     by = serializers.CharField(source="by_name")
-    at = Moment(source="granted_at")
-    last_at = Moment(source="touched_at", help_text="when bytes last left, to within a minute")
+    at = UtcDateTimeField(source="granted_at")
+    last_at = UtcDateTimeField(source="touched_at", help_text="when bytes last left, to within a minute")
     bytes_taken = serializers.SerializerMethodField(help_text="that left at most, those that left twice included")
     is_complete = serializers.SerializerMethodField(
         help_text="it may have all of the package; if not, some is missing for certain"
@@ -316,8 +316,8 @@ class NotificationOutput(serializers.Serializer[Mail]):
     copies = serializers.ListField(child=serializers.EmailField(), help_text="who gets it, too, in Cc")
     refused = serializers.ListField(child=serializers.EmailField(), help_text="those of them whom the mail server refused")
     state = serializers.ChoiceField(choices=MailState.choices)
-    queued_at = Moment(source="created_at")
-    sent_at = Moment(allow_null=True)
+    queued_at = UtcDateTimeField(source="created_at")
+    sent_at = UtcDateTimeField(allow_null=True)
 
 
 class EgressProgress(serializers.Serializer[Any]):
@@ -338,7 +338,7 @@ class RequestDetail(RequestOutput):
 
     @extend_schema_field(StagedFileOutput(many=True))
     def get_items(self, request: Any) -> list[dict[str, Any]]:
-        moment = Moment().to_representation
+        moment = UtcDateTimeField().to_representation
         opened_by = defaultdict(list)
         for number, by, at in request.opened:
             opened_by[number].append({"by": by, "at": moment(at)})
@@ -375,7 +375,7 @@ class ManifestOutput(serializers.Serializer[EgressRequest]):
 class SigningKeyOutput(serializers.Serializer[Any]):
     id = serializers.CharField(help_text="`signed_with` of a manifest")
     public_key = serializers.CharField(help_text="Ed25519, PEM")
-    created_at = Moment()
+    created_at = UtcDateTimeField()
 
 
 class SigningKeysOutput(serializers.Serializer[Any]):

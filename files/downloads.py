@@ -300,7 +300,7 @@ def _record_download(file: StoredFile, by: User, now: datetime, first: int, coun
     tenant = file.collection.tenant
     if count == file.length:
         audit.record("file.download", by=by, tenant=tenant, target=file, now=now, object=str(file.object_id))
-    elif not audit.seen("file.download_range", by=by, target=file, since=now - RANGE_AUDIT_INTERVAL):
+    elif not audit.has_event("file.download_range", by=by, target=file, since=now - RANGE_AUDIT_INTERVAL):
         facts: dict[str, str | int] = {"object": str(file.object_id), "first": first, "count": count}
         audit.record("file.download_range", by=by, tenant=tenant, target=file, now=now, **facts)
 

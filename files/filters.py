@@ -16,7 +16,7 @@ from files.models import GRANTABLE_LEVELS, Collection, Grant, Level, StoredFile
 from tenants.errors import Invalid
 
 
-class MomentField(IsoDateTimeField):
+class DateTimeFilterField(IsoDateTimeField):
     def to_python(self, value: Any) -> datetime | None:
         moment: datetime | None = super().to_python(value)
         try:
@@ -25,8 +25,8 @@ class MomentField(IsoDateTimeField):
             raise ValidationError(self.error_messages["invalid"], code="invalid") from None
 
 
-class MomentFilter(filters.IsoDateTimeFilter):
-    field_class = MomentField
+class DateTimeFilter(filters.IsoDateTimeFilter):
+    field_class = DateTimeFilterField
 
 
 class TrueFalseFilter(filters.TypedChoiceFilter):
@@ -39,7 +39,7 @@ class TrueFalseFilter(filters.TypedChoiceFilter):
 class CollectionFilter(filters.FilterSet):
     tenant = filters.CharFilter(field_name="tenant__slug", max_length=50)
     search = filters.CharFilter(field_name="display_name", lookup_expr="icontains", max_length=200)
-    purge_before = MomentFilter(field_name="purge_at", lookup_expr="lt")
+    purge_before = DateTimeFilter(field_name="purge_at", lookup_expr="lt")
 
     class Meta:
         model = Collection
@@ -50,7 +50,7 @@ class FileFilter(filters.FilterSet):
     search = filters.CharFilter(field_name="filename", lookup_expr="icontains", max_length=200)
     content_type = filters.CharFilter(max_length=127)
     status = filters.ChoiceFilter(choices=StoredFile.Status.choices)
-    keep_before = MomentFilter(field_name="keep_until", lookup_expr="lt")
+    keep_before = DateTimeFilter(field_name="keep_until", lookup_expr="lt")
 
     class Meta:
         model = StoredFile

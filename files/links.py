@@ -186,7 +186,7 @@ def claim(link: DownloadLink, file: StoredFile | None, *, by: User, now: datetim
 
 
 def _resume(link: DownloadLink, file: StoredFile, by: User, now: datetime) -> None:
-    if not audit.seen("link.resume", by=by, target=file, since=now - downloads.RANGE_AUDIT_INTERVAL):
+    if not audit.has_event("link.resume", by=by, target=file, since=now - downloads.RANGE_AUDIT_INTERVAL):
         audit.record("link.resume", by=by, tenant=link.collection.tenant, target=file, now=now)
 
 

@@ -11,7 +11,7 @@ from files.access import level_of
 from files.models import GRANTABLE_LEVELS, Collection, DownloadLink, Grant, Hold, Level, StoredFile
 from tenants.absolute_urls import absolute_url, quote_segment
 from tenants.errors import Invalid
-from tenants.serializers import Moment, PlainText
+from tenants.serializers import PlainTextField, UtcDateTimeField
 from vault.models import Cipher
 
 
@@ -19,14 +19,14 @@ class CreateCollectionInput(serializers.Serializer[Any]):
     tenant = serializers.CharField(
         required=False, max_length=50, help_text="slug; may be left out by who belongs to one tenant only"
     )
-    display_name = PlainText(max_length=200)
-    purge_at = Moment(required=False, allow_null=True)
+    display_name = PlainTextField(max_length=200)
+    purge_at = UtcDateTimeField(required=False, allow_null=True)
     cipher = serializers.ChoiceField(choices=Cipher.choices, required=False)
 
 
 class UpdateCollectionInput(serializers.Serializer[Any]):
-    display_name = PlainText(max_length=200, required=False)
-    purge_at = Moment(required=False, allow_null=True, help_text="null takes the date away")
+    display_name = PlainTextField(max_length=200, required=False)
+    purge_at = UtcDateTimeField(required=False, allow_null=True, help_text="null takes the date away")
 
 
 class CollectionLinks(serializers.Serializer[Any]):
@@ -69,10 +69,10 @@ class CollectionOutput(serializers.Serializer[Collection]):
     status = serializers.ChoiceField(choices=Collection.Status.choices)
     egress_status = serializers.ChoiceField(choices=Collection.EgressStatus.choices, allow_null=True)
     cipher = serializers.ChoiceField(choices=Cipher.choices)
-    purge_at = Moment(allow_null=True)
-    created_at = Moment()
+    purge_at = UtcDateTimeField(allow_null=True)
+    created_at = UtcDateTimeField()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
-    deleted_at = Moment(allow_null=True)
+    deleted_at = UtcDateTimeField(allow_null=True)
     file_count = serializers.IntegerField(allow_null=True)
     total_length = serializers.IntegerField(allow_null=True, help_text="plaintext bytes")
     is_held = serializers.BooleanField(allow_null=True, help_text="something in it is under a hold: see holds/")
@@ -117,10 +117,10 @@ class FileOutput(serializers.Serializer[StoredFile]):
     notes = serializers.CharField()
     cipher = serializers.ChoiceField(choices=Cipher.choices)
     status = serializers.ChoiceField(choices=StoredFile.Status.choices)
-    keep_until = Moment(allow_null=True, help_text="when it is destroyed; null: with its collection")
-    created_at = Moment()
+    keep_until = UtcDateTimeField(allow_null=True, help_text="when it is destroyed; null: with its collection")
+    created_at = UtcDateTimeField()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
-    updated_at = Moment(help_text="of the content")
+    updated_at = UtcDateTimeField(help_text="of the content")
     updated_by = serializers.CharField(source="updated_by.username", default=None, allow_null=True)
     is_held = serializers.BooleanField(help_text="a hold keeps it as it is")
     my_level = LevelField()
@@ -170,7 +170,7 @@ class GrantOutput(serializers.Serializer[Grant]):
     everyone = serializers.BooleanField(source="is_for_everyone", help_text="given to all members of the tenant")
     is_external = serializers.BooleanField(help_text="given to somebody of another tenant")
     level = LevelField(GRANTABLE_LEVELS)
-    created_at = Moment()
+    created_at = UtcDateTimeField()
     created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
 
 
@@ -178,8 +178,8 @@ class HoldInput(serializers.Serializer[Any]):
     file = serializers.CharField(
         required=False, max_length=255, trim_whitespace=False, help_text="filename; left out: all that the collection has"
     )
-    reason = PlainText(max_length=1000)
-    ref = PlainText(max_length=200, required=False, default="", allow_blank=True, help_text="a matter's number")
+    reason = PlainTextField(max_length=1000)
+    ref = PlainTextField(max_length=200, required=False, default="", allow_blank=True, help_text="a matter's number")
 
 
 class HoldOutput(serializers.Serializer[Hold]):
@@ -188,7 +188,7 @@ class HoldOutput(serializers.Serializer[Hold]):
     file = serializers.CharField(source="file.filename", default=None, allow_null=True, help_text="null: all of the collection")
     reason = serializers.CharField()
     ref = serializers.CharField()
-    placed_at = Moment()
+    placed_at = UtcDateTimeField()
     placed_by = serializers.CharField(source="placed_by.username", default=None, allow_null=True)
 
 
@@ -198,7 +198,9 @@ class UpdateFileInput(serializers.Serializer[Any]):
     filename = serializers.CharField(required=False, allow_null=True, trim_whitespace=False, max_length=255)
     content_type = serializers.CharField(required=False, allow_null=True, max_length=127)
     notes = serializers.CharField(required=False, allow_null=True, allow_blank=True, trim_whitespace=False, max_length=10_000)
-    keep_until = Moment(required=False, allow_null=True, help_text="when the file is destroyed; null takes the date away")
+    keep_until = UtcDateTimeField(
+        required=False, allow_null=True, help_text="when the file is destroyed; null takes the date away"
+    )
 
 
 class FileUploadResult(serializers.Serializer[Any]):

@@ -6,7 +6,7 @@ from rest_framework import serializers
 
 from purge.models import Destruction
 from tenants.absolute_urls import absolute_url
-from tenants.serializers import Moment
+from tenants.serializers import UtcDateTimeField
 
 
 class Progress(serializers.Serializer[Any]):
@@ -28,14 +28,14 @@ class DestructionOutput(serializers.Serializer[Destruction]):
     collection = serializers.CharField(source="slug", help_text="the former id of the collection")
     display_name = serializers.CharField()
     reason = serializers.ChoiceField(choices=Destruction.Reason.choices)
-    due_at = Moment()
-    started_at = Moment(help_text="when its key was destroyed; its content is unreadable since")
+    due_at = UtcDateTimeField()
+    started_at = UtcDateTimeField(help_text="when its key was destroyed; its content is unreadable since")
     began_by = serializers.CharField(help_text="a username, or `system`")
     status = serializers.ChoiceField(choices=Destruction.Status.choices)
     blocked_by = serializers.CharField(
         help_text="the storage's reason for refusing a deletion, which is retried every day; empty if not blocked"
     )
-    completed_at = Moment(allow_null=True)
+    completed_at = UtcDateTimeField(allow_null=True)
     file_count = serializers.IntegerField()
     total_length = serializers.IntegerField(help_text="plaintext bytes")
     progress = Progress(source="*")

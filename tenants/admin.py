@@ -1,10 +1,10 @@
-"""Shows people, tenants, keys, mails and the audit trail. Every change goes through a service.
+"""Admin pages of users, tenants, API keys, mails and the audit trail. All changes call services.
 
-Only memberships and invitations are deleted here.
+Only memberships and invitations can be deleted here.
 """
 
 # mypy: disable-error-code=type-arg
-# Outside the stubs, ModelAdmin and ModelForm take no type argument.
+# At run time, ModelAdmin and ModelForm accept no type arguments.
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,32 +19,34 @@ from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from rest_framework.exceptions import APIException
-from rest_framework_simplejwt.token_blacklist import admin as _  # noqa: F401  registers what is taken out below
+from rest_framework_simplejwt.token_blacklist import admin as _  # noqa: F401  registers the models that are unregistered below
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 
 from tenants import people, services
-from tenants.admin_site import password_audited
+from tenants.admin_site import audit_password_change
 from tenants.auth import api_keys
 from tenants.models import ApiKey, AuditEvent, Invitation, Mail, Membership, Role, Tenant, User
 
 
-# Groups give nothing here. Tokens are ended on the person's page, which is audited.
+# Groups grant no rights here. The page of a user revokes tokens, with an audit event.
 admin.site.unregister([Group, OutstandingToken, BlacklistedToken])
 
 
-class Refusable(admin.ModelAdmin):
-    """A service refuses what the moment does not allow: here that is a message, not an error page."""
+class ServiceErrorAdmin(admin.ModelAdmin):
+    """Shows the errors of services as messages instead of error pages."""
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return self._or_refused(request, super().changeform_view, *args, **kwargs)
+        return self._show_service_errors(request, super().changeform_view, *args, **kwargs)
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return self._or_refused(request, super().delete_view, *args, **kwargs)
+        return self._show_service_errors(request, super().delete_view, *args, **kwargs)
 
     def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return self._or_refused(request, super().changelist_view, *args, **kwargs)
+        return self._show_service_errors(request, super().changelist_view, *args, **kwargs)
 
-    def _or_refused(self, request: HttpRequest, view: Callable[..., HttpResponse], *args: Any, **kwargs: Any) -> HttpResponse:
+    def _show_service_errors(
+        self, request: HttpRequest, view: Callable[..., HttpResponse], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
         try:
             return view(request, *args, **kwargs)
         except APIException as error:
@@ -52,7 +54,7 @@ class Refusable(admin.ModelAdmin):
             return HttpResponseRedirect(request.get_full_path())
 
 
-class ReadOnly(admin.ModelAdmin):
+class ReadOnlyAdmin(admin.ModelAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
@@ -60,13 +62,13 @@ class ReadOnly(admin.ModelAdmin):
         return False
 
 
-class Undeletable(admin.ModelAdmin):
+class NoDeleteAdmin(admin.ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
 
 @admin.register(User)
-class PersonAdmin(Undeletable, UserAdmin):
+class AccountAdmin(NoDeleteAdmin, UserAdmin):
     list_display = ("username", "email", "is_active", "is_superuser", "last_login")
     list_filter = ("is_active", "is_superuser")
     fieldsets = (
@@ -83,24 +85,24 @@ class PersonAdmin(Undeletable, UserAdmin):
         _save(request, obj, form, change=change)
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002  Django's
-        with password_audited(request, user_id=unquote(id)):
+        with audit_password_change(request, user_id=unquote(id)):
             return super().user_change_password(request, id, form_url)
 
     @admin.action(description="End all API sessions")
     def end_sessions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         for user in queryset:
-            services.end_sessions(user=user, by=_by(request), now=timezone.now())
-        self.message_user(request, f"{len(queryset)} signed out.")
+            services.end_sessions(user=user, by=_actor(request), now=timezone.now())
+        self.message_user(request, f"Ended the API sessions of {len(queryset)} user(s).")
 
     @admin.action(description="Unlock after failed sign-ins")
     def unlock(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         for user in queryset:
-            services.unlock(user=user, by=_by(request), now=timezone.now())
-        self.message_user(request, f"{len(queryset)} unlocked.")
+            services.unlock(user=user, by=_actor(request), now=timezone.now())
+        self.message_user(request, f"Unlocked {len(queryset)} user(s).")
 
 
 @admin.register(Tenant)
-class TenantAdmin(Undeletable):
+class TenantAdmin(NoDeleteAdmin):
     list_display = ("slug", "name", "is_active", "created_at")
     list_filter = ("is_active",)
     search_fields = ("slug", "name")
@@ -114,7 +116,7 @@ class TenantAdmin(Undeletable):
 
 
 @admin.register(Membership)
-class MembershipAdmin(Refusable):
+class MembershipAdmin(ServiceErrorAdmin):
     list_display = ("user", "tenant", "roles", "created_at")
     list_filter = ("tenant",)
     list_select_related = ("user", "tenant")
@@ -123,20 +125,20 @@ class MembershipAdmin(Refusable):
     ordering = ("tenant__slug", "user__username")
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
-        return {"roles": [Role.MEMBER]} | super().get_changeform_initial_data(request)  # the field would say "null"
+        return {"roles": [Role.MEMBER]} | super().get_changeform_initial_data(request)  # otherwise the field shows "null"
 
     def get_readonly_fields(self, request: HttpRequest, obj: Membership | None = None) -> tuple[str, ...]:
         return ("created_at",) if obj is None else ("user", "tenant", "created_at")
 
     def save_model(self, request: HttpRequest, obj: Membership, form: ModelForm, change: bool) -> None:  # noqa: FBT001
-        by, now = _by(request), timezone.now()
+        by, now = _actor(request), timezone.now()
         if change:
             services.set_roles(membership=obj, roles=obj.roles, by=by, now=now)
         else:
             obj.pk = services.add_member(tenant=obj.tenant, user=obj.user, roles=obj.roles, by=by, now=now).pk
 
     def delete_model(self, request: HttpRequest, obj: Membership) -> None:
-        services.remove_member(membership=obj, by=_by(request), now=timezone.now())
+        services.remove_member(membership=obj, by=_actor(request), now=timezone.now())
 
     def delete_queryset(self, request: HttpRequest, queryset: Iterable[Membership]) -> None:
         for membership in queryset:
@@ -144,12 +146,12 @@ class MembershipAdmin(Refusable):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(Undeletable):
+class ApiKeyAdmin(NoDeleteAdmin):
     list_display = ("prefix", "name", "owner", "tenant", "created_at", "expires_at", "last_used_at", "revoked_at")
     list_filter = ("tenant",)
     list_select_related = ("owner", "tenant")
     search_fields = ("prefix", "name", "owner__username", "tenant__slug")
-    fields = (*list_display, "created_by", "scopes")  # all but the hash
+    fields = (*list_display, "created_by", "scopes")  # all except the hash
     ordering = ("-created_at",)
     actions = ("revoke",)
 
@@ -163,12 +165,12 @@ class ApiKeyAdmin(Undeletable):
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         keys = queryset.filter(revoked_at=None)
         for key in keys:
-            api_keys.revoke(key, by=_by(request), now=timezone.now())
-        self.message_user(request, f"{len(keys)} revoked.")
+            api_keys.revoke(key, by=_actor(request), now=timezone.now())
+        self.message_user(request, f"Revoked {len(keys)} API key(s).")
 
 
 @admin.register(Invitation)
-class InvitationAdmin(Refusable, ReadOnly):
+class InvitationAdmin(ServiceErrorAdmin, ReadOnlyAdmin):
     list_display = ("email", "tenant", "roles", "invited_by", "created_at", "expires_at")
     list_filter = ("tenant",)
     list_select_related = ("tenant", "invited_by")
@@ -176,7 +178,7 @@ class InvitationAdmin(Refusable, ReadOnly):
     ordering = ("-created_at",)
 
     def delete_model(self, request: HttpRequest, obj: Invitation) -> None:
-        people.withdraw(obj, by=_by(request), now=timezone.now())
+        people.withdraw(obj, by=_actor(request), now=timezone.now())
 
     def delete_queryset(self, request: HttpRequest, queryset: Iterable[Invitation]) -> None:
         for invitation in queryset:
@@ -184,8 +186,8 @@ class InvitationAdmin(Refusable, ReadOnly):
 
 
 @admin.register(Mail)
-class MailAdmin(Undeletable, ReadOnly):
-    """What became of each mail. There is no text to show: it is made when the mail is sent."""
+class MailAdmin(NoDeleteAdmin, ReadOnlyAdmin):
+    """Shows the state of each mail. The text is not stored: it is created when the mail is sent."""
 
     list_display = ("kind", "recipient", "state", "refused_copies", "created_at", "due_at", "sent_at", "attempts", "problem")
     list_filter = ("kind",)
@@ -199,23 +201,23 @@ class MailAdmin(Undeletable, ReadOnly):
 
 
 @admin.register(AuditEvent)
-class AuditEventAdmin(Undeletable, ReadOnly):
+class AuditEventAdmin(NoDeleteAdmin, ReadOnlyAdmin):
     list_display = ("at", "action", "actor", "target_kind", "target_id", "tenant_id", "request_id")
-    # Whole values, each by its index: looking into each of a million rows would take the database seconds.
+    # Exact matches use indexes. A substring search would read all rows, which takes seconds for a million rows.
     search_fields = ("action__exact", "actor__exact", "target_id__exact", "chain__exact", "request_id__exact")
-    search_help_text = "A whole action, username, or id of a target, tenant or request."
+    search_help_text = "Enter a complete action, username, or id of a target, tenant or request."
     ordering = ("-at",)
     show_full_result_count = False
 
 
-def _save(request: HttpRequest, thing: Tenant | User, form: ModelForm, *, change: bool) -> None:
+def _save(request: HttpRequest, instance: Tenant | User, form: ModelForm, *, change: bool) -> None:
     if change:
-        services.update(thing, changed=form.changed_data, by=_by(request), now=timezone.now())
+        services.update(instance, changed=form.changed_data, by=_actor(request), now=timezone.now())
     else:
-        services.create(thing, by=_by(request), now=timezone.now())
+        services.create(instance, by=_actor(request), now=timezone.now())
 
 
-def _by(request: HttpRequest) -> User:
+def _actor(request: HttpRequest) -> User:
     if not isinstance(request.user, User):
         raise PermissionDenied
     return request.user

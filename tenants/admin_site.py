@@ -1,4 +1,4 @@
-"""The admin site. Its own password pages write past the services, so that they are audited here."""
+"""The admin site. Django's password pages bypass the services, so this module audits them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,21 +18,21 @@ class Site(AdminSite):
     index_title = "Operations"
 
     def password_change(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> TemplateResponse:
-        with password_audited(request, user_id=str(request.user.pk)):
+        with audit_password_change(request, user_id=str(request.user.pk)):
             return super().password_change(request, extra_context)
 
 
 @contextmanager
-def password_audited(request: HttpRequest, *, user_id: str) -> Iterator[None]:
-    """Around a view that may change this person's password: if it does, then in one transaction with the audit event."""
+def audit_password_change(request: HttpRequest, *, user_id: str) -> Iterator[None]:
+    """Runs a view that can change the user's password, and writes an audit event in the same transaction if it does."""
     if request.method != "POST":
         yield
         return
     with transaction.atomic():
-        person = User.objects.select_for_update().filter(pk=user_id)
-        before = person.first()
+        users = User.objects.select_for_update().filter(pk=user_id)
+        before = users.first()
         yield
-        after = person.first()
+        after = users.first()
         if before and after and before.password != after.password:
             by = request.user if isinstance(request.user, User) else None
             audit.record("user.password", by=by, tenant=None, target=after, now=timezone.now())

@@ -1,4 +1,4 @@
-"""Who exists, who may act, and what was done."""
+"""Tenants, users, memberships, credentials, mails, rate limits and the audit trail."""
 
 import uuid
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from tenants.work.leases import Leased
 
 
 class Role(models.TextChoices):
-    """The roles that the code knows. An egress policy may name others for its stages: see `check_roles`."""
+    """The built-in roles. Stages of egress policies can name further roles, so `check_role` accepts any well-formed name."""
 
     ADMIN = "admin"
     MEMBER = "member"
@@ -24,24 +24,24 @@ class Role(models.TextChoices):
     AUDITOR = "auditor"
 
 
-SERVICE_ROLES: Final = (Role.ADMIN, Role.MEMBER, Role.AUDITOR)  # none that decides: a decision is a person's
+SERVICE_ROLES: Final = (Role.ADMIN, Role.MEMBER, Role.AUDITOR)  # of service accounts; only people decide on egress
 
-check_role = RegexValidator(r"\A[a-z_]{1,40}\Z", "A role is 1 to 40 lower-case letters and underscores.")
+check_role = RegexValidator(r"\A[a-z_]{1,40}\Z", "Use 1 to 40 lower-case letters and underscores.")
 check_slug = RegexValidator(
-    r"\A[a-z0-9]+(-[a-z0-9]+)*\Z", "Use lower-case letters and digits, in words joined by single hyphens."
+    r"\A[a-z0-9]+(-[a-z0-9]+)*\Z", "Use words of lower-case letters and digits, separated by single hyphens."
 )
 
 
 def check_roles(roles: object) -> None:
     if not isinstance(roles, list) or not roles:
-        raise ValidationError("A member has at least one role, in a list.")
+        raise ValidationError("Enter a list of at least one role.")
     for role in roles:
         check_role(role)
     if len(set(roles)) != len(roles):
-        raise ValidationError("A role is named once.")
+        raise ValidationError("Name each role only once.")
 
 
-CIPHERS: Final = ("AES-GCM", "NONE")  # those of files.models.Cipher, which may not be imported here
+CIPHERS: Final = ("AES-GCM", "NONE")  # the values of files.models.Cipher, which this app must not import
 
 
 def default_ciphers() -> list[str]:
@@ -50,30 +50,34 @@ def default_ciphers() -> list[str]:
 
 def check_ciphers(ciphers: object) -> None:
     if not isinstance(ciphers, list) or not ciphers or any(cipher not in CIPHERS for cipher in ciphers):
-        raise ValidationError(f"Name one or more of {', '.join(CIPHERS)}, in a list.")
+        raise ValidationError(f"Enter a list of one or more of {', '.join(CIPHERS)}.")
 
 
-LONGEST_RETENTION: Final = 36_500  # days: a purge date has to lie in the calendar
+MAX_RETENTION_DAYS: Final = 36_500  # purge dates must stay within the range of dates
 
 
 class Scope(models.TextChoices):
-    """What an API key may be used for, of what its owner may."""
+    """A scope limits an API key to some of its owner's rights."""
 
     READ = "read", "Read collections and files"
     WRITE = "write", "Create, upload, change and delete"
     SHARE = "share", "Grant access to others"
-    ADMINISTER = "administer", "The tenant's people and settings"
+    ADMINISTER = "administer", "Manage the tenant's members and settings"
     AUDIT = "audit", "Read the audit trail"
 
 
 def check_scopes(scopes: object) -> None:
     if not isinstance(scopes, list) or not scopes or len(set(scopes)) != len(scopes) or not set(scopes) <= set(Scope.values):
-        raise ValidationError(f"Name one or more of {', '.join(Scope.values)}, each once.")
+        raise ValidationError(f"Enter a list of one or more of {', '.join(Scope.values)}, each only once.")
 
 
 class User(AbstractUser):
-    email = models.EmailField("e-mail address", unique=True, help_text="Stored in lower case, so that it is unique in any case.")
-    token_version = models.PositiveIntegerField(default=0, editable=False, help_text="Counts up to end every token at once.")
+    email = models.EmailField(
+        "e-mail address", unique=True, help_text="Stored in lower case, so that addresses are unique regardless of case."
+    )
+    token_version = models.PositiveIntegerField(
+        default=0, editable=False, help_text="Incrementing it revokes all tokens of the user."
+    )
     service_of = models.ForeignKey(
         "Tenant",
         models.PROTECT,
@@ -81,10 +85,10 @@ class User(AbstractUser):
         blank=True,
         editable=False,
         related_name="service_accounts",
-        help_text="A service account acts for its tenant alone, by API keys: it cannot sign in.",
+        help_text="The tenant of a service account. A service account uses API keys and cannot sign in.",
     )
 
-    key: "ApiKey | None" = None  # the one that this request came with: it narrows what the person may (see tenants.access)
+    key: "ApiKey | None" = None  # the API key of this request, which limits the rights of the user (see tenants.access)
 
     class Meta(AbstractUser.Meta):
         constraints = [
@@ -100,7 +104,7 @@ class User(AbstractUser):
         super().clean()
         self.email = self.email.lower()
         if self.service_of_id and (self.is_staff or self.is_superuser):
-            raise ValidationError("A service account is neither staff nor superuser.")
+            raise ValidationError("A service account cannot be staff or superuser.")
 
     def save(
         self,
@@ -110,7 +114,7 @@ class User(AbstractUser):
         using: str | None = None,
         update_fields: Iterable[str] | None = None,
     ) -> None:
-        """A new password ends every token, whoever sets it: the API, the admin, `manage.py changepassword`, a shell."""
+        """Revokes all tokens of the user if the password changes, whether the API, the admin, a command or a shell changes it."""
         fields = None if update_fields is None else set(update_fields)
         if fields is None or "email" in fields:
             self.email = self.email.lower()
@@ -118,7 +122,7 @@ class User(AbstractUser):
             super().save(force_insert=force_insert, force_update=force_update, using=using, update_fields=fields)
             return
         with transaction.atomic(using):
-            # Under the lock, from the row: a stale instance must not set the count back, which would revive revoked tokens.
+            # Read the version under the lock: a stale instance would reset it, which would make revoked tokens valid again.
             stored = User.objects.using(using).select_for_update().filter(pk=self.pk).values("password", "token_version").first()
             if stored is not None:
                 self.token_version = stored["token_version"] + (stored["password"] != self.password)
@@ -129,32 +133,37 @@ class User(AbstractUser):
 
 class Tenant(models.Model):
     class NewCollections(models.TextChoices):
-        PRIVATE = "private", "Private to their creator"
-        VIEWER = "viewer", "Readable for all members"
-        EDITOR = "editor", "Writable for all members"
+        PRIVATE = "private", "Private to the creator"
+        VIEWER = "viewer", "Readable by all members"
+        EDITOR = "editor", "Writable by all members"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     slug = models.CharField(max_length=50, unique=True, validators=[check_slug])
     name = models.CharField(max_length=200)
-    is_active = models.BooleanField(default=True, help_text="A suspended tenant is not there for anybody, whatever their role.")
+    is_active = models.BooleanField(default=True, help_text="Only superusers can see a suspended tenant.")
     created_at = models.DateTimeField(editable=False)
-    quota_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text="Plaintext bytes; empty for no limit.")
-    quota_files = models.PositiveBigIntegerField(null=True, blank=True, help_text="Empty for no limit.")
+    quota_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text="In plaintext bytes. Leave empty for no limit.")
+    quota_files = models.PositiveBigIntegerField(null=True, blank=True, help_text="Leave empty for no limit.")
     default_retention_days = models.PositiveIntegerField(
         null=True,
         blank=True,
-        validators=[MinValueValidator(1), MaxValueValidator(LONGEST_RETENTION)],
-        help_text="Empty for no expiry.",
+        validators=[MinValueValidator(1), MaxValueValidator(MAX_RETENTION_DAYS)],
+        help_text="In days. Leave empty for no expiry.",
     )
     allowed_ciphers = models.JSONField(default=default_ciphers, validators=[check_ciphers])
     new_collections = models.CharField(
-        max_length=10, choices=NewCollections, default=NewCollections.PRIVATE, help_text="What all members may do with them."
+        max_length=10,
+        choices=NewCollections,
+        default=NewCollections.PRIVATE,
+        help_text="Access of the tenant's members to new collections.",
     )
     allow_external_sharing = models.BooleanField(
         default=False,
-        help_text="Whether access may be granted to people of other tenants. Turned off, their grants open nothing.",
+        help_text="Allows grants to users of other tenants. While it is off, existing grants of this kind give no access.",
     )
-    vault_alias = models.CharField(max_length=50, default="vault", help_text="The STORAGES alias that new objects go to.")
+    vault_alias = models.CharField(
+        max_length=50, default="vault", help_text="Alias in STORAGES under which new objects are stored."
+    )
 
     def __str__(self) -> str:
         return self.slug
@@ -162,11 +171,11 @@ class Tenant(models.Model):
 
 class MembershipQuerySet(models.QuerySet["Membership"]):
     def with_role(self, role: str) -> Self:
-        # In the text of the list, since SQLite's JSON has no `contains`. A role's letters are none that JSON escapes.
+        """Filters by role. Searches the text of the list, because JSON on SQLite has no `contains`; JSON escapes no role name."""
         return self.alias(roles_text=Cast("roles", models.TextField())).filter(roles_text__contains=f'"{role}"')
 
     def of_active_people(self) -> Self:
-        """Who can sign in, and so act for themselves."""
+        """Filters by active users who are not service accounts."""
         return self.filter(user__is_active=True, user__service_of=None)
 
 
@@ -192,25 +201,27 @@ class Membership(models.Model):
         if not self.user_id or self.user.service_of_id is None:
             return
         if self.user.service_of_id != self.tenant_id:
-            raise ValidationError({"user": "A service account is a member of its own tenant only."})
+            raise ValidationError({"user": "A service account can belong to its own tenant only."})
         if isinstance(self.roles, list) and not all(role in SERVICE_ROLES for role in self.roles):
-            raise ValidationError({"roles": f"A service account is {', '.join(SERVICE_ROLES)}."})
+            raise ValidationError({"roles": f"A service account can only have the roles {', '.join(SERVICE_ROLES)}."})
 
 
 class ApiKey(models.Model):
-    """A credential for programs: what its owner may in one tenant, within its scopes."""
+    """A credential for programs. It grants the rights of its owner in one tenant, limited by its scopes."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="api_keys")
     owner = models.ForeignKey(User, models.CASCADE, related_name="api_keys")
     name = models.CharField(max_length=100)
-    prefix = models.CharField(max_length=20, unique=True, help_text="the part before the dot, which names the key")
-    secret_hash = models.CharField(max_length=64, help_text="hex of SHA-256 of the part behind the dot, which nobody keeps")
+    prefix = models.CharField(max_length=20, unique=True, help_text="the part before the dot; identifies the key")
+    secret_hash = models.CharField(
+        max_length=64, help_text="SHA-256 of the part after the dot, in hex; the part itself is not stored"
+    )
     scopes = models.JSONField(validators=[check_scopes])
     created_at = models.DateTimeField(editable=False)
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+", editable=False)
     expires_at = models.DateTimeField()
-    last_used_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="to the minute")
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="accurate to one minute")
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
@@ -225,7 +236,7 @@ class ApiKey(models.Model):
 
 
 class Invitation(models.Model):
-    """An offer of membership to whoever reads this mailbox. The token in the mail is signed, and kept nowhere."""
+    """An invitation of the reader of a mailbox to a tenant. The token in the mail is signed and not stored."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="invitations")
@@ -245,29 +256,29 @@ class Invitation(models.Model):
 class MailState(models.TextChoices):
     WAITING = "waiting"
     SENT = "sent"
-    FAILED = "failed"  # given up
-    DROPPED = "dropped"  # not sent, since there was nothing left to tell
+    FAILED = "failed"  # all attempts failed
+    DROPPED = "dropped"  # not sent, because it had become pointless
 
 
 class Mail(Leased):
-    """A mail that is to be sent: written in the transaction of what it tells of, sent by the tick (`tenants.work.outbox`).
+    """A mail in the outbox (`tenants.work.outbox`).
 
-    It holds ids and no secrets: the text, with whatever token it carries, is made when it is sent.
+    It holds ids and no secrets. The text, with any token, is created when the mail is sent.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    kind = models.CharField(max_length=40, help_text="names the template")
+    kind = models.CharField(max_length=40, help_text="selects the templates")
     recipient = models.EmailField()
-    copies = models.JSONField(default=list, help_text="who else gets it, in Cc")
-    refused = models.JSONField(default=list, db_default=[], help_text="those in Cc whom the server refused, when it was sent")
-    about = models.CharField(max_length=36, blank=True, db_index=True, help_text="uuid of what it tells of")
-    facts = models.JSONField(default=dict, help_text="what the template is filled with")
+    copies = models.JSONField(default=list, help_text="Cc addresses")
+    refused = models.JSONField(default=list, db_default=[], help_text="Cc addresses that the mail server refused")
+    about = models.CharField(max_length=36, blank=True, db_index=True, help_text="UUID of the object that the mail reports on")
+    facts = models.JSONField(default=dict, help_text="values for the templates; no secrets")
     created_at = models.DateTimeField()
     due_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True)
-    failed_at = models.DateTimeField(null=True, help_text="given up")
-    is_dropped = models.BooleanField(default=False, db_default=False, help_text="given up, since nothing was left to tell")
-    problem = models.CharField(max_length=200, blank=True, help_text="why the last attempt failed")
+    failed_at = models.DateTimeField(null=True, help_text="when the last attempt failed, or the mail was dropped")
+    is_dropped = models.BooleanField(default=False, db_default=False, help_text="not sent, because it had become pointless")
+    problem = models.CharField(max_length=200, blank=True, help_text="error of the last attempt")
 
     class Meta:
         indexes = [models.Index("due_at", condition=models.Q(sent_at=None, failed_at=None), name="mail_waiting")]
@@ -285,15 +296,15 @@ class Mail(Leased):
 
 
 class AuditEvent(models.Model):
-    """One thing that was done. Ids are text without foreign keys, so that the event outlives what it describes.
+    """An event in the audit trail. Ids are text without foreign keys, so that the event outlives the objects that it names.
 
-    Written by `tenants.audit.record` only; the database refuses UPDATE, DELETE and TRUNCATE (`tenants.audit.triggers`). `body` is
-    authoritative: canonical JSON of every other column and the facts. The columns beside it are there to be searched.
+    Only `tenants.audit.record` writes events. The database refuses UPDATE, DELETE and TRUNCATE (`tenants.audit.triggers`). `body`
+    is authoritative: canonical JSON of the facts and all other columns. The columns exist for searching.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    chain = models.CharField(max_length=36)  # the tenant's uuid, or "platform"
-    seq = models.PositiveBigIntegerField()  # 1, 2, 3, ... in its chain
+    chain = models.CharField(max_length=36)  # the UUID of the tenant, or "platform"
+    seq = models.PositiveBigIntegerField()  # 1, 2, 3, ... in each chain
     at = models.DateTimeField(db_index=True)
     action = models.CharField(max_length=100, db_index=True)
     actor_id = models.CharField(max_length=36, blank=True)
@@ -319,7 +330,7 @@ class AuditEvent(models.Model):
 
 
 class AuditHead(models.Model):
-    """The last event of a chain: the row that writers queue on, and the yardstick that shows a tail cut off."""
+    """The last event of a chain. Writers lock this row, and verification uses it to detect a truncated chain."""
 
     chain = models.CharField(primary_key=True, max_length=36)
     seq = models.PositiveBigIntegerField()

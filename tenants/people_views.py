@@ -29,7 +29,7 @@ from tenants.serializers import (
 from tenants.views import TokenView
 
 
-def shown(request: Request, tenant: Tenant) -> dict[str, Any]:
+def tenant_output(request: Request, tenant: Tenant) -> dict[str, Any]:
     return TenantOutput(tenant, context={"principal": access.principal_of(user_of(request))}).data
 
 
@@ -37,8 +37,8 @@ def shown(request: Request, tenant: Tenant) -> dict[str, Any]:
 
 
 class TenantsView(generics.GenericAPIView[Tenant]):
-    scopes = {"POST": None}  # a superuser's, whom no key stands for
-    queryset = Tenant.objects.none()  # for the schema: what is served comes from `access`
+    scopes = {"POST": None}  # API keys never have the rights of a superuser
+    queryset = Tenant.objects.none()  # only for the schema: `access` returns the rows
     serializer_class = TenantOutput
 
     def get_serializer_context(self) -> dict[str, Any]:
@@ -53,11 +53,11 @@ class TenantsView(generics.GenericAPIView[Tenant]):
     @extend_schema(operation_id="tenants_create", request=CreateTenantInput, responses={201: TenantOutput})
     def post(self, request: Request) -> Response:
         """A new tenant, without members. For superusers."""
-        given = CreateTenantInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        tenant = people.create_tenant(settings=given.validated_data, by=user_of(request), now=timezone.now())
+        serializer = CreateTenantInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        tenant = people.create_tenant(settings=serializer.validated_data, by=user_of(request), now=timezone.now())
         location = absolute_url(request, "tenant", tenant=tenant.slug)
-        return Response(shown(request, tenant), status=status.HTTP_201_CREATED, headers={"Location": location})
+        return Response(tenant_output(request, tenant), status=status.HTTP_201_CREATED, headers={"Location": location})
 
 
 class TenantView(APIView):
@@ -66,7 +66,7 @@ class TenantView(APIView):
     @extend_schema(operation_id="tenants_retrieve", responses=TenantOutput)
     def get(self, request: Request, tenant: str) -> Response:
         """A tenant that you belong to. A suspended one is there for superusers alone."""
-        return Response(shown(request, access.get_tenant(user_of(request), tenant, suspended=True)))
+        return Response(tenant_output(request, access.get_tenant(user_of(request), tenant, suspended=True)))
 
     @extend_schema(operation_id="tenants_update", request=UpdateTenantInput, responses=TenantOutput)
     def patch(self, request: Request, tenant: str) -> Response:
@@ -76,10 +76,10 @@ class TenantView(APIView):
         """
         user = user_of(request)
         found = access.get_tenant(user, tenant, suspended=True)
-        given = UpdateTenantInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        people.update_tenant(found, settings=given.validated_data, by=user, now=timezone.now())
-        return Response(shown(request, access.get_tenant(user, tenant, suspended=True)))
+        serializer = UpdateTenantInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        people.update_tenant(found, settings=serializer.validated_data, by=user, now=timezone.now())
+        return Response(tenant_output(request, access.get_tenant(user, tenant, suspended=True)))
 
 
 # --- Members ---
@@ -107,12 +107,12 @@ class MembersView(generics.GenericAPIView[Membership]):
         """
         user = user_of(request)
         found = access.get_tenant(user, tenant)
-        given = AddMemberInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        if "email" in given.validated_data:
-            invitation = people.invite(tenant=found, **given.validated_data, by=user, now=timezone.now())
+        serializer = AddMemberInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        if "email" in serializer.validated_data:
+            invitation = people.invite(tenant=found, **serializer.validated_data, by=user, now=timezone.now())
             return Response(InvitedOutput({"invited": invitation.email}).data, status=status.HTTP_202_ACCEPTED)
-        membership = people.add_member(tenant=found, **given.validated_data, by=user, now=timezone.now())
+        membership = people.add_member(tenant=found, **serializer.validated_data, by=user, now=timezone.now())
         return Response(MemberOutput(membership).data, status=status.HTTP_201_CREATED)
 
 
@@ -124,9 +124,9 @@ class MemberView(APIView):
         """Replaces a member's roles, one's own too. The last active admin stays one: 409."""
         user = user_of(request)
         membership = access.get_member(user, tenant, username)
-        given = SetRolesInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        people.set_roles(membership, **given.validated_data, by=user, now=timezone.now())
+        serializer = SetRolesInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        people.set_roles(membership, **serializer.validated_data, by=user, now=timezone.now())
         membership.refresh_from_db(fields=["roles"])
         return Response(MemberOutput(membership).data)
 
@@ -171,10 +171,10 @@ class AcceptView(TokenView):
 
         If nobody has the e-mail address yet, an account is made: `username` and `password` are then required, else ignored.
         """
-        given = AcceptInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        wish = given.validated_data
+        serializer = AcceptInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        values = serializer.validated_data
         membership = people.accept(
-            token=wish["token"], username=wish.get("username"), password=wish.get("password"), now=timezone.now()
+            token=values["token"], username=values.get("username"), password=values.get("password"), now=timezone.now()
         )
         return Response(AcceptOutput(membership).data, status=status.HTTP_201_CREATED)

@@ -5,18 +5,18 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from tenants.access import can_administer, can_audit
-from tenants.models import CIPHERS, LONGEST_RETENTION, ApiKey, Membership, Role, Scope, Tenant
+from tenants.models import CIPHERS, MAX_RETENTION_DAYS, ApiKey, Membership, Role, Scope, Tenant
 
 
-MOST = 2**63 - 1  # what the column holds
+MAX_BIGINT = 2**63 - 1  # the maximum of a BIGINT column
 
 
-class Moment(serializers.DateTimeField):
-    timezone = UTC  # which the field would else find out anew for each value: a quarter of the time of a long list
+class UtcDateTimeField(serializers.DateTimeField):
+    timezone = UTC  # otherwise the field determines the time zone for each value, a quarter of the time of a long list
 
 
-class PlainText(serializers.CharField):
-    """One line of text that a person reads."""
+class PlainTextField(serializers.CharField):
+    """One line of text without control characters."""
 
     default_error_messages = {"control": "Control characters are not allowed."}
 
@@ -27,7 +27,7 @@ class PlainText(serializers.CharField):
         return str(value)
 
 
-class Roles(serializers.ListField):
+class RolesField(serializers.ListField):
     child = serializers.RegexField(r"^[a-z_]{1,40}$", help_text=f"{', '.join(Role.values)}, or a stage's role")
 
     def __init__(self, **kwargs: Any) -> None:
@@ -75,7 +75,7 @@ class MyKeyOutput(serializers.Serializer[ApiKey]):
     prefix = serializers.CharField()
     name = serializers.CharField()
     scopes = serializers.ListField(child=serializers.ChoiceField(choices=Scope.choices))
-    expires_at = Moment()
+    expires_at = UtcDateTimeField()
 
 
 class MeOutput(serializers.Serializer[Any]):
@@ -92,18 +92,18 @@ class MeOutput(serializers.Serializer[Any]):
 class UpdateTenantInput(serializers.Serializer[Any]):
     """What is absent stays as it is."""
 
-    name = PlainText(max_length=200, required=False)
+    name = PlainTextField(max_length=200, required=False)
     default_retention_days = serializers.IntegerField(
-        min_value=1, max_value=LONGEST_RETENTION, allow_null=True, required=False, help_text="null for no expiry"
+        min_value=1, max_value=MAX_RETENTION_DAYS, allow_null=True, required=False, help_text="null for no expiry"
     )
     new_collections = serializers.ChoiceField(choices=Tenant.NewCollections.choices, required=False)
     allow_external_sharing = serializers.BooleanField(required=False)
     is_active = serializers.BooleanField(required=False, help_text="superusers only, as all that follow")
     quota_bytes = serializers.IntegerField(
-        min_value=0, max_value=MOST, allow_null=True, required=False, help_text="null for no limit"
+        min_value=0, max_value=MAX_BIGINT, allow_null=True, required=False, help_text="null for no limit"
     )
     quota_files = serializers.IntegerField(
-        min_value=0, max_value=MOST, allow_null=True, required=False, help_text="null for no limit"
+        min_value=0, max_value=MAX_BIGINT, allow_null=True, required=False, help_text="null for no limit"
     )
     allowed_ciphers = serializers.ListField(
         child=serializers.ChoiceField(choices=CIPHERS), allow_empty=False, max_length=len(CIPHERS), required=False
@@ -112,11 +112,11 @@ class UpdateTenantInput(serializers.Serializer[Any]):
 
 class CreateTenantInput(UpdateTenantInput):
     slug = serializers.RegexField(r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=50, help_text="for ever")
-    name = PlainText(max_length=200)
+    name = PlainTextField(max_length=200)
 
 
 class TenantOutput(serializers.Serializer[Tenant]):
-    """Its context has the reader's `standing`."""
+    """Needs the `principal` of the reader in its context."""
 
     slug = serializers.CharField()
     name = serializers.CharField()
@@ -127,7 +127,7 @@ class TenantOutput(serializers.Serializer[Tenant]):
     allowed_ciphers = serializers.ListField(child=serializers.ChoiceField(choices=CIPHERS))
     new_collections = serializers.ChoiceField(choices=Tenant.NewCollections.choices)
     allow_external_sharing = serializers.BooleanField()
-    created_at = Moment()
+    created_at = UtcDateTimeField()
     my_roles = serializers.SerializerMethodField()
     allowed_actions = serializers.SerializerMethodField()
 
@@ -157,7 +157,7 @@ class AddMemberInput(serializers.Serializer[Any]):
 
     username = serializers.CharField(max_length=150, required=False, help_text="whom you know: added at once")
     email = serializers.EmailField(max_length=254, required=False, help_text="anybody: invited by mail")
-    roles = Roles()
+    roles = RolesField()
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if ("username" in attrs) == ("email" in attrs):
@@ -167,7 +167,7 @@ class AddMemberInput(serializers.Serializer[Any]):
 
 
 class SetRolesInput(serializers.Serializer[Any]):
-    roles = Roles()
+    roles = RolesField()
 
 
 class MemberOutput(serializers.Serializer[Membership]):
@@ -176,7 +176,7 @@ class MemberOutput(serializers.Serializer[Membership]):
     roles = serializers.ListField(child=serializers.CharField())
     is_active = serializers.BooleanField(source="user.is_active")
     is_service_account = serializers.SerializerMethodField()
-    created_at = Moment(help_text="of the membership")
+    created_at = UtcDateTimeField(help_text="of the membership")
 
     def get_is_service_account(self, membership: Membership) -> bool:
         return membership.user.service_of_id is not None
@@ -191,8 +191,8 @@ class InvitationOutput(serializers.Serializer[Any]):
     email = serializers.EmailField()
     roles = serializers.ListField(child=serializers.CharField())
     invited_by = serializers.CharField(source="invited_by.username", default=None, allow_null=True)
-    created_at = Moment()
-    expires_at = Moment()
+    created_at = UtcDateTimeField()
+    expires_at = UtcDateTimeField()
 
 
 class AcceptInput(serializers.Serializer[Any]):

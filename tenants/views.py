@@ -23,7 +23,7 @@ from tenants.serializers import (
 
 
 class TokenView(APIView):
-    """What is done without a token, and what the answers have in common."""
+    """A view that needs no token. Limits the requests of each network."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
@@ -33,7 +33,7 @@ class TokenView(APIView):
         limits.REQUESTS.take(request_context.network(), now=timezone.now())
 
     def get_authenticate_header(self, request: Request) -> str:
-        return tokens.CHALLENGE  # without it DRF turns 401 into 403
+        return tokens.CHALLENGE  # without it, DRF replaces 401 by 403
 
 
 class SignIn(TokenView):
@@ -43,9 +43,9 @@ class SignIn(TokenView):
 
         After some failures in a row the answer is 429 with `Retry-After`, for a right password too.
         """
-        form = TokenInput(data=request.data)
-        form.is_valid(raise_exception=True)
-        pair = services.sign_in(request=request._request, **form.validated_data, now=timezone.now())
+        serializer = TokenInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        pair = services.sign_in(request=request._request, **serializer.validated_data, now=timezone.now())
         return Response(pair, headers={"Cache-Control": "no-store"})
 
 
@@ -53,9 +53,9 @@ class Refresh(TokenView):
     @extend_schema(operation_id="token_refresh", request=RefreshInput, responses=TokenOutput, tags=["auth"])
     def post(self, request: Request) -> Response:
         """Exchanges a refresh token for a new pair. It works once: used again, it ends every session of the person."""
-        form = RefreshInput(data=request.data)
-        form.is_valid(raise_exception=True)
-        pair = tokens.refresh(form.validated_data["refresh"], now=timezone.now())
+        serializer = RefreshInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        pair = tokens.refresh(serializer.validated_data["refresh"], now=timezone.now())
         return Response(pair, headers={"Cache-Control": "no-store"})
 
 
@@ -63,9 +63,9 @@ class Revoke(TokenView):
     @extend_schema(operation_id="token_revoke", request=RefreshInput, responses={204: None}, tags=["auth"])
     def post(self, request: Request) -> Response:
         """Logs out: the refresh token opens nothing any more. The access token beside it ends by itself within 5 minutes."""
-        form = RefreshInput(data=request.data)
-        form.is_valid(raise_exception=True)
-        tokens.revoke(form.validated_data["refresh"], now=timezone.now())
+        serializer = RefreshInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        tokens.revoke(serializer.validated_data["refresh"], now=timezone.now())
         return Response(status=204)
 
 
@@ -78,10 +78,10 @@ class ChangePassword(APIView):
 
         Wrong current passwords count as failed sign-ins: after some in a row the answer is 429 with `Retry-After`.
         """
-        form = ChangePasswordInput(data=request.data)
-        form.is_valid(raise_exception=True)
+        serializer = ChangePasswordInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
         user = cast(User, request.user)
-        pair = passwords.change(request=request._request, user=user, **form.validated_data, now=timezone.now())
+        pair = passwords.change(request=request._request, user=user, **serializer.validated_data, now=timezone.now())
         return Response(pair, headers={"Cache-Control": "no-store"})
 
 
@@ -89,9 +89,9 @@ class ResetPassword(TokenView):
     @extend_schema(operation_id="password_reset", request=ResetPasswordInput, responses={202: None}, tags=["auth"])
     def post(self, request: Request) -> Response:
         """Mails a token that sets a new password, once within an hour. Whether anybody has this address is not told."""
-        form = ResetPasswordInput(data=request.data)
-        form.is_valid(raise_exception=True)
-        passwords.request_reset(email=form.validated_data["email"], now=timezone.now())
+        serializer = ResetPasswordInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        passwords.request_reset(email=serializer.validated_data["email"], now=timezone.now())
         return Response(status=202)
 
 
@@ -99,9 +99,9 @@ class ConfirmReset(TokenView):
     @extend_schema(operation_id="password_reset_confirm", request=ConfirmResetInput, responses={204: None}, tags=["auth"])
     def post(self, request: Request) -> Response:
         """Sets a new password with the token from the mail. Every session ends."""
-        form = ConfirmResetInput(data=request.data)
-        form.is_valid(raise_exception=True)
-        passwords.confirm_reset(**form.validated_data, now=timezone.now())
+        serializer = ConfirmResetInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        passwords.confirm_reset(**serializer.validated_data, now=timezone.now())
         return Response(status=204)
 
 
@@ -109,7 +109,7 @@ class Me(APIView):
     @extend_schema(operation_id="me", responses=MeOutput, tags=["auth"])
     def get(self, request: Request) -> Response:
         """Who I am, and what I am in which tenants; of an API key, what it may be used for."""
-        user = cast(User, request.user)  # the default permission let nobody else in
+        user = cast(User, request.user)  # the default permission accepts no other type
         tenants = access.memberships_of(user).order_by("tenant__slug")
         me = {
             "username": user.username,

@@ -1,4 +1,4 @@
-"""The audit trail: one append-only chain of hashes per tenant, and one for the platform."""
+"""The audit trail: an append-only hash chain for each tenant, and one for the platform."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,21 +24,21 @@ Fact = str | int | bool | None | Sequence[str] | Sequence[int]
 def record(
     action: str, *, by: User | None, tenant: Tenant | None, target: models.Model | None, now: datetime, **facts: Fact
 ) -> None:
-    """Writes one event in the caller's transaction, into the tenant's chain or, without a tenant, the platform's.
+    """Writes an event in the caller's transaction, to the chain of the tenant, or of the platform if `tenant` is None.
 
-    `action` is "<noun>.<verb>"; `by=None` is the system; facts hold no secrets and no content. What was done with an API key
-    names it, as the fact `key`. Call it as the last statement of the transaction: from here to the commit every other writer of
-    the chain waits. Who writes to two chains in one transaction writes to the tenant's first.
+    `action` is "<noun>.<verb>". `by=None` means the system. Facts hold no secrets and no content. If the request used an API key,
+    its prefix is added as the fact `key`. Call this function as the last statement of the transaction: until the commit, all
+    other writers of the chain wait. A transaction that writes to two chains must write to the tenant's chain first.
     """
     if not connection.in_atomic_block:
-        raise transaction.TransactionManagementError("An audit event is written in the transaction of the change it describes.")
+        raise transaction.TransactionManagementError("Write an audit event in the transaction of the change that it describes.")
     chain = chain_of(tenant)
     if connection.vendor == "postgresql":
-        # Django has foreign keys checked at the commit, which locks the rows that they name. Behind the head that is a deadlock
-        # with whoever holds one of those rows and waits for the head.
+        # Django defers foreign key checks to the commit, and each check locks the referenced row. After the lock on the head,
+        # that would deadlock with a transaction that has locked one of these rows and waits for the head.
         with connection.cursor() as cursor:
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
-    # Locked before the insert, so that two writers neither take one number twice nor leave one out (SQLite has one writer).
+    # Lock the head before the insert, so that concurrent writers use each number exactly once (SQLite has one writer).
     head, _ = AuditHead.objects.select_for_update().get_or_create(chain=chain, defaults={"seq": 0, "hash": GENESIS})
     event = AuditEvent(
         id=uuid4(),
@@ -63,6 +63,7 @@ def record(
 
 
 def chain_of(tenant: Tenant | None) -> str:
+    """Returns the name of the tenant's chain, or of the platform's if `tenant` is None."""
     return PLATFORM if tenant is None else str(tenant.pk)
 
 
@@ -76,8 +77,11 @@ def events(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> QuerySet[AuditEvent]:
-    """The events of one chain that are all of this. An `action` that ends in a dot means all that begin so."""
-    wanted = {
+    """Returns the events of a chain that match all filters. An `action` that ends in a dot matches all actions with that prefix.
+
+    `since` is included, `until` is not.
+    """
+    filters = {
         "action__startswith" if action.endswith(".") else "action": action,
         "actor": actor,
         "target_id": target,
@@ -85,26 +89,26 @@ def events(
         "at__gte": since,
         "at__lt": until,
     }
-    return AuditEvent.objects.filter(chain=chain_of(tenant), **{name: value for name, value in wanted.items() if value})
+    return AuditEvent.objects.filter(chain=chain_of(tenant), **{name: value for name, value in filters.items() if value})
 
 
 def facts_of(body: str) -> dict[str, Any] | None:
-    """None if it is no event's body: whoever got past the triggers must not make the rest of the trail unreadable."""
+    """Returns the facts, or None if the body is malformed, so that a tampered event does not make the whole trail unreadable."""
     try:
         return dict(json.loads(body)["facts"])
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def seen(action: str, *, by: User, target: models.Model, since: datetime) -> bool:
-    """Whether this person's event on this target is on record already: for reads that come in many pieces."""
+def has_event(action: str, *, by: User, target: models.Model, since: datetime) -> bool:
+    """Returns whether the user has a recent event on this target. Reads that use many requests need only one event."""
     target_id = str(getattr(target, "uuid", target.pk))
     return AuditEvent.objects.filter(target_id=target_id, action=action, actor_id=str(by.pk), at__gte=since).exists()
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """The first bad place of a chain. `event_id` is empty when the event itself is what is missing."""
+    """The first inconsistency of a chain. `event_id` is empty if the event is missing."""
 
     chain: str
     seq: int
@@ -116,7 +120,10 @@ class Damage:
 
 
 def verify(chain: str | None = None) -> Iterator[Damage]:
-    """The first damage of the given chain, or of each chain that has any. Reads in flat memory, while others may append."""
+    """Yields the first inconsistency of the given chain, or of each damaged chain.
+
+    It uses constant memory, and can run while events are appended.
+    """
     if chain is not None:
         chains = [chain]
     else:
@@ -128,12 +135,12 @@ def verify(chain: str | None = None) -> Iterator[Damage]:
 
 
 def _first_damage(chain: str) -> Damage | None:
-    # Events are appended while this reads: the head read before them must be among them, the head read after not behind them.
+    # Events can be appended during the loop. The chain must include the head read before it, and not exceed the head read after.
     before = AuditHead.objects.filter(chain=chain).first()
     seq, last_hash, last_id = 0, GENESIS, ""
     for event in AuditEvent.objects.filter(chain=chain).order_by("seq").iterator(chunk_size=1000):
         if event.seq != seq + 1:
-            return Damage(chain, seq + 1, "", f"gap: the next event that is there has number {event.seq}")
+            return Damage(chain, seq + 1, "", f"gap: the next event has number {event.seq}")
         if problem := _problem(event, last_hash):
             return Damage(chain, event.seq, str(event.id), problem)
         seq, last_hash, last_id = event.seq, event.hash, str(event.id)
@@ -143,9 +150,9 @@ def _first_damage(chain: str) -> Damage | None:
     if before is None or after is None:
         return Damage(chain, seq, last_id, "the chain has no head") if seq else None
     if seq < before.seq:
-        return Damage(chain, seq + 1, "", f"cut tail: the chain's head is at {before.seq}")
+        return Damage(chain, seq + 1, "", f"truncated chain: the chain's head is at {before.seq}")
     if seq > after.seq:
-        return Damage(chain, after.seq + 1, "", f"the chain's head is at {after.seq}, behind its events")
+        return Damage(chain, after.seq + 1, "", f"the chain's head is at {after.seq}, before its last event")
     return None
 
 
@@ -153,12 +160,12 @@ def _problem(event: AuditEvent, last_hash: str) -> str:
     if event.prev_hash != last_hash:
         return "does not follow the event before it"
     if event.hash != _hash(event.prev_hash, event.body):
-        return "its body is not what was hashed"
+        return "its hash does not match its body"
     try:
         body = json.loads(event.body)
         facts = body.pop("facts")
     except (ValueError, KeyError, AttributeError):
-        return "its body is not an event's"
+        return "its body is not that of an event"
     if _canonical({**body, "facts": facts}) != event.body:
         return "its body is not canonical"
     columns = _columns(event)
@@ -184,7 +191,7 @@ def _columns(event: AuditEvent) -> dict[str, str | int]:
 
 
 def _canonical(value: dict[str, Any]) -> str:
-    """One text per value. ASCII, so that neither NUL nor a lone surrogate reaches the database."""
+    """Returns the canonical JSON. It is ASCII, so that no NUL and no lone surrogate reaches the database."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 

@@ -5,7 +5,7 @@ from rest_framework import serializers
 
 from tenants import audit
 from tenants.models import AuditEvent
-from tenants.serializers import Moment
+from tenants.serializers import UtcDateTimeField
 
 
 class AuditInput(serializers.Serializer[Any]):
@@ -21,8 +21,8 @@ class AuditInput(serializers.Serializer[Any]):
     actor = serializers.CharField(required=False, max_length=150, help_text="username, or system")
     target = serializers.CharField(required=False, max_length=100, help_text="id of what it was done to")
     request_id = serializers.CharField(required=False, max_length=100, help_text="the X-Request-ID of a response")
-    since = Moment(required=False)
-    until = Moment(required=False, help_text="not included")
+    since = UtcDateTimeField(required=False)
+    until = UtcDateTimeField(required=False, help_text="not included")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if "since" in attrs and "until" in attrs and attrs["until"] < attrs["since"]:
@@ -32,7 +32,7 @@ class AuditInput(serializers.Serializer[Any]):
 
 class EventOutput(serializers.Serializer[AuditEvent]):
     seq = serializers.IntegerField(help_text="1, 2, 3, ... without a gap")
-    at = Moment()
+    at = UtcDateTimeField()
     action = serializers.CharField()
     actor = serializers.CharField()
     actor_id = serializers.CharField(allow_blank=True)
@@ -44,7 +44,7 @@ class EventOutput(serializers.Serializer[AuditEvent]):
     prev_hash = serializers.CharField()
 
     def get_facts(self, event: AuditEvent) -> dict[str, Any] | None:
-        # A fact may hold a lone surrogate, which no UTF-8 can carry.
+        # A fact can contain a lone surrogate, which UTF-8 cannot encode.
         text = json.dumps(audit.facts_of(event.body), ensure_ascii=False)
         facts: dict[str, Any] | None = json.loads(text.encode(errors="replace"))
         return facts

@@ -1,4 +1,4 @@
-"""The audit trail is append-only, in the database too."""
+"""Triggers that keep the audit trail append-only."""
 
 from functools import partial
 from typing import Final

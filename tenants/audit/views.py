@@ -1,4 +1,4 @@
-"""The audit trail over the API: a tenant's for its admins and auditors, the platform's for superusers."""
+"""The API of the audit trails: a tenant's for its admins and auditors, the platform's for superusers."""
 
 from drf_spectacular.utils import extend_schema
 from rest_framework import generics
@@ -12,17 +12,17 @@ from tenants.models import AuditEvent, Scope, Tenant
 
 
 class Audit(generics.GenericAPIView[AuditEvent]):
-    """Reading page by page is not on record itself; an export is."""
+    """Reading pages writes no audit event. An export writes one."""
 
     ordering = ("-seq",)
     filter_backends = ()
-    queryset = AuditEvent.objects.none()  # for the schema: what is served is one chain
+    queryset = AuditEvent.objects.none()  # only for the schema: `list_events` returns the events of one chain
     serializer_class = EventOutput
 
-    def answer(self, request: Request, tenant: Tenant | None) -> Response:
-        wanted = AuditInput(data=request.query_params)
-        wanted.is_valid(raise_exception=True)
-        page = self.paginate_queryset(audit.events(tenant, **wanted.validated_data))
+    def list_events(self, request: Request, tenant: Tenant | None) -> Response:
+        filters = AuditInput(data=request.query_params)
+        filters.is_valid(raise_exception=True)
+        page = self.paginate_queryset(audit.events(tenant, **filters.validated_data))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
 
@@ -35,7 +35,7 @@ class TenantAudit(Audit):
         user = user_of(request)
         found = access.get_tenant(user, tenant, suspended=True)
         access.check_can_audit(user, found)
-        return self.answer(request, found)
+        return self.list_events(request, found)
 
 
 class PlatformAudit(Audit):
@@ -45,4 +45,4 @@ class PlatformAudit(Audit):
     def get(self, request: Request) -> Response:
         """What was done outside of every tenant: people, sessions, keys. For superusers."""
         access.check_can_audit_platform(user_of(request))
-        return self.answer(request, None)
+        return self.list_events(request, None)

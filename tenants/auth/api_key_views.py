@@ -1,4 +1,4 @@
-"""The API of API keys, and of the service accounts that own some. People only: no key opens any of it."""
+"""The API of API keys and service accounts. It does not accept API keys."""
 
 from django.db.models import QuerySet
 from django.utils import timezone
@@ -41,7 +41,7 @@ class ApiKeyFilter(filters.FilterSet):  # type: ignore[misc]  # django-filter ha
 class ApiKeysView(generics.GenericAPIView[ApiKey]):
     scopes = PEOPLE_ONLY
     filterset_class = ApiKeyFilter
-    queryset = ApiKey.objects.none()  # for the schema: what is served comes from `apikeys`
+    queryset = ApiKey.objects.none()  # only for the schema: `api_keys` returns the rows
     serializer_class = ApiKeyOutput
 
     @extend_schema(operation_id="api_keys_list", responses=ApiKeyOutput(many=True))
@@ -57,22 +57,22 @@ class ApiKeysView(generics.GenericAPIView[ApiKey]):
         """A new key for yourself, or for a service account of the tenant whose admin you are. It is shown this once."""
         user = user_of(request)
         found = access.get_tenant(user, tenant)
-        given = CreateApiKeyInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        wish = given.validated_data
+        serializer = CreateApiKeyInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        values = serializer.validated_data
         key, text = api_keys.create(
             tenant=found,
-            owner=api_keys.get_owner(user, found, wish.get("owner", user.username)),
-            name=wish["name"],
-            scopes=wish["scopes"],
-            expires_at=wish.get("expires_at"),
+            owner=api_keys.get_owner(user, found, values.get("owner", user.username)),
+            name=values["name"],
+            scopes=values["scopes"],
+            expires_at=values.get("expires_at"),
             by=user,
             now=timezone.now(),
         )
         location = absolute_url(request, "api-key", tenant=found.slug, prefix=key.prefix)
-        shown = {**ApiKeyOutput(key).data, "key": text}
+        output = {**ApiKeyOutput(key).data, "key": text}
         headers = {"Location": location, "Cache-Control": "no-store"}
-        return Response(shown, status=status.HTTP_201_CREATED, headers=headers)
+        return Response(output, status=status.HTTP_201_CREATED, headers=headers)
 
 
 class ApiKeyView(APIView):
@@ -94,7 +94,7 @@ class ApiKeyView(APIView):
 
 class ServiceAccountsView(generics.GenericAPIView[User]):
     scopes = PEOPLE_ONLY
-    queryset = User.objects.none()  # for the schema: what is served comes from `service_accounts`
+    queryset = User.objects.none()  # only for the schema: `service_accounts` returns the rows
     serializer_class = ServiceAccountOutput
     filter_backends = ()
 
@@ -113,12 +113,12 @@ class ServiceAccountsView(generics.GenericAPIView[User]):
         """An account for a program. It cannot sign in: make it an API key."""
         user = user_of(request)
         found = access.get_tenant(user, tenant)
-        given = CreateServiceAccountInput(data=request.data)
-        given.is_valid(raise_exception=True)
-        account = service_accounts.create(tenant=found, **given.validated_data, by=user, now=timezone.now())
+        serializer = CreateServiceAccountInput(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        account = service_accounts.create(tenant=found, **serializer.validated_data, by=user, now=timezone.now())
         location = absolute_url(request, "service-account", tenant=found.slug, account=account.username)
-        shown = ServiceAccountOutput(service_accounts.get_account(user, found, account.username)).data
-        return Response(shown, status=status.HTTP_201_CREATED, headers={"Location": location})
+        output = ServiceAccountOutput(service_accounts.get_account(user, found, account.username)).data
+        return Response(output, status=status.HTTP_201_CREATED, headers={"Location": location})
 
 
 class ServiceAccountView(APIView):

@@ -6,7 +6,7 @@ from rest_framework.exceptions import APIException
 
 
 class OperatorCommand(BaseCommand):
-    """A command that calls a service: what the service refuses is one line on stderr and exit status 1, not a traceback."""
+    """A command that calls a service. It prints an error of the service as one line on stderr, and exits with status 1."""
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         try:

@@ -43,7 +43,7 @@ class Migration(migrations.Migration):
                         validators=[
                             django.core.validators.RegexValidator(
                                 "\\A[a-z0-9]+(-[a-z0-9]+)*\\Z",
-                                "Use lower-case letters and digits, in words joined by single hyphens.",
+                                "Use words of lower-case letters and digits, separated by single hyphens.",
                             )
                         ],
                     ),
@@ -51,21 +51,21 @@ class Migration(migrations.Migration):
                 ("name", models.CharField(max_length=200)),
                 (
                     "is_active",
-                    models.BooleanField(
-                        default=True, help_text="A suspended tenant is not there for anybody, whatever their role."
-                    ),
+                    models.BooleanField(default=True, help_text="Only superusers can see a suspended tenant."),
                 ),
                 ("created_at", models.DateTimeField(editable=False)),
                 (
                     "quota_bytes",
-                    models.PositiveBigIntegerField(blank=True, help_text="Plaintext bytes; empty for no limit.", null=True),
+                    models.PositiveBigIntegerField(
+                        blank=True, help_text="In plaintext bytes. Leave empty for no limit.", null=True
+                    ),
                 ),
-                ("quota_files", models.PositiveBigIntegerField(blank=True, help_text="Empty for no limit.", null=True)),
+                ("quota_files", models.PositiveBigIntegerField(blank=True, help_text="Leave empty for no limit.", null=True)),
                 (
                     "default_retention_days",
                     models.PositiveIntegerField(
                         blank=True,
-                        help_text="Empty for no expiry.",
+                        help_text="In days. Leave empty for no expiry.",
                         null=True,
                         validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(36500)],
                     ),
@@ -78,12 +78,12 @@ class Migration(migrations.Migration):
                     "new_collections",
                     models.CharField(
                         choices=[
-                            ("private", "Private to their creator"),
-                            ("viewer", "Readable for all members"),
-                            ("editor", "Writable for all members"),
+                            ("private", "Private to the creator"),
+                            ("viewer", "Readable by all members"),
+                            ("editor", "Writable by all members"),
                         ],
                         default="private",
-                        help_text="What all members may do with them.",
+                        help_text="Access of the tenant's members to new collections.",
                         max_length=10,
                     ),
                 ),
@@ -91,12 +91,14 @@ class Migration(migrations.Migration):
                     "allow_external_sharing",
                     models.BooleanField(
                         default=False,
-                        help_text="Whether access may be granted to people of other tenants. Turned off, their grants open nothing.",
+                        help_text="Allows grants to users of other tenants. While it is off, existing grants of this kind give no access.",
                     ),
                 ),
                 (
                     "vault_alias",
-                    models.CharField(default="vault", help_text="The STORAGES alias that new objects go to.", max_length=50),
+                    models.CharField(
+                        default="vault", help_text="Alias in STORAGES under which new objects are stored.", max_length=50
+                    ),
                 ),
             ],
         ),
@@ -147,7 +149,7 @@ class Migration(migrations.Migration):
                 (
                     "email",
                     models.EmailField(
-                        help_text="Stored in lower case, so that it is unique in any case.",
+                        help_text="Stored in lower case, so that addresses are unique regardless of case.",
                         max_length=254,
                         unique=True,
                         verbose_name="e-mail address",
@@ -155,7 +157,9 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "token_version",
-                    models.PositiveIntegerField(default=0, editable=False, help_text="Counts up to end every token at once."),
+                    models.PositiveIntegerField(
+                        default=0, editable=False, help_text="Incrementing it revokes all tokens of the user."
+                    ),
                 ),
                 (
                     "groups",
@@ -184,7 +188,7 @@ class Migration(migrations.Migration):
                     models.ForeignKey(
                         blank=True,
                         editable=False,
-                        help_text="A service account acts for its tenant alone, by API keys: it cannot sign in.",
+                        help_text="The tenant of a service account. A service account uses API keys and cannot sign in.",
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="service_accounts",
@@ -235,26 +239,29 @@ class Migration(migrations.Migration):
                 ("lease_at", models.DateTimeField(blank=True, editable=False, null=True)),
                 ("attempts", models.PositiveIntegerField(default=0, editable=False)),
                 ("id", models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ("kind", models.CharField(help_text="names the template", max_length=40)),
+                ("kind", models.CharField(help_text="selects the templates", max_length=40)),
                 ("recipient", models.EmailField(max_length=254)),
-                ("copies", models.JSONField(default=list, help_text="who else gets it, in Cc")),
+                ("copies", models.JSONField(default=list, help_text="Cc addresses")),
                 (
                     "refused",
-                    models.JSONField(
-                        db_default=[], default=list, help_text="those in Cc whom the server refused, when it was sent"
+                    models.JSONField(db_default=[], default=list, help_text="Cc addresses that the mail server refused"),
+                ),
+                (
+                    "about",
+                    models.CharField(
+                        blank=True, db_index=True, help_text="UUID of the object that the mail reports on", max_length=36
                     ),
                 ),
-                ("about", models.CharField(blank=True, db_index=True, help_text="uuid of what it tells of", max_length=36)),
-                ("facts", models.JSONField(default=dict, help_text="what the template is filled with")),
+                ("facts", models.JSONField(default=dict, help_text="values for the templates; no secrets")),
                 ("created_at", models.DateTimeField()),
                 ("due_at", models.DateTimeField()),
                 ("sent_at", models.DateTimeField(null=True)),
-                ("failed_at", models.DateTimeField(help_text="given up", null=True)),
+                ("failed_at", models.DateTimeField(help_text="when the last attempt failed, or the mail was dropped", null=True)),
                 (
                     "is_dropped",
-                    models.BooleanField(db_default=False, default=False, help_text="given up, since nothing was left to tell"),
+                    models.BooleanField(db_default=False, default=False, help_text="not sent, because it had become pointless"),
                 ),
-                ("problem", models.CharField(blank=True, help_text="why the last attempt failed", max_length=200)),
+                ("problem", models.CharField(blank=True, help_text="error of the last attempt", max_length=200)),
             ],
             options={
                 "indexes": [
@@ -322,16 +329,18 @@ class Migration(migrations.Migration):
                 ("name", models.CharField(max_length=100)),
                 (
                     "prefix",
-                    models.CharField(help_text="the part before the dot, which names the key", max_length=20, unique=True),
+                    models.CharField(help_text="the part before the dot; identifies the key", max_length=20, unique=True),
                 ),
                 (
                     "secret_hash",
-                    models.CharField(help_text="hex of SHA-256 of the part behind the dot, which nobody keeps", max_length=64),
+                    models.CharField(
+                        help_text="SHA-256 of the part after the dot, in hex; the part itself is not stored", max_length=64
+                    ),
                 ),
                 ("scopes", models.JSONField(validators=[tenants.models.check_scopes])),
                 ("created_at", models.DateTimeField(editable=False)),
                 ("expires_at", models.DateTimeField()),
-                ("last_used_at", models.DateTimeField(blank=True, editable=False, help_text="to the minute", null=True)),
+                ("last_used_at", models.DateTimeField(blank=True, editable=False, help_text="accurate to one minute", null=True)),
                 ("revoked_at", models.DateTimeField(blank=True, editable=False, null=True)),
                 (
                     "created_by",

@@ -306,7 +306,7 @@ def test_export_keeps_what_is_no_formula(api: Api, acme: Tenant, alice: User, no
 
 @pytest.mark.both_databases
 def test_export_is_on_record_once_and_before_its_first_byte(api: Api, trail: None, alice: User, monkeypatch: Any) -> None:
-    monkeypatch.setattr(audit_export, "PAGE", 2)
+    monkeypatch.setattr(audit_export, "PAGE_SIZE", 2)
     response: Any = api(alice).get(f"{ACME}.csv", {"action": "file.", "since": "2026-01-01T00:00:00Z"})
     event = AuditEvent.objects.get(action="audit.export")
     assert (event.actor, event.seq, event.request_id) == ("alice", 6, response["X-Request-ID"])
@@ -322,7 +322,7 @@ def test_export_is_on_record_once_and_before_its_first_byte(api: Api, trail: Non
 @pytest.mark.both_databases
 @pytest.mark.parametrize("page", [1, 2, 5, 6])
 def test_export_comes_whole_whatever_the_page_holds(api: Api, trail: None, alice: User, monkeypatch: Any, page: int) -> None:
-    monkeypatch.setattr(audit_export, "PAGE", page)
+    monkeypatch.setattr(audit_export, "PAGE_SIZE", page)
     assert [row["seq"] for row in exported(api(alice))] == ["1", "2", "3", "4", "5"]
 
 
@@ -330,7 +330,7 @@ def test_export_comes_whole_whatever_the_page_holds(api: Api, trail: None, alice
 def test_export_ends_where_the_trail_ended_when_it_began(
     api: Api, trail: None, alice: User, acme: Tenant, now: datetime, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(audit_export, "PAGE", 2)
+    monkeypatch.setattr(audit_export, "PAGE_SIZE", 2)
     response: Any = api(alice).get(f"{ACME}.csv")
     record("file.late", tenant=acme, at=now)
     assert [row["seq"] for row in read(b"".join(response.streaming_content))] == ["1", "2", "3", "4", "5"]
@@ -339,7 +339,7 @@ def test_export_ends_where_the_trail_ended_when_it_began(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asks before each page whether it may go on, and has pages of one event."""
-    monkeypatch.setattr(audit_export, "PAGE", 1)
+    monkeypatch.setattr(audit_export, "PAGE_SIZE", 1)
     monkeypatch.setattr(streaming, "CHECK_INTERVAL_SECONDS", -1.0)
 
 

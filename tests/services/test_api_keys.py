@@ -243,11 +243,11 @@ def test_createapikey_prints_the_key_alone(api: Api, bob: User) -> None:
     ("arguments", "hint"),
     [
         (["nowhere", "bob", "--name=x", "--scope=read"], "no tenant nowhere"),
-        (["acme", "nobody", "--name=x", "--scope=read"], "nobody with the username nobody"),
+        (["acme", "nobody", "--name=x", "--scope=read"], "There is no user nobody"),
         (["acme", "mallory", "--name=x", "--scope=read"], "not an active member"),
         (["acme", "bob", "--name=x", "--scope=read", "--days=0"], "expires_at"),
         (["acme", "bob", "--name=x", "--scope=read", "--days=367"], "366 days"),
-        (["acme", "bob", "--name=x", "--scope=read", "--days=99999"], "no number of days"),
+        (["acme", "bob", "--name=x", "--scope=read", "--days=99999"], "not a number of days"),
         (["acme", "bob", "--name=x", "--scope=all"], "invalid choice"),
         (["acme", "bob", f"--name={'x' * 101}", "--scope=read"], "name: Describe the purpose of the key"),
         (["acme", "bob", "--name=two\nlines", "--scope=read"], "name: Describe the purpose of the key"),
@@ -265,9 +265,9 @@ def test_createapikey_that_is_not_acceptable_says_what(bob: User, mallory: User,
 def test_revokeapikey(api: Api, bob: User) -> None:
     text = make_key(bob)
     prefix = text.partition(".")[0]
-    assert run("revokeapikey", prefix) == f"{prefix} opens nothing any more.\n"
+    assert run("revokeapikey", prefix) == f"{prefix} is revoked.\n"
     assert api(text).get(ME).status_code == 401
-    for name, hint in ((prefix, "already"), ("sr_00000000", "no key")):
+    for name, hint in ((prefix, "already"), ("sr_00000000", "no API key")):
         with pytest.raises(CommandError, match=hint):
             run("revokeapikey", name)
 

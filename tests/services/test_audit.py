@@ -238,20 +238,20 @@ DAMAGES: list[tuple[str, Callable[[models.QuerySet[AuditEvent]], object], int, s
     ("edited time", lambda events: events.filter(seq=2).update(at=F("at") + SECOND), 2, "differs from its body in at"),
     ("edited request", edit(request_id="x"), 2, "differs from its body in request_id"),
     ("edited tenant", edit(tenant_id=""), 2, "differs from its body in tenant_id"),
-    ("edited fact", edit_a_fact, 2, "its body is not what was hashed"),
-    ("body no JSON", edit(body="{"), 2, "its body is not what was hashed"),
-    ("edited hash", edit(hash="f" * 64), 2, "its body is not what was hashed"),
+    ("edited fact", edit_a_fact, 2, "its hash does not match its body"),
+    ("body no JSON", edit(body="{"), 2, "its hash does not match its body"),
+    ("edited hash", edit(hash="f" * 64), 2, "its hash does not match its body"),
     ("edited and hashed again", rewrite_one(2), 3, "does not follow the event before it"),
     ("last edited and hashed again", rewrite_one(4), 4, "is not the event that the chain's head names"),
-    ("gap", lambda events: events.filter(seq=2).delete(), 2, "gap: the next event that is there has number 3"),
-    ("first gone", lambda events: events.filter(seq=1).delete(), 1, "gap: the next event that is there has number 2"),
+    ("gap", lambda events: events.filter(seq=2).delete(), 2, "gap: the next event has number 3"),
+    ("first gone", lambda events: events.filter(seq=1).delete(), 1, "gap: the next event has number 2"),
     ("gap closed by renumbering", lambda events: (events.filter(seq=4).delete(), events.filter(seq=3).update(seq=4)), 3, "gap"),
     ("reordered", reorder, 2, "does not follow the event before it"),
-    ("tail cut", lambda events: events.filter(seq__gt=2).delete(), 3, "cut tail: the chain's head is at 4"),
-    ("all cut", lambda events: events.delete(), 1, "cut tail: the chain's head is at 4"),
+    ("tail cut", lambda events: events.filter(seq__gt=2).delete(), 3, "truncated chain: the chain's head is at 4"),
+    ("all cut", lambda events: events.delete(), 1, "truncated chain: the chain's head is at 4"),
     ("tail cut, head set back", cut_tail_and_head, 2, "is not the event that the chain's head names"),
     ("head gone", lambda events: AuditHead.objects.filter(chain=events[0].chain).delete(), 4, "the chain has no head"),
-    ("appended past the head", append_past_the_head, 5, "the chain's head is at 4, behind its events"),
+    ("appended past the head", append_past_the_head, 5, "the chain's head is at 4, before its last event"),
 ]  # fmt: skip
 
 
@@ -275,7 +275,7 @@ def test_verify_audit_of_damage_names_the_first_bad_event(
     (damage,) = audit.verify()
     assert (damage.chain, damage.seq) == (str(acme.pk), seq)
     assert damage.problem.startswith(problem)
-    is_missing = problem.startswith(("gap", "cut tail", "the chain's head"))
+    is_missing = problem.startswith(("gap", "truncated chain", "the chain's head"))
     assert damage.event_id == ("" if is_missing else str(AuditEvent.objects.get(chain=acme.pk, seq=seq).pk))
     output = StringIO()
     with pytest.raises(CommandError, match="Damaged chains: 1"):

@@ -269,7 +269,7 @@ def swap(events: Any) -> None:
 
 DAMAGES: dict[str, tuple[Inflict, int, str, bool]] = {
     "edited row": (lambda events: events.filter(seq=2).update(actor="nobody"), 2, "differs from its body in actor", True),
-    "middle row deleted": (delete_second, 2, "gap: the next event that is there has number 3", True),
+    "middle row deleted": (delete_second, 2, "gap: the next event has number 3", True),
     "rows reordered": (swap, 2, "does not follow the event before it", True),
     "tail cut, head set back": (cut_tail, 4, "was signed in .strongroom/audit/2026-11-21T1200Z.json", False),
     "chain deleted": (delete_chain, 4, "was signed in .strongroom/audit/2026-11-21T1200Z.json", False),

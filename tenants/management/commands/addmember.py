@@ -10,20 +10,20 @@ from tenants.models import Role
 
 class Command(OperatorCommand):
     help = (
-        "Makes a person a member of a tenant, with the given roles besides those that they have there already. "
-        "Whoever does not exist is created, with the e-mail address and without a password: give them one with changepassword "
-        "or in the admin, or a token with createusertoken. If they exist, an e-mail address that is not theirs is refused."
+        "Adds a user to a tenant with the given roles. An existing member keeps their other roles. A user who does not exist "
+        "is created without a password: set one with changepassword or in the admin, or create a token with createusertoken. An "
+        "existing user must have the given e-mail address."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("tenant", help="slug")
         parser.add_argument("user", help="username")
-        parser.add_argument("--email", default="", help="needed for a new person")
+        parser.add_argument("--email", default="", help="required for a new user")
         parser.add_argument(
             "--role",
             action="append",
             dest="roles",
-            help=f"repeatable, default member: {', '.join(Role.values)}, or a stage's role",
+            help=f"repeatable (default: member): {', '.join(Role.values)}, or the role of an egress stage",
         )
 
     def handle(self, *, tenant: str, user: str, email: str, roles: list[str] | None, **options: Any) -> None:

@@ -9,7 +9,7 @@ from tenants.models import User
 
 
 class Command(OperatorCommand):
-    help = "Asks for a person's new password, in place of Django's command. Every token and admin session of theirs ends."
+    help = "Asks for a new password of a user, and sets it. All tokens and admin sessions of the user end."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("username")
@@ -17,6 +17,6 @@ class Command(OperatorCommand):
     def handle(self, *, username: str, **options: Any) -> None:
         user = User.objects.filter(username=username).first()
         if user is None:
-            raise CommandError(f"There is nobody with the username {username}.")
+            raise CommandError(f"There is no user {username}.")
         services.set_password(user=user, password=ask_password(), by=None, now=timezone.now())
-        self.stdout.write(f"{username} has a new password.")
+        self.stdout.write(f"Changed the password of {username}.")

@@ -11,9 +11,9 @@ from tenants.models import User
 
 class Command(OperatorCommand):
     help = (
-        "Creates the first tenant and its superuser, who is also its admin. Asks for what is missing, "
-        "unless --no-input is given. "
-        "What exists stays as it is, so that it is safe to run again; a person who exists and is no superuser is refused."
+        "Creates the first tenant and its superuser, who is also its admin. Asks for missing values, unless --no-input is given. "
+        "Does not change an existing tenant or superuser, so it is safe to run again. Refuses an existing user who is not a "
+        "superuser."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -21,7 +21,9 @@ class Command(OperatorCommand):
         parser.add_argument("--name", help="the tenant's name (default: the slug)")
         parser.add_argument("--username")
         parser.add_argument("--email")
-        parser.add_argument("--password", help="shows in the process list; the environment's DJANGO_SUPERUSER_PASSWORD does not")
+        parser.add_argument(
+            "--password", help="visible in the list of processes; DJANGO_SUPERUSER_PASSWORD in the environment is not"
+        )
         parser.add_argument("--no-input", action="store_false", dest="interactive", help="fail instead of asking")
 
     def handle(self, *, interactive: bool, password: str | None, name: str | None, **options: Any) -> None:
@@ -35,11 +37,11 @@ class Command(OperatorCommand):
         services.bootstrap_tenant(
             slug=slug, name=name or slug, username=username, email=email, password=password, now=timezone.now()
         )
-        self.stdout.write(f"Tenant {slug} and its superuser {username} are there.")
+        self.stdout.write(f"Tenant {slug} and its superuser {username} exist.")
 
     def _value(self, option: str, value: str | None, *, interactive: bool) -> str:
         if not value and interactive:
             value = input(f"{option.capitalize()}: ").strip()
         if not value:
-            raise CommandError(f"--{option} is missing.")
+            raise CommandError(f"Give a value for --{option}.")
         return value

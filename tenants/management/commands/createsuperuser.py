@@ -4,7 +4,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 
 class Command(BaseCommand):
-    help = "Refuses: Django's command of this name writes no audit event. Use createsupertenant, or the admin's people page."
+    help = "Disabled, because Django's command writes no audit event. Use createsupertenant, or add a user in the admin."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        raise CommandError("Use createsupertenant: it makes the first tenant and its superuser, and is on record.")
+        raise CommandError("Use createsupertenant, which creates the first tenant and its superuser and writes audit events.")

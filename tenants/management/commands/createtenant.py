@@ -8,10 +8,10 @@ from tenants.management.operator import OperatorCommand
 
 
 class Command(OperatorCommand):
-    help = "Creates a tenant. It has no members yet: see addmember. A slug that is taken is refused."
+    help = "Creates a tenant without members. Add members with addmember."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("slug", help="its short name in URLs, for ever")
+        parser.add_argument("slug", help="its short name in URLs, which cannot be changed")
         parser.add_argument("--name", help="its name (default: the slug)")
 
     def handle(self, *, slug: str, name: str | None, **options: Any) -> None:

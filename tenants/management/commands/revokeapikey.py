@@ -10,8 +10,8 @@ from tenants.models import ApiKey
 
 class Command(OperatorCommand):
     help = (
-        "Revokes an API key: it opens nothing any more, and links and downloads that it started end within seconds. Its prefix "
-        "is the part before the dot; if that is all that turned up somewhere, the key is still safe."
+        "Revokes an API key. Links and downloads that the key started end within seconds. The prefix of a key is the part before "
+        "the dot. A key of which only the prefix has leaked is still safe."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -20,6 +20,6 @@ class Command(OperatorCommand):
     def handle(self, *, prefix: str, **options: Any) -> None:
         key = ApiKey.objects.filter(prefix=prefix).first()
         if key is None:
-            raise CommandError(f"There is no key {prefix}.")
+            raise CommandError(f"There is no API key {prefix}.")
         api_keys.revoke(key, by=None, now=timezone.now())
-        self.stdout.write(f"{prefix} opens nothing any more.")
+        self.stdout.write(f"{prefix} is revoked.")
