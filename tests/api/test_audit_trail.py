@@ -349,7 +349,7 @@ def test_export_ends_short_when_its_reader_loses_the_role(api: Api, trail: None,
     pieces = response.streaming_content
     assert len(read(next(pieces))) == 1
     Membership.objects.filter(user=erin).update(roles=["member"])
-    with pytest.raises(TransferEnded, match="may not go on"):
+    with pytest.raises(TransferEnded, match="no longer has access"):
         list(pieces)
 
 
