@@ -161,7 +161,7 @@ def test_tutorial_of_people_works_word_for_word_and_the_invitation_arrives(own_s
 
 def test_escape_hatch_works_word_for_word(server: Server) -> None:
     collection = upload(server, "numbers.txt", "1 2 3")
-    export, fetch, decrypt = shell_blocks("docs/operations/backup.md", "## Open a file without a server")
+    export, fetch, decrypt = shell_blocks("docs/operations/backup.md", "## Decrypt a file without a server")
     shown = run(export, fetch, decrypt.replace("ls -l", "cat"), server=server, ID=collection)
     assert json.loads(shown) == "1 2 3"
 
@@ -209,7 +209,7 @@ def test_backup_and_restore_work_word_for_word(own_server: Server, new_server: C
     ((key,),) = restored.sql(of_collection, collection)
     stored = restored.home / "objects" / "vault" / key
     os.utime(stored, (0, 0))  # a copy that did not keep its time has another ETag
-    assert run(check, server=restored).endswith(" object is a copy: its ETag is noted\n")
+    assert run(check, server=restored).endswith(" object is a copy: its ETag is recorded\n")
     assert restored.request("GET", path, token=token) == (200, "1 2 3")
     os.utime(stored, (1, 1))
     assert restored.request("GET", path, token=token) == (200, "1 2 3")  # an encrypted file notes it by itself
