@@ -1,11 +1,11 @@
-"""What "who may read this?" costs: lists and details with 100,000 files in 1,000 collections under 20,000 grants, on PostgreSQL.
+"""Measures the cost of access checks: lists and details of 100,000 files in 1,000 collections with 20,000 grants, on PostgreSQL.
 
-    .venv/bin/python -m bench.access postgresql://root@127.0.0.1:5432 [--rounds 3]      makes and drops a database of its own
+    .venv/bin/python -m bench.access postgresql://root@127.0.0.1:5432 [--rounds 3]      creates and drops its own database
 
-Each request goes through the whole application in this one process, as in a worker. Printed is, for each kind of request and
-each person, the number of queries, the median and the 95th percentile over all pages and rounds, and the medians of the
-first page and of the last. `machine` is what a million additions in Python took at the same time: shared machines have slow
-minutes. Exits with 1 if a 95th percentile is over 50 ms or the number of queries depends on the page.
+Each request passes through the whole application in this process, as in a web worker. For each kind of request and each user, the
+output has the number of queries, the median and the 95th percentile over all pages and rounds, and the medians of the first and
+the last page. `machine` is the time of a million additions in Python, which shows when a shared machine was slow. The exit code
+is 1 if a 95th percentile is greater than 50 ms or if the number of queries depends on the page.
 """
 
 import argparse
@@ -27,20 +27,20 @@ import psycopg
 
 
 COLLECTIONS, FILES, GRANTS, PEOPLE = 1_000, 100_000, 20_000, 500
-DETAILS = 20  # rounds of one thing for each round through a list
-LARGEST = 10_000  # files of the first collection
-LIMIT = 0.050  # seconds
+DETAIL_ROUNDS = 20  # requests for a detail per round of a list
+LARGEST_COLLECTION = 10_000  # files in the first collection
+MAX_P95 = 0.050  # seconds
 
 
 @contextmanager
-def own_database(server: str, name: str) -> Iterator[None]:
-    """An empty one, migrated, as the database of this process' Django."""
+def temporary_database(server: str, name: str) -> Iterator[None]:
+    """Creates and migrates a database, and configures Django in this process to use it. Drops it afterwards."""
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name}")
         os.environ["DATABASE_URL"] = f"{server}/{name}"
         os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
-        os.environ.setdefault("LOG_LEVEL", "WARNING")  # or there was a line for each request
+        os.environ.setdefault("LOG_LEVEL", "WARNING")  # INFO has a line for each request
         try:
             import django
             from django.core.management import call_command
@@ -53,7 +53,7 @@ def own_database(server: str, name: str) -> Iterator[None]:
 
 
 def fill(now: datetime) -> dict[str, Any]:
-    """The people whose requests are timed, by what they are."""
+    """Creates all rows. Returns the users whose requests are measured, by their descriptions in the output."""
     from django.db import connection
 
     from files.models import Collection, Grant, Level, StoredFile
@@ -67,12 +67,12 @@ def fill(now: datetime) -> dict[str, Any]:
     people = list(User.objects.order_by("id"))
     admin, auditor, outsider, *members = people
 
-    def join(user: User, tenant: Tenant, role: str) -> Membership:
+    def membership_of(user: User, tenant: Tenant, role: str) -> Membership:
         return Membership(user=user, tenant=tenant, roles=[role], created_at=now)
 
     Membership.objects.bulk_create(
-        [join(admin, acme, "admin"), join(auditor, acme, "auditor"), join(outsider, globex, "member")]
-        + [join(user, acme, "member") for user in members]
+        [membership_of(admin, acme, "admin"), membership_of(auditor, acme, "auditor"), membership_of(outsider, globex, "member")]
+        + [membership_of(user, acme, "member") for user in members]
     )
     memberships = {each.user_id: each for each in Membership.objects.all()}
     keys = [
@@ -87,7 +87,7 @@ def fill(now: datetime) -> dict[str, Any]:
         for n, key in enumerate(keys)
     ]  # fmt: skip
     Collection.objects.bulk_create(collections)
-    homes = [collections[0]] * LARGEST + chance.choices(collections[1:], k=FILES - LARGEST)
+    homes = [collections[0]] * LARGEST_COLLECTION + chance.choices(collections[1:], k=FILES - LARGEST_COLLECTION)
     files = [
         StoredFile(
             collection=home, filename=f"file-{n}.csv", name_key=f"file-{n}.csv", content_type="text/csv", length=n,
@@ -108,9 +108,9 @@ def fill(now: datetime) -> dict[str, Any]:
         )
 
     ages = count()
-    # One member has all collections one by one; half of the collections are everybody's; the outsider has fifty.
-    rich = members[0]
-    grants = [grant(collection, rich, Level.VIEWER) for collection in collections]
+    # One member has a grant on each collection. All members have grants on half of the collections. The outsider has 50 grants.
+    granted_all = members[0]
+    grants = [grant(collection, granted_all, Level.VIEWER) for collection in collections]
     grants += [grant(collection, None, Level.VIEWER) for collection in collections[::2]]
     grants += [grant(collection, outsider, Level.VIEWER) for collection in collections[:50]]
     single = {(file.pk, chance.choice(members[1:])) for file in chance.sample(files, GRANTS - len(grants))}
@@ -119,11 +119,17 @@ def fill(now: datetime) -> dict[str, Any]:
     Grant.objects.bulk_create(grants, batch_size=5_000)
     with connection.cursor() as cursor:
         cursor.execute("VACUUM ANALYZE")
-        cursor.execute("CHECKPOINT")  # or the first requests would wait for the disk that all this goes to
-    return {"admin": admin, "auditor": auditor, "member with all": rich, "member with few": members[1], "outsider": outsider}
+        cursor.execute("CHECKPOINT")  # otherwise the first requests would wait for the disk
+    return {
+        "admin": admin,
+        "auditor": auditor,
+        "member with all": granted_all,
+        "member with few": members[1],
+        "outsider": outsider,
+    }
 
 
-class Asked:
+class Measurements:
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.first: list[float] = []
@@ -132,71 +138,72 @@ class Asked:
         self.machine: list[float] = []
 
 
-def yardstick() -> float:
+def time_additions() -> float:
+    """Seconds that a million additions take. Shows how fast the machine is at this moment."""
     started, total = time.perf_counter(), 0
     for number in range(1_000_000):
         total += number
     return time.perf_counter() - started
 
 
-def walk(client: Any, address: str, asked: Asked, *, is_counting: bool) -> None:
-    """Through all pages. Counting queries takes time, and so a round of its own."""
+def request_pages(client: Any, address: str, measured: Measurements, *, is_counting: bool) -> None:
+    """Requests all pages. Counts queries instead of measuring if `is_counting`, because counting takes time."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
-    page, pages = address, []
+    page, seconds = address, []
     while page:
         with CaptureQueriesContext(connection) if is_counting else nullcontext(()) as queries:
             started = time.perf_counter()
-            answer = client.get(page)
-            pages.append(time.perf_counter() - started)
-        assert answer.status_code == 200, (page, answer.content)
-        page = answer.json().get("next")
+            response = client.get(page)
+            seconds.append(time.perf_counter() - started)
+        assert response.status_code == 200, (page, response.content)
+        page = response.json().get("next")
         if is_counting:
-            asked.queries.add(len(queries))
-    asked.machine.append(yardstick())
+            measured.queries.add(len(queries))
+    measured.machine.append(time_additions())
     if is_counting:
         return
-    asked.seconds += pages
-    asked.first.append(pages[0])
-    asked.last.append(pages[-1])
+    measured.seconds += seconds
+    measured.first.append(seconds[0])
+    measured.last.append(seconds[-1])
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("server", help="postgresql://user@host:port, without a database")
-    options.add_argument("--rounds", type=int, default=3)
-    chosen = options.parse_args()
-    server = urlsplit(chosen.server)
-    assert server.scheme == "postgresql", "a PostgreSQL server, please"
-    with own_database(chosen.server.rstrip("/"), "strongroom_bench_access"):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("server", help="postgresql://user@host:port, without a database")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds through each list (3)")
+    options = parser.parse_args()
+    if urlsplit(options.server).scheme != "postgresql":
+        parser.error("the server must be a postgresql:// URL")
+    with temporary_database(options.server.rstrip("/"), "strongroom_bench_access"):
         from rest_framework.test import APIClient
 
         from tenants.auth import tokens
 
         now = datetime.now(UTC)
-        people = fill(now)
-        is_bad = False
+        users = fill(now)
+        has_failed = False
         print(f"{'':34}{'queries':>8}{'p50':>9}{'p95':>9}{'first':>9}{'last':>9}{'machine':>9}   ms")
-        for name, user in people.items():
+        for name, user in users.items():
             largest = "/api/v1/collections/collection-0/"
             kinds = {"collections": "/api/v1/collections/", "files of 10,000": f"{largest}files/", "collection": largest}
             if name in {"admin", "auditor"}:
                 kinds |= {"grants of the tenant": "/api/v1/tenants/acme/grants/", "grants": f"{largest}grants/"}
             kinds["file"] = f"{largest}files/file-5000.csv/"
             for kind, address in kinds.items():
-                asked = Asked()
-                rounds = chosen.rounds * (DETAILS if kind in {"collection", "file"} else 1)
+                measured = Measurements()
+                rounds = options.rounds * (DETAIL_ROUNDS if kind in {"collection", "file"} else 1)
                 for number in range(rounds + 1):
                     client = APIClient(SERVER_NAME="localhost", HTTP_AUTHORIZATION=f"Bearer {tokens.mint(user)['access']}")
-                    walk(client, address, asked, is_counting=number == 0)
-                p95 = sorted(asked.seconds)[int(0.95 * len(asked.seconds))]
-                figures = [asked.seconds, asked.first, asked.last, asked.machine]
+                    request_pages(client, address, measured, is_counting=number == 0)
+                p95 = sorted(measured.seconds)[int(0.95 * len(measured.seconds))]
+                figures = [measured.seconds, measured.first, measured.last, measured.machine]
                 p50, first, last, machine = (statistics.median(each) for each in figures)
                 shown = "".join(f"{figure * 1000:9.1f}" for figure in (p50, p95, first, last, machine))
-                print(f"{name + ': ' + kind:34}{'/'.join(map(str, sorted(asked.queries))):>8}{shown}", flush=True)
-                is_bad |= p95 > LIMIT or len(asked.queries) > 1
-        return int(is_bad)
+                print(f"{name + ': ' + kind:34}{'/'.join(map(str, sorted(measured.queries))):>8}{shown}", flush=True)
+                has_failed |= p95 > MAX_P95 or len(measured.queries) > 1
+        return int(has_failed)
 
 
 if __name__ == "__main__":

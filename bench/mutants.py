@@ -1,11 +1,11 @@
-"""Mutation check: does some test go red for every small change of the code that the main path depends on?
+"""Mutation testing: checks that the tests detect every small change of the most important code.
 
-    .venv/bin/python -m bench.mutants [file ...]      all of TESTS without a name: an hour on two cores
+    .venv/bin/python -m bench.mutants [file ...]      default: all files of TESTS, which takes an hour on two cores
 
-Each mutant is one change of the syntax tree, in a copy of the checkout, against the tests that TESTS names: first those of the
-gate, then those of `--long`. "LONG" marks a mutant that only the latter notice. Survivors of both must be listed in
-`mutants.txt`, each with the reason why no test can tell it from the original; any other makes this exit with 1.
-Of our own because mutmut 3 leaves out properties, dataclasses and all that stands outside of functions: the layout, the limits.
+Each mutant is one change of the syntax tree in a copy of the checkout. It runs against the tests that TESTS lists for its file:
+first those of the gate, then those of `--long`. The output "LONG" marks a mutant that only the latter detect. A mutant that no
+test detects must be listed in `mutants.txt` with the reason why it behaves like the original. Otherwise the exit code is 1.
+mutmut 3 is not sufficient, because it skips properties, dataclasses and module-level code such as limits.
 """
 
 import ast
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 GATE, LONG, NO_TESTS = "not long", "long", 5
-PARALLEL, SECONDS = 2, 300  # a mutant that runs for longer hangs, which counts as noticed
+PARALLEL, TIMEOUT_SECONDS = 2, 300  # a mutant that times out counts as detected
 CRYPTO, STREAMS, LINKS = "tests/unit/test_crypto", "tests/services/test_streams.py", "tests/api/test_links.py"
 TESTS = {
     "files/access.py": ["tests/api/test_levels.py", "tests/api/test_grants.py", STREAMS],
@@ -44,13 +44,13 @@ OTHER = {one: other for pair in PAIRS for one, other in (pair.split(), pair.spli
 
 
 class Mutant(NamedTuple):
-    name: str  # file::function: code -> changed code #n; the same in every run while the code is the same
+    name: str  # file::function: code -> changed code #n; stable until the code changes
     file: str
     source: str
 
 
 def changed(node: Any) -> Iterator[ast.AST]:
-    """What may stand in the place of a node."""
+    """Yields the replacements of a node."""
     other = deepcopy(node)
     match node:
         case ast.Compare(ops=[sign]) | ast.BinOp(op=sign) | ast.BoolOp(op=sign) | ast.AugAssign(op=sign):
@@ -76,25 +76,25 @@ def changed(node: Any) -> Iterator[ast.AST]:
         yield ast.Pass()
 
 
-def is_said(node: ast.AST) -> bool:
-    """Words for people: another wording is no other behaviour."""
+def is_text(node: ast.AST) -> bool:
+    """Whether the node is a docstring or an error, whose wording does not change the behaviour."""
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)
     return isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", "Object", "Key", "Ended"))
 
 
-def places(node: ast.AST, path: str = "-") -> Iterator[tuple[str, ast.AST, str, int | None]]:
-    """Where each node hangs: the function around it, its parent, the field of that, and the index in the field."""
+def positions(node: ast.AST, path: str = "-") -> Iterator[tuple[str, ast.AST, str, int | None]]:
+    """Yields the position of each node: the function around it, its parent, the field of the parent, and the index there."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         path = f"{path}.{node.name}".removeprefix("-.")
     for field, value in ast.iter_fields(node):
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(child, ast.AST) and field not in {"annotation", "returns"} and not is_said(child):
+            if isinstance(child, ast.AST) and field not in {"annotation", "returns"} and not is_text(child):
                 yield path, node, field, index
-                yield from places(child, path)
+                yield from positions(child, path)
 
 
-def put(parent: ast.AST, field: str, index: int | None, node: Any) -> None:
+def replace(parent: ast.AST, field: str, index: int | None, node: Any) -> None:
     if index is None:
         setattr(parent, field, node)
     else:
@@ -104,29 +104,29 @@ def put(parent: ast.AST, field: str, index: int | None, node: Any) -> None:
 def mutants(file: str) -> Iterator[Mutant]:
     tree = ast.parse((ROOT / file).read_text())
     seen: Counter[str] = Counter()
-    for path, parent, field, index in places(tree):
+    for path, parent, field, index in positions(tree):
         node = getattr(parent, field) if index is None else getattr(parent, field)[index]
         for other in changed(node):
             before, after = (ast.unparse(each).partition("\n")[0][:120] for each in (node, other))
             seen[name := f"{file}::{path}: {before} -> {after}"] += 1
-            put(parent, field, index, other)
+            replace(parent, field, index, other)
             yield Mutant(f"{name} #{seen[name]}", file, ast.unparse(ast.fix_missing_locations(tree)))
-            put(parent, field, index, node)
+            replace(parent, field, index, node)
 
 
 def passes(copy: Path, file: str, speed: str) -> bool:
-    """Whether the tests of a file that have this speed are green in a copy of the checkout."""
+    """Whether the tests of a file pass in a copy of the checkout. `speed` is the marker expression GATE or LONG."""
     options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-m", speed]
     command = [sys.executable, "-m", "pytest", *options, *TESTS[file]]
     try:
-        code = subprocess.run(command, cwd=copy, capture_output=True, check=False, timeout=SECONDS).returncode
+        code = subprocess.run(command, cwd=copy, capture_output=True, check=False, timeout=TIMEOUT_SECONDS).returncode
         return code in {0, NO_TESTS}
     except subprocess.TimeoutExpired:
         return False
 
 
 def main(files: list[str]) -> int:
-    explained = {line.partition(" | ")[0] for line in Path(__file__).with_suffix(".txt").read_text().splitlines()}
+    listed = {line.partition(" | ")[0] for line in Path(__file__).with_suffix(".txt").read_text().splitlines()}
     found = [mutant for file in files for mutant in mutants(file)]
     copies: SimpleQueue[Path] = SimpleQueue()
 
@@ -143,19 +143,19 @@ def main(files: list[str]) -> int:
         for number in range(PARALLEL):
             copies.put(Path(shutil.copytree(ROOT, f"{folder}/{number}", ignore=shutil.ignore_patterns(".*", "var"))))
         if broken := [file for file in files if not all(passes(Path(folder) / "0", file, speed) for speed in (GATE, LONG))]:
-            sys.exit(f"the tests fail as they are: {broken}")
-        unexplained = 0
+            sys.exit(f"the tests fail without a mutant: {broken}")
+        unlisted = 0
         for mutant, speeds in zip(found, pool.map(survived, found), strict=True):
             if speeds == [GATE, LONG]:
-                unexplained += mutant.name not in explained
-                print("known" if mutant.name in explained else "ALIVE", mutant.name, flush=True)
+                unlisted += mutant.name not in listed
+                print("known" if mutant.name in listed else "ALIVE", mutant.name, flush=True)
             elif speeds:
                 print("LONG ", mutant.name, flush=True)
-    print(f"{len(found)} mutants, {unexplained} survivors without a reason")
-    return 1 if unexplained else 0
+    print(f"{len(found)} mutants, {unlisted} survivors that mutants.txt does not list")
+    return 1 if unlisted else 0
 
 
 if __name__ == "__main__":
     os.environ.pop("TEST_DATABASE_URL", None)
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each run would compile all tests anew
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, each run would compile all tests again
     sys.exit(main(sys.argv[1:] or list(TESTS)))

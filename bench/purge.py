@@ -1,14 +1,14 @@
-"""The end of large collections, beside a bare loop of DeleteObjects on the same S3 server, on PostgreSQL.
+"""Compares the purge of large collections with a raw loop of DeleteObjects on the same S3 server, on PostgreSQL.
 
     eval "$(.ci/ceph up)"
     .venv/bin/python -m bench.purge postgresql://root@127.0.0.1:5432 [--files 100000] [--rounds 5]
 
-Makes and drops a database and buckets of its own. The bare loop is given the keys and does nothing but one DeleteObjects of
-1,000 keys after the other, with boto3 as it comes. A worker is a process that calls `run_next_step` as the tick does: it
-lists what there is, deletes every version of it, lists again, and keeps its lease. Each round takes both ways, with one process
-or with two, on as many objects, so that a machine whose speed drifts is the same machine for all of them; what counts is the
-median of the ratios. Exits with 1 if a collection is readable for longer than a second after its end began, if one worker
-keeps less than 0.8 of the bare rate, or if the worker's memory grows with the number of files.
+Creates and drops its own database and buckets. The raw loop knows the keys and only calls DeleteObjects for 1,000 keys at a time,
+with plain boto3. A worker is a process that calls `run_next_step` as the tick does: it lists the objects, deletes every version,
+lists again, and renews its lease. Each round measures both on the same number of objects, with one process or with two, so that
+both are measured at the same speed of the machine. The median of the ratios is meaningful. The exit code is 1 if a collection is
+readable for more than a second after its purge started, if one worker reaches less than 0.8 of the raw rate, or if the memory of
+the worker grows with the number of files.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from uuid import uuid4
 
 import psutil
 
-from bench.access import own_database
+from bench.access import temporary_database
 from bench.streaming import peak_memory
 from tests.stores import ALIASES, Endpoint, buckets
 
@@ -38,26 +38,26 @@ if TYPE_CHECKING:
     from files.models import Collection
     from tenants.models import User
 
-SHARE = 10_000  # files for each worker in a round
-BATCH = 1_000  # keys in one request, which is what S3 takes
-BODY = os.urandom(1_024)  # bytes
-PUTTERS = 8  # threads
-UNREADABLE = 1.0  # seconds, at most
-RATE = 0.8  # of the bare loop's, at least
-GROWTH = 10.0  # MiB, at most
+FILES_PER_WORKER = 10_000  # in a round
+BATCH = 1_000  # keys in one request; the limit of S3
+BODY = os.urandom(1_024)
+PUT_THREADS = 8
+MAX_READABLE_SECONDS = 1.0
+MIN_RATIO = 0.8  # rate of the purge relative to the raw loop
+MAX_GROWTH = 10.0  # MiB
 
 
 def endpoint() -> Endpoint:
     return Endpoint(os.environ["S3_TEST_ENDPOINT_URL"], os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
 
 
-# --- What there is ---
+# --- Test data ---
 
 
 def put(keys: list[str]) -> None:
-    """Unsigned, which the buckets allow: signing would be most of the time."""
-    with ThreadPoolExecutor(PUTTERS) as threads:
-        for _ in threads.map(put_one_by_one, (keys[n::PUTTERS] for n in range(PUTTERS))):
+    """Stores an object for each key. The requests are unsigned, which the buckets allow: signing would take most of the time."""
+    with ThreadPoolExecutor(PUT_THREADS) as threads:
+        for _ in threads.map(put_one_by_one, (keys[n::PUT_THREADS] for n in range(PUT_THREADS))):
             pass
 
 
@@ -72,7 +72,7 @@ def put_one_by_one(keys: list[str]) -> None:
 
 
 def fill(owner: "User", count: int) -> "Collection":
-    """A collection that is due: one file that can be read, and as many rows and objects like it as make `count`."""
+    """Creates a collection that is due for its purge, with `count` rows and objects. Only the first file is readable."""
     from django.db import connection
 
     from files.models import Collection, StoredFile
@@ -82,12 +82,12 @@ def fill(owner: "User", count: int) -> "Collection":
     collection = Collection.objects.get(slug=slug)
     (first,) = collection.files.values()
     ids = [uuid4() for _ in range(count - 1)]
-    own = [
+    own_values = [
         {"id": None, "uuid": each, "object_id": each, "object_key": collection.object_key(each)}
         | dict.fromkeys(("filename", "name_key"), f"{each}.csv")
         for each in ids
     ]
-    StoredFile.objects.bulk_create((StoredFile(**first | each) for each in own), batch_size=5_000)
+    StoredFile.objects.bulk_create((StoredFile(**first | each) for each in own_values), batch_size=5_000)
     put([collection.object_key(each) for each in ids])
     due = datetime.now(UTC) - timedelta(minutes=1)
     Collection.objects.filter(pk=collection.pk).update(file_count=count, total_length=count * len(BODY), purge_at=due)
@@ -96,24 +96,24 @@ def fill(owner: "User", count: int) -> "Collection":
     return collection
 
 
-def request(user: "User", method: str, address: str, *body: Any, **how: Any) -> Any:
+def request(user: "User", method: str, address: str, *body: Any, **options: Any) -> Any:
     from rest_framework.test import APIClient
 
     from tenants.auth import tokens
 
     client = APIClient(SERVER_NAME="localhost", HTTP_AUTHORIZATION=f"Bearer {tokens.mint(user)['access']}")
-    return getattr(client, method)(address, *body, **how)
+    return getattr(client, method)(address, *body, **options)
 
 
 def content_of(slug: str) -> str:
     return f"/api/v1/collections/{slug}/content/first.csv"
 
 
-# --- What is timed, in processes of their own ---
+# --- Measured functions, which run in separate processes ---
 
 
-def set_up() -> None:
-    """A worker in its second minute: imported, connected, with its first requests behind it."""
+def warm_up() -> None:
+    """Imports the code, connects to the database and makes the first requests, so that these do not affect the measurements."""
     import django
 
     django.setup()
@@ -126,17 +126,17 @@ def set_up() -> None:
     endpoint().client.head_bucket(Bucket=os.environ["S3_BUCKET"])
 
 
-def delete(keys: list[str]) -> None:
-    """The bare loop."""
+def delete_raw(keys: list[str]) -> None:
+    """The raw loop that is compared with the purge."""
     client, vault = endpoint().client, os.environ["S3_BUCKET"]
     for start in range(0, len(keys), BATCH):
         batch = keys[start : start + BATCH]
-        answer = client.delete_objects(Bucket=vault, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True})
-        assert not answer.get("Errors"), answer
+        response = client.delete_objects(Bucket=vault, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True})
+        assert not response.get("Errors"), response
 
 
-def work(slug: str) -> None:
-    """As ticks do, until the certificate is there."""
+def purge(slug: str) -> None:
+    """Works like the tick until the collection has its certificate."""
     from django.utils import timezone
 
     from purge import destruction as destroying
@@ -147,7 +147,7 @@ def work(slug: str) -> None:
     while running.exists():
         if not destroying.run_next_step(now=timezone.now(), seconds=jobs.TICK_SECONDS):
             assert not running.filter(status="blocked").exists()
-            time.sleep(0.02)  # the other worker has the last of it
+            time.sleep(0.02)  # the other worker has the rest
 
 
 @dataclass
@@ -156,19 +156,19 @@ class Worker:
     process: psutil.Process
 
     def memory(self) -> int:
-        """Bytes (RSS: how much of its libraries others share changes as these come and go)."""
+        """Resident memory in bytes. Measures of unshared memory change when other processes start and end."""
         rss: int = self.process.memory_info().rss
         return rss
 
 
 @contextmanager
 def worker() -> Iterator[Worker]:
-    with ProcessPoolExecutor(1, get_context("spawn"), set_up) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), warm_up) as pool:
         yield Worker(pool, psutil.Process(pool.submit(os.getpid).result()))
 
 
 def seconds_of(*calls: tuple[Any, ...]) -> float:
-    """Of all of them at once: (worker, what it does, with what)."""
+    """Seconds that the calls take in parallel. Each call is (worker, function, arguments...)."""
     started = time.perf_counter()
     running = [worker.pool.submit(*call) for worker, *call in calls]
     for each in running:
@@ -176,11 +176,11 @@ def seconds_of(*calls: tuple[Any, ...]) -> float:
     return time.perf_counter() - started
 
 
-# --- The figures ---
+# --- Comparison ---
 
 
-def begin(owner: "User", collection: "Collection") -> tuple[float, float]:
-    """Seconds until the key is destroyed, and until the API has refused to read a file."""
+def start_purge(owner: "User", collection: "Collection") -> tuple[float, float]:
+    """Starts a purge. Returns the seconds until the key is destroyed, and until the API has refused to read a file."""
     from django.utils import timezone
 
     from purge import destruction as destroying
@@ -188,17 +188,17 @@ def begin(owner: "User", collection: "Collection") -> tuple[float, float]:
     assert request(owner, "get", content_of(collection.slug)).getvalue() == BODY
     started = time.perf_counter()
     assert destroying.start_destruction(collection, by=None, now=timezone.now())
-    begun = time.perf_counter() - started
+    key_destroyed = time.perf_counter() - started
     assert request(owner, "get", content_of(collection.slug)).status_code == 404
-    return begun, time.perf_counter() - started
+    return key_destroyed, time.perf_counter() - started
 
 
-def destroy(collection: "Collection", workers: list[Worker]) -> tuple[float, float]:
-    """Seconds for the objects, until listings found none in any bucket, and for the rows behind them, until the certificate."""
+def finish_purge(collection: "Collection", workers: list[Worker]) -> tuple[float, float]:
+    """Returns the seconds until no bucket has an object of the collection, and those from then until the certificate exists."""
     from purge.models import Destruction
 
     started = time.time()
-    total = seconds_of(*((each, work, collection.slug) for each in workers))
+    total = seconds_of(*((each, purge, collection.slug) for each in workers))
     destruction = Destruction.objects.get(slug=collection.slug)
     shards = list(destruction.shards.values_list("erased", "verified_at"))
     assert sum(erased for erased, _ in shards) == destruction.file_count, shards
@@ -207,61 +207,60 @@ def destroy(collection: "Collection", workers: list[Worker]) -> tuple[float, flo
     return for_objects, total - for_objects
 
 
-def compare(owner: "User", workers: list[Worker], share: int) -> float:
-    """One round with so many files for each of the processes: the purge's rate as a part of the bare one's."""
-    count = share * len(workers)
-    keys = [f"bare/{uuid4()}" for _ in range(count)]
+def compare(owner: "User", workers: list[Worker], files_per_worker: int) -> float:
+    """Runs one round. Returns the rate of the purge relative to the raw loop."""
+    count = files_per_worker * len(workers)
+    keys = [f"raw/{uuid4()}" for _ in range(count)]
     put(keys)
     collection = fill(owner, count)
-    begin(owner, collection)
-    bare = seconds_of(*((each, delete, keys[n :: len(workers)]) for n, each in enumerate(workers)))
-    objects, rows = destroy(collection, workers)
-    rates = [count / seconds for seconds in (bare, objects, rows, objects + rows)]
-    print(f"{len(workers):>7}{''.join(f'{rate:10,.0f}' for rate in rates)}{bare / objects:9.2f}", flush=True)
-    return bare / objects
+    start_purge(owner, collection)
+    raw = seconds_of(*((each, delete_raw, keys[n :: len(workers)]) for n, each in enumerate(workers)))
+    objects, rows = finish_purge(collection, workers)
+    rates = [count / seconds for seconds in (raw, objects, rows, objects + rows)]
+    print(f"{len(workers):>7}{''.join(f'{rate:10,.0f}' for rate in rates)}{raw / objects:9.2f}", flush=True)
+    return raw / objects
 
 
 def run(owner: "User", first: Worker, second: Worker, *, files: int, rounds: int) -> bool:
-    """Whether all of it is as it should be."""
-    print("per second:\nworkers      bare   objects      rows      both    ratio")
-    compare(owner, [first, second], BATCH)  # whatever is done once in a process is done now
+    """Runs and prints all measurements. Returns whether they are within the limits."""
+    print("per second:\nworkers       raw   objects      rows      both    ratio")
+    compare(owner, [first, second], BATCH)
     with peak_memory(first.memory) as small:
-        one = statistics.median(compare(owner, [first], SHARE) for _ in range(rounds))
-    two = statistics.median(compare(owner, [first, second], SHARE) for _ in range(-(-rounds // 2)))
-    print(f"median ratio with one worker {one:.2f}, with two {two:.2f}; the first line does not count\n")
+        one = statistics.median(compare(owner, [first], FILES_PER_WORKER) for _ in range(rounds))
+    two = statistics.median(compare(owner, [first, second], FILES_PER_WORKER) for _ in range(-(-rounds // 2)))
+    print(f"median ratio with one worker {one:.2f}, with two {two:.2f}; the first line is from the warm-up round\n")
 
     collection = fill(owner, files)
-    begun, refused = begin(owner, collection)
-    print(f"{files:,} files: the key is gone after {begun:.2f} s, and a read was refused after {refused:.2f} s", flush=True)
+    key_destroyed, refused = start_purge(owner, collection)
+    print(f"{files:,} files: key destroyed after {key_destroyed:.2f} s, first read refused after {refused:.2f} s", flush=True)
     with peak_memory(first.memory) as large:
-        objects, rows = destroy(collection, [first])
-    print(f"one worker deleted the objects in {objects:.1f} s ({files / objects:,.0f}/s),")
-    print(f"the rows in {rows:.1f} s ({files / rows:,.0f}/s), and all of it in {objects + rows:.1f} s")
-    print(f"its memory grew by {small[0]:.1f} MiB in the rounds, and by {large[0]:.1f} MiB here")
-    return refused < UNREADABLE and one >= RATE and large[0] < GROWTH
+        objects, rows = finish_purge(collection, [first])
+    print(f"one worker deleted the objects in {objects:.1f} s ({files / objects:,.0f}/s)")
+    print(f"and the rows in {rows:.1f} s ({files / rows:,.0f}/s), {objects + rows:.1f} s in total")
+    print(f"its memory grew by {small[0]:.1f} MiB during the rounds, and by {large[0]:.1f} MiB during this purge")
+    return refused < MAX_READABLE_SECONDS and one >= MIN_RATIO and large[0] < MAX_GROWTH
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("server", help="postgresql://user@host:port, without a database")
-    options.add_argument("--files", type=int, default=100_000, help="of the large collection (100000)")
-    options.add_argument(
-        "--rounds", type=int, default=5, help="how often both ways are taken, and half as often with two workers (5)"
-    )
-    chosen = options.parse_args()
-    assert urlsplit(chosen.server).scheme == "postgresql", "a PostgreSQL server, please"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("server", help="postgresql://user@host:port, without a database")
+    parser.add_argument("--files", type=int, default=100_000, help="files in the large collection (100000)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds with one worker; half as many with two workers (5)")
+    options = parser.parse_args()
+    if urlsplit(options.server).scheme != "postgresql":
+        parser.error("the server must be a postgresql:// URL")
     if "S3_TEST_ENDPOINT_URL" not in os.environ:
-        options.error('no S3_TEST_ENDPOINT_URL: eval "$(.ci/ceph up)"')
+        parser.error('S3_TEST_ENDPOINT_URL is not set; run eval "$(.ci/ceph up)" first')
     with buckets(endpoint(), len(ALIASES), ACL="public-read-write") as (vault, staging, release):
         os.environ |= endpoint().environment(vault)
-        os.environ["DATABASE_TIMEOUT"] = "60"  # seconds: VACUUM may take its time
+        os.environ["DATABASE_TIMEOUT"] = "60"  # seconds; VACUUM can be slow
         os.environ |= {"S3_STAGING_BUCKET": staging, "S3_RELEASE_BUCKET": release}
-        with own_database(chosen.server.rstrip("/"), "strongroom_bench_purge"):
+        with temporary_database(options.server.rstrip("/"), "strongroom_bench_purge"):
             from tests.factories import make_member, make_tenant
 
             owner = make_member(make_tenant("acme"), "alice", "admin")
             with worker() as first, worker() as second:
-                return int(not run(owner, first, second, files=chosen.files, rounds=chosen.rounds))
+                return int(not run(owner, first, second, files=options.files, rounds=options.rounds))
 
 
 if __name__ == "__main__":

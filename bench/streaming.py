@@ -1,7 +1,7 @@
-"""One stream through Strongroom, beside the same bytes straight from S3 and through nginx as a raw proxy.
+"""Compares a download through Strongroom with a download directly from S3 and with one through nginx as a plain proxy.
 
-Each round takes every way once, so that a machine whose speed drifts is the same machine for all of them; what counts are the
-medians of the ratios, not the absolute figures. Needs a real S3 server: eval "$(.ci/ceph up)". nginx is left out if missing.
+Each round measures each route once, so that all routes are measured at the same speed of the machine. The medians of the ratios
+are meaningful, the absolute rates are not. Needs a real S3 server: eval "$(.ci/ceph up)". Skips nginx if it is not installed.
 """
 
 import argparse
@@ -48,11 +48,11 @@ http {{
 class Sample:
     first_byte: float  # seconds
     rate: float  # MiB per second
-    cpu: float  # CPU seconds per GiB, of the serving processes
+    cpu: float  # CPU seconds per GiB of the server processes
 
 
 @dataclass
-class Way:
+class Route:
     name: str
     url: str
     headers: dict[str, str]
@@ -101,11 +101,11 @@ def nginx(endpoint: str) -> Iterator[tuple[str, Callable[[], list[psutil.Process
 
 @contextmanager
 def peak_memory(memory: Callable[[], int]) -> Iterator[list[float]]:
-    """Growth in MiB of so many bytes while the block runs."""
-    base, growth, is_over = memory(), [0.0], threading.Event()
+    """The largest growth of `memory`, a function that returns bytes, while the block runs. In MiB, in a list of one number."""
+    base, growth, has_ended = memory(), [0.0], threading.Event()
 
     def watch() -> None:
-        while not is_over.wait(0.1):
+        while not has_ended.wait(0.1):
             growth[0] = max(growth[0], (memory() - base) / MIB)
 
     watcher = threading.Thread(target=watch)
@@ -113,12 +113,12 @@ def peak_memory(memory: Callable[[], int]) -> Iterator[list[float]]:
     try:
         yield growth
     finally:
-        is_over.set()
+        has_ended.set()
         watcher.join()
 
 
 def upload(server: Server, address: str, headers: dict[str, str], mib: int) -> float:
-    """MiB per second."""
+    """Uploads `mib` MiB. Returns the rate in MiB per second."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     started = time.perf_counter()
     connection.request("PUT", address, (PIECE for _ in range(mib)), headers | {"Content-Length": str(mib * MIB)})
@@ -129,11 +129,11 @@ def upload(server: Server, address: str, headers: dict[str, str], mib: int) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mib", type=int, default=512, help="size of the file (512)")
-    parser.add_argument("--rounds", type=int, default=15, help="how often each way is taken (15)")
+    parser.add_argument("--mib", type=int, default=512, help="size of the file in MiB (512)")
+    parser.add_argument("--rounds", type=int, default=15, help="number of downloads per route (15)")
     options = parser.parse_args()
     if "S3_TEST_ENDPOINT_URL" not in os.environ:
-        parser.error('no S3_TEST_ENDPOINT_URL: eval "$(.ci/ceph up)"')
+        parser.error('S3_TEST_ENDPOINT_URL is not set; run eval "$(.ci/ceph up)" first')
     endpoint = Endpoint(os.environ["S3_TEST_ENDPOINT_URL"], os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
     with buckets(endpoint, 4) as names, tempfile.TemporaryDirectory() as home, nginx(endpoint.url) as proxy:
         others = {f"S3_{alias}_BUCKET": name for alias, name in zip(("STAGING", "RELEASE", "PUBLIC"), names[1:], strict=True)}
@@ -153,8 +153,8 @@ def run(
     mib: int,
     rounds: int,
 ) -> None:
-    minted = server.manage("createusertoken", server.demo["users"]["member"]["username"], "--lifetime", "8h")
-    headers = {"Authorization": f"Bearer {json.loads(minted)['access']}"}
+    token_json = server.manage("createusertoken", server.demo["users"]["member"]["username"], "--lifetime", "8h")
+    headers = {"Authorization": f"Bearer {json.loads(token_json)['access']}"}
     token = headers["Authorization"].removeprefix("Bearer ")
     _, collection = server.request("POST", "/api/v1/collections/", token=token, body={"display_name": "bench"})
     content = f"/api/v1/collections/{collection['id']}/content"
@@ -163,28 +163,28 @@ def run(
     print(f"upload of {mib} MiB: {rate:.0f} MiB/s, memory of all processes grew by {growth[0]:.1f} MiB")
 
     client = endpoint.client
-    source: Any = Repeated(mib)
+    source: Any = RepeatedPiece(mib)
     client.upload_fileobj(source, bucket, "raw")
     presigned = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "raw"}, ExpiresIn=3600)
-    ways = [
-        Way("direct from S3", presigned, {}, list),
-        Way("strongroom", f"{server.url}{content}/big.bin", headers, server.processes),
+    routes = [
+        Route("direct from S3", presigned, {}, list),
+        Route("strongroom", f"{server.url}{content}/big.bin", headers, server.processes),
     ]
     if proxy:
-        ways.insert(1, Way("nginx raw proxy", presigned.replace(endpoint.url, proxy[0]), {}, proxy[1]))
-    samples: dict[str, list[Sample]] = {way.name: [] for way in ways}
-    for way in ways:
-        way.fetch(mib * MIB)
+        routes.insert(1, Route("nginx raw proxy", presigned.replace(endpoint.url, proxy[0]), {}, proxy[1]))
+    samples: dict[str, list[Sample]] = {route.name: [] for route in routes}
+    for route in routes:
+        route.fetch(mib * MIB)
     with peak_memory(server.memory) as growth:
         for _ in range(rounds):
-            for way in ways:
-                samples[way.name].append(way.fetch(mib * MIB))
+            for route in routes:
+                samples[route.name].append(route.fetch(mib * MIB))
     print(f"download of {mib} MiB, {rounds} rounds, medians; memory of all processes grew by {growth[0]:.1f} MiB\n")
     print(f"{'':18}{'MiB/s':>8}{'of nginx':>10}{'of direct':>10}{'first byte ms':>15}{'CPU-s/GiB':>11}")
-    for name, taken in samples.items():
+    for name, own in samples.items():
         print(
-            f"{name:18}{median(taken, 'rate'):8.0f}{ratio(taken, samples.get('nginx raw proxy')):>10}"
-            f"{ratio(taken, samples['direct from S3']):>10}{median(taken, 'first_byte') * 1000:15.1f}{median(taken, 'cpu'):11.2f}"
+            f"{name:18}{median(own, 'rate'):8.0f}{ratio(own, samples.get('nginx raw proxy')):>10}"
+            f"{ratio(own, samples['direct from S3']):>10}{median(own, 'first_byte') * 1000:15.1f}{median(own, 'cpu'):11.2f}"
         )
 
 
@@ -198,8 +198,8 @@ def ratio(samples: list[Sample], others: list[Sample] | None) -> str:
     return f"{statistics.median(a.rate / b.rate for a, b in zip(samples, others, strict=True)):.2f}"
 
 
-class Repeated:
-    """`mib` MiB as a file, without holding them."""
+class RepeatedPiece:
+    """A file of `mib` MiB that needs little memory."""
 
     def __init__(self, mib: int) -> None:
         self._left = mib * MIB

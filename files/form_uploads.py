@@ -105,7 +105,7 @@ class _PendingFile:
 
 
 def _take_field(fields: dict[str, str], part: Part, *, is_late: bool) -> None:
-    if part.name in {"collection", "tenant"} and is_late:
+    if is_late and part.name in {"collection", "tenant"}:
         raise Invalid(part.name, "Send this field before the first file.", code="late_field")
     value = read_field(part)
     if "\x00" in value or len(value) > MAX_NOTES:

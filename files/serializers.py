@@ -1,4 +1,4 @@
-"""Shapes that come in and go out. Rules are in the services; nothing here is ever saved."""
+"""The formats of API requests and responses. Rules are in the services, and serializers never save anything."""
 
 from collections.abc import Callable, Iterable
 from functools import cache, cached_property, partial
@@ -36,19 +36,19 @@ class CollectionLinks(serializers.Serializer[Any]):
 
 
 class LevelField(serializers.ChoiceField):
-    """A level by its name."""
+    """A level, represented by its name."""
 
     def __init__(self, levels: Iterable[Level] = Level, **kwargs: Any) -> None:
         super().__init__(choices=[level.label for level in levels], **kwargs)
 
-    def to_internal_value(self, data: Any) -> Level:  # type: ignore[override]  # the stubs know text alone
+    def to_internal_value(self, data: Any) -> Level:  # type: ignore[override]  # the stubs only allow str
         return Level[super().to_internal_value(data).upper()]
 
     def to_representation(self, value: Any) -> str:
         return Level(value).label
 
 
-# What somebody of a level may do: the same levels guard the endpoints.
+# The level that each action needs. The services check the same levels.
 COLLECTION_ACTIONS = {
     "archive": Level.VIEWER,
     "upload": Level.EDITOR,
@@ -61,7 +61,7 @@ FILE_ACTIONS = {"download": Level.VIEWER, "update": Level.EDITOR, "delete": Leve
 
 
 class CollectionOutput(serializers.Serializer[Collection]):
-    """To who knows of a collection by some of its files alone, what is about all of them is null."""
+    """Fields about all files are null if the reader only has access to some of the files."""
 
     id = serializers.CharField(source="slug")
     tenant = serializers.CharField(source="tenant.slug")
@@ -89,9 +89,9 @@ class CollectionOutput(serializers.Serializer[Collection]):
     @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=[*COLLECTION_ACTIONS, "restore"])))
     def get_allowed_actions(self, collection: Collection) -> list[str]:
         if collection.status == Collection.Status.DELETED:
-            return ["restore"]  # nobody but managers sees it
-        mine, kept = level_of(collection), {"delete"} if collection.is_held else {}
-        return [action for action, level in COLLECTION_ACTIONS.items() if mine >= level and action not in kept]
+            return ["restore"]  # only managers can see a deleted collection
+        my_level, blocked = level_of(collection), {"delete"} if collection.is_held else {}
+        return [action for action, level in COLLECTION_ACTIONS.items() if my_level >= level and action not in blocked]
 
     @extend_schema_field(CollectionLinks)
     def get_links(self, collection: Collection) -> dict[str, str]:
@@ -128,18 +128,18 @@ class FileOutput(serializers.Serializer[StoredFile]):
     links = serializers.SerializerMethodField()
 
     @cached_property
-    def address_of(self) -> Callable[..., str]:
-        """Of a collection: the files of a list share it."""
+    def collection_url(self) -> Callable[..., str]:
+        """Builds the URL of a collection. Cached, because the files of a list are in the same collection."""
         return cache(partial(absolute_url, self.context["request"], "collection"))
 
     @extend_schema_field(serializers.ListField(child=serializers.ChoiceField(choices=[*FILE_ACTIONS])))
     def get_allowed_actions(self, file: StoredFile) -> list[str]:
-        mine, kept = level_of(file), {"update", "delete"} if file.is_held else {}
-        return [action for action, level in FILE_ACTIONS.items() if mine >= level and action not in kept]
+        my_level, blocked = level_of(file), {"update", "delete"} if file.is_held else {}
+        return [action for action, level in FILE_ACTIONS.items() if my_level >= level and action not in blocked]
 
     @extend_schema_field(FileLinks)
     def get_links(self, file: StoredFile) -> dict[str, str]:
-        collection, name = self.address_of(slug=file.collection.slug), quote_segment(file.filename)
+        collection, name = self.collection_url(slug=file.collection.slug), quote_segment(file.filename)
         here = f"{collection}files/{name}/"
         return {
             "self": here,
@@ -158,7 +158,7 @@ class GrantInput(serializers.Serializer[Any]):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if ("user" in attrs) == attrs["everyone"]:
-            raise Invalid("user", "Name a user, or say that it is for everyone.", code="required")
+            raise Invalid("user", "Send either `user` or `everyone: true`.", code="required")
         return attrs
 
 
