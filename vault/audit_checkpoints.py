@@ -1,8 +1,8 @@
 """Checkpoints of the audit trail: the heads of its chains, signed and stored in the vault.
 
-A person who can rewrite the database cannot rewrite them. A checkpoint is one object, `{"publication": {...}, "signature": ...}`
-as canonical JSON (docs/format.md). Each contains the key and the digest of the one before it. Objects under `.strongroom/` have
-no rows: purge and sweep do not touch them.
+A person who can change the database cannot change them. A checkpoint is one object, `{"publication": {...}, "signature": ...}`
+as canonical JSON (docs/format.md). Each contains the object key and the digest of the previous one. Objects under `.strongroom/`
+have no rows: purge and sweep ignore them.
 """
 
 import logging
@@ -56,7 +56,7 @@ class BadCheckpoint(Exception):
 
 
 def publish(*, now: datetime) -> str | None:
-    """Signs the heads if any has moved; returns the key of the new checkpoint. An error is logged: the next tick tries again."""
+    """Publishes a checkpoint if a head has changed, and returns its object key. Errors are logged; the next tick tries again."""
     try:
         return _publish(get_store("vault"), now)
     except FileExistsError:  # another worker has published in the same ten minutes
@@ -74,7 +74,7 @@ def _publish(store: ObjectStore, now: datetime) -> str | None:
     signed = previous.heads if previous else {}
     if previous and not is_loss_accepted(previous):
         for chain, head in _lost_heads(previous, heads):
-            # A signature over the present head would hide the loss. The old head is kept until an operator accepts it.
+            # Signing the current head would hide the loss. Sign the old head again until an operator accepts the loss.
             log.error("a signed audit event is missing", extra={"chain": chain, "seq": head.seq})
             heads[chain] = head
     object_key = checkpoint_key(now)
@@ -92,8 +92,8 @@ def _publish(store: ObjectStore, now: datetime) -> str | None:
 
 
 def ensure_signing_key(*, now: datetime) -> Key:
-    """The key that signs checkpoints, ledger entries and certificates. A checkpoint is published before the first of these:
-    a key without any checkpoint means that checkpoints were deleted.
+    """Returns the key that signs checkpoints, ledger entries and certificates. Publishes a checkpoint when it creates the key:
+    a key without any checkpoint shows that checkpoints were deleted.
     """
     if keys.find_signing_key(Key.Purpose.AUDIT) is None:
         publish(now=now)
@@ -101,8 +101,8 @@ def ensure_signing_key(*, now: datetime) -> Key:
 
 
 def find_lost_events(*, now: datetime) -> Checkpoint | None:
-    """The newest checkpoint, if it signs events that this database does not have: the database is then a backup. None if the
-    database has all of them, or if an operator has accepted the loss.
+    """Returns the newest checkpoint if it covers events that this database lacks, which means that the database is a backup.
+    Returns None if the database has all of them, or if an operator has accepted the loss.
 
     Raises: StoreUnavailable, StoreRefused, FileNotFoundError, WrongKey.
     """
@@ -121,7 +121,7 @@ def is_loss_accepted(checkpoint: Checkpoint) -> bool:
 
 
 def checkpoint_key(now: datetime) -> str:
-    """One object key for each ten minutes, so that only one of several workers can write it. Keys sort by time."""
+    """Returns the object key for a time. Each ten minutes have one key, which only one worker can write. Keys sort by time."""
     now = now.astimezone(UTC)
     return f"{PREFIX}{now:%Y-%m-%dT%H}{now.minute // 10}0Z.json"
 
@@ -137,7 +137,7 @@ def _lost_heads(checkpoint: Checkpoint, heads: dict[str, Head]) -> Iterator[tupl
 
 
 def _newest(store: ObjectStore, key: Key, public: Ed25519PublicKey, now: datetime) -> Checkpoint | None:
-    """The newest valid checkpoint. A year has 50,000: the search covers those of the day, then of the month, then all."""
+    """Returns the newest valid checkpoint. A year has 50,000, so the search starts with today, then this month, then all."""
     for prefix in (f"{PREFIX}{now.astimezone(UTC):%Y-%m-%d}", f"{PREFIX}{now.astimezone(UTC):%Y-%m}", PREFIX):
         for object_key in sorted((entry.key for entry in store.entries(prefix) if entry.kind == "object"), reverse=True):
             try:
@@ -154,9 +154,9 @@ def _newest(store: ObjectStore, key: Key, public: Ed25519PublicKey, now: datetim
 class Verification:
     keys: list[str]  # of all checkpoints, the oldest first
     newest: Checkpoint | None  # of the valid ones
-    unsigned: int  # events after it: only the database vouches for them
+    unsigned: int  # number of later events, which no signature covers
     bad: list[BadCheckpoint]
-    damages: list[Damage]  # the first of each chain that differs from what was signed
+    damages: list[Damage]  # the first difference from the signed heads in each chain
 
 
 def verify(*, chain: str | None = None, every: bool = False) -> Verification:
@@ -171,14 +171,14 @@ def verify(*, chain: str | None = None, every: bool = False) -> Verification:
         bad[object_key] = BadCheckpoint(object_key, "was deleted; the bucket still has a version of it")
     key = keys.find_signing_key(Key.Purpose.AUDIT)
     if key is None:
-        bad |= {each: BadCheckpoint(each, "there is no key that could have signed it") for each in object_keys}
+        bad |= {each: BadCheckpoint(each, "cannot be verified: the database has no signing key") for each in object_keys}
         return Verification(object_keys, None, _count_unsigned({}), list(bad.values()), [])
     if not object_keys:
         bad[""] = BadCheckpoint("(none)", f"all are missing, although their key was created at {key.created_at:%Y-%m-%d %H:%M}")
     public = signing.signer_for(key).public_key()
     newest: Checkpoint | None = None
     digests: dict[str, str] = {}
-    links: list[tuple[str, tuple[str, str]]] = []  # a checkpoint, and what it says of the one before it
+    links: list[tuple[str, tuple[str, str]]] = []  # a checkpoint, and the key and digest that it states for the previous one
     signed: dict[str, dict[Head, str]] = {}  # chain -> head -> the first checkpoint that has it
     for object_key in object_keys if every else reversed(object_keys):
         content = signing.read_document(store, object_key)
@@ -207,8 +207,8 @@ def _count_unsigned(signed: dict[str, Head]) -> int:
 
 
 def _gaps(links: Iterable[tuple[str, tuple[str, str]]], digests: dict[str, str]) -> Iterator[BadCheckpoint]:
-    """Checkpoints that another one names and that are missing or replaced. Two may name the same one, if two workers published
-    at the same time."""
+    """Yields checkpoints that a later one names and that are missing or replaced. Two checkpoints name the same one if two
+    workers published at the same time."""
     for follower, (object_key, digest) in links:
         if object_key not in digests:
             yield BadCheckpoint(object_key, f"is missing; {follower} follows it")
@@ -232,7 +232,7 @@ def _first_damage(chain: str, signed: dict[Head, str]) -> Damage | None:
 
 
 def public_key() -> str | None:
-    """PEM of the key that verifies every checkpoint; None before the first.
+    """Returns the key that verifies every checkpoint, as PEM; None before the first checkpoint.
 
     Raises: WrongKey.
     """
@@ -241,8 +241,8 @@ def public_key() -> str | None:
 
 
 def _parse(object_key: str, content: bytes, key: Key, public: Ed25519PublicKey) -> Checkpoint:
-    """Uses nothing of the content before its signature is verified. The object key has to match what is signed: an older
-    checkpoint with a newer key would make the trail look shorter."""
+    """Verifies and parses a checkpoint. Its object key must match the signed time: otherwise, an older checkpoint under a newer
+    key could hide the end of the trail."""
     try:
         body = signing.verify_envelope(KIND, content, contexts={VERSION: CONTEXT}, public=public)
     except signing.BadEnvelope as error:

@@ -1,6 +1,6 @@
-"""Contents: what a row needs for encryption and decryption, how content is written, and how it is read.
+"""Encrypts, writes and opens the content of a row. `vault.content_reader` reads the ciphertext.
 
-The row is not a model of this app: `ContentRow` is what it has to offer. `vault.content_reader` reads the ciphertext.
+The row is a model of another app; the protocol `ContentRow` lists the fields that it must have.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from vault.stores import ObjectWriter, Stat, StoreError, get_store
 
 
 class ContentRow(Protocol):
-    """How one content is encrypted. The salt exists only here: without the row, the object is noise."""
+    """The encryption parameters of one content. The salt is stored only here: without the row, the object cannot be decrypted."""
 
     cipher: str
     segment_size: int  # ciphertext bytes of a full segment
@@ -30,15 +30,15 @@ class ContentRow(Protocol):
 
     @property
     def data_key(self) -> Key:
-        """The key that the content's own key is derived from."""
+        """The key from which the key of the content is derived."""
 
     @property
     def binding(self) -> crypto.Binding:
-        """The ids that the object is bound to: it decrypts for no other row."""
+        """The ids to which the object is bound. It cannot be decrypted for another row."""
 
 
 class StoredRow(ContentRow, Protocol):
-    """A row that also knows where its object is."""
+    """A row that also has the location of its object."""
 
     store: str  # STORAGES alias
     object_key: str
@@ -53,7 +53,7 @@ def associated_data(row: ContentRow) -> bytes:
 
 
 def encryptor_for(row: ContentRow) -> crypto.Encryptor:
-    """An encryptor for a new content. Sets the salt, the commitment and the header of the row, which is not saved yet.
+    """Creates an encryptor for a new content. Sets the salt, the commitment and the header of the row, but does not save it.
 
     Raises: KeyUnavailable.
     """
@@ -79,16 +79,16 @@ class ContentWriter:
 
     @property
     def sha256(self) -> bytes:
-        """The digest of the plaintext that was written."""
+        """The digest of the plaintext written so far."""
         return self._sha256.digest()
 
     @property
     def has_begun(self) -> bool:
-        """Whether the store may hold anything of the object."""
+        """Whether the store may contain any part of the object."""
         return self._writer.has_begun
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes the next plaintext bytes, any number of them.
+        """Encrypts and writes the next plaintext bytes, in any number.
 
         Raises: StorageUnavailable.
         """
@@ -124,7 +124,7 @@ class ContentWriter:
 
 
 def decryptor_for(row: ContentRow) -> crypto.Decryptor:
-    """A decryptor for a stored content. WrongKey means that the row commits to another key, or to another cipher.
+    """Creates a decryptor for a stored content. WrongKey means that the row's commitment is to another key or another cipher.
 
     Raises: KeyUnavailable, WrongKey, CorruptObject.
     """
@@ -132,13 +132,13 @@ def decryptor_for(row: ContentRow) -> crypto.Decryptor:
     salt, commitment = bytes(row.key_salt), bytes(row.key_commitment)
     key = crypto.recover_file_key(_unwrap_data_key(row), key_salt=salt, aad=aad, commitment=commitment)
     layout = crypto.layout_of(row.cipher, length=row.length, segment_size=row.segment_size)
-    if row.cipher == Cipher.NONE:  # and it was NONE when the content was written: the commitment binds it
+    if row.cipher == Cipher.NONE:  # the commitment proves that it was also NONE when the content was written
         return crypto.PassThroughDecryptor(layout)
     return crypto.AesGcmDecryptor(key.material, aad=aad, header=bytes(row.header), layout=layout)
 
 
 def stored_content(row: StoredRow) -> Content:
-    """The content of a row's object. A restored database opens none: it may have been destroyed since (`identity.check`).
+    """Opens the content of a row's object. Not in a restored database: the content may have been destroyed since the backup.
 
     Raises: KeyUnavailable, WrongKey, CorruptObject, ForeignVault, DatabaseRestored, StorageUnavailable.
     """
@@ -146,7 +146,7 @@ def stored_content(row: StoredRow) -> Content:
 
 
 def copied_content(row: ContentRow, *, store: str, key: str, etag: str) -> Content:
-    """As `stored_content`, from a copy of the object with another key or in another store. The row does not know the copy.
+    """Like `stored_content`, but opens a copy of the object, which has another object key or is in another store.
 
     Raises: KeyUnavailable, WrongKey, CorruptObject, ForeignVault, DatabaseRestored, StorageUnavailable.
     """
@@ -162,7 +162,7 @@ def _unwrap_data_key(row: ContentRow) -> bytes:
 
 
 class PlaintextFile(File):  # type: ignore[type-arg]  # outside the stubs, File takes no type argument
-    """A content as a read-only, seekable Django File, for code of this process. Reading raises what `Content.read` raises."""
+    """A content as a read-only, seekable Django File. Reading raises the errors of `Content.read`."""
 
     def __init__(self, content: Content, *, name: str) -> None:
         super().__init__(io.BufferedReader(_RawFile(content)), name)
@@ -170,7 +170,7 @@ class PlaintextFile(File):  # type: ignore[type-arg]  # outside the stubs, File 
 
 
 class _RawFile(io.RawIOBase):
-    """Consecutive reads share one stream; a seek begins another."""
+    """Consecutive reads share one stream. A seek starts a new one."""
 
     def __init__(self, content: Content) -> None:
         self._content, self._length = content, content.decryptor.layout.length
@@ -190,7 +190,7 @@ class _RawFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
         if position < 0:
-            raise ValueError("a position is not negative")
+            raise ValueError("the position must not be negative")
         if position != self._position:
             self._drop()
         self._position = position

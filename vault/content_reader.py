@@ -1,9 +1,8 @@
 """Reads the plaintext of an object: on demand, segment by segment, each one verified before it is returned.
 
-The store is read no further ahead than the client has shown that it takes (T-5). A stream starts *buffered*: a window of a few
-segments is fetched whole, and the store's connection is returned before the first byte of it is yielded, because a blocked
-`yield` cannot return it. A client that has proved fast gets one of a few *open* bodies, which are read while they are sent
-(ADR 0007).
+The reader reads ahead only as far as the client has proved that it can receive (T-5). A stream starts *buffered*: the reader
+fetches a window of a few segments and returns the store's connection before it yields the first byte, because a blocked `yield`
+could not return it. A client that has proved fast gets one of a few *open* bodies, which are read while they are sent (ADR 0007).
 """
 
 import threading
@@ -19,19 +18,19 @@ from vault.stores import ObjectBody, ObjectStore, StoreUnavailable
 
 
 MIB: Final = 1024 * 1024
-BUFFERED_BYTES: Final = MIB  # ciphertext of one stream in memory, at most
-FAST_AFTER: Final = 2 * MIB  # the kernel's buffers take the first bytes of any client, however slow
+BUFFERED_BYTES: Final = MIB  # maximum of ciphertext in memory for one stream
+FAST_AFTER: Final = 2 * MIB  # the kernel buffers the first bytes even for a slow client
 FAST_RATE: Final = 4 * MIB  # bytes per second
-OPEN_WINDOWS: Final = (4 * MIB, 64 * MIB)  # the first range read from an open body, and the largest; each is twice the one before
+OPEN_WINDOWS: Final = (4 * MIB, 64 * MIB)  # the first and the largest range of an open body; each range doubles the previous one
 OPEN_BODIES: Final = threading.BoundedSemaphore(32)
 STALL_SECONDS: Final = 0.25  # a yield that takes longer releases the open body
 MAX_ATTEMPTS: Final = 4
-RETRY_SECONDS: Final = 20  # no attempt begins later than this: the store's client has its own timeouts and retries (F-04)
+RETRY_SECONDS: Final = 20  # no attempt starts later than this; the store's client has its own timeouts and retries (F-04)
 
 
 @dataclass(frozen=True)
 class Content:
-    """One object and how to decrypt it. Holds no row, so that a stream may outlive the transaction that authorised it."""
+    """One object and its decryptor. It holds no row, so that a stream can outlive the transaction that authorised it."""
 
     store: ObjectStore
     key: str  # of the object
@@ -39,10 +38,9 @@ class Content:
     decryptor: Decryptor
 
     def read(self, start: int, stop: int, *, is_internal: bool = False) -> Generator[bytes, None, None]:
-        """Plaintext bytes [start, stop), in pieces of at most one segment; at least one piece, which may be empty.
+        """Yields plaintext bytes [start, stop) in pieces of at most one segment; at least one piece, which may be empty.
 
-        `is_internal`: the reader is a worker and not a client, so that it gets a whole window from the start. Errors are raised
-        in place of a piece.
+        `is_internal`: the reader is a worker, so it starts with the largest window. Errors are raised in place of a piece.
 
         Raises: FileNotFoundError, ObjectChanged, StoreUnavailable, StoreRefused, CorruptObject.
         """
@@ -68,40 +66,40 @@ class Content:
                     low, high = layout.object_range(index, index + 1)
                     piece = self.decryptor.decrypt(index, data[low - first : high - first])
                     if index == until - 1:
-                        del data  # a slow client's yield may last for minutes
+                        del data  # the yield to a slow client can last for minutes
                     yield from pace.timed(_cut(piece, layout.offset_of(index), start, stop))
                     index += 1
                 pace.grow()
 
 
 def _cut(piece: bytes, offset: int, start: int, stop: int) -> bytes:
-    """The part of a segment's plaintext that is in [start, stop). Most segments are in it as a whole and are not copied."""
+    """Returns the part of a segment's plaintext that is in [start, stop). A segment that is entirely in it is not copied."""
     if offset >= start and offset + len(piece) <= stop:
         return piece
     return piece[max(0, start - offset) : max(0, stop - offset)]
 
 
 class _Pace:
-    """How fast the client takes what it gets, and how far ahead to read for it."""
+    """Measures how fast the client receives data, and decides how far to read ahead."""
 
     def __init__(self, segment_size: int, *, is_internal: bool) -> None:
-        self._most = max(1, BUFFERED_BYTES // segment_size)
-        self.window = self._most if is_internal else 1  # segments of the next buffered read
+        self._max_window = max(1, BUFFERED_BYTES // segment_size)
+        self.window = self._max_window if is_internal else 1  # segments of the next buffered read
         self.stalled = False
         self._segment_size = segment_size
         self._sent = 0
         self._since, self._sent_since = time.monotonic(), 0
 
     def timed(self, piece: bytes) -> Iterator[bytes]:
-        began = time.monotonic()
+        started = time.monotonic()
         yield piece
-        self.stalled = time.monotonic() - began > STALL_SECONDS
+        self.stalled = time.monotonic() - started > STALL_SECONDS
         self._sent += len(piece)
         self._sent_since += len(piece)
 
     @property
     def rate(self) -> float:
-        """Bytes per second that the client has taken in the last window or second, the time for reading the store included."""
+        """Bytes per second that the client has received in the last window or second. The time for reading the store counts."""
         return self._sent_since / max(1e-6, time.monotonic() - self._since)
 
     @property
@@ -109,19 +107,19 @@ class _Pace:
         return self._sent >= FAST_AFTER and not self.stalled and self.rate > FAST_RATE
 
     def grow(self) -> None:
-        """The next window is what the client takes in a second, and at most twice the last window."""
-        self.window = min(self.window * 2, self._most, max(1, int(self.rate) // self._segment_size))
+        """Sets the next window to what the client receives in a second, but to at most twice the last window."""
+        self.window = min(self.window * 2, self._max_window, max(1, int(self.rate) // self._segment_size))
         if time.monotonic() - self._since > 1:
             self._since, self._sent_since = time.monotonic(), 0
 
 
 def _fetch(content: Content, index: int, until: int) -> memoryview:
-    """The ciphertext of segments [index, until). The connection is back in the pool when this returns."""
+    """Returns the ciphertext of segments [index, until), after it has returned the connection to the pool."""
     low, high = content.decryptor.layout.object_range(index, until)
-    if low == high:  # an empty NONE content: no range of it exists
+    if low == high:  # an empty NONE content has no range to request
         _check_size(content, content.store.stat(content.key).size)
         return memoryview(b"")
-    began = time.monotonic()
+    started = time.monotonic()
     for attempt in range(MAX_ATTEMPTS):
         try:
             body = _body(content, low, high)
@@ -130,14 +128,14 @@ def _fetch(content: Content, index: int, until: int) -> memoryview:
             finally:
                 body.close()
         except StoreUnavailable as error:
-            _pause_or_raise(attempt, began, error)
+            _pause_or_raise(attempt, started, error)
     raise AssertionError("unreachable: the last attempt raises")
 
 
 def _read_open(content: Content, index: int, end: int) -> Generator[bytes, None, None]:
-    """The plaintext of segments [index, end), from open bodies of growing ranges. Continues after a storage error."""
+    """Yields the plaintext of segments [index, end) from open bodies with growing ranges. Continues after a storage error."""
     layout, window = content.decryptor.layout, OPEN_WINDOWS[0]
-    attempt, began = 0, time.monotonic()
+    attempt, started = 0, time.monotonic()
     while index < end:
         until = min(end, index + max(1, window // layout.segment_size))
         body: ObjectBody | None = None
@@ -148,9 +146,9 @@ def _read_open(content: Content, index: int, end: int) -> Generator[bytes, None,
                 piece = content.decryptor.decrypt(index, memoryview(_read_exactly(body, high - low)))
                 index += 1
                 yield piece
-                attempt, began = 0, time.monotonic()
+                attempt, started = 0, time.monotonic()
         except StoreUnavailable as error:
-            _pause_or_raise(attempt, began, error)
+            _pause_or_raise(attempt, started, error)
             attempt += 1
         finally:
             if body is not None:
@@ -169,27 +167,27 @@ def _body(content: Content, low: int, high: int) -> ObjectBody:
 
 
 def _check_size(content: Content, size: int) -> None:
-    """A range without the last segment does not show by its tags that the object is cut or longer (C-3)."""
+    """Without the last segment, the tags of a range do not show that the object was truncated or extended (C-3)."""
     if size != content.decryptor.layout.object_size:
         raise CorruptObject(f"the object has {size} bytes instead of {content.decryptor.layout.object_size}")
 
 
 def _read_exactly(body: ObjectBody, size: int) -> bytes:
     piece = body.read(size)
-    if len(piece) == size:  # nearly always, and without a second copy
+    if len(piece) == size:  # the usual case, without a second copy
         return piece
     pieces, left = [piece], size - len(piece)
     while left > 0:
         if not piece:
-            raise StoreUnavailable("the storage ended its answer early")
+            raise StoreUnavailable("the storage ended the response early")
         piece = body.read(left)
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces)
 
 
-def _pause_or_raise(attempt: int, began: float, error: StoreUnavailable) -> None:
-    """Waits a little longer after each attempt; raises the last attempt's error."""
-    if attempt >= MAX_ATTEMPTS - 1 or time.monotonic() - began > RETRY_SECONDS:
+def _pause_or_raise(attempt: int, started: float, error: StoreUnavailable) -> None:
+    """Waits longer after each attempt. Raises the error of the last attempt."""
+    if attempt >= MAX_ATTEMPTS - 1 or time.monotonic() - started > RETRY_SECONDS:
         raise error
     pause(attempt)

@@ -1,15 +1,15 @@
-"""The object format: Tink streaming AEAD `AES256-GCM-HKDF`, and how its keys are derived and wrapped. No Django, no storage.
+"""The object format: Tink's streaming AEAD `AES256-GCM-HKDF`, and the derivation and wrapping of its keys (docs/format.md).
 
     object  = 0x28 || salt[32] || nonce_prefix[7] || segment_0 || segment_1 || ...
     key     = HKDF-SHA256(key material, salt, info=associated data, 32)
     segment = AES-GCM(key, nonce_prefix || u32be(index) || is_last, plaintext, no further associated data) || tag[16]
 
 A ciphertext segment has `segment_size` bytes, including its tag; the last one may be shorter. The header counts as part of the
-first segment, so that segment i > 0 starts at byte i * segment_size. Source: Tink's wire format, "Streaming AEAD: AES-GCM-HKDF".
+first segment, so segment i > 0 starts at byte i * segment_size. Source: Tink's wire format, "Streaming AEAD: AES-GCM-HKDF".
 The object contains neither the format's name nor the segment size: both are in the row and in the associated data.
 
-Stock Tink accepts an empty last segment, and bytes after a full last segment. This module knows the length from the row, so that
-every segment has exactly one valid size. Any other size is a `CorruptObject`.
+Stock Tink accepts an empty last segment, and bytes after a full last segment. The row states the length, so every segment
+has exactly one valid size. Any other size is a `CorruptObject`. This module uses neither Django nor a store.
 """
 
 import os
@@ -37,11 +37,11 @@ MAX_SEGMENTS: Final = 2**32 - 1
 
 
 class WrongKey(Exception):
-    """The key is not the one that this content was encrypted with. Says nothing about the object."""
+    """The content was encrypted with another key. The object may be intact."""
 
 
 class CorruptObject(Exception):
-    """The object is not, byte for byte, what was written."""
+    """The object differs from what was written."""
 
 
 # --- Keys ---
@@ -56,7 +56,7 @@ def new_salt() -> bytes:
 
 
 def encode(*fields: str | int | bytes) -> bytes:
-    """The fields as bytes. The encoding is injective: each field is preceded by its type and its length (u32be)."""
+    """Encodes fields as bytes. The encoding is injective: each field is preceded by its type and its length (u32be)."""
     encoded = []
     for field in fields:
         if isinstance(field, int):
@@ -70,7 +70,7 @@ def encode(*fields: str | int | bytes) -> bytes:
 
 
 class Binding(NamedTuple):
-    """The ids of an object and of what it belongs to: UUIDs in their canonical text form."""
+    """The ids of an object and of its file, collection and tenant: UUIDs in canonical text form."""
 
     tenant: str
     collection: str
@@ -79,7 +79,7 @@ class Binding(NamedTuple):
 
 
 def associated_data(*, tenant: str, collection: str, file: str, object_id: str, cipher: str, segment_size: int) -> bytes:
-    """The associated data of an object, which binds it to these ids: it decrypts with no others (INV-05)."""
+    """Returns the associated data that binds an object to these ids. It cannot be decrypted with others (INV-05)."""
     return encode("strongroom/object", FORMAT_VERSION, tenant, collection, file, object_id, cipher, segment_size)
 
 
@@ -89,20 +89,20 @@ def hkdf(key: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
     Raises: ValueError.
     """
     if len(key) != KEY_SIZE or len(salt) != SALT_SIZE:
-        raise ValueError(f"a key has {KEY_SIZE} bytes and a salt {SALT_SIZE}")
+        raise ValueError(f"a key must have {KEY_SIZE} bytes and a salt {SALT_SIZE}")
     return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(key)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FileKey:
-    """The key material of one content, and the commitment to it that the row stores. Neither appears in a repr (C-5)."""
+    """The key material of one content, and the commitment to it that the row stores. The repr contains neither (C-5)."""
 
     material: bytes
     commitment: bytes
 
 
 def derive_file_key(collection_key: bytes, *, key_salt: bytes, aad: bytes) -> FileKey:
-    """The key of one content, from the collection's key and a salt that exists only in the file's row.
+    """Derives the key of one content from the collection's key and a salt that is stored only in the file's row.
 
     Raises: ValueError.
     """
@@ -111,15 +111,15 @@ def derive_file_key(collection_key: bytes, *, key_salt: bytes, aad: bytes) -> Fi
 
 
 def recover_file_key(collection_key: bytes, *, key_salt: bytes, aad: bytes, commitment: bytes) -> FileKey:
-    """As `derive_file_key`, and checks the key against the row's commitment before anything is decrypted with it.
+    """Like `derive_file_key`, but checks the key against the row's commitment before anything is decrypted with it.
 
     Raises: WrongKey, ValueError.
     """
     if len(key_salt) != SALT_SIZE:
-        raise WrongKey("the row's salt has another length")
+        raise WrongKey("the row's salt has the wrong length")
     key = derive_file_key(collection_key, key_salt=key_salt, aad=aad)
     if not compare_digest(key.commitment, commitment):
-        raise WrongKey("the row commits to another key")
+        raise WrongKey("the row's commitment is to another key")
     return key
 
 
@@ -129,18 +129,20 @@ def wrap_key(kek: bytes, key: bytes, *, context: bytes) -> bytes:
     Raises: ValueError.
     """
     if len(kek) != KEY_SIZE or len(key) != KEY_SIZE:
-        raise ValueError(f"a key has {KEY_SIZE} bytes")  # a shorter kek would select AES-128; another key could not be unwrapped
+        raise ValueError(
+            f"a key must have {KEY_SIZE} bytes"
+        )  # a shorter kek would select AES-128; another key could not be unwrapped
     nonce = os.urandom(NONCE_SIZE)
     return nonce + AESGCM(kek).encrypt(nonce, key, context)
 
 
 def unwrap_key(kek: bytes, wrapped: bytes, *, context: bytes) -> bytes:
-    """The key that `wrap_key` wrapped with this kek and this context.
+    """Returns the key that `wrap_key` wrapped with this kek and this context.
 
     Raises: WrongKey.
     """
     if len(wrapped) != NONCE_SIZE + KEY_SIZE + TAG_SIZE:
-        raise WrongKey("a wrapped key has another length")
+        raise WrongKey("the wrapped key has the wrong length")
     try:
         return AESGCM(kek).decrypt(wrapped[:NONCE_SIZE], wrapped[NONCE_SIZE:], context)
     except InvalidTag:
@@ -152,7 +154,7 @@ def unwrap_key(kek: bytes, wrapped: bytes, *, context: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a content of `length` plaintext bytes is in its object. Pure arithmetic; `NONE` has no header and no tags."""
+    """Maps the plaintext bytes of a content of this `length` to the bytes of its object. `NONE` has no header and no tags."""
 
     length: int
     segment_size: int
@@ -161,7 +163,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.length < 0 or self.segment_size <= self.header_size + self.tag_size:
-            raise ValueError("a length is not negative, and a segment has room for its header, its tag and one byte")
+            raise ValueError("the length must not be negative, and a segment must hold its header, its tag and one byte")
 
     @property
     def capacity(self) -> int:
@@ -170,7 +172,7 @@ class Layout:
 
     @property
     def segments(self) -> int:
-        """Number of segments. An empty content has one empty segment; every other segment holds at least one byte."""
+        """The number of segments. An empty content has one empty segment; any other segment has at least one byte."""
         return max(1, -(-(self.length + self.header_size) // self.capacity))
 
     @property
@@ -182,7 +184,7 @@ class Layout:
         return (offset + self.header_size) // self.capacity
 
     def offset_of(self, index: int) -> int:
-        """The plaintext offset of the first byte of segment `index`; `segments` as the index gives the end."""
+        """The plaintext offset of the first byte of segment `index`. The index `segments` gives the end."""
         return min(self.length, max(0, index * self.capacity - self.header_size))
 
     def object_range(self, first: int, stop: int) -> tuple[int, int]:
@@ -191,7 +193,7 @@ class Layout:
 
 
 def layout_of(cipher: str, *, length: int, segment_size: int) -> Layout:
-    """The layout of a content by the cipher in its row. Only NONE means no authentication: an unknown name is an error.
+    """Returns the layout of a content for the cipher in its row. An unknown cipher is an error, not unauthenticated content.
 
     Raises: ValueError.
     """
@@ -241,7 +243,7 @@ class AesGcmEncryptor:
         self._finished = False
 
     def update(self, data: bytes | bytearray | memoryview) -> bytes:
-        """The ciphertext of every segment that is certain not to be the last: a full one waits until more bytes follow it.
+        """Returns the ciphertext of each segment that cannot be the last. A full segment is buffered until more bytes follow.
 
         Raises: ValueError, OverflowError.
         """
@@ -258,7 +260,7 @@ class AesGcmEncryptor:
         return b"".join(segments)
 
     def finish(self) -> bytes:
-        """The last segment.
+        """Returns the ciphertext of the last segment.
 
         Raises: ValueError, OverflowError.
         """
@@ -282,9 +284,8 @@ def segment_nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
     """
     nonce = prefix + struct.pack(">I?", index, last)
     if len(nonce) != NONCE_SIZE:
-        raise ValueError(
-            "a nonce has another length"
-        )  # AES-GCM accepts other lengths and derives another counter from them (C-2)
+        # AES-GCM accepts other lengths and derives another counter from them (C-2).
+        raise ValueError("the nonce has the wrong length")
     return nonce
 
 
@@ -297,7 +298,7 @@ class Decryptor(Protocol):
     layout: Layout
 
     def decrypt(self, index: int, segment: memoryview) -> bytes:
-        """The plaintext of segment `index` from exactly the object bytes `layout.object_range(index, index + 1)`.
+        """Returns the plaintext of segment `index`. `segment` is exactly `layout.object_range(index, index + 1)` of the object.
 
         Raises: CorruptObject.
         """
@@ -315,11 +316,11 @@ class PassThroughDecryptor:
 
 
 class AesGcmDecryptor:
-    """Returns no plaintext that is not authenticated (INV-03)."""
+    """Returns only authenticated plaintext (INV-03)."""
 
     def __init__(self, key_material: bytes, *, aad: bytes, header: bytes, layout: Layout) -> None:
         if len(header) != HEADER_SIZE or header[0] != HEADER_SIZE:
-            raise CorruptObject("the header has another format")
+            raise CorruptObject("the header is invalid")
         self.layout = layout
         self._header = header
         self._prefix = header[1 + SALT_SIZE :]
@@ -339,7 +340,7 @@ class AesGcmDecryptor:
 
 
 def check_segment_size(layout: Layout, index: int, segment: memoryview) -> None:
-    """Refuses a segment that is not of the one size that its index has.
+    """Refuses a segment whose size is not the size for its index.
 
     Raises: CorruptObject.
     """

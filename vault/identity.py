@@ -1,7 +1,7 @@
 """The identity of this deployment: whether the database and its vault belong together, and whether the database is up to date.
 
 The vault has a mark with the database's UUID, and one numbered, signed ledger entry for each destruction, which `purge` writes. A
-database that does not know the newest entry is a backup from before it: what it would show may have been destroyed since (INV-08,
+database that does not know the newest entry is a backup from before it, and its content may have been destroyed since (INV-08,
 F-63). A mark with another UUID means that the vault belongs to another database (F-20, F-68).
 """
 
@@ -21,7 +21,7 @@ from vault.models import Deployment
 from vault.stores import ObjectStore, StoreError, get_store
 
 
-SYSTEM_PREFIX: Final = ".strongroom/"  # objects without rows: purge and sweep do not touch them
+SYSTEM_PREFIX: Final = ".strongroom/"  # objects without rows, which purge and sweep ignore
 MARK_KEY: Final = f"{SYSTEM_PREFIX}deployment.json"
 LEDGER_PREFIX: Final = f"{SYSTEM_PREFIX}ledger/"
 ENTRIES_PER_FOLDER: Final = 1000
@@ -38,12 +38,12 @@ _checked_at: dict[str, float] = {}  # monotonic time of the last success of each
 def check(*, now: datetime) -> None:
     """Checks that the vault has this database's mark, and no destruction that this database does not know.
 
-    Reads the vault once a minute, and each time after a failure. If the vault does not answer, the last answer counts;
+    Reads the vault once a minute, and each time after a failure. If the vault is unavailable, the last result applies;
     StorageUnavailable is raised only in a process that has never reached it.
 
     Raises: ForeignVault, DatabaseRestored, StorageUnavailable.
     """
-    # One thread checks. The others do not wait for it if there is an earlier answer.
+    # One thread checks. The others do not wait for it if there is an earlier result.
     if _is_fresh("vault") or not _checking.acquire(blocking="vault" not in _checked_at):
         return
     try:
@@ -63,14 +63,14 @@ def _check_vault(now: datetime) -> None:
         if "vault" not in _checked_at:
             raise errors.StorageUnavailable from error
     except (errors.ForeignVault, errors.DatabaseRestored):
-        _checked_at.pop("vault", None)  # from here on, the other threads wait for the answer
+        _checked_at.pop("vault", None)  # from now on, the other threads wait for the result
         raise
     else:
         _checked_at["vault"] = time.monotonic()
 
 
 def check_history(*, now: datetime) -> None:
-    """Checks that no audit event is missing that was signed. If one is, what this database takes for due or orphaned may not be.
+    """Checks that no signed audit event is missing. If one is, objects may seem due or orphaned that are not.
 
     Raises: DatabaseRestored, StorageUnavailable, WrongKey.
     """
@@ -101,7 +101,7 @@ def this_deployment() -> Deployment:
 
 
 def next_ledger_number() -> int:
-    """The number of a new destruction. Call it in the destruction's first transaction: others wait until it ends."""
+    """Returns the number of a new destruction. Call it in the destruction's first transaction: others wait until it ends."""
     this_deployment()
     Deployment.objects.filter(pk=1).update(ledger_number=F("ledger_number") + 1)
     return Deployment.objects.values_list("ledger_number", flat=True).get(pk=1)
@@ -113,14 +113,14 @@ def ledger_key(number: int) -> str:
 
 
 def unknown_ledger_keys(store: ObjectStore, *, every: bool = False) -> list[str]:
-    """Keys of ledger entries whose numbers this database has not reached. Without `every`, some of them if there are any.
+    """Returns the object keys of ledger entries with higher numbers than this database knows. Without `every`, only some of them.
 
     Raises: StoreUnavailable, StoreRefused.
     """
     folder = this_deployment().ledger_number // ENTRIES_PER_FOLDER
     prefixes = [LEDGER_PREFIX] if every else [f"{LEDGER_PREFIX}{number:06}/" for number in (folder, folder + 1)]
     found = [entry.key for prefix in prefixes for entry in store.entries(prefix) if entry.kind == "object"]
-    # Read after the listing: a destruction that begins meanwhile has its number before it has its entry.
+    # Read after the listing: a destruction that starts meanwhile gets its number before its entry.
     newest = ledger_key(this_deployment().ledger_number)
     return sorted(key for key in found if key > newest)
 
@@ -130,7 +130,7 @@ def unknown_ledger_keys(store: ObjectStore, *, every: bool = False) -> list[str]
 
 @retry_on_deadlock
 def adopt_vault(*, now: datetime) -> None:
-    """Marks a vault that has no mark as this database's, on an operator's decision: it was moved, or emptied intentionally.
+    """Marks a vault that has no mark as this database's. An operator decides this, after the vault was moved or emptied.
 
     Raises: ForeignVault, StoreUnavailable, StoreRefused.
     """
@@ -150,16 +150,16 @@ def _check_mark(store: ObjectStore, now: datetime) -> None:
     marked_for = _marked_for(store)
     if marked_for is None and deployment.marked_at is None:
         _put_mark(store, deployment)
-        marked_for = _marked_for(store)  # another process, with another database, may have been faster
+        marked_for = _marked_for(store)  # a process with another database may have marked it first
     if marked_for != str(deployment.uuid):
         raise errors.ForeignVault
     if deployment.marked_at is None:
-        audit_checkpoints.ensure_signing_key(now=now)  # from here on, every backup has the key that signs the ledger
+        audit_checkpoints.ensure_signing_key(now=now)  # so that every later backup has the key that signs the ledger
         Deployment.objects.filter(pk=1).update(marked_at=now)
 
 
 def _marked_for(store: ObjectStore) -> str | None:
-    """The UUID in the mark; None if there is no mark, "" if it cannot be read."""
+    """Returns the UUID in the mark; None if there is no mark, "" if the mark is invalid."""
     try:
         content = signing.read_document(store, MARK_KEY)
     except FileNotFoundError:

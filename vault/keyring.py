@@ -27,11 +27,11 @@ class Keyring:
 
     @property
     def active(self) -> tuple[str, bytes]:
-        """Name and key of the one that wraps new data keys."""
+        """Name and key of the master key that wraps new data keys."""
         return list(self._keys.items())[-1]
 
     def key(self, name: str) -> bytes:
-        """The master key of this name.
+        """Returns the master key with this name.
 
         Raises: WrongKey.
         """
@@ -42,7 +42,7 @@ class Keyring:
 
 
 def keyring() -> Keyring:
-    """The keyring of the settings.
+    """Returns the keyring in the settings.
 
     Raises: ValueError.
     """
@@ -51,7 +51,7 @@ def keyring() -> Keyring:
 
 @lru_cache(maxsize=1)
 def parse(text: str) -> Keyring:
-    """The keyring that `text` describes. An error names a line by its number only: a misplaced name may be a key.
+    """Parses a keyring. An error names a line only by its number, because a misplaced name may be a key.
 
     Raises: ValueError.
     """
@@ -61,7 +61,7 @@ def parse(text: str) -> Keyring:
         if not fields:
             continue
         if len(fields) != 2:
-            raise ValueError(f"KEYRING, line {number}: write one name and one base64 key, with a space between")
+            raise ValueError(f"KEYRING, line {number}: write one name and one base64 key, separated by a space")
         name, key = fields[0], _decode_key(fields[1])
         if not NAME.fullmatch(name):
             raise ValueError(f"KEYRING, line {number}: a name is at most 63 letters, digits, '.', '_' and '-'")
@@ -78,7 +78,7 @@ def parse(text: str) -> Keyring:
 
 
 def _decode_key(text: str) -> bytes:
-    """The decoded bytes, or b"": the message of base64's own error could contain part of the key."""
+    """Returns the decoded bytes; b"" if invalid, because the message of the decoder's error could contain part of the key."""
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Data keys: create, unwrap, rewrap, destroy. The keyring wraps them, and the table `Key` stores them wrapped."""
+"""Creates, unwraps, rewraps and destroys data keys. The keyring wraps them, and the table `Key` stores them wrapped."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,34 +18,34 @@ DEPLOYMENT: Final = "deployment"  # the owner of keys that belong to no tenant
 
 
 class KeyOwner(Protocol):
-    """What has a data key of its own."""
+    """An object that has its own data key."""
 
     @property
     def key_owner(self) -> str:
-        """A name that no other owner ever has: the wrapping of the key is bound to it."""
+        """A unique name that is never reused. The wrapping of the key is bound to it."""
 
 
 def wrapping_context(key: Key, *, kek_id: str) -> bytes:
-    """The associated data of a wrapping: it opens in no other row, and for no other owner or purpose (INV-05)."""
+    """Returns the associated data of a wrapping, which binds it to its row, owner and purpose (INV-05)."""
     return crypto.encode("strongroom/key", str(key.id), key.purpose, key.owner, kek_id)
 
 
 def create_data_key(owner: KeyOwner, *, now: datetime) -> Key:
-    """A new random key. Call it in the transaction that saves its owner.
+    """Creates a random data key. Call it in the transaction that saves the owner. IntegrityError: the owner already has a key.
 
-    Raises: IntegrityError, if the owner has one already.
+    Raises: IntegrityError.
     """
     return _create_key(Key.Purpose.COLLECTION, owner.key_owner, now)
 
 
 def find_signing_key(purpose: Key.Purpose) -> Key | None:
-    """The deployment's signing key for this purpose, if it exists."""
+    """Returns the deployment's signing key for this purpose, if it exists."""
     return Key.objects.filter(purpose=purpose, owner=DEPLOYMENT).first()
 
 
 @retry_on_deadlock
 def ensure_signing_key(purpose: Key.Purpose, *, now: datetime) -> Key:
-    """The deployment's signing key for this purpose: an Ed25519 seed, created when it is first needed."""
+    """Returns the deployment's signing key for this purpose, an Ed25519 seed. Creates it when it is first needed."""
     if key := find_signing_key(purpose):
         return key
     try:
@@ -66,7 +66,7 @@ def _create_key(purpose: Key.Purpose, owner: str, now: datetime) -> Key:
 
 
 def unwrap(key: Key) -> bytes:
-    """The key itself, 32 bytes. WrongKey means that it was destroyed, or that the keyring does not open it.
+    """Returns the unwrapped key, 32 bytes. WrongKey: the key was destroyed, or the keyring cannot unwrap it.
 
     Raises: WrongKey.
     """
@@ -77,7 +77,7 @@ def unwrap(key: Key) -> bytes:
 
 
 def destroy(key_id: UUID, *, now: datetime) -> None:
-    """Deletes the wrapping of a key. Call it in the transaction that records why. Triggers refuse to undo it (INV-08)."""
+    """Deletes the wrapping of a key. Call it in the transaction that records the reason. Triggers refuse to undo it (INV-08)."""
     Key.objects.filter(pk=key_id).update(wrapped=None, destroyed_at=now)
 
 
@@ -90,7 +90,7 @@ def delete_row(key_id: UUID) -> None:
 
 
 def rewrap(key: Key) -> bool:
-    """Wraps `key` with the active master key. False if another process has changed the row since it was read.
+    """Wraps `key` with the active master key. Returns False if another process has changed the row since it was read.
 
     Raises: WrongKey.
     """
@@ -102,10 +102,10 @@ def rewrap(key: Key) -> bool:
 
 
 def rotate(*, now: datetime, batch: int = 200) -> Iterator[tuple[int, int]]:
-    """Rewraps every key that the active master key does not wrap; yields (rewrapped, remaining) after each batch.
+    """Rewraps every key that is wrapped with another than the active master key. Yields (rewrapped, remaining) after each batch.
 
-    Reads and writes continue meanwhile. If the process is killed, the next run continues where this one stopped. A key that the
-    keyring does not open is skipped and counts as remaining.
+    Reads and writes continue meanwhile. If the process is killed, the next run continues where this one stopped. A key that
+    cannot be unwrapped is skipped and counts as remaining.
     """
     active, _ = keyring().active
     due = Key.objects.filter(destroyed_at=None).exclude(kek_id=active).order_by("id")

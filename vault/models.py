@@ -1,4 +1,4 @@
-"""The rows of the vault: wrapped data keys, and the identity of the deployment."""
+"""Models of the vault: wrapped data keys, and the identity of the deployment."""
 
 from typing import ClassVar
 from uuid import uuid4
@@ -45,11 +45,11 @@ class Key(models.Model):
 
 
 class Deployment(models.Model):
-    """The identity of this database, in one row. The mark in its vault has the same uuid."""
+    """The identity of this database: a single row. The mark in its vault has the same UUID."""
 
     uuid = models.UUIDField(default=uuid4, editable=False)
     marked_at = models.DateTimeField(null=True, editable=False, help_text="when its vault was marked")
-    ledger_number = models.BigIntegerField(default=0, editable=False, help_text="the last destruction that it knows")
+    ledger_number = models.BigIntegerField(default=0, editable=False, help_text="number of the last destruction")
     lost_until = models.CharField(
         max_length=200,
         blank=True,

@@ -1,7 +1,7 @@
-"""Signed documents in the vault, under `.strongroom/`: a person who can rewrite the database cannot rewrite them.
+"""Signed documents in the vault, under `.strongroom/`. A person who can change the database cannot change them.
 
 A document is an envelope in canonical JSON, `{KIND: body, "signature": ...}`. The signature is Ed25519 (RFC 8032) over a context
-and the canonical body. The context names the kind, so that a signature is not valid for another kind (docs/format.md).
+and the canonical body. The context names the kind and the version, so a signature is not valid for any other (docs/format.md).
 """
 
 import base64
@@ -23,16 +23,16 @@ MAX_DOCUMENT_BYTES: Final = 64 * 1024**2  # enough for the heads of half a milli
 
 
 class BadEnvelope(Exception):
-    """A document is not what this deployment signed. The text is the reason."""
+    """This deployment did not sign the document. The text is the reason."""
 
 
 def canonical_json(value: dict[str, Any]) -> bytes:
-    """The only JSON text that we accept for this value, in ASCII."""
+    """Encodes a value as canonical JSON, in ASCII: the only accepted form of a signed value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def signer_for(key: Key) -> Ed25519PrivateKey:
-    """The private key of a signing key.
+    """Returns the private key of a signing key.
 
     Raises: WrongKey.
     """
@@ -40,7 +40,7 @@ def signer_for(key: Key) -> Ed25519PrivateKey:
 
 
 def public_pem(key: Key) -> str:
-    """The public key of a signing key, as PEM.
+    """Returns the public key of a signing key, as PEM.
 
     Raises: WrongKey.
     """
@@ -49,12 +49,12 @@ def public_pem(key: Key) -> str:
 
 
 def sign(signer: Ed25519PrivateKey, context: bytes, content: bytes) -> str:
-    """The signature over context and content, in base64."""
+    """Signs context and content. Returns the signature in base64."""
     return base64.b64encode(signer.sign(context + content)).decode()
 
 
 def sign_envelope(kind: str, body: dict[str, Any], *, context: bytes, signer: Ed25519PrivateKey) -> bytes:
-    """`{kind: body, "signature": ...}`, as it is stored."""
+    """Returns the signed document `{kind: body, "signature": ...}` as it is stored."""
     return canonical_json({kind: body, "signature": sign(signer, context, canonical_json(body))})
 
 
@@ -78,7 +78,7 @@ def verify_envelope(kind: str, content: bytes, *, contexts: Mapping[int, bytes],
 
 
 def write_document(store: ObjectStore, key: str, content: bytes) -> None:
-    """Writes a document, once: FileExistsError means that there is one with this object key.
+    """Writes a document, once. FileExistsError means that one with this object key already exists.
 
     Raises: FileExistsError, StoreUnavailable, StoreRefused.
     """
@@ -92,14 +92,14 @@ def write_document(store: ObjectStore, key: str, content: bytes) -> None:
 
 
 def read_document(store: ObjectStore, key: str) -> bytes:
-    """The content of a document.
+    """Reads a document.
 
     Raises: FileNotFoundError, StoreUnavailable, StoreRefused.
     """
     pieces = []
     try:
         _, body = store.open(key, start=0, length=MAX_DOCUMENT_BYTES, etag=None)
-    except ObjectChanged:  # an empty object, which has no first byte
+    except ObjectChanged:  # the object is empty: the range is invalid
         return b""
     try:
         while piece := body.read(1024**2):

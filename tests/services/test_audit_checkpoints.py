@@ -133,7 +133,7 @@ def test_checkpoint_names_every_head_and_whoever_has_the_public_key_can_check_it
     with pytest.raises(InvalidSignature):
         check()(pem, content.replace(b'"seq":4', b'"seq":3'))
     assert verified("--all").splitlines() == [
-        "Checkpoints: 1 since 2026-11-21T1200Z, the newest of 2026-11-21 12:03 UTC; 0 events have been recorded since.",
+        "Checkpoints: 1 since 2026-11-21T1200Z, the newest from 2026-11-21 12:03 UTC; 0 events have been recorded since.",
         "The audit trail is intact: 3 chains.",
     ]
 
@@ -154,15 +154,15 @@ def test_checkpoints_follow_each_other_and_none_is_made_while_nothing_moves(
     assert sorted([third, first, second]) == [first, second, third]
     assert read(vault, second)["publication"]["previous"]["key"] == first
     assert read(vault, third)["publication"]["previous"]["key"] == second
-    assert verified("--all").startswith("Checkpoints: 3 since 2026-11-21T1200Z, the newest of 2026-12-07 13:03 UTC; 0 events")
+    assert verified("--all").startswith("Checkpoints: 3 since 2026-11-21T1200Z, the newest from 2026-12-07 13:03 UTC; 0 events")
 
 
 def test_verify_before_the_first_checkpoint_says_so(local: Path, trail: None) -> None:
     assert verified().splitlines() == [
-        "There is no checkpoint yet: missing events at the end of a chain would not be noticed.",
+        "There is no checkpoint yet: events deleted from the end of a chain would not be detected.",
         "The audit trail is intact: 2 chains.",
     ]
-    with pytest.raises(CommandError, match="There is no key yet"):
+    with pytest.raises(CommandError, match="There is no signing key yet"):
         call_command("verify_audit", "--public-key")
 
 
@@ -172,7 +172,7 @@ def test_verify_says_how_many_events_nobody_signed_yet(local: Path, trail: None,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("django.utils.timezone.now", lambda: NOON + TEN)
         assert verified().startswith(
-            "Checkpoints: 1 since 2026-11-21T1200Z, the newest of 2026-11-21 12:03 UTC; 3 events have been recorded since.\n"
+            "Checkpoints: 1 since 2026-11-21T1200Z, the newest from 2026-11-21 12:03 UTC; 3 events have been recorded since.\n"
         )
         patch.setattr("django.utils.timezone.now", lambda: NOON + 7 * TEN)
         assert "over an hour old" in verified()
@@ -426,7 +426,7 @@ def test_every_checkpoint_deleted_is_damage(vault: ObjectStore, three: list[str]
 
 def test_checkpoints_without_their_key_are_damage(vault: ObjectStore, three: list[str]) -> None:
     Key.objects.all().delete()
-    assert damaged() == [f"checkpoint {key}: there is no key that could have signed it" for key in three]
+    assert damaged() == [f"checkpoint {key}: cannot be verified: the database has no signing key" for key in three]
 
 
 def test_damaged_newest_checkpoint_is_not_followed(vault: ObjectStore, three: list[str], acme: Tenant, now: datetime) -> None:

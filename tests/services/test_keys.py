@@ -72,7 +72,7 @@ def test_rotation_rewraps_every_key_and_the_old_master_key_may_go(
     settings.KEYRING = ROTATED
     assert all(read(api(alice), collection) == CONTENT for collection in collections)
 
-    assert rotate().endswith("5 data keys rewrapped; all but 0 are under test-2027\n")
+    assert rotate().endswith("5 data keys rewrapped, 0 remaining; the active master key is test-2027\n")
 
     settings.KEYRING = RETIRED
     assert set(Key.objects.values_list("kek_id", flat=True)) == {"test-2027"}
@@ -98,7 +98,7 @@ def test_rotation_twice_does_nothing_the_second_time(collections: list[Collectio
     settings.KEYRING = ROTATED
     rotate()
     after = {key.pk: bytes(key.wrapped or b"") for key in Key.objects.all()}
-    assert rotate() == "0 data keys rewrapped; all but 0 are under test-2027\n"
+    assert rotate() == "0 data keys rewrapped, 0 remaining; the active master key is test-2027\n"
     assert {key.pk: bytes(key.wrapped or b"") for key in Key.objects.all()} == after
     assert AuditEvent.objects.filter(action="keys.rewrap").count() == 1
 
@@ -118,7 +118,7 @@ def test_rotation_that_was_killed_half_way_is_taken_up_by_the_next(
 def test_rotation_without_the_old_master_key_says_what_is_left(collections: list[Collection], settings: Settings) -> None:
     settings.KEYRING = RETIRED
     before = set(Key.objects.values_list("wrapped", flat=True))
-    with pytest.raises(CommandError, match="put the old master key back"):
+    with pytest.raises(CommandError, match="lacks their old master key"):
         rotate()
     assert set(Key.objects.values_list("wrapped", flat=True)) == before
     settings.KEYRING = ROTATED
@@ -148,7 +148,7 @@ def test_rotation_does_not_bring_a_destroyed_key_back(collections: list[Collecti
     destroy(key, now)
     assert not keys.rewrap(key)
     assert Key.objects.get(pk=key.pk).wrapped is None
-    assert "4 data keys rewrapped; all but 0" in rotate()
+    assert "4 data keys rewrapped, 0 remaining" in rotate()
     assert Key.objects.get(pk=key.pk).kek_id == "test-2026"
 
 
@@ -162,7 +162,7 @@ def test_key_of_a_collection_made_under_the_old_master_key_meanwhile_goes_with_t
     late = make_collection(alice, "Late")
     put(api(alice), late, "a.bin")
     settings.KEYRING = ROTATED
-    assert "1 data keys rewrapped; all but 0" in rotate()
+    assert "1 data keys rewrapped, 0 remaining" in rotate()
     settings.KEYRING = RETIRED
     assert read(api(alice), late) == CONTENT
 

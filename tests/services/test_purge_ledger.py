@@ -327,7 +327,7 @@ def refused(api: Api, user: User, collection: Collection) -> Iterator[None]:
     expire(collection)
     assert jobs.purge_expired(now=timezone.now()) == 0
     jobs.tick(now=timezone.now())
-    with pytest.raises(CommandError, match="not the one that belongs"):
+    with pytest.raises(CommandError, match="does not belong to this database"):
         call_command("purge")
     with pytest.raises(CommandError, match="does not have the mark"):
         run()

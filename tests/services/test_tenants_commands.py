@@ -255,7 +255,7 @@ def test_command_states_its_rule(name: str) -> None:
     assert command.help in " ".join(command.create_parser("manage.py", name).format_help().split())
 
 
-NOTHING_SIGNED = "There is no checkpoint yet: missing events at the end of a chain would not be noticed."
+NOTHING_SIGNED = "There is no checkpoint yet: events deleted from the end of a chain would not be detected."
 
 
 @pytest.mark.django_db(transaction=True)

@@ -21,7 +21,7 @@ class Migration(migrations.Migration):
                 ("marked_at", models.DateTimeField(editable=False, help_text="when its vault was marked", null=True)),
                 (
                     "ledger_number",
-                    models.BigIntegerField(default=0, editable=False, help_text="the last destruction that it knows"),
+                    models.BigIntegerField(default=0, editable=False, help_text="number of the last destruction"),
                 ),
                 (
                     "lost_until",

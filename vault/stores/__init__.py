@@ -1,7 +1,7 @@
-"""The object store port: the interface that uploads, downloads, purge and sweep are written against. Only ciphertext passes here.
+"""The object store port: the interface through which uploads, downloads, purge and sweep access objects, as ciphertext.
 
-Aliases are Django `STORAGES`. `tests/contracts/test_object_store.py` is the contract, and runs on every implementation.
-A missing object is FileNotFoundError; every other failure of a store is a StoreError.
+Aliases are those of Django's `STORAGES`. The contract is `tests/contracts/test_object_store.py`, which runs on every
+implementation. A missing object is FileNotFoundError; every other failure of a store is a StoreError.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from django.conf import settings
 from django.core.files.storage import storages
 
 
-MAX_KEY_BYTES: Final = 1024  # S3's limit; moto accepts longer keys, so that it is enforced here (S-3)
+MAX_KEY_BYTES: Final = 1024  # S3's limit; moto accepts longer keys, so it is enforced here (S-3)
 
 
 class StoreError(Exception):
@@ -25,11 +25,11 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreError):
-    """Repeating does not help: bad credentials, no permission, no such bucket (F-11)."""
+    """A retry does not help: wrong credentials, no permission, no such bucket (F-11)."""
 
 
 class NotEncrypted(StoreRefused):
-    """The store refuses to encrypt an object, or does not confirm that it does."""
+    """The store refuses to encrypt an object, or does not confirm the encryption."""
 
 
 class ObjectChanged(StoreError):
@@ -38,7 +38,7 @@ class ObjectChanged(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Size of the whole object in bytes, and its ETag without quotes."""
+    """The size of the whole object in bytes, and its ETag without quotes."""
 
     size: int
     etag: str
@@ -61,7 +61,7 @@ class EraseFailure:
 
     entry: StoreEntry
     reason: str
-    is_transient: bool = False  # the store was busy or broken, and did not refuse
+    is_transient: bool = False  # the store did not refuse: it was busy or had an internal error
 
 
 class ObjectWriter(Protocol):
@@ -73,10 +73,10 @@ class ObjectWriter(Protocol):
 
     @property
     def has_begun(self) -> bool:
-        """Whether the store may hold anything of the object. If not, nothing has to be removed."""
+        """Whether the store may contain any part of the object. If not, nothing has to be removed."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes any number of bytes, and keeps no reference to them.
+        """Writes any number of bytes. Keeps no reference to them.
 
         Raises: StoreUnavailable, StoreRefused, NotEncrypted.
         """
@@ -99,7 +99,7 @@ class ObjectBody(Protocol):
     """Bytes of one object. Until it is closed, it occupies one of the few connections of the process."""
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes; fewer only at the end of the range, then b"". StoreUnavailable if the rest is missing.
+        """Returns the next `size` bytes; fewer at the end of the range, then b"". StoreUnavailable: the rest is missing.
 
         Raises: StoreUnavailable.
         """
@@ -109,25 +109,25 @@ class ObjectBody(Protocol):
 
 @runtime_checkable
 class ObjectStore(Protocol):
-    """A bucket, or what has the guarantees of one."""
+    """A bucket, or a store with the same guarantees."""
 
     def create(self, key: str, *, size: int | None, encrypt: bool = False) -> ObjectWriter:
-        """A writer for a new object of `size` bytes; None if the size is unknown.
+        """Returns a writer for a new object of `size` bytes; None if the size is unknown.
 
-        `encrypt`: the bytes are plaintext, so that the store has to encrypt them. The writer raises NotEncrypted before any of
-        them leaves this process unless the store confirms that it does.
+        `encrypt`: the bytes are plaintext, which the store must encrypt. Unless the store confirms this, the writer raises
+        NotEncrypted before any byte leaves the process.
 
         Raises: ValueError, StoreUnavailable, StoreRefused.
         """
 
     def open(self, key: str, *, start: int, length: int, etag: str | None) -> tuple[Stat, ObjectBody]:
-        """Bytes [start, start + length) or up to the object's end, in one request. ObjectChanged if the ETag is another.
+        """Requests bytes [start, start + length), or up to the object's end. ObjectChanged: the object has another ETag.
 
         Raises: FileNotFoundError, ObjectChanged, StoreUnavailable, StoreRefused.
         """
 
     def stat(self, key: str) -> Stat:
-        """Size and ETag of an object.
+        """Returns the size and the ETag of an object.
 
         Raises: FileNotFoundError, StoreUnavailable, StoreRefused.
         """
@@ -139,7 +139,7 @@ class ObjectStore(Protocol):
         """
 
     def entries(self, prefix: str) -> Iterator[StoreEntry]:
-        """Everything under a prefix, including old versions and unfinished uploads. Raises rather than omit any (F-19).
+        """Yields everything under a prefix, including old versions and unfinished uploads. Never omits an entry silently (F-19).
 
         Raises: StoreUnavailable, StoreRefused.
         """
@@ -151,10 +151,10 @@ class ObjectStore(Protocol):
         """
 
     def warm_up(self) -> None:
-        """Creates what the first request would otherwise wait for. Sends nothing."""
+        """Creates the client, for which the first request would otherwise wait. Sends no request."""
 
     def check(self) -> None:
-        """Checks that the bucket answers.
+        """Checks that the bucket is available.
 
         Raises: StoreUnavailable, StoreRefused.
         """
@@ -166,14 +166,14 @@ class ObjectStore(Protocol):
         """
 
     def prepare(self, *, create: bool) -> None:
-        """As `check`, and first creates a missing bucket if `create` is set.
+        """Like `check`, but first creates a missing bucket if `create` is set.
 
         Raises: StoreUnavailable, StoreRefused.
         """
 
 
 def get_store(alias: str) -> ObjectStore:
-    """The object store of a STORAGES alias.
+    """Returns the object store of a STORAGES alias.
 
     Raises: TypeError.
     """
@@ -184,7 +184,7 @@ def get_store(alias: str) -> ObjectStore:
 
 
 def check() -> None:
-    """Checks that the vault's bucket answers: a condition for readiness.
+    """Checks that the vault's bucket is available, which is a condition for readiness.
 
     Raises: StoreUnavailable, StoreRefused.
     """
@@ -192,7 +192,7 @@ def check() -> None:
 
 
 def ensure_buckets() -> None:
-    """Checks that every bucket answers. Missing ones are created if S3_CREATE_BUCKETS allows it.
+    """Checks that every bucket is available. Creates missing ones if S3_CREATE_BUCKETS is set.
 
     Raises: StoreUnavailable, StoreRefused.
     """
@@ -201,19 +201,19 @@ def ensure_buckets() -> None:
 
 
 def check_key(key: str) -> str:
-    """Returns the key if it is valid. Our keys are UUIDs: this check turns a bug into an error, not into a path traversal.
+    """Returns the key if it is valid. Our keys consist of UUIDs; the check prevents that a bug becomes a path traversal.
 
     Raises: ValueError.
     """
     if len(key.encode()) > MAX_KEY_BYTES:
-        raise ValueError(f"a key has at most {MAX_KEY_BYTES} bytes")
+        raise ValueError(f"a key must have at most {MAX_KEY_BYTES} bytes")
     if "\\" in key or not key.isprintable() or any(part in {"", ".", ".."} for part in key.split("/")):
-        raise ValueError("a key is a relative path of printable characters, without empty parts, dots and backslashes")
+        raise ValueError("a key must be a relative path of printable characters, without '.', '..', empty parts and backslashes")
     return key
 
 
 class PortOnly:
-    """Disables Django's own storage API, which reads whole files, publishes truncated ones and presigns links (T-3)."""
+    """Disables Django's storage API, which reads whole files, publishes truncated ones and presigns links (T-3)."""
 
     def save(self, *args: object, **kwargs: object) -> str:
         raise NotImplementedError("objects are written through create()")
@@ -222,4 +222,4 @@ class PortOnly:
         raise NotImplementedError("objects are deleted through erase(), which also deletes their versions")
 
     def url(self, *args: object, **kwargs: object) -> str:
-        raise NotImplementedError("objects have no links: every download passes through this process")
+        raise NotImplementedError("objects have no URLs: every download passes through this process")

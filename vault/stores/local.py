@@ -31,22 +31,22 @@ UNFINISHED: Final = re.compile(r"(?P<key>.+)\.(?P<upload>[0-9a-f]{32})\.unfinish
 
 
 class LocalStore(PortOnly, FileSystemStorage):
-    """A directory as an ObjectStore. Keys are paths in it, so that a key cannot be the folder of another key."""
+    """A directory as an ObjectStore. Keys are paths in it, so a key cannot be a prefix folder of another key."""
 
     @property
     def root(self) -> Path:
         return Path(self.location)
 
     def create(self, key: str, *, size: int | None, encrypt: bool = False) -> "LocalWriter":
-        """`encrypt` has no effect: a directory does not know whether its disk is encrypted."""
+        """`encrypt` has no effect: whether the disk is encrypted is unknown."""
         return LocalWriter(self, check_key(key))
 
     def open(self, key: str, *, start: int, length: int, etag: str | None) -> tuple[Stat, "LocalBody"]:  # type: ignore[override]
         with port_errors(), self.opened_object(key) as (descriptor, stat):
             if etag is not None and etag != stat.etag:
-                raise ObjectChanged("open: another etag")
+                raise ObjectChanged("open: the object has another ETag")
             if start >= stat.size:
-                raise ObjectChanged("open: it ends before the range")
+                raise ObjectChanged("open: the object ends before the range")
             return stat, LocalBody(os.dup(descriptor), start=start, stop=min(stat.size, start + length))
 
     def stat(self, key: str) -> Stat:
@@ -55,7 +55,7 @@ class LocalStore(PortOnly, FileSystemStorage):
 
     def copy(self, source_key: str, key: str, *, source: ObjectStore) -> Stat:
         if not isinstance(source, LocalStore):
-            raise TypeError("only a local directory is copied into a local directory")
+            raise TypeError("objects are copied to a local directory only from another local directory")
         check_key(key)
         with port_errors(), source.opened_object(source_key) as (descriptor, stat):
             writer = self.create(key, size=stat.size)
@@ -87,7 +87,7 @@ class LocalStore(PortOnly, FileSystemStorage):
         return failures
 
     def warm_up(self) -> None:
-        """There is nothing to create."""
+        """Does nothing: there is no client."""
 
     def check(self) -> None:
         if not self.root.is_dir():
@@ -96,17 +96,17 @@ class LocalStore(PortOnly, FileSystemStorage):
             raise StoreRefused("check: the directory cannot be written")
 
     def clock(self) -> None:
-        """None: its clock is the one of this host, which callers know already."""
+        """Returns None: the directory has no clock other than that of this host."""
 
     def prepare(self, *, create: bool) -> None:
-        """A local directory is always created, whatever `create` says: it cannot belong to another owner."""
+        """Creates the directory even if `create` is not set: unlike a bucket, it cannot belong to another owner."""
         with port_errors():
             _make_folders(self.root)
         self.check()
 
     @contextmanager
     def opened_object(self, key: str) -> Iterator[tuple[int, Stat]]:
-        """A descriptor of an object, and its Stat. The descriptor is closed at the end of the block."""
+        """Opens an object: yields its descriptor, which is closed at the end of the block, and its Stat."""
         try:
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -120,17 +120,17 @@ class LocalStore(PortOnly, FileSystemStorage):
             os.close(descriptor)
 
     def begin_upload(self, key: str) -> tuple[int, Path]:
-        """A new, unfinished file for an object: its descriptor and its path."""
+        """Creates an unfinished file for a new object. Returns its descriptor and its path."""
         path = self._unfinished(key, uuid.uuid4().hex)
         self.check()
         while True:
-            # Another process that erases the last object of a folder removes the folder, perhaps before our file is in it.
+            # A process that erases the last object of a folder also removes the folder, perhaps before our file is in it.
             with suppress(FileNotFoundError):
                 _make_folders(path.parent)
                 return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
     def publish(self, unfinished: Path, key: str) -> Stat:
-        """Gives a finished file its name. Unlike rename(), link() never replaces an existing file."""
+        """Moves a finished file to its final name. Unlike rename(), link() never replaces an existing file."""
         path = self._path(key)
         os.link(unfinished, path)
         unfinished.unlink()
@@ -142,7 +142,7 @@ class LocalStore(PortOnly, FileSystemStorage):
 
     def _path(self, key: str) -> Path:
         if UNFINISHED.fullmatch(check_key(key)):
-            raise ValueError("a key does not look like an unfinished object")
+            raise ValueError("a key must not have the form of an unfinished object")
         return self.root / key
 
     def _unfinished(self, key: str, upload: str) -> Path:
@@ -152,7 +152,7 @@ class LocalStore(PortOnly, FileSystemStorage):
     def _walk(self, folder: Path, prefix: str) -> Iterator[StoreEntry]:
         try:
             found = list(os.scandir(folder))
-        except FileNotFoundError:  # the last object was erased meanwhile, or none was ever under this prefix
+        except FileNotFoundError:  # there is no object under this prefix, or the last one was erased meanwhile
             return
         for item in found:
             key = str(Path(item.path).relative_to(self.root))
@@ -176,7 +176,7 @@ class LocalStore(PortOnly, FileSystemStorage):
         """Removes a file and the folders that become empty; returns the innermost folder that remains."""
         path.unlink(missing_ok=True)
         folder = path.parent
-        # An empty folder would keep the id of a purged collection.
+        # The name of an empty folder would preserve the id of a purged collection.
         while folder != self.root:
             try:
                 folder.rmdir()
@@ -189,7 +189,7 @@ class LocalStore(PortOnly, FileSystemStorage):
 
 
 class LocalWriter:
-    has_begun = True  # its file exists from the start
+    has_begun = True  # the unfinished file exists from the start
 
     def __init__(self, store: LocalStore, key: str) -> None:
         self.bytes_stored = 0
@@ -269,7 +269,7 @@ class LocalBody:
 
 @contextmanager
 def port_errors() -> Iterator[None]:
-    """Translates errors of the kernel into those of the port."""
+    """Translates errors of the operating system into errors of the port."""
     try:
         yield
     except (FileNotFoundError, FileExistsError):
@@ -283,12 +283,13 @@ def port_errors() -> Iterator[None]:
 
 
 def _stat(status: os.stat_result) -> Stat:
-    """Size and modification time identify a content, as none is rewritten. A restored backup keeps them, but not its inode."""
+    """The ETag consists of size and modification time, because no object is rewritten. A restored backup keeps both, but not the
+    inode."""
     return Stat(status.st_size, f"{status.st_size:x}-{status.st_mtime_ns:x}")
 
 
 def _make_folders(folder: Path) -> None:
-    """Creates a folder and its parents, for this user alone, and syncs each new name to the disk."""
+    """Creates a folder and its parents, accessible to this user only, and syncs each new name to the disk."""
     if folder.is_dir():
         return
     _make_folders(folder.parent)

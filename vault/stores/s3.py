@@ -1,4 +1,4 @@
-"""Objects in a bucket of any S3 service: the implementation of the port."""
+"""Implements the object store port for a bucket of any S3 service."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -48,13 +48,13 @@ class S3Store(S3Bucket):
         try:
             return self.head(check_key(key))
         except FileNotFoundError:
-            self.check()  # the response to a HEAD is 404 for a missing bucket, too, which must not look like a missing object
+            self.check()  # a HEAD also returns 404 for a missing bucket, which must not look like a missing object
             raise
 
     def copy(self, source_key: str, key: str, *, source: ObjectStore) -> Stat:
         check_key(key)
         if not isinstance(source, S3Store) or source.endpoint_url != self.endpoint_url:
-            raise TypeError("only buckets of one endpoint are copied into each other")
+            raise TypeError("objects are copied only between buckets of the same endpoint")
         original = source.stat(source_key)
         self.check_key_is_free(key)
         origin = {
@@ -87,18 +87,18 @@ class S3Store(S3Bucket):
 
     def check(self) -> None:
         if not self.has_bucket():
-            raise StoreRefused("HeadBucket: there is no such bucket")
+            raise StoreRefused("HeadBucket: no such bucket")
 
     def clock(self) -> datetime | None:
         with self.shared_client.request("HeadBucket") as client:
             try:
                 return sent_at(client.head_bucket(Bucket=self.bucket_name))
-            except ClientError as error:  # a large clock skew is a reason to refuse, and the refusal has a date, too
+            except ClientError as error:  # S3 refuses a large clock skew, but its response also has a date
                 return sent_at(error.response)
 
     def prepare(self, *, create: bool) -> None:
         if create and not self.has_bucket():
-            with suppress(FileExistsError), self.shared_client.request("CreateBucket") as client:  # another process was faster
+            with suppress(FileExistsError), self.shared_client.request("CreateBucket") as client:  # it may exist by now
                 region = client.meta.region_name
                 if self.endpoint_url or region in {"us-east-1", "aws-global"}:
                     client.create_bucket(Bucket=self.bucket_name)
@@ -128,7 +128,7 @@ class S3Body:
         return data
 
     def close(self) -> None:
-        """Returns the connection: to the pool if everything was read. Otherwise it is closed, as more bytes are in transit."""
+        """Returns the connection to the pool if everything was read. Otherwise closes it, because more bytes are in transit."""
         if self._on_close is not None:
             on_close, self._on_close = self._on_close, None
             self._stream.close()
@@ -139,8 +139,8 @@ class S3Body:
 
 
 def object_size(content_range: str, *, start: int, length: int) -> int | None:
-    """The object's size from the Content-Range of exactly this range; None if it is another. A proxy's error page with status
-    200 has none (F-06)."""
+    """Returns the object's size from the Content-Range of this range; None for another range. The error page of a proxy with
+    status 200 has no Content-Range (F-06)."""
     span, _, total = content_range.removeprefix("bytes ").partition("/")
     if not total.isdecimal() or span != f"{start}-{min(start + length, int(total)) - 1}":
         return None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 MIB: Final = 1024**2
-ERASE_BATCH: Final = 1000  # S3's limit; moto accepts more, so that it is enforced here (S-3)
+ERASE_BATCH: Final = 1000  # S3's limit; moto accepts more, so it is enforced here (S-3)
 GONE: Final = {"NoSuchKey", "NoSuchVersion"}
 TRANSIENT: Final = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"}
 
@@ -42,7 +42,7 @@ class S3Bucket(PortOnly, S3Storage):  # type: ignore[misc]  # django-storages is
 
     @property
     def connection(self) -> None:
-        """Every inherited method that would access the bucket ends here."""
+        """Disabled, so that no inherited method can access the bucket."""
         raise NotImplementedError("objects are accessed through vault.stores only")
 
     @property
@@ -73,18 +73,18 @@ class S3Bucket(PortOnly, S3Storage):  # type: ignore[misc]  # django-storages is
         return True
 
     def head(self, key: str) -> Stat:
-        """As `ObjectStore.stat`, but does not distinguish a missing bucket from a missing object.
+        """Like `ObjectStore.stat`, but does not distinguish a missing bucket from a missing object.
 
         Raises: FileNotFoundError, StoreUnavailable, StoreRefused.
         """
         with self.shared_client.request("HeadObject") as client:
             found = client.head_object(Bucket=self.bucket_name, Key=key)
         if not found.get("ETag"):
-            raise StoreUnavailable("HeadObject: the response is not about an object")  # but a proxy's page with status 200 (F-06)
+            raise StoreUnavailable("HeadObject: the response is not about an object")  # a proxy's page with status 200 (F-06)
         return Stat(found["ContentLength"], unquoted(found["ETag"]))
 
     def check_key_is_free(self, key: str) -> None:
-        """A HEAD in place of a conditional write, which would be one request, but which Ceph ignores (S-4).
+        """Checks with a HEAD that no object has this key. A conditional write would save the request, but Ceph ignores it (S-4).
 
         Raises: FileExistsError, StoreUnavailable, StoreRefused.
         """
@@ -93,10 +93,10 @@ class S3Bucket(PortOnly, S3Storage):  # type: ignore[misc]  # django-storages is
             raise FileExistsError("the key is taken")
 
     def confirm(self, key: str, size: int, error: StoreError | None) -> Stat:
-        """Checks whether an object was created, whatever its last response was; raises `error` if not.
+        """Checks whether an object was created, independently of the last response. Raises `error` if it was not.
 
         A response may be lost, have the status 200 and contain an error, or be NoSuchUpload because an earlier attempt succeeded
-        (S-4). The key was free before, so that an object of this size is the one that was written.
+        (S-4). The key was free before, so an object of this size is the one that was written.
 
         Raises: StoreUnavailable, StoreRefused.
         """
@@ -111,13 +111,13 @@ class S3Bucket(PortOnly, S3Storage):  # type: ignore[misc]  # django-storages is
     # --- Listing ---
 
     def entries(self, prefix: str) -> Iterator[StoreEntry]:
-        # Uploads first: one that is completed meanwhile is then listed twice rather than not at all.
+        # Uploads first: an upload that is completed meanwhile is then listed twice, not omitted.
         for read_page in (self._uploads, self._versions):
             withheld: list[StoreEntry] = []
             position: dict[str, str] | None = {}
             while position is not None:
                 page, next_position = read_page(prefix, position)
-                # Not earlier: a caller that erases what it gets would erase the entry after which this page starts.
+                # Not earlier: a caller that erases each entry would erase the marker entry from which this page starts.
                 yield from withheld
                 if next_position == position or next_position == {}:
                     raise StoreUnavailable("listing: there are more pages, but no marker for the next one")
@@ -170,7 +170,7 @@ class S3Bucket(PortOnly, S3Storage):  # type: ignore[misc]  # django-storages is
         return failures
 
     def _delete(self, entries: list[StoreEntry]) -> list[EraseFailure]:
-        """Always by version, which is "null" in a bucket without versions. Without one, a delete only hides the object (S-2)."""
+        """Deletes by version id, which is "null" in an unversioned bucket. Without it, a delete only hides the object (S-2)."""
         if not entries:
             return []
         objects: list[ObjectIdentifierTypeDef] = [{"Key": entry.key, "VersionId": entry.version} for entry in entries]
@@ -201,7 +201,7 @@ class S3Bucket(PortOnly, S3Storage):  # type: ignore[misc]  # django-storages is
 
 
 def next_markers(page: Any, **markers: str) -> dict[str, str] | None:
-    """The markers of the next page of a listing; None after the last page. Empty if the page does not state them."""
+    """Returns the markers of the next page of a listing; None after the last page; empty if the page does not state them."""
     if page.get("IsTruncated") is False:
         return None
     return {argument: page[name] for argument, name in markers.items() if page.get(name)}

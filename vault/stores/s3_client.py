@@ -1,4 +1,4 @@
-"""The S3 client that all stores of one endpoint and identity share in a process, and the translation of its errors."""
+"""The S3 client that all stores with the same endpoint and identity share in a process, and the translation of its errors."""
 
 import base64
 import hashlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PARTS_IN_FLIGHT: Final = 8  # in a process, besides the part that each upload may send in its own thread
 CONNECTION_WAIT: Final = 10  # seconds to wait for a free connection
-PART_CONNECTION_WAIT: Final = 120  # for a part: on a slow line, all connections may be busy with other parts for that long
+PART_CONNECTION_WAIT: Final = 120  # for a part: on a slow network, other parts may occupy all connections for that long
 CONNECT_TIMEOUT: Final = 3  # seconds
 READ_TIMEOUT: Final = 15
 CREDENTIAL_ERRORS: Final = (
@@ -48,7 +48,7 @@ class UploadGone(StoreRefused):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Address, identity and options of a client. Without keys, boto3's credential chain finds some and renews them."""
+    """Address, identity and options of a client. If no keys are set, boto3's credential chain provides and renews them."""
 
     url: str | None
     region: str | None
@@ -63,7 +63,7 @@ class Endpoint:
 
 
 class SharedClient:
-    """One boto3 client with its limits. It costs 15 MiB and 200 ms, so that stores and threads share it (T-13)."""
+    """One boto3 client with its limits. It costs 15 MiB and 200 ms, so stores and threads share it (T-13)."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         core = botocore.session.Session()
@@ -106,7 +106,7 @@ class SharedClient:
 
     @contextmanager
     def request(self, operation: str, *, timeout: float | None = None) -> Iterator["S3Client"]:
-        """The client for one request. Its errors are those of the port.
+        """Lends the client for one request, and translates its errors into errors of the port.
 
         Raises: FileNotFoundError, FileExistsError, ObjectChanged, StoreUnavailable, StoreRefused, UploadGone.
         """
@@ -118,7 +118,7 @@ class SharedClient:
             self.return_connection()
 
     def take_connection(self, operation: str, *, timeout: float | None = None) -> None:
-        """Waits for one of the connections, at most `timeout` seconds; `return_connection` is due afterwards.
+        """Waits at most `timeout` seconds for a connection. The caller must call `return_connection` afterwards.
 
         Raises: StoreUnavailable.
         """
@@ -151,25 +151,25 @@ os.register_at_fork(after_in_child=_drop_clients)
 
 
 def stop_after_timeouts(*, attempts: int, caught_exception: Exception | None, **_: Any) -> bool | None:
-    """Retries a timeout only once: four times 15 s would occupy a web thread for a minute (F-04). None: botocore decides."""
+    """Retries a timeout only once: four times 15 s would block a web thread for a minute (F-04). None: botocore decides."""
     is_timeout = isinstance(caught_exception, boto.ConnectTimeoutError | boto.ReadTimeoutError)
     return False if is_timeout and attempts >= 2 else None
 
 
 def parse_time(value: Any) -> datetime:
-    """A time in a response. botocore tries all formats, which took half of the time for reading a listing."""
+    """Parses a time in a response. botocore tries all formats, which took half of the time of a listing."""
     return datetime.fromisoformat(value) if str(value).endswith("Z") else parse_timestamp(value)
 
 
 def add_content_md5(*, params: dict[str, Any], **_: Any) -> None:
-    """Servers older than CRC checksums require it for a batch delete, and botocore no longer sends it (S-1)."""
+    """Adds the digest that servers without CRC checksums require for a batch delete. botocore no longer sends it (S-1)."""
     digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 @contextmanager
 def port_errors(operation: str) -> Iterator[None]:
-    """Translates errors of botocore into those of the port.
+    """Translates errors of botocore into errors of the port.
 
     Raises: FileNotFoundError, FileExistsError, ObjectChanged, StoreUnavailable, StoreRefused, UploadGone.
     """
@@ -178,7 +178,7 @@ def port_errors(operation: str) -> Iterator[None]:
     except boto.ClientError as error:
         raise port_error(operation, error.response) from error
     except boto.ParamValidationError:
-        raise  # a bug of ours
+        raise  # a bug in our code
     except CREDENTIAL_ERRORS as error:
         raise StoreRefused(f"{operation}: {type(error).__name__}") from error
     except (boto.BotoCoreError, ResponseParserError, HTTPError) as error:
@@ -186,7 +186,7 @@ def port_errors(operation: str) -> Iterator[None]:
 
 
 def port_error(operation: str, response: Any) -> StoreError | FileNotFoundError | FileExistsError:
-    """The error of the port for an error response. The response to a HEAD has no body, so that its code is the status."""
+    """Returns the error of the port for an error response. The response to a HEAD has no body, so its code is the status."""
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = response.get("Error", {}).get("Code") or str(status)
     text = f"{operation}: {code}"
@@ -204,7 +204,7 @@ def port_error(operation: str, response: Any) -> StoreError | FileNotFoundError 
 
 
 def sent_at(response: Any) -> datetime | None:
-    """The Date of a response (RFC 9110, 6.6.1); None if it has none, or an invalid one."""
+    """Returns the Date of a response (RFC 9110, 6.6.1); None if it is missing or invalid."""
     try:
         date = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
     except (KeyError, ValueError):
@@ -213,7 +213,7 @@ def sent_at(response: Any) -> datetime | None:
 
 
 class BufferFile:
-    """A bytearray as a file for botocore, which reads it again if it retries. io.BytesIO would copy it."""
+    """A bytearray as a file for botocore, which reads it again for a retry. io.BytesIO would copy it."""
 
     def __init__(self, data: bytearray) -> None:
         self._view = memoryview(data)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class MultipartUpload:
-    """One multipart upload, whose parts are sent one after the other. Refuses a store that does not confirm its encryption."""
+    """One multipart upload. Its parts are sent one after another. Refuses a store that does not confirm the encryption."""
 
     def __init__(self, bucket: S3Bucket, key: str, *, encryption: str = "none") -> None:
         self._bucket = bucket
@@ -89,7 +89,7 @@ class MultipartUpload:
             log.warning("an upload could not be aborted; the sweep will remove it: %s", error)
 
     def _abort_others(self) -> None:
-        """A retried request may have created a second upload, whose response was lost. Only this process can know of it."""
+        """Aborts a second upload that a retried request may have created. Its response was lost, so its id is unknown."""
         try:
             entries = self._bucket.entries(self._place["Key"])
             for failure in self._bucket.erase([entry for entry in entries if entry.kind == "upload"]):
@@ -104,7 +104,7 @@ class MultipartUpload:
 
 
 class S3Writer:
-    """An `ObjectWriter`. Holds one part that is being filled, and one in transit if the process has a free thread for it."""
+    """An `ObjectWriter`. Buffers one part, and sends another one at the same time if the process has a free thread."""
 
     def __init__(self, bucket: S3Bucket, key: str, size: int | None, *, encryption: str = "none") -> None:
         self.bytes_stored = 0
@@ -136,7 +136,7 @@ class S3Writer:
             self._bucket.check_key_is_free(self._key)
             stat = self._put()
         else:
-            upload = self._send_part()  # also for what fits one PUT, if the store has to confirm the encryption first
+            upload = self._send_part()  # even if one PUT would suffice: the store must confirm the encryption first
             self._await_part()
             self._bucket.check_key_is_free(self._key)
             stat = upload.complete(self._total)
@@ -194,7 +194,7 @@ class S3Writer:
 
 
 def part_size(number: int, *, smallest: int, expected: int) -> int:
-    """Bytes of part `number`, counted from 1: small objects have small parts, and the largest have no more than 10,000 parts.
+    """Returns the size of part `number`, counted from 1. Small objects have small parts; no object has more than 10,000 parts.
 
     Raises: StoreRefused.
     """

@@ -9,10 +9,10 @@ from vault.keyring import keyring
 
 class Command(BaseCommand):
     help = (
-        "Wraps every data key with the active master key, which is the last one of the keyring. Objects are not touched, "
-        "and reads and writes continue. If a run is killed, the next one continues it. The exit status is 1 while there "
-        "are keys that the keyring does not open. Remove an old master key once no data key is under it and no backup "
-        "from before is left: docs/operations/rotation.md."
+        "Wraps every data key with the active master key, the last one in the keyring. Objects are not changed, and reads "
+        "and writes continue. If a run is killed, the next one continues it. The exit status is 1 if any data key cannot be "
+        "unwrapped, usually because the keyring lacks its master key. Remove an old master key when no data key and no "
+        "remaining backup uses it: docs/operations/rotation.md."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -21,8 +21,9 @@ class Command(BaseCommand):
         for rewrapped, remaining in keys.rotate(now=timezone.now()):
             total += rewrapped
             self.stdout.write(f"{total} rewrapped, {remaining} remaining")
-        self.stdout.write(f"{total} data keys rewrapped; all but {remaining} are under {active}")
+        self.stdout.write(f"{total} data keys rewrapped, {remaining} remaining; the active master key is {active}")
         if remaining:
             raise CommandError(
-                "The keyring does not open the remaining keys: put the old master key back into it, before the active one."
+                "The remaining data keys cannot be unwrapped. If the keyring lacks their old master key, add it again, before "
+                "the active one."
             )

@@ -21,7 +21,7 @@ class Command(BaseCommand):
     help = (
         "Checks every event of every audit chain against its hash, its columns, the event before it and the chain's head, "
         "and the chains against the signed checkpoints in the bucket. Prints the first bad event of each damaged chain, "
-        "and exits with 1 if there is any. Changes nothing, and may run while the server does."
+        "and exits with status 1 if there is any. Changes nothing, and can run while the server is running."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -59,20 +59,20 @@ class Command(BaseCommand):
         try:
             pem = audit_checkpoints.public_key()
         except WrongKey as error:
-            raise CommandError(f"The keyring does not open the key: {error}") from error
+            raise CommandError(f"The signing key cannot be unwrapped: {error}") from error
         if pem is None:
-            raise CommandError("There is no key yet: the first checkpoint creates it.")
+            raise CommandError("There is no signing key yet. It is created with the first checkpoint.")
         self.stdout.write(pem.rstrip())
 
     def _print_freshness(self, result: Verification, *, now: datetime) -> None:
         newest = result.newest
         if newest is None:
             if not result.bad:
-                self.stdout.write("There is no checkpoint yet: missing events at the end of a chain would not be noticed.")
+                self.stdout.write("There is no checkpoint yet: events deleted from the end of a chain would not be detected.")
             return
         self.stdout.write(
             f"Checkpoints: {len(result.keys)} since {Path(result.keys[0]).stem}, "
-            f"the newest of {newest.at:%Y-%m-%d %H:%M} UTC; {result.unsigned} events have been recorded since."
+            f"the newest from {newest.at:%Y-%m-%d %H:%M} UTC; {result.unsigned} events have been recorded since."
         )
         if result.unsigned and now - newest.at > STALE_AFTER:
             self.stderr.write(
