@@ -278,7 +278,7 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Strongroom",
-    "DESCRIPTION": "Keeps files that must not leak, and lets them out only when the right people said so.",
+    "DESCRIPTION": "Stores confidential files encrypted, and releases them only after a review.",
     "VERSION": "1",
     "OAS_VERSION": "3.1.1",
     "SCHEMA_PATH_PREFIX": "/api/v1/",
