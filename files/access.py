@@ -36,7 +36,7 @@ def visible_collections(user: User) -> QuerySet[Collection]:
 
 
 def get_collection(user: User, slug: str, *, deleted: bool = False) -> Collection:
-    """One visible collection. With `deleted`, a manager can also get a deleted collection that was not purged yet.
+    """One visible collection. With `deleted`, managers also get a deleted collection until its purge starts.
 
     Raises: NotFound.
     """
@@ -246,8 +246,8 @@ def tenant_grants(user: User, tenant: Tenant) -> QuerySet[Grant]:
 
 def grants_to(collection: Collection, file: StoredFile | None, *, username: str | None) -> QuerySet[Grant]:
     """The grants of a user, or to all members if `username` is None, on exactly this collection or file. Checks no access."""
-    given = Grant.objects.filter(collection=collection, file=file)
-    return given.filter(user=None) if username is None else given.filter(user__username=username)
+    grants = Grant.objects.filter(collection=collection, file=file)
+    return grants.filter(user=None) if username is None else grants.filter(user__username=username)
 
 
 # --- Holds ---
@@ -344,7 +344,7 @@ def _visible_with_level(collections: QuerySet[Collection], user: User, principal
     """Those of `collections` that are visible to the user. Each row has `my_level`."""
     if not principal.is_active:
         return collections.none()
-    given = _effective_grants(user, principal).filter(collection=OuterRef("pk"))
+    grants = _effective_grants(user, principal).filter(collection=OuterRef("pk"))
     managed, audited = principal.tenants_with_role(Role.ADMIN), principal.tenants_with_role(Role.AUDITOR)
     by_role = Case(
         When(tenant__in=managed, then=Value(Level.MANAGER)),
@@ -352,8 +352,8 @@ def _visible_with_level(collections: QuerySet[Collection], user: User, principal
         default=Value(NO_ACCESS),
         output_field=IntegerField(),
     )
-    visible = _annotate(collections, is_held=IS_HELD).filter(Q(tenant__in=[*managed, *audited]) | Exists(given))
-    return _annotate(visible, my_level=Greatest(by_role, _highest_level(given, "collection", LEVEL_ON_COLLECTION)))
+    visible = _annotate(collections, is_held=IS_HELD).filter(Q(tenant__in=[*managed, *audited]) | Exists(grants))
+    return _annotate(visible, my_level=Greatest(by_role, _highest_level(grants, "collection", LEVEL_ON_COLLECTION)))
 
 
 def _visible_files(user: User, principal: Principal, collection: Collection, *, least: Level) -> QuerySet[StoredFile]:
@@ -362,10 +362,10 @@ def _visible_files(user: User, principal: Principal, collection: Collection, *, 
     level = level_of(collection)
     if level == Level.MANAGER:
         return _annotate(files, my_level=Value(level, output_field=IntegerField()))
-    given = _effective_grants(user, principal).filter(collection=collection, file__isnull=False)
-    by_grant = _highest_level(given.filter(file=OuterRef("pk")), "file", F("level"))
+    grants = _effective_grants(user, principal).filter(collection=collection, file__isnull=False)
+    by_grant = _highest_level(grants.filter(file=OuterRef("pk")), "file", F("level"))
     if level < least:
-        files = files.filter(pk__in=given.values("file"))
+        files = files.filter(pk__in=grants.values("file"))
     return _annotate(files, my_level=Greatest(Value(level), by_grant))
 
 

@@ -76,7 +76,7 @@ class GrantAdmin(ReadOnlyAdmin):
     @admin.action(description="Revoke selected grants", permissions=["revoke"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Grant]) -> None:
         for grant in queryset:
-            grants.revoke(grant, by=cast(User, request.user), now=timezone.now(), as_operator=True)
+            grants.revoke_grant(grant, by=cast(User, request.user), now=timezone.now(), as_operator=True)
         self.message_user(request, f"Revoked grants: {len(queryset)}.")
 
 

@@ -108,8 +108,8 @@ def open_source(
     }
     if not if_none_match(byte_request.if_none_match, source.etag):
         # A 304 repeats the Content-Length of the 200 response (RFC 9110, 8.6). Django would set it to 0.
-        kept = {name: headers[name] for name in ("ETag", "Cache-Control")}
-        return ByteResponse(HTTPStatus.NOT_MODIFIED, kept | {"Content-Length": str(source.length)})
+        unchanged = {name: headers[name] for name in ("ETag", "Cache-Control")}
+        return ByteResponse(HTTPStatus.NOT_MODIFIED, unchanged | {"Content-Length": str(source.length)})
     first, stop, status = 0, source.length, HTTPStatus.OK
     if not byte_request.head and if_range(byte_request.if_range, source.etag):
         try:
@@ -148,9 +148,9 @@ def open_archive(
         raise Invalid("file", f"An archive can have at most {MAX_ARCHIVE_FILES} files. Select the files that you need by name.")
     # With access to the whole collection, one check covers all files. With grants on single files, each file needs its own check.
     is_whole = access.level_of(collection) >= Level.VIEWER
-    opened = [_ArchiveMember(pk, object_id, by=by, now=now, is_checked=not is_whole) for pk, _, _, object_id in members]
+    streams = [_ArchiveMember(pk, object_id, by=by, now=now, is_checked=not is_whole) for pk, _, _, object_id in members]
     archive = ZipStream(sized=True)
-    for pieces, (_, filename, length, _) in zip(opened, members, strict=True):
+    for pieces, (_, filename, length, _) in zip(streams, members, strict=True):
         archive.add(pieces, filename, size=length)
     headers = byte_headers("attachment", f"{collection.slug}.zip", "application/zip") | {"Content-Length": str(len(archive))}
     if head:
@@ -159,9 +159,9 @@ def open_archive(
     def still_allowed() -> bool:
         if is_whole:
             return access.can_read(by, collection.pk)
-        return all(access.can_read(by, collection.pk, member.pk) for member in opened if member.is_open)
+        return all(access.can_read(by, collection.pk, member.pk) for member in streams if member.is_open)
 
-    body = Transfer(_stream_zip(archive, opened), length=len(archive), still_allowed=still_allowed, slots=SLOTS)
+    body = Transfer(_stream_zip(archive, streams), length=len(archive), still_allowed=still_allowed, slots=SLOTS)
     start_transfer(body, start or partial(_record_archive, collection, by, now, len(members)))
     return ByteResponse(HTTPStatus.OK, headers, body)
 
@@ -218,10 +218,10 @@ def read_verified(
     Raises: ObjectCorrupt, ObjectMissing, StorageUnavailable.
     """
     try:
-        opened = content()
-        is_plain = isinstance(opened.decryptor, crypto.PassThroughDecryptor)
-        is_whole_plain = is_plain and (start, stop) == (0, opened.decryptor.layout.length)
-        with closing(_read_any_etag(opened, start, stop, etag_changed)) as pieces:
+        stored = content()
+        is_plain = isinstance(stored.decryptor, crypto.PassThroughDecryptor)
+        is_whole_plain = is_plain and (start, stop) == (0, stored.decryptor.layout.length)
+        with closing(_read_any_etag(stored, start, stop, etag_changed)) as pieces:
             yield from _verify_digest(pieces, sha256) if is_whole_plain else pieces
     except FileNotFoundError as error:
         missing(error)

@@ -35,7 +35,7 @@ def grant_first(collection: Collection, *, by: User, now: datetime) -> None:
 
 
 @retry_on_deadlock
-def grant(
+def grant_access(
     collection: Collection, *, file: StoredFile | None = None, username: str | None, level: Level, by: User | None, now: datetime
 ) -> tuple[Grant, bool]:
     """Gives `username`, or all members if None, this level. Changes an existing grant. Returns the grant and whether it is new.
@@ -47,39 +47,39 @@ def grant(
     with transaction.atomic():
         locked, file = _lock(collection, file, by=by)
         user, membership = _subject(locked.tenant, username) if username is not None else (None, None)
-        given = Grant.objects.filter(collection=locked, file=file, user=user).first()
-        before = None if given is None else Level(given.level).label
-        is_new = given is None
-        if given is None:
-            given = Grant(tenant=locked.tenant, collection=locked, file=file, user=user, created_at=now, created_by=by)
-        elif given.level == level and given.membership == membership:
-            return given, False
-        given.level, given.membership = level, membership
-        given.save()
+        grant = Grant.objects.filter(collection=locked, file=file, user=user).first()
+        before = None if grant is None else Level(grant.level).label
+        is_new = grant is None
+        if grant is None:
+            grant = Grant(tenant=locked.tenant, collection=locked, file=file, user=user, created_at=now, created_by=by)
+        elif grant.level == level and grant.membership == membership:
+            return grant, False
+        grant.level, grant.membership = level, membership
+        grant.save()
         audit.record(
             "grant.create" if is_new else "grant.update",
             by=by,
             tenant=locked.tenant,
             target=file or locked,
             now=now,
-            grant=str(given.id),
+            grant=str(grant.id),
             subject=username or EVERYONE,
             level=level.label,
             before=before,
-            is_external=given.is_external,
+            is_external=grant.is_external,
         )
-    return given, is_new
+    return grant, is_new
 
 
 @retry_on_deadlock
-def revoke(given: Grant, *, by: User | None, now: datetime, as_operator: bool = False) -> None:
+def revoke_grant(grant: Grant, *, by: User | None, now: datetime, as_operator: bool = False) -> None:
     """Deletes one grant. Levels from roles and from other grants remain. `as_operator` skips the access check.
 
     Raises: NotFound, NotOpen, Refused.
     """
     with transaction.atomic():
-        locked, file = _lock(given.collection, given.file, by=None if as_operator else by)
-        stored = Grant.objects.filter(pk=given.pk).select_related("user").first()
+        locked, file = _lock(grant.collection, grant.file, by=None if as_operator else by)
+        stored = Grant.objects.filter(pk=grant.pk).select_related("user").first()
         if stored is None:
             raise NotFound  # another request revoked it first
         stored.delete()
@@ -89,7 +89,7 @@ def revoke(given: Grant, *, by: User | None, now: datetime, as_operator: bool = 
             tenant=locked.tenant,
             target=file or locked,
             now=now,
-            grant=str(given.pk),
+            grant=str(grant.pk),
             subject=stored.user.username if stored.user else EVERYONE,
             level=Level(stored.level).label,
         )

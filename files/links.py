@@ -34,7 +34,7 @@ from tenants.work.deadlocks import retry_on_deadlock
 RESUME_WINDOW: Final = timedelta(minutes=10)
 # Bytes that can be sent twice: those lost in buffers when a transfer breaks, and those that a killed process had reserved.
 RESUME_ALLOWANCE: Final = 16 * 1024**2
-RESERVATION_BYTES: Final = 8 * 1024**2  # reserved at once, so that the row is not updated for every piece
+RESERVATION_BYTES: Final = 8 * 1024**2  # size of a reservation, so that the row is not updated for every piece
 
 
 class LinkHandler(Protocol):

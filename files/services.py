@@ -180,7 +180,7 @@ def update_file(
     keep_until: datetime | None = None,
     clear_keep_until: bool = False,
 ) -> StoredFile:
-    """Changes the values that are not None, and returns the changed file. `clear_keep_until` removes the deletion date.
+    """Changes the values that are not None, and returns the changed file. `clear_keep_until` removes the purge date.
 
     Raises: Held, Invalid, NameTaken, NotFound, NotOpen, Refused.
     """
@@ -195,10 +195,11 @@ def update_file(
     with transaction.atomic():
         collection, locked = _lock_file(file, by)
         values = {"filename": filename, "content_type": content_type, "notes": notes, "keep_until": keep_until}
-        given = {
-            name: value for name, value in values.items() if value is not None or (clear_keep_until and name == "keep_until")
+        changes: dict[str, str | datetime | None] = {
+            name: value for name, value in values.items() if value is not None and value != getattr(locked, name)
         }
-        changes = {name: value for name, value in given.items() if value != getattr(locked, name)}
+        if clear_keep_until and locked.keep_until is not None:
+            changes["keep_until"] = None
         if not changes:
             return locked
         if "filename" in changes:

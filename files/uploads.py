@@ -39,11 +39,8 @@ from vault.stores import ObjectStore, StoreError, get_store
 HEARTBEAT_SECONDS: Final = 30
 REPLACED_GRACE_SECONDS: Final = 3600  # downloads that started before a replacement can read the old object for this long
 _MEDIA_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
-_GENERIC_TYPES: Final = {
-    "",
-    "application/octet-stream",
-    "application/x-www-form-urlencoded",
-}  # defaults of clients, which say nothing about the content
+# Defaults of clients, which say nothing about the content.
+_GENERIC_TYPES: Final = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
 
 
 class RefuseUpload(FileUploadHandler):
@@ -382,9 +379,9 @@ def begin(
     return UploadSession.start(draft, by=by, size=size, now=now, replaces=existing)
 
 
-def choose_media_type(given: str, filename: str) -> str:
+def choose_media_type(content_type: str, filename: str) -> str:
     """The media type that the client sent, without parameters. If it is generic or invalid, the type is guessed from the name."""
-    kind = given.partition(";")[0].strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
     if kind in _GENERIC_TYPES or not is_media_type(kind):
         kind = mimetypes.guess_type(filename)[0] or "application/octet-stream"
     return kind

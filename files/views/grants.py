@@ -11,8 +11,7 @@ from rest_framework.views import APIView
 
 from files import access
 from files.filters import GrantFilter
-from files.grants import grant as grant_access
-from files.grants import revoke as revoke_grant
+from files.grants import grant_access, revoke_grant
 from files.http.responses import render
 from files.models import Collection, Grant, StoredFile
 from files.serializers import GrantInput, GrantOutput

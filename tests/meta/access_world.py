@@ -192,7 +192,7 @@ GRANTED_LEVELS = {
 
 def grant_access(collection: Collection, user: User | None, level: Level, *, file: StoredFile | None = None) -> Grant:
     assert user
-    grant, _ = sharing.grant(collection, file=file, username=user.username, level=level, by=None, now=datetime.now(UTC))
+    grant, _ = sharing.grant_access(collection, file=file, username=user.username, level=level, by=None, now=datetime.now(UTC))
     return grant
 
 

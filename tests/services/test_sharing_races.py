@@ -37,7 +37,7 @@ def test_grants_to_one_person_at_once_are_one_grant(november: Collection, alice:
     levels = [Level.VIEWER, Level.EDITOR, Level.MANAGER] * 3
 
     def give(level: Level) -> tuple[Grant, bool]:
-        return grants.grant(november, username="bob", level=level, by=alice, now=now)
+        return grants.grant_access(november, username="bob", level=level, by=alice, now=now)
 
     given = race([lambda level=level: give(level) for level in levels])  # type: ignore[misc]
 
@@ -49,9 +49,9 @@ def test_grants_to_one_person_at_once_are_one_grant(november: Collection, alice:
 
 
 def test_revokes_of_one_grant_at_once_are_one(november: Collection, alice: User, bob: User, now: datetime) -> None:
-    grant, _ = grants.grant(november, username="bob", level=Level.VIEWER, by=alice, now=now)
+    grant, _ = grants.grant_access(november, username="bob", level=Level.VIEWER, by=alice, now=now)
 
-    outcomes = race([lambda: outcome(lambda: grants.revoke(grant, by=alice, now=now))] * 8)
+    outcomes = race([lambda: outcome(lambda: grants.revoke_grant(grant, by=alice, now=now))] * 8)
 
     assert sorted(outcomes) == ["NotFound"] * 7 + ["done"]
     assert AuditEvent.objects.filter(action="grant.revoke").count() == 1
@@ -67,7 +67,7 @@ def test_a_grant_against_the_end_of_the_membership_never_outlives_it(
 
     def give() -> str:
         try:
-            grant, _ = grants.grant(november, username="bob", level=Level.VIEWER, by=alice, now=now)
+            grant, _ = grants.grant_access(november, username="bob", level=Level.VIEWER, by=alice, now=now)
         except (Invalid, NotFound) as error:
             return type(error).__name__
         return "external" if grant.is_external else "member"
@@ -85,7 +85,7 @@ def test_a_grant_against_the_delete_of_the_collection_leaves_no_open_door(
 ) -> None:
     outcomes = race(
         [
-            lambda: outcome(lambda: grants.grant(november, username="bob", level=Level.VIEWER, by=alice, now=now)),
+            lambda: outcome(lambda: grants.grant_access(november, username="bob", level=Level.VIEWER, by=alice, now=now)),
             lambda: str(api(alice).delete(f"/api/v1/collections/{november.slug}/").status_code),
         ]
     )

@@ -86,7 +86,7 @@ def delete_file(bob: User, november: Collection) -> None:
 
 def take_grants(bob: User, november: Collection) -> None:
     for grant in Grant.objects.filter(user=None):
-        grants.revoke(grant, by=None, now=timezone.now())
+        grants.revoke_grant(grant, by=None, now=timezone.now())
 
 
 WAYS = [deactivate, delete_user, expel, demote, suspend, delete_collection, take_grants]
@@ -135,7 +135,7 @@ def archive_of_grants(api: Api, alice: User, bob: User, november: Collection) ->
 
 
 def take_the_second(bob: User) -> None:
-    grants.revoke(Grant.objects.get(user=bob, file__filename="b.bin"), by=None, now=timezone.now())
+    grants.revoke_grant(Grant.objects.get(user=bob, file__filename="b.bin"), by=None, now=timezone.now())
 
 
 def test_archive_leaves_out_no_file_silently_that_was_taken_before_its_turn(

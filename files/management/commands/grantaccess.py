@@ -34,9 +34,9 @@ class Command(OperatorCommand):
             grant = access.grants_to(target, target_file, username=user).first()
             if grant is None:
                 raise CommandError(f"There is no grant to {subject} on {target_name}.")
-            grants.revoke(grant, by=None, now=timezone.now())
+            grants.revoke_grant(grant, by=None, now=timezone.now())
             self.stdout.write(f"Revoked the grant to {subject} on {target_name}.")
         else:
             new_level = Level[str(level).upper()]
-            grants.grant(target, file=target_file, username=user, level=new_level, by=None, now=timezone.now())
+            grants.grant_access(target, file=target_file, username=user, level=new_level, by=None, now=timezone.now())
             self.stdout.write(f"Granted the level {level} on {target_name} to {subject}.")
