@@ -76,7 +76,10 @@ def start_destruction(collection: Collection, *, by: User | None, now: datetime)
 @retry_on_deadlock
 def redo_from_ledger(collection: Collection, entry: LedgerEntry, *, now: datetime) -> Destruction | None:
     """Destroys a collection again that is in the ledger and that a database backup has restored. Returns None if its destruction
-    has already started. Restored holds are deleted: they were lifted before the first destruction."""
+    has already started. Restored holds are deleted: they were lifted before the first destruction.
+
+    Raises: WrongState.
+    """
     with suppress(NotFound), transaction.atomic():
         locked = lock_collection(collection)
         if locked.status in {Collection.Status.PURGING, Collection.Status.BLOCKED}:

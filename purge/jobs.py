@@ -26,6 +26,8 @@ def purge_expired(*, now: datetime) -> int:
     """The daily run: destroys due files, starts the destruction of due collections, and retries blocked destructions.
 
     Returns the number of collections whose destruction has started. Held collections and files are skipped.
+
+    Raises: WrongState.
     """
     if not recovery.catch_up(now=now):
         return 0
@@ -37,7 +39,10 @@ def purge_expired(*, now: datetime) -> int:
 
 
 def tick(*, now: datetime) -> None:
-    """Starts the destruction of deleted collections and expired packages, then runs steps of running destructions."""
+    """Starts the destruction of deleted collections and expired packages, then runs steps of running destructions.
+
+    Raises: WrongState.
+    """
     if not recovery.catch_up(now=now):
         return
     for rule in (Deleted(), Ended()):

@@ -36,9 +36,9 @@ class LedgerEntry:
 
 
 def append_entry(destruction: Destruction) -> None:
-    """Writes the entry of a destruction to the vault, once.
+    """Writes the entry of a destruction to the vault, once. StoreRefused can mean that the object key has another entry.
 
-    Raises: StoreUnavailable, StoreRefused (also if the object key holds another entry), FileNotFoundError, WrongKey.
+    Raises: StoreRefused, StoreUnavailable, WrongKey.
     """
     store, object_key = get_store("vault"), identity.ledger_key(destruction.number)
     key = audit_checkpoints.ensure_signing_key(now=timezone.now())

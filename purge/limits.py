@@ -1,4 +1,4 @@
-"""Limits on automatic destruction: after a jump of the clock, one night must not destroy what was to be kept for years (F-65).
+"""Limits on automatic destruction: after a clock jump, one night must not destroy data that should be kept for years (F-65).
 
 `manage.py purge` has no daily limit, but refuses to run while the clock is not confirmed.
 """
@@ -66,6 +66,7 @@ def remaining_files(now: datetime) -> int:
 
 
 def log_limit_reached(what: str) -> None:
+    """Logs that the daily limit of `what` ("collections" or "files") is reached."""
     log_throttled(f"more {what} are due than the daily limit allows; the rest waits: check `manage.py purge --dry-run`")
 
 

@@ -84,7 +84,7 @@ def sweep(found: Survey, *, at_most: int | None, now: datetime) -> int:
 
     Changes nothing if there are more orphans or missing files than `at_most`; default: 100, or one in 20.
 
-    Raises: TooManyDifferences.
+    Raises: StoreRefused, StoreUnavailable, TooManyDifferences.
     """
     for what, count, of in (("orphaned", found.orphaned, found.objects), ("missing", len(found.missing), found.files)):
         if count > (max(ALWAYS_ALLOWED, of // ALLOWED_FRACTION) if at_most is None else at_most):
@@ -100,7 +100,10 @@ def sweep(found: Survey, *, at_most: int | None, now: datetime) -> int:
 
 
 def report(*, now: datetime) -> bool:
-    """Logs an error for each bucket that differs from the database. Returns True if none does."""
+    """Logs an error for each bucket that differs from the database. Returns True if none does.
+
+    Raises: DatabaseRestored, ForeignVault, StorageUnavailable, StoreRefused, StoreUnavailable, WrongKey.
+    """
     is_clean = True
     for found in survey(now=now):
         if not found.is_clean:

@@ -54,7 +54,7 @@ def close_gap(gap: Gap, *, now: datetime, accept_lost_events: bool) -> int:
 
     `accept_lost_events` records that an operator accepts the loss of audit events. If any entry is unsigned, nothing is changed.
 
-    Raises: UnsignedEntries.
+    Raises: UnsignedEntries, WrongState.
     """
     if gap.problems:
         raise UnsignedEntries("; ".join(gap.problems))
@@ -86,6 +86,8 @@ def catch_up(*, now: datetime) -> bool:
     """Whether the vault belongs to this database and the database knows all destructions; applies up to ten missing entries.
 
     More entries, or entries without a valid signature, wait for an operator.
+
+    Raises: WrongState.
     """
     try:
         try:

@@ -33,7 +33,7 @@ register(
         " OR collection_uuid = NEW.collection_uuid",
     ),
     Guard("destruction_no_truncate", DESTRUCTIONS, "TRUNCATE", "destructions are never deleted"),
-    # For example from an older dump.
+    # An older dump could contain it.
     Guard(
         "collection_no_return",
         COLLECTIONS,

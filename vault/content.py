@@ -138,7 +138,7 @@ def decryptor_for(row: ContentRow) -> crypto.Decryptor:
 
 
 def stored_content(row: StoredRow) -> Content:
-    """Opens the content of a row's object. Not in a restored database: the content may have been destroyed since the backup.
+    """Opens the content of a row's object. Refuses in a restored database: it may have been destroyed since the backup.
 
     Raises: KeyUnavailable, WrongKey, CorruptObject, ForeignVault, DatabaseRestored, StorageUnavailable.
     """

@@ -124,14 +124,15 @@ def recover_file_key(collection_key: bytes, *, key_salt: bytes, aad: bytes, comm
 
 
 def wrap_key(kek: bytes, key: bytes, *, context: bytes) -> bytes:
-    """nonce[12] || AES-256-GCM(kek, nonce, key, context) || tag[16]. The nonce is random: wrap fewer than 2**32 keys per kek.
+    """Returns nonce[12] || AES-256-GCM(kek, nonce, key, context) || tag[16].
+
+    The nonce is random, so a kek must wrap fewer than 2**32 keys.
 
     Raises: ValueError.
     """
     if len(kek) != KEY_SIZE or len(key) != KEY_SIZE:
-        raise ValueError(
-            f"a key must have {KEY_SIZE} bytes"
-        )  # a shorter kek would select AES-128; another key could not be unwrapped
+        # A shorter kek would select AES-128. A key of another length could not be unwrapped.
+        raise ValueError(f"a key must have {KEY_SIZE} bytes")
     nonce = os.urandom(NONCE_SIZE)
     return nonce + AESGCM(kek).encrypt(nonce, key, context)
 
@@ -268,7 +269,7 @@ class AesGcmEncryptor:
 
     def _encrypt(self, plaintext: bytearray | memoryview, *, last: bool) -> bytes:
         if self._finished:
-            raise ValueError("the last segment is already written")
+            raise ValueError("the last segment has already been written")
         if self._index >= MAX_SEGMENTS:
             raise OverflowError("the content has more segments than the format can count")
         self._finished = last
@@ -278,7 +279,7 @@ class AesGcmEncryptor:
 
 
 def segment_nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
-    """The nonce of one segment.
+    """Returns the nonce of one segment.
 
     Raises: ValueError.
     """
@@ -299,8 +300,7 @@ class Decryptor(Protocol):
 
     def decrypt(self, index: int, segment: memoryview) -> bytes:
         """Returns the plaintext of segment `index`. `segment` is exactly `layout.object_range(index, index + 1)` of the object.
-
-        Raises: CorruptObject.
+        CorruptObject means that the segment is not authentic.
         """
 
 

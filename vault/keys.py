@@ -31,10 +31,7 @@ def wrapping_context(key: Key, *, kek_id: str) -> bytes:
 
 
 def create_data_key(owner: KeyOwner, *, now: datetime) -> Key:
-    """Creates a random data key. Call it in the transaction that saves the owner. IntegrityError: the owner already has a key.
-
-    Raises: IntegrityError.
-    """
+    """Creates a random data key. Call it in the transaction that saves the owner. IntegrityError: the owner already has a key."""
     return _create_key(Key.Purpose.COLLECTION, owner.key_owner, now)
 
 
@@ -102,7 +99,7 @@ def rewrap(key: Key) -> bool:
 
 
 def rotate(*, now: datetime, batch: int = 200) -> Iterator[tuple[int, int]]:
-    """Rewraps every key that is wrapped with another than the active master key. Yields (rewrapped, remaining) after each batch.
+    """Rewraps every key that an older master key wraps. Yields (rewrapped, remaining) after each batch.
 
     Reads and writes continue meanwhile. If the process is killed, the next run continues where this one stopped. A key that
     cannot be unwrapped is skipped and counts as remaining.

@@ -201,7 +201,7 @@ def ensure_buckets() -> None:
 
 
 def check_key(key: str) -> str:
-    """Returns the key if it is valid. Our keys consist of UUIDs; the check prevents that a bug becomes a path traversal.
+    """Returns the key if it is valid. Our keys consist of UUIDs; the check keeps a bug from becoming a path traversal.
 
     Raises: ValueError.
     """

@@ -15,9 +15,9 @@ class Command(BaseCommand):
     help = (
         "Compares every bucket with the database. Lists orphans (objects and unfinished uploads without a row, older than "
         "SWEEP_GRACE) and files whose object is missing or has another size. Changes nothing without --apply. Ignores keys that "
-        "this application did not create. Refuses the bucket of another deployment, a database that is older than the vault, and "
-        "to change more than 5 % of a bucket (and more than 100 objects). The exit status is 1 if it refused or if files are "
-        "missing."
+        "this application did not create. Refuses to continue if the bucket belongs to another deployment, if the database is "
+        "older than the vault, or if it would change more than 5 percent of a bucket and more than 100 objects. The exit status "
+        "is 1 if it refused or if files are missing."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
