@@ -82,7 +82,7 @@ def test_purge_waits_for_a_store_that_throttles_from_any_request_on(
     faults: stores.Faults, api: Api, alice: User, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """For example in the middle of a listing, between two batches of a deletion, or at the final check."""
-    monkeypatch.setattr(destroying, "BATCH", 2)
+    monkeypatch.setattr(destroying, "OBJECTS_PER_REQUEST", 2)
     for number in count(1, step):
         collection = fill(api(alice), f"Number {number}")
         with faults.during(throttled_from(number)) as seen:

@@ -187,8 +187,8 @@ def test_replaced_and_deleted_contents_that_wait_go_with_it(filled: Collection, 
 
 @pytest.mark.both_databases
 def test_many_files_are_shared_out_and_rows_go_in_batches(filled: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(destroying, "MANY", 2)
-    monkeypatch.setattr(destroying, "ROWS", 2)
+    monkeypatch.setattr(destroying, "SHARDING_THRESHOLD", 2)
+    monkeypatch.setattr(destroying, "ROWS_PER_TRANSACTION", 2)
     begin(filled)
     assert Shard.objects.filter(store="vault").count() == 16
 

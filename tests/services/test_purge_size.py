@@ -28,7 +28,7 @@ FEW = 10
 @pytest.fixture(params=[600, pytest.param(6_000, marks=pytest.mark.long)], autouse=True)
 def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """So many that they are shared out among workers."""
-    monkeypatch.setattr(destroying, "MANY", request.param * 5 // 6)
+    monkeypatch.setattr(destroying, "SHARDING_THRESHOLD", request.param * 5 // 6)
     return int(request.param)
 
 
@@ -82,7 +82,7 @@ def test_rows_of_many_files_go_in_transactions_of_their_own_and_it_goes_on_after
     filled: Collection, monkeypatch: pytest.MonkeyPatch, api: Api, alice: User, many: int
 ) -> None:
     """What a tick does not finish the next one does; meanwhile everybody sees how far it is."""
-    monkeypatch.setattr(destroying, "ROWS", many // 6)
+    monkeypatch.setattr(destroying, "ROWS_PER_TRANSACTION", many // 6)
     grow(filled, many)
     begin(filled)
     seen = set()
