@@ -6,7 +6,7 @@ import sys
 
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-    gc.disable()  # what is imported stays: to look for garbage in it takes an eighth of the time
+    gc.disable()  # garbage collection during the imports would take an eighth of the start-up time
     import django
     from django.core.management import execute_from_command_line
 

@@ -1,7 +1,7 @@
-"""Celery's broker of files, with messages that appear when they are whole.
+"""A filesystem broker for Celery that publishes messages atomically.
 
-The reader of kombu's own moves a file and reads it whether its writer is done or not: then the worker dies of a message that is
-no JSON, and everything that `bin/run` runs with it.
+A reader of kombu's own filesystem transport can read a message before it is completely written. The invalid JSON ends the worker,
+and with it all processes of `bin/run`.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
 
-SOON = 0.4  # seconds, two polls
+MAX_WAIT = 0.4  # seconds; two polls
 
 
 class Channel(filesystem.Channel):
     def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]  # as kombu's own
         name = f"{round(monotonic() * 1000)}_{uuid4()}.{queue}.msg"
-        draft = Path(self.data_folder_out) / f".{name}"  # a name that no queue looks for
+        draft = Path(self.data_folder_out) / f".{name}"  # readers ignore this name
         draft.write_text(dumps(payload))
         draft.rename(draft.with_name(name))
 
@@ -29,5 +29,5 @@ class Transport(filesystem.Transport):
     polling_interval = 0.2  # seconds
 
     def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
-        """Celery gives two seconds to each of these, and stops between two of them: Ctrl-C would wait for three."""
-        super().drain_events(connection, timeout=None if timeout is None else min(timeout, SOON), **kwargs)
+        """Waits at most `MAX_WAIT`. Celery asks for two seconds and stops only between calls, so Ctrl-C would take seconds."""
+        super().drain_events(connection, timeout=None if timeout is None else min(timeout, MAX_WAIT), **kwargs)

@@ -1,4 +1,4 @@
-"""Celery carries ticks and schedules, never state: every tick looks for work in the database and does a bounded piece of it."""
+"""The Celery app and its schedule. It holds no state: each tick looks for work in the database and does a limited part of it."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 app = Celery("strongroom")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-# A tick expires before the next one, so that a worker that comes back after a day catches up once, not 17,280 times.
+# A tick expires before the next one, so that a worker that was down for a day does not process 17,280 outdated ticks.
 app.conf.beat_schedule = {
     "files": {"task": "files.tasks.tick", "schedule": 5.0, "options": {"expires": 4}},
     "mail": {"task": "tenants.tasks.send_mail", "schedule": 5.0, "options": {"expires": 4}},
@@ -54,10 +54,10 @@ def make_broker_folders(**_: Any) -> None:
 
 @setup_logging.connect
 def keep_our_logging(**_: Any) -> None:
-    """A receiver is all it takes: Celery leaves logging as Django configured it."""
+    """Keeps the logging that Django configured: Celery does not touch it if the signal has a receiver."""
 
 
 @task_failure.connect
-def tell_failure(sender: Any, exception: BaseException, **_: Any) -> None:
-    """In place of Celery's own line (see LOGGING), which has the exception's arguments."""
+def log_failure(sender: Any, exception: BaseException, **_: Any) -> None:
+    """Logs a failed task. Celery's own message is off (see LOGGING), because it contains the arguments of the exception."""
     logging.getLogger("strongroom.tasks").error("task failed", exc_info=exception, extra={"task": sender.name})

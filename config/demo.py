@@ -1,4 +1,4 @@
-"""The tenant and the people that a first `bin/run` makes, and how to try them with curl."""
+"""The demo tenant and users that the first `bin/run` creates, and examples with curl."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ from tenants.models import Role, User
 
 
 TENANT = "demo"
-# The superuser is a member of nothing: operating the place needs no bytes.
+# The superuser has no membership, because operators need no access to files.
 ROLES = {
     "superuser": [],
     "admin": [Role.ADMIN],
@@ -33,7 +33,10 @@ def path() -> Path:
 
 
 def create(*, url: str, now: datetime) -> None:
-    """Does nothing to a database that has people. The passwords are kept first, so that no kill in between can lose them."""
+    """Creates the demo tenant, unless the database has users.
+
+    Passwords are written to `path()` before the users are created, so that a kill in between cannot lose them.
+    """
     if User.objects.exists():
         return
     if not path().exists():
@@ -59,15 +62,15 @@ def create(*, url: str, now: datetime) -> None:
 
 
 def first_steps(*, url: str) -> str:
-    """Lines for a shell that has curl and python3."""
+    """Returns examples for a shell with curl and python3."""
     auth = '-H "Authorization: Bearer $TOKEN"'
     typed = "-H 'Content-Type: application/json'"
     login = 'import json, sys; print(json.dumps(json.load(open(sys.argv[1]))["users"]["member"]))'
     named = f"""'{{"tenant": "{TENANT}", "display_name": "First steps '$(date +%s)'"}}'"""
     minutes = api_settings.ACCESS_TOKEN_LIFETIME.seconds // 60
     lines = [
-        f"The people of the tenant {TENANT} and their passwords are in {path()}.",
-        f"In another terminal, as one of them (the token is good for {minutes} minutes):",
+        f"The users of the tenant {TENANT} and their passwords are in {path()}.",
+        f"Run these commands in another terminal to act as one of them (the token is valid for {minutes} minutes):",
         "",
         f"API={url}/api/v1",
         """field() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }""",
@@ -83,6 +86,6 @@ def first_steps(*, url: str) -> str:
         'curl -sS "$LINK"',
         """curl -sS -w '\\n' "$LINK\"""",
         "",
-        "The last line is refused: such a link needs no token and works once.",
+        "The last command is refused, because a link needs no token and works once.",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Reads settings from the environment; a missing or bad value stops the process and says how to mend it."""
+"""Reads settings from the environment. A missing or bad value stops the process with a message that says how to correct it."""
 
 import os
 import stat
@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import environ
 
 
-# Commands for people who have a package, a public key, and no installation.
-OFFLINE: Final = {"verify_package"}
+# Commands that run without an installation, and so without secrets.
+OFFLINE_COMMANDS: Final = {"verify_package"}
 
 
 class BadSetting(SystemExit):
@@ -32,22 +32,22 @@ def flag(name: str, *, default: bool) -> bool:
     raise BadSetting(name, f"is {value!r}; use 1 or 0")
 
 
-def integer(name: str, default: int, *, least: int = 0, most: int | None = None) -> int:
+def integer(name: str, default: int, *, minimum: int = 0, maximum: int | None = None) -> int:
     value = text(name, str(default))
     try:
         number = int(value)
     except ValueError:
         raise BadSetting(name, f"is {value!r}; use a whole number") from None
-    if number < least:
-        raise BadSetting(name, f"is {number}; use at least {least}")
-    if most is not None and number > most:
-        raise BadSetting(name, f"is {number}; use at most {most}")
+    if number < minimum:
+        raise BadSetting(name, f"is {number}; use at least {minimum}")
+    if maximum is not None and number > maximum:
+        raise BadSetting(name, f"is {number}; use at most {maximum}")
     return number
 
 
 def schedule(name: str, default: str) -> str:
-    """A crontab's five fields."""
-    from celery.schedules import ParseException, crontab  # not above: bin/run asks this module for BadSetting alone
+    """Reads the five fields of a crontab line."""
+    from celery.schedules import ParseException, crontab  # here, because config.install imports this module and must be fast
 
     value = text(name, default)
     try:
@@ -58,14 +58,14 @@ def schedule(name: str, default: str) -> str:
 
 
 def words(name: str, default: str = "") -> list[str]:
-    """A list from a comma-separated value."""
+    """Reads a comma-separated list."""
     return [word.strip() for word in text(name, default).split(",") if word.strip()]
 
 
 def mail_server(name: str) -> dict[str, Any]:
-    """Django's EMAIL_ settings from smtp://user:password@host:port, or none. What is wrong with it is told without its password.
+    """Returns Django's EMAIL_ settings for smtp://user:password@host:port. Error messages do not show the password.
 
-    Other ways than SMTP are refused: the console's, for one, would log tokens.
+    Accepts SMTP only. Other schemes select other backends of Django; the one for the console, for example, would log tokens.
     """
     if not (value := text(name)):
         return {}
@@ -73,29 +73,29 @@ def mail_server(name: str) -> dict[str, Any]:
     try:
         url = urlsplit(value)
         config = environ.Env.email_url_config(value) if url.scheme in ports and url.hostname else {}
-    except ValueError:  # a port that is none
+    except ValueError:  # an invalid port
         config = {}
     if not config:
-        raise BadSetting(name, f"is no address of a mail server; use {', '.join(f'{scheme}://host' for scheme in ports)}")
+        raise BadSetting(name, f"is not the URL of a mail server; use {', '.join(f'{scheme}://host' for scheme in ports)}")
     known = {setting: value for setting, value in config.items() if setting.startswith("EMAIL_") and setting != "EMAIL_FILE_PATH"}
-    return known | {"EMAIL_BACKEND": "config.mail.Server", "EMAIL_PORT": url.port or ports[url.scheme]}
+    return known | {"EMAIL_BACKEND": "config.mail.SMTPBackend", "EMAIL_PORT": url.port or ports[url.scheme]}
 
 
 def secret(name: str, *, file: Path | None = None) -> str:
-    """The value of NAME, or the content of the file that NAME_FILE names, or of `file`; it never has a default.
+    """Reads a secret from NAME, from the file that NAME_FILE names, or from `file`. Secrets have no defaults.
 
-    Empty for a command of OFFLINE, where there is none.
+    Returns "" for a missing secret if the command is one of OFFLINE_COMMANDS.
     """
     if value := text(name):
         return value
     path = Path(text(f"{name}_FILE")) if text(f"{name}_FILE") else file
     if path is None or not path.is_file():
-        if OFFLINE.intersection(sys.argv[1:2]):
+        if OFFLINE_COMMANDS.intersection(sys.argv[1:2]):
             return ""
         hint = f" (looked in {path})" if path else ""
-        raise BadSetting(name, f"is not set{hint}: set {name} or {name}_FILE, or let bin/run create it")
+        raise BadSetting(name, f"is not set{hint}. Set {name} or {name}_FILE, or let bin/run create it.")
     if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
-        raise BadSetting(f"{name}_FILE", f"{path} is open to other users: chmod 600 {path}")
+        raise BadSetting(f"{name}_FILE", f"is accessible to other users. Run: chmod 600 {path}")
     if not (value := path.read_text().strip()):
-        raise BadSetting(f"{name}_FILE", f"{path} is empty")
+        raise BadSetting(f"{name}_FILE", f"names an empty file: {path}")
     return value

@@ -1,4 +1,4 @@
-"""gunicorn's settings, for `bin/run` and for production: `gunicorn -c config/gunicorn.conf.py config.wsgi`."""
+"""Settings of gunicorn, for `bin/run` and for production: `gunicorn -c config/gunicorn.conf.py config.wsgi`."""
 
 import os
 import resource
@@ -14,22 +14,22 @@ bind = f"0.0.0.0:{settings.PORT}"
 workers = settings.WEB_WORKERS
 threads = settings.WEB_THREADS
 worker_class = "config.worker.Worker"
-worker_connections = 4000  # most of them idle; `threads` is what limits work
+worker_connections = 4000  # most of them idle; `threads` limits the work
 keepalive = 5
-timeout = 60  # of the accept loop alone: a stream in a thread may last for hours
+timeout = 60  # seconds; applies to the accept loop only, so a stream in a thread can take hours
 graceful_timeout = settings.WEB_DRAIN_SECONDS
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
-forwarded_allow_ips = ""  # Django's BEHIND_PROXY alone decides whether X-Forwarded-Proto is believed
+forwarded_allow_ips = ""  # BEHIND_PROXY in Django's settings decides whether X-Forwarded-Proto is trusted
 control_socket_disable = True
-accesslog = None  # config.logs.RequestLog writes the request's line; this one would hold the path
+accesslog = None  # config.logs.RequestLog logs requests; this log would contain paths
 logger_class = "config.logs.ServerLog"
 
 
 def on_starting(server: object) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
 def post_fork(server: object, worker: object) -> None:
@@ -37,5 +37,5 @@ def post_fork(server: object, worker: object) -> None:
 
 
 def post_worker_init(worker: object) -> None:
-    """The vault's client costs 20 MiB and 200 ms: at the start, not in front of somebody's first byte."""
+    """Creates the S3 client of the vault, which takes 20 MiB and 200 ms, before the first request."""
     stores.get_store("vault").warm_up()

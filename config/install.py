@@ -1,4 +1,4 @@
-"""Creates the secrets of a new installation. `bin/run` calls it before anything reads the settings, which need them."""
+"""Creates the secrets of a new installation. `bin/run` runs it before any command that reads the settings."""
 
 import fcntl
 import os
@@ -19,12 +19,12 @@ def main() -> None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     home.chmod(0o700)
     handle = os.open(home, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)  # against another first run
+    fcntl.flock(handle, fcntl.LOCK_EX)  # another bin/run can start at the same time
     if folder.is_dir():
         return
     if (home / "strongroom.sqlite3").exists():
-        # New keys would open nothing of what is there. Whoever lost them wants their backup, not an installation that starts.
-        raise BadSetting("STRONGROOM_HOME", f"{home} has a database and no secrets: put back the backup of {folder}")
+        # New keys cannot decrypt the existing data. An operator who lost the secrets needs their backup.
+        raise BadSetting("STRONGROOM_HOME", f"{home} has a database but no secrets. Restore {folder} from a backup.")
     draft = home / "secrets.new"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(mode=0o700)
@@ -34,12 +34,12 @@ def main() -> None:
         "keyring": f"{datetime.now(UTC):%Y-%m-%d} {b64encode(secrets.token_bytes(32)).decode()}",
     }.items():
         write_private(draft / name, content)
-    draft.rename(folder)  # all of them or none, however the first run ends
+    draft.rename(folder)  # atomic, so that a kill leaves all secrets or none
     os.fsync(handle)
 
 
 def write_private(path: Path, content: str) -> None:
-    """A new file that only its owner reads, on the disk when this returns."""
+    """Creates a file that only its owner can read, and waits until it is on disk."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(content + "\n")
         file.flush()

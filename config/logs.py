@@ -1,4 +1,4 @@
-"""One JSON object a line, and one line a request. What a log says of a request is its route, never its path or its query."""
+"""Logs one JSON object per line, and one line per request. The line has the route of the request, never its path or query."""
 
 import json
 import logging
@@ -20,16 +20,15 @@ from tenants.request_context import client, request_id, tenant_id
 
 
 log = logging.getLogger("strongroom.request")
-STANDARD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"}
-PLAIN = (str, int, float, NoneType)
+STANDARD_ATTRIBUTES = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"}
+PLAIN_TYPES = (str, int, float, NoneType)
 
 
 class JsonFormatter(logging.Formatter):
-    """Escapes everything but printable ASCII, so that no value can end the line, start another or colour a terminal.
+    """Formats records as JSON. It escapes everything except printable ASCII, so that values cannot inject lines or escape codes.
 
-    An exception is told by its type and where it came from. Its arguments may be a filename, a key or a line of SQL, so
-    neither they nor any local variable are written. Members of `extra` are added when they are plain values: libraries put
-    whole requests there, with their paths.
+    Of an exception, it writes the type and the stack, but no arguments and no local variables, because these can contain
+    filenames, keys and SQL. It writes members of `extra` with plain types only, because libraries pass whole requests there.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -41,13 +40,17 @@ class JsonFormatter(logging.Formatter):
         }
         context = {"request_id": request_id.get(), "tenant": tenant_id.get(), "client": client.get()}
         line |= {name: value for name, value in context.items() if value}
-        line |= {name: value for name, value in vars(record).items() if name not in STANDARD and isinstance(value, PLAIN)}
+        line |= {
+            name: value
+            for name, value in vars(record).items()
+            if name not in STANDARD_ATTRIBUTES and isinstance(value, PLAIN_TYPES)
+        }
         if record.exc_info and record.exc_info[1]:
-            line |= _described(record.exc_info[1])
+            line |= _describe(record.exc_info[1])
         return json.dumps(line)
 
 
-def _described(error: BaseException) -> dict[str, Any]:
+def _describe(error: BaseException) -> dict[str, Any]:
     names, frames, seen = [], [], set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -59,45 +62,45 @@ def _described(error: BaseException) -> dict[str, Any]:
 
 
 class ServerLog(Logger):  # type: ignore[misc]  # gunicorn has no type hints
-    """gunicorn's own messages in the same form. Its access log stays off: it would write paths."""
+    """Formats gunicorn's messages in the same way. Its access log is off, because it would write paths."""
 
     def _set_handler(self, log: logging.Logger, output: str, fmt: logging.Formatter, stream: Any = None) -> None:
         super()._set_handler(log, output, JsonFormatter(), stream)
 
 
 class RequestLog:
-    """Outermost middleware: names the request, tells the client the name, and writes its line once the last byte is gone."""
+    """The outermost middleware: gives the request an id, sends it to the client, and logs the request after its last byte."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        # Not taken from the client: an id that somebody else may choose says nothing in an audit trail. It is not reset
-        # afterwards either, because a streamed body still runs then, in this same thread, and the next request sets its own.
-        name = uuid4().hex
-        request_id.set(name)
+        # The client cannot choose the id, because the audit trail relies on it. The variables are not reset after the request,
+        # because a streamed body still uses them in this thread, and the next request sets its own.
+        generated_id = uuid4().hex
+        request_id.set(generated_id)
         tenant_id.set("")
         client.set(client_address(request))
         started = time.monotonic()
         response = self.get_response(request)
-        response["X-Request-ID"] = name
+        response["X-Request-ID"] = generated_id
         if isinstance(response, StreamingHttpResponse):
-            response.streaming_content = _Watched(request, response, started)
+            response.streaming_content = _LoggedStream(request, response, started)
         else:
-            _write(request, response, started, sent=len(getattr(response, "content", b"")))
+            _log_request(request, response, started, sent=len(getattr(response, "content", b"")))
         return response
 
 
-class _Watched:
-    """Counts what a streamed response yields. Its `close` is called by the server, whether the stream ended or was cut.
+class _LoggedStream:
+    """Counts the bytes of a streamed response, and logs the request when the server calls `close`.
 
-    A class because a generator that was never started, as for HEAD, runs nothing when it is closed.
+    It is a class, because a generator that was never started, as for HEAD, runs no code when it is closed.
     """
 
     def __init__(self, request: HttpRequest, response: StreamingHttpResponse, started: float) -> None:
         self.request, self.response, self.started = request, response, started
-        self.chunks = iter(response.streaming_content)  # type: ignore[arg-type]  # served by WSGI, so never an async iterator
-        self.sent, self.is_whole, self.is_told = 0, False, False
+        self.chunks = iter(response.streaming_content)  # type: ignore[arg-type]  # WSGI has no async iterators
+        self.sent, self.is_complete, self.is_logged = 0, False, False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -106,20 +109,22 @@ class _Watched:
         try:
             chunk: bytes = next(self.chunks)
         except StopIteration:
-            self.is_whole = True
+            self.is_complete = True
             raise
         self.sent += len(chunk)
         return chunk
 
     def close(self) -> None:
-        if not self.is_told:
-            self.is_told = True
-            _write(self.request, self.response, self.started, sent=self.sent, is_whole=self.is_whole)
+        if not self.is_logged:
+            self.is_logged = True
+            _log_request(self.request, self.response, self.started, sent=self.sent, is_complete=self.is_complete)
 
 
-def _write(request: HttpRequest, response: HttpResponseBase, started: float, *, sent: int, is_whole: bool = True) -> None:
+def _log_request(
+    request: HttpRequest, response: HttpResponseBase, started: float, *, sent: int, is_complete: bool = True
+) -> None:
     user = request.__dict__.get("user")
-    if isinstance(user, LazyObject):  # still unread: logging it would cost a query
+    if isinstance(user, LazyObject):  # loading the user would cost a query
         user = request.__dict__.get("_cached_user")
     fields: dict[str, Any] = {
         "method": request.method,
@@ -131,8 +136,8 @@ def _write(request: HttpRequest, response: HttpResponseBase, started: float, *, 
     }
     if key := getattr(user, "key", None):
         fields["key"] = key.prefix
-    promised = response.get("Content-Length")
-    is_short = not is_whole if promised is None else int(promised) != sent
+    content_length = response.get("Content-Length")
+    is_short = not is_complete if content_length is None else int(content_length) != sent
     if request.method != "HEAD" and response.status_code != 304 and is_short:
         fields["cut"] = True
     log.info("request", extra=fields)

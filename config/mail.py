@@ -1,4 +1,4 @@
-"""How mails leave: to a mail server, or as files."""
+"""Mail backends: an SMTP server, or files."""
 
 import logging
 import smtplib
@@ -14,13 +14,14 @@ from django.core.mail.backends import filebased, smtp
 log = logging.getLogger(__name__)
 
 
-class Conversation(smtplib.SMTP):
-    """One whose first recipient is who the mail is for: refused that one, it goes to nobody, or a copy would count as the mail.
+class SMTPConnection(smtplib.SMTP):
+    """Treats the first recipient of a mail as its addressee, and the others as copies.
 
-    A copy that is refused is logged, and keeps the mail from nobody.
+    If the server refuses the addressee, the mail is sent to no recipient; otherwise a delivered copy would count as success. A
+    refused copy is only logged.
     """
 
-    refusals: Sequence[bool] = ()  # of each recipient of the last mail, in their order: whether it was refused
+    refusals: Sequence[bool] = ()  # for each recipient of the last mail, in order: whether the server refused it
 
     def sendmail(
         self,
@@ -46,25 +47,25 @@ class Conversation(smtplib.SMTP):
         return code, answer
 
 
-class SecureConversation(Conversation, smtplib.SMTP_SSL):
+class SMTPSConnection(SMTPConnection, smtplib.SMTP_SSL):
     pass
 
 
-class Server(smtp.EmailBackend):
+class SMTPBackend(smtp.EmailBackend):
     @property
     def connection_class(self) -> type[smtplib.SMTP_SSL | smtplib.SMTP]:
-        return SecureConversation if self.use_ssl else Conversation
+        return SMTPSConnection if self.use_ssl else SMTPConnection
 
     def _send(self, email_message: Any) -> bool:
-        """Leaves on the message what Django forgets: which of its recipients were refused, as the message writes them."""
-        is_sent: bool = super()._send(email_message)  # type: ignore[misc]  # which its hints do not know
-        if isinstance(self.connection, Conversation):
+        """Sets `refused` on the message: the recipients that the server refused, as the message spells them."""
+        is_sent: bool = super()._send(email_message)  # type: ignore[misc]  # missing in its type hints
+        if isinstance(self.connection, SMTPConnection):
             email_message.refused = list(compress(email_message.recipients(), self.connection.refusals))
         return is_sent
 
 
-class PrivateFiles(filebased.EmailBackend):
-    """Mails as files, for an installation without a mail server. They carry tokens, so that the folder is its owner's alone."""
+class PrivateFileBackend(filebased.EmailBackend):
+    """Writes mails to files if no mail server is set. Only the owner can read the folder, because mails contain tokens."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""JSON as it comes in: strict, because what one parser reads differently from the next is how checks are passed (A-1)."""
+"""A strict JSON parser. Attackers bypass checks with input that two parsers read differently (A-1)."""
 
 import codecs
 import json
@@ -19,14 +19,14 @@ MAX_DEPTH = 50
 
 
 class StrictJSONParser(JSONParser):
-    """Refuses what JSON parsers disagree on: duplicate names, NaN, huge numbers, deep nesting, NUL and lone surrogates."""
+    """Refuses JSON that parsers read differently: duplicate names, NaN, huge numbers, deep nesting, NUL and lone surrogates."""
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         raw = stream.read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
         if len(raw) > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
-            raise TooLarge("The body is larger than this address accepts.", code="body_too_large")
+            raise TooLarge("The request body is too large.", code="body_too_large")
         if raw.startswith(codecs.BOM_UTF8):
             raise ParseError("Send JSON in UTF-8 without a byte order mark.")
         try:
@@ -34,10 +34,10 @@ class StrictJSONParser(JSONParser):
         except UnicodeDecodeError:
             raise ParseError("Send JSON in UTF-8.") from None
         except RecursionError:
-            raise ParseError("The JSON is nested too deep.") from None
+            raise ParseError("The JSON is nested too deeply.") from None
         except ValueError as error:
-            # The decoder's own words name a position, never content; ours are written for people.
-            raise ParseError(f"The body is not acceptable JSON: {error}.") from None
+            # The decoder's messages contain a position, but no content.
+            raise ParseError(f"The body is not valid JSON: {error}.") from None
         if not isinstance(data, dict):
             raise ParseError("Send a JSON object.")
         _check(data, 0)
@@ -52,15 +52,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check(value: Any, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise ParseError("The JSON is nested too deep.")
+        raise ParseError("The JSON is nested too deeply.")
     if isinstance(value, str):
         if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise ParseError("Text may hold neither NUL nor lone surrogates.")
+            raise ParseError("Text must not contain NUL or lone surrogates.")
     elif isinstance(value, dict):
         for name, inner in value.items():
             _check(name, depth + 1)
@@ -73,7 +73,7 @@ def _check(value: Any, depth: int) -> None:
 
 
 class IgnoreAccept(BaseContentNegotiation):
-    """There is one rendition of everything. A client that asks for another is answered rather than refused (RFC 9110, 12.1)."""
+    """Ignores the Accept header, because each resource has one representation (RFC 9110, 12.1 allows this)."""
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         kind = (request.content_type or "").partition(";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that nobody waits for without end, and whose pool does not keep what broke with it."""
+"""A PostgreSQL connection with a timeout for answers, which renews the idle connections of the pool if it breaks."""
 
 from typing import Any, ClassVar
 
@@ -6,32 +6,34 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 
-class Connection(psycopg.Connection[Any]):
-    """A server that is lost without a word, or stands still, never answers, and neither libpq nor psycopg gives up on it.
+class PostgresConnection(psycopg.Connection[Any]):
+    """A connection with a timeout for each answer. libpq and psycopg wait without limit for a server that stops responding.
 
-    `timeout` is in seconds, for one answer; None waits for ever. The outcome of what was asked is unknown then, as when a
-    connection breaks.
+    `timeout` is in seconds; None means no limit. After a timeout, the outcome of the statement is unknown, as after a broken
+    connection.
     """
 
     timeout: ClassVar[float | None] = None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        is_ours = timeout is None
+        is_own_timeout = timeout is None
         try:
-            return super().wait(gen, interval, self.timeout if is_ours else timeout)
+            return super().wait(gen, interval, self.timeout if is_own_timeout else timeout)
         except psycopg.errors._WaitTimeout:
-            if not is_ours:
+            if not is_own_timeout:
                 raise
-            self.pgconn.finish()  # the answer may still come, to somebody else's question
-            self._renew_the_others()
+            self.pgconn.finish()  # otherwise a late answer would be taken for the answer of the next statement
+            self._renew_idle_connections()
             raise psycopg.OperationalError("the database took too long") from None
         except psycopg.OperationalError:
             if self.closed:
-                self._renew_the_others()
+                self._renew_idle_connections()
             raise
 
-    def _renew_the_others(self) -> None:
-        """Those that lie idle broke as well when PostgreSQL was restarted. The pool would find out one by one, with a pause
-        after each that doubles, while the request waits."""
+    def _renew_idle_connections(self) -> None:
+        """Renews the idle connections, which a restart of PostgreSQL also breaks.
+
+        The pool would detect them one by one while a request waits, with a growing delay after each.
+        """
         if isinstance(self._pool, ConnectionPool):
             self._pool.drain()

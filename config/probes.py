@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether it can do its work. For machines: no authentication, and no details to strangers."""
+"""Health checks of this process: alive and ready. They need no authentication and show no details."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Probes:
-    """GET /healthz and /readyz. A middleware, because whoever probes a process asks its address, not one of ALLOWED_HOSTS."""
+    """Serves GET /healthz and /readyz. It is a middleware, because probes use the address of the process as the Host."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -29,7 +29,7 @@ class Probes:
         if request.method in {"GET", "HEAD"}:
             response = probe()
         else:
-            response = problems.respond(405, name="method_not_allowed", detail="Ask with GET or HEAD.")
+            response = problems.respond(405, name="method_not_allowed", detail="Use GET or HEAD.")
             response["Allow"] = "GET, HEAD"
         response["Cache-Control"] = "no-store"
         return response
@@ -40,14 +40,14 @@ def healthz() -> HttpResponseBase:
 
 
 def readyz() -> HttpResponseBase:
-    """503 names the part that does not work; the log says why."""
+    """Responds with 503 if a check fails. The response names the check, and the log has the error."""
     checks = {"database": _database, "guards": _guards, "storage": stores.check, "keyring": keyring}
     results = {}
     for name, check in checks.items():
         try:
             check()
             results[name] = "ok"
-        except Exception as error:  # whatever it is, it is the answer
+        except Exception as error:  # any error means that the check has failed
             log.warning("not ready", extra={"check": name, "error": f"{type(error).__name__}: {error}"[:300]})
             results[name] = "failed"
     is_ready = set(results.values()) == {"ok"}

@@ -1,6 +1,6 @@
-"""Every error is a problem document (RFC 9457): `{type, title, status, detail, code}`, and `errors` where fields are wrong.
+"""Renders all errors as problem documents (RFC 9457): `{type, title, status, detail, code}`, and `errors` for invalid fields.
 
-Nothing of the server shows: no stack, SQL, key, bucket or path (INV-17). `code` is what programs should look at.
+They contain no internals of the server: no stack, SQL, key, bucket or path (INV-17). Programs should rely on `code` only.
 """
 
 import logging
@@ -30,22 +30,24 @@ from vault.stores import StoreError
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-READ_ONLY = "25006"  # PostgreSQL: a standby, or a server that somebody set so
+BODY_TOO_LARGE = "The request body is too large."
+DATABASE_UNAVAILABLE = "The database is not available at the moment. Try again later."
+READ_ONLY = "25006"  # PostgreSQL: the server is a standby, or accepts no writes
 
 
 def problem(code: int, *, name: str, detail: str, **members: Any) -> dict[str, Any]:
-    """`type` is about:blank, which says that `title` is the status's phrase (RFC 9457, 4.2.1); `code` tells the rest."""
+    """Returns a problem document. With the type about:blank, `title` is the phrase of the status (RFC 9457, 4.2.1)."""
     return {"type": "about:blank", "title": HTTPStatus(code).phrase, "status": code, "detail": detail, "code": name, **members}
 
 
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
-    """DRF's exception handler: it does the rollback and the headers, this renders. None for what is a bug: that is a 500."""
+    """Handles the exceptions of DRF views. DRF rolls back and sets headers. Returns None for an unknown error, which becomes a 500."""
     if isinstance(error, StoreError | StorageUnavailable | KeyUnavailable):
-        # The client learns that it does not work, the operator why. A store's words name the operation and its code.
+        # Only the log has the cause. The message of a store names the operation and the error code.
         log.warning(
             "a dependency failed", extra={"error": str(error.__cause__ or error), "kind": type(error.__cause__ or error).__name__}
         )
-    error = _translated(error)
+    error = _translate(error)
     response = exception_handler(error, context)
     if response is None:
         return None
@@ -56,24 +58,24 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     return response
 
 
-def _translated(error: Exception) -> Exception:
-    """What lower layers raise, as what it means to the client."""
+def _translate(error: Exception) -> Exception:
+    """Translates errors of lower layers and libraries into errors of the API."""
     if isinstance(error, RequestDataTooBig):
-        return TooLarge("The body is larger than this address accepts.", code="body_too_large")
-    if isinstance(error, UnreadablePostError):  # Django wraps what the server raised, and wraps that again
+        return TooLarge(BODY_TOO_LARGE, code="body_too_large")
+    if isinstance(error, UnreadablePostError):  # Django wraps the error of the server twice
         return BodyTimeout() if isinstance(error.__cause__ and error.__cause__.__cause__, TimeoutError) else BadBody()
     if isinstance(error, StoreError):
         return StorageUnavailable()
     if isinstance(error, WrongKey):
         return KeyUnavailable()
-    if _is_of_the_database(error):
-        log.warning("the database does not answer", extra={"error": type(error).__name__})
-        return Unavailable("The database does not answer.", code="database_unavailable")
+    if _is_database_failure(error):
+        log.warning("the database does not respond", extra={"error": type(error).__name__})
+        return Unavailable(DATABASE_UNAVAILABLE, code="database_unavailable")
     return error
 
 
-def _is_of_the_database(error: BaseException | None) -> bool:
-    """Whether it is the database that did not do what it was asked. Other errors that it reports are bugs of ours."""
+def _is_database_failure(error: BaseException | None) -> bool:
+    """Whether the database is unavailable or read-only. All other database errors are bugs in this project."""
     is_read_only = getattr(error and error.__cause__, "sqlstate", "") == READ_ONLY
     return isinstance(error, OperationalError | InterfaceError) or is_read_only
 
@@ -104,7 +106,7 @@ def _body(error: Exception, response: Response) -> dict[str, Any]:
 
 
 def _by_field(details: Any, field: str = "") -> dict[str, list[dict[str, str]]]:
-    """DRF's nested errors, flat: `{"file.0": [{"detail", "code"}]}`; "" is the request as a whole."""
+    """Flattens DRF's nested errors: `{"file.0": [{"detail", "code"}]}`. The field "" stands for the whole request."""
     if isinstance(details, dict) and "message" in details and "code" in details:
         return {field: [{"detail": str(details["message"]), "code": str(details["code"])}]}
     items = details.items() if isinstance(details, dict | ReturnDict) else enumerate(details)
@@ -117,15 +119,15 @@ def _by_field(details: Any, field: str = "") -> dict[str, list[dict[str, str]]]:
     return fields
 
 
-# --- What happens outside DRF ---
+# --- Errors outside DRF ---
 
 
 def respond(code: int, *, name: str, detail: str) -> JsonResponse:
     return JsonResponse(problem(code, name=name, detail=detail), status=code, content_type=MEDIA_TYPE)
 
 
-def answer(request: HttpRequest, code: int, *, name: str, detail: str) -> HttpResponse:
-    """A problem document, and a page to browsers in the admin site: they ask for HTML by name."""
+def respond_or_render(request: HttpRequest, code: int, *, name: str, detail: str) -> HttpResponse:
+    """Returns an HTML page if a browser requests a page of the admin site, else a problem document."""
     response: HttpResponse
     is_in_admin = request.resolver_match is not None and request.resolver_match.app_name == "admin"
     if is_in_admin and "text/html" in request.headers.get("Accept", ""):
@@ -139,37 +141,37 @@ def answer(request: HttpRequest, code: int, *, name: str, detail: str) -> HttpRe
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     if isinstance(exception, RequestDataTooBig):
-        return answer(request, 413, name="body_too_large", detail="The body is larger than this address accepts.")
-    return answer(request, 400, name="bad_request", detail="The request is malformed.")
+        return respond_or_render(request, 413, name="body_too_large", detail=BODY_TOO_LARGE)
+    return respond_or_render(request, 400, name="bad_request", detail="The request is malformed.")
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return answer(request, 403, name="refused", detail="This is not allowed.")
+    return respond_or_render(request, 403, name="refused", detail="You are not allowed to do this.")
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return answer(request, 404, name="not_found", detail="Not found.")
+    return respond_or_render(request, 404, name="not_found", detail="Not found.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    # Django calls this while it handles the exception. Its own line, which we switch off, would have the path in it.
-    if _is_of_the_database(error := sys.exception()):
-        log.warning("the database does not answer", extra={"error": type(error).__name__})
-        response = answer(request, 503, name="database_unavailable", detail="The database does not answer.")
+    # Django calls this function inside its exception handler. Django's own log message is off, because it contains the path.
+    if _is_database_failure(error := sys.exception()):
+        log.warning("the database does not respond", extra={"error": type(error).__name__})
+        response = respond_or_render(request, 503, name="database_unavailable", detail=DATABASE_UNAVAILABLE)
         response["Retry-After"] = "5"
         return response
     log.exception("request failed")
-    return answer(
-        request, 500, name="error", detail="Something went wrong here. The log has it under this response's X-Request-ID."
-    )
+    detail = "The server failed. Report the X-Request-ID of this response to the operator, who can find the error in the log."
+    return respond_or_render(request, 500, name="error", detail=detail)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    return answer(request, 403, name="csrf", detail="The form's token does not fit. Reload the page and send it again.")
+    detail = "The security token of the form is invalid. Reload the page and send the form again."
+    return respond_or_render(request, 403, name="csrf", detail=detail)
 
 
-class AnswerRefusals:
-    """Answers a refusal that leaves a view outside DRF, such as too many failed sign-ins at the admin site."""
+class HandleApiErrors:
+    """Handles errors of services in views outside DRF, such as too many failed sign-ins on the admin site."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -180,14 +182,16 @@ class AnswerRefusals:
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         if not isinstance(error, TooManyRequests | Unavailable):
             return None
-        response = answer(request, error.status_code, name=error.default_code, detail=str(error.detail))
+        response = respond_or_render(request, error.status_code, name=error.default_code, detail=str(error.detail))
         response["Retry-After"] = str(error.wait)
         return response
 
 
-class RefuseUnstorableText:
-    """NUL in an address is nobody's filename and breaks PostgreSQL (D-2). Of what is no UTF-8 Django would make percent signs,
-    and so two names one. Neither reaches a view.
+class RefuseInvalidUrls:
+    """Refuses URLs with NUL characters or invalid UTF-8.
+
+    PostgreSQL does not accept NUL in text (D-2). Django would replace invalid UTF-8 by percent signs, so that two different URLs
+    could name the same file.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -196,18 +200,18 @@ class RefuseUnstorableText:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         query = request.META.get("QUERY_STRING", "")
         if "\x00" in request.path or "\x00" in query or "%00" in query:
-            return respond(400, name="bad_request", detail="NUL characters are not allowed in an address.")
+            return respond(400, name="bad_request", detail="The URL must not contain NUL characters.")
         try:
-            request.META.get("strongroom.path", "").encode("latin-1").decode()  # bytes, as WSGI hands them over (PEP 3333)
+            request.META.get("strongroom.path", "").encode("latin-1").decode()  # WSGI passes bytes as Latin-1 (PEP 3333)
         except UnicodeError:
-            return respond(400, name="bad_request", detail="An address is UTF-8, percent-encoded.")
+            return respond(400, name="bad_request", detail="The URL must be percent-encoded UTF-8.")
         return self.get_response(request)
 
 
-class RefuseUnannouncedBody:
-    """Django takes a chunked body for an empty one (T-14): a change that was asked for would be answered as if it were made.
+class RefuseChunkedBodies:
+    """Refuses chunked bodies, which Django takes for empty ones (T-14), so that it would ignore the data of a write.
 
-    Views that read bodies themselves say so with `takes_chunks`.
+    Views that read the body themselves set `accepts_chunked_bodies`.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -217,7 +221,7 @@ class RefuseUnannouncedBody:
         return self.get_response(request)
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponseBase | None:
-        takes_chunks = getattr(getattr(view, "cls", None), "takes_chunks", False)
-        if takes_chunks or "Transfer-Encoding" not in request.headers or request.method not in {"POST", "PUT", "PATCH"}:
+        is_accepted = getattr(getattr(view, "cls", None), "accepts_chunked_bodies", False)
+        if is_accepted or "Transfer-Encoding" not in request.headers or request.method not in {"POST", "PUT", "PATCH"}:
             return None
-        return respond(411, name="length_required", detail="Send this body with a Content-Length, not in chunks.")
+        return respond(411, name="length_required", detail="Send the body with a Content-Length instead of in chunks.")

@@ -1,4 +1,4 @@
-"""The OpenAPI schema: what drf-spectacular cannot see. Every operation may answer with a problem document."""
+"""Customizes the OpenAPI schema. Each operation can respond with a problem document."""
 
 from functools import cache
 from typing import Any
@@ -32,15 +32,15 @@ PROBLEM: dict[str, Any] = {
 
 
 class CachedGenerator(SchemaGenerator):
-    """Generates the document once in a process: it takes a second of CPU, anyone may ask for it, and all get the same."""
+    """Generates the document once per process, because it takes a second of CPU and is the same for all clients."""
 
-    def get_schema(self, request: Any = None, public: bool = False) -> Any:  # noqa: FBT001, FBT002  as its base has it
+    def get_schema(self, request: Any = None, public: bool = False) -> Any:  # noqa: FBT001, FBT002  as in its base class
         return _document()
 
 
 @cache
 def _document() -> Any:
-    with translation.override(settings.LANGUAGE_CODE):  # and not in the language that the first to ask names
+    with translation.override(settings.LANGUAGE_CODE):  # not in the language of the first request
         return SchemaGenerator().get_schema(public=True)  # type: ignore[no-untyped-call]
 
 

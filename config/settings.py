@@ -1,4 +1,4 @@
-"""All settings, read once from the environment. docs/operations/settings.md has the table; `config/env.py` reports bad values."""
+"""All settings, read from the environment. docs/operations/settings.md lists them, and `config/env.py` rejects bad values."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -13,16 +13,16 @@ from config import env
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 HOME = Path(env.text("STRONGROOM_HOME", str(BASE_DIR / "var"))).resolve()
-SECRETS = HOME / "secrets"  # bin/run writes these on its first run; elsewhere they come from the environment
+SECRETS = HOME / "secrets"  # created by the first bin/run; other installations set the environment variables
 
-# --- Secrets: each has one purpose, none has a default ---
-SECRET_KEY = env.secret("SECRET_KEY", file=SECRETS / "secret_key") or token_hex()  # an env.OFFLINE command signs nothing with it
+# --- Secrets: each has one purpose, and none has a default ---
+SECRET_KEY = env.secret("SECRET_KEY", file=SECRETS / "secret_key") or token_hex()  # random for commands that never sign with it
 JWT_SIGNING_KEY = env.secret("JWT_SIGNING_KEY", file=SECRETS / "jwt_signing_key")
-KEYRING = env.secret("KEYRING", file=SECRETS / "keyring")  # parsed by vault.keyring: one "name base64" a line, the last is active
+KEYRING = env.secret("KEYRING", file=SECRETS / "keyring")  # lines "name base64", the last is active; see vault.keyring
 
-# --- Where it is served ---
+# --- HTTP ---
 DEBUG = False
-PUBLIC_URL = env.text("PUBLIC_URL").rstrip("/")  # "" = as the request came in
+PUBLIC_URL = env.text("PUBLIC_URL").rstrip("/")  # "" = the URL of each request
 ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 CSRF_FAILURE_VIEW = "config.problems.csrf_failure"
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
@@ -33,20 +33,20 @@ CORS_EXPOSE_HEADERS = [
 CORS_ALLOW_HEADERS = [
     "accept", "authorization", "content-type", "content-digest", "if-match", "if-none-match", "if-range", "range", "repr-digest",
 ]  # fmt: skip
-HTTPS = env.flag("HTTPS", default=True)  # bin/run serves plain HTTP on loopback and turns it off
+HTTPS = env.flag("HTTPS", default=True)  # bin/run turns it off, because it serves plain HTTP on loopback
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-# The number of trusted proxies. The nearest sets X-Forwarded-Proto, and each appends its client to X-Forwarded-For. Without them,
-# the client itself can write both.
+# The number of trusted proxies. The nearest sets X-Forwarded-Proto, and each appends its client to X-Forwarded-For. Without a
+# proxy, a client could forge both headers.
 BEHIND_PROXY = env.integer("BEHIND_PROXY", 0)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
-# W008: TLS ends in front of gunicorn. A redirect would answer a PUT whose plaintext has already crossed the wire.
+# W008 (SECURE_SSL_REDIRECT): a proxy terminates TLS. A redirect would come after the plaintext of a PUT has been transmitted.
 SILENCED_SYSTEM_CHECKS = ["security.W008"]
-# With no-referrer, browsers send `Origin: null` with a form, which the CSRF check refuses. Responses that carry bytes set it
-# themselves (files/downloads.py).
+# With no-referrer, browsers send `Origin: null` with a form, which the CSRF check refuses. Responses with file content set their
+# own policy (files/downloads.py).
 SECURE_REFERRER_POLICY = "same-origin"
-# Of every response that has none of its own. The images in data: are those of Swagger UI's style sheet.
+# The default; responses with file content set their own. Swagger UI's style sheet has images in data: URLs.
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
@@ -62,10 +62,10 @@ CONTENT_SECURITY_POLICY = {
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = 8 * 3600
 X_FRAME_OPTIONS = "DENY"
-PORT = env.integer("PORT", 8000, least=1)
-WEB_WORKERS = env.integer("WEB_WORKERS", 1, least=1)
-WEB_DRAIN_SECONDS = env.integer("WEB_DRAIN_SECONDS", 600)  # how long a stopping server lets its streams go on
-APPEND_SLASH = False  # a redirect would turn a write into a GET
+PORT = env.integer("PORT", 8000, minimum=1)
+WEB_WORKERS = env.integer("WEB_WORKERS", 1, minimum=1)
+WEB_DRAIN_SECONDS = env.integer("WEB_DRAIN_SECONDS", 600)  # time for running transfers when the server stops
+APPEND_SLASH = False  # clients would follow a redirect of a write with a GET
 
 # --- The application ---
 INSTALLED_APPS = [
@@ -96,15 +96,15 @@ MIDDLEWARE = [
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "corsheaders.middleware.CorsMiddleware",
-    "config.problems.RefuseUnstorableText",
-    "config.problems.RefuseUnannouncedBody",
+    "config.problems.RefuseInvalidUrls",
+    "config.problems.RefuseChunkedBodies",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "config.problems.AnswerRefusals",
+    "config.problems.HandleApiErrors",
 ]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
@@ -126,41 +126,44 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "/static/"
 STATIC_ROOT = Path(env.text("STATIC_ROOT", str(HOME / "static")))
-WHITENOISE_USE_FINDERS = env.flag("STATIC_FINDERS", default=False)  # bin/run serves the admin's files without collectstatic
+WHITENOISE_USE_FINDERS = env.flag(
+    "STATIC_FINDERS", default=False
+)  # bin/run turns it on, to serve static files without collectstatic
 
 # --- Database ---
 DATABASE_URL = env.text("DATABASE_URL", f"sqlite:///{HOME / 'strongroom.sqlite3'}")
 DATABASES: dict[str, dict[str, Any]] = {"default": environ.Env.db_url_config(DATABASE_URL)}
 _database = DATABASES["default"]
-# Services open their own short transactions. One round a request would hold S3 and slow clients inside it.
+# Services open short transactions. One transaction per request would stay open while S3 and slow clients are served.
 _database["ATOMIC_REQUESTS"] = False
 if _database["ENGINE"].endswith("sqlite3"):
-    _database["CONN_MAX_AGE"] = None  # opening one per request costs 30 %
+    _database["CONN_MAX_AGE"] = None  # a new connection per request would cost 30 % of the time
     _database["OPTIONS"] = {
-        "transaction_mode": "IMMEDIATE",  # a deferred transaction fails at its first write instead of waiting for its turn
-        "timeout": 20,
-        # FULL: NORMAL may forget a claimed link or a destroyed key at power loss. secure_delete: no keys in free pages.
+        "transaction_mode": "IMMEDIATE",  # a deferred transaction can fail at its first write instead of waiting for the lock
+        "timeout": 20,  # seconds
+        # FULL: with NORMAL, a power failure can lose the use of a link or the destruction of a key. secure_delete: overwrites
+        # destroyed keys.
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA secure_delete=ON;",
     }
 else:
-    from config.postgresql import Connection
+    from config.postgresql import PostgresConnection
 
-    _database["CONN_MAX_AGE"] = 0  # the pool keeps the connections, and refuses to start with anything else
-    _database["CONN_HEALTH_CHECKS"] = True  # a restart of PostgreSQL costs a round trip, not a request for each connection
-    _timeout = env.integer("DATABASE_TIMEOUT", 10, least=2)
-    Connection.timeout = _timeout + 2  # the server's own word comes first: it rolls back what it gives up
+    _database["CONN_MAX_AGE"] = 0  # required by the pool, which keeps the connections
+    _database["CONN_HEALTH_CHECKS"] = True  # otherwise one request per connection fails after a restart of PostgreSQL
+    _timeout = env.integer("DATABASE_TIMEOUT", 10, minimum=2)
+    PostgresConnection.timeout = _timeout + 2  # longer than the server's own timeout, which rolls the transaction back
     _database["OPTIONS"] = {
         "connect_timeout": _timeout,
         "options": f"-c lock_timeout={_timeout}s",
         **_database.get("OPTIONS", {}),
         "pool": {
             "min_size": 1,
-            "max_size": env.integer("DATABASE_POOL", 16, least=1),
+            "max_size": env.integer("DATABASE_POOL", 16, minimum=1),
             "timeout": _timeout,
-            # The pauses between attempts double until then. Its 300 s would leave us without a connection for minutes after
-            # PostgreSQL is back.
+            # The delay between attempts doubles up to this time. The default of 300 s would delay the recovery after PostgreSQL
+            # has restarted by minutes.
             "reconnect_timeout": _timeout,
-            "connection_class": Connection,
+            "connection_class": PostgresConnection,
         },
     }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -175,10 +178,10 @@ BUCKETS = {
 S3_CREATE_BUCKETS = env.flag("S3_CREATE_BUCKETS", default=False)
 S3_ENDPOINT_URL = env.text("S3_ENDPOINT_URL") or None
 S3_ADDRESSING_STYLE = env.text("S3_ADDRESSING_STYLE", "path" if S3_ENDPOINT_URL else "auto")
-# boto3 sends checksums that many S3-compatible servers refuse; our own authentication tags cover every byte.
+# By default, boto3 sends checksums that many S3-compatible servers refuse. Authentication tags protect all content anyway.
 S3_CHECKSUMS = env.text("S3_CHECKSUMS", "when_required")
-S3_MAX_CONNECTIONS = env.integer("S3_MAX_CONNECTIONS", 64, least=1)
-# What S3 is asked to encrypt a package with that is plain: AES256, aws:kms, or none.
+S3_MAX_CONNECTIONS = env.integer("S3_MAX_CONNECTIONS", 64, minimum=1)
+# Server-side encryption of plain packages: AES256, aws:kms or none.
 S3_RELEASE_SSE = env.text("S3_RELEASE_SSE", "AES256")
 if S3_BUCKET:
     STORAGES: dict[str, dict[str, Any]] = {
@@ -189,33 +192,33 @@ else:
         alias: {"BACKEND": "vault.stores.local.LocalStore", "OPTIONS": {"location": str(HOME / "objects" / alias)}}
         for alias in BUCKETS
     }
-STORAGES["default"] = STORAGES["vault"]  # Django wants one; nothing uses it by that name
+STORAGES["default"] = STORAGES["vault"]  # required by Django, and not used
 STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
 
 # --- Files ---
 FILES_DEFAULT_CIPHER = env.text("FILES_DEFAULT_CIPHER", "AES-GCM")
-FILES_SEGMENT_SIZE = env.integer("FILES_SEGMENT_SIZE", 128 * 1024, least=57)  # ciphertext bytes, with the tag
-FILES_MAX_UPLOAD_BYTES = env.integer("FILES_MAX_UPLOAD_BYTES", 100 * 1024**3, least=1)
-FILES_DOWNLOAD_EXPIRY_SECONDS = env.integer("FILES_DOWNLOAD_EXPIRY_SECONDS", 30, least=1)
+FILES_SEGMENT_SIZE = env.integer("FILES_SEGMENT_SIZE", 128 * 1024, minimum=57)  # bytes of ciphertext, including the tag
+FILES_MAX_UPLOAD_BYTES = env.integer("FILES_MAX_UPLOAD_BYTES", 100 * 1024**3, minimum=1)
+FILES_DOWNLOAD_EXPIRY_SECONDS = env.integer("FILES_DOWNLOAD_EXPIRY_SECONDS", 30, minimum=1)
 FILES_RESOURCE_POLICY = env.text("FILES_RESOURCE_POLICY", "same-site")  # Cross-Origin-Resource-Policy of byte responses
-# Web threads are shared by transfers and the API: transfers stop short of all of them, so that the API always answers.
-WEB_THREADS = env.integer("WEB_THREADS", 128, least=4)
-FILES_MAX_TRANSFERS = env.integer("FILES_MAX_TRANSFERS", WEB_THREADS - max(4, WEB_THREADS // 8), least=1)
-# Whoever reads request.FILES by accident gets a refusal, never a plaintext temp file. Uploads read the body themselves.
+# Transfers and API requests share the web threads. The limit on transfers keeps some threads free for API requests.
+WEB_THREADS = env.integer("WEB_THREADS", 128, minimum=4)
+FILES_MAX_TRANSFERS = env.integer("FILES_MAX_TRANSFERS", WEB_THREADS - max(4, WEB_THREADS // 8), minimum=1)
+# Reading request.FILES by mistake raises an error instead of writing plaintext to a temporary file. Uploads parse the body.
 FILE_UPLOAD_HANDLERS = ["files.uploads.RefuseUpload"]
-DATA_UPLOAD_MAX_MEMORY_SIZE = 1024**2  # JSON bodies
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024**2  # of JSON
 
 # --- Purge ---
 DELETE_GRACE = env.integer("DELETE_GRACE", 24 * 3600)  # seconds in which a deleted collection can be restored
-PURGE_CRON = env.schedule("PURGE_CRON", "0 4 * * *")  # UTC: when what has expired is destroyed
-SWEEP_GRACE = env.integer("SWEEP_GRACE", 7 * 24 * 3600, least=3600)  # seconds for which an object may be without a row
-# How much of it begins by itself in a day. More than that is a clock that jumped, or a mistake: somebody has to look.
+PURGE_CRON = env.schedule("PURGE_CRON", "0 4 * * *")  # in UTC: when expired collections and files are purged
+SWEEP_GRACE = env.integer("SWEEP_GRACE", 7 * 24 * 3600, minimum=3600)  # seconds before an object without a row is deleted
+# Limits on automatic purges per day. A higher number indicates a wrong clock or a mistake, which an operator must check.
 PURGE_DAILY_LIMIT = env.integer("PURGE_DAILY_LIMIT", 200)  # collections
 PURGE_DAILY_FILE_LIMIT = env.integer("PURGE_DAILY_FILE_LIMIT", 100_000)  # single files
-UNUSED_FILE_DAYS = env.integer("UNUSED_FILE_DAYS", 0, most=36_500)  # after which a file that nobody ever used goes; 0: never
+UNUSED_FILE_DAYS = env.integer("UNUSED_FILE_DAYS", 0, maximum=36_500)  # before a file that was never used is purged; 0 = never
 
 # --- Egress ---
-EGRESS_PACKAGES_AT_ONCE = env.integer("EGRESS_PACKAGES_AT_ONCE", 1, least=1)  # by all workers together
+EGRESS_PACKAGES_AT_ONCE = env.integer("EGRESS_PACKAGES_AT_ONCE", 1, minimum=1)  # in all workers together
 
 # --- People ---
 AUTH_USER_MODEL = "tenants.User"
@@ -243,20 +246,19 @@ SIMPLE_JWT = {
     "AUTH_HEADER_TYPES": ("Bearer",),
     "UPDATE_LAST_LOGIN": False,
 }
-API_KEY_MAX_DAYS = env.integer("API_KEY_MAX_DAYS", 366, least=1)
-LOGIN_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 5, least=1)  # of an account (tenants/auth/sign_in_limits.py)
-LOGIN_COOLOFF = timedelta(minutes=env.integer("LOGIN_COOLOFF_MINUTES", 15, least=1))
-# From one address or IPv6 /64. Many people may share an address.
-ANONYMOUS_REQUESTS_PER_MINUTE = env.integer("ANONYMOUS_REQUESTS_PER_MINUTE", 600, least=1)
-PASSWORD_HASHES_AT_ONCE = env.integer("PASSWORD_HASHES_AT_ONCE", 2, least=1)  # in a process; each needs 19 MiB
-
+API_KEY_MAX_DAYS = env.integer("API_KEY_MAX_DAYS", 366, minimum=1)
+LOGIN_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 5, minimum=1)  # of an account (tenants/auth/sign_in_limits.py)
+LOGIN_COOLOFF = timedelta(minutes=env.integer("LOGIN_COOLOFF_MINUTES", 15, minimum=1))
+# From one IPv4 address or IPv6 /64, which many users can share.
+ANONYMOUS_REQUESTS_PER_MINUTE = env.integer("ANONYMOUS_REQUESTS_PER_MINUTE", 600, minimum=1)
+PASSWORD_HASHES_AT_ONCE = env.integer("PASSWORD_HASHES_AT_ONCE", 2, minimum=1)  # in a process; each needs 19 MiB
 PASSWORD_RESET_TIMEOUT = 3600  # seconds
 
-# --- Mail: rows of the outbox, which the tick sends ---
+# --- Mail (tenants/work/outbox.py) ---
 APP_URL = env.text("APP_URL").rstrip("/")
 DEFAULT_FROM_EMAIL = env.text("MAIL_FROM", "strongroom@localhost")
-EMAIL_BACKEND, EMAIL_FILE_PATH = "config.mail.PrivateFiles", str(HOME / "mail")
-EMAIL_TIMEOUT = 10  # seconds; a tick waits no longer for a server that says nothing
+EMAIL_BACKEND, EMAIL_FILE_PATH = "config.mail.PrivateFileBackend", str(HOME / "mail")
+EMAIL_TIMEOUT = 10  # seconds
 globals().update(env.mail_server("EMAIL_URL"))
 
 # --- API ---
@@ -267,12 +269,12 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PAGINATION_CLASS": "config.paging.Cursor",
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "config.parsers.IgnoreAccept",
-    "DEFAULT_METADATA_CLASS": None,  # the schema says what there is; OPTIONS belongs to CORS
+    "DEFAULT_METADATA_CLASS": None,  # the OpenAPI schema describes the API; OPTIONS is for CORS only
     "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
     "DEFAULT_SCHEMA_CLASS": "config.schema.Schema",
     "EXCEPTION_HANDLER": "config.problems.handle",
     "UNAUTHENTICATED_USER": None,
-    "URL_FORMAT_OVERRIDE": None,  # `?format=` is nobody's content negotiation here
+    "URL_FORMAT_OVERRIDE": None,  # no content negotiation with `?format=`
     "DATETIME_FORMAT": "%Y-%m-%dT%H:%M:%S.%fZ",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
@@ -290,7 +292,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
-    "ENUM_NAME_OVERRIDES": {  # of fields that have the same name, and other values
+    "ENUM_NAME_OVERRIDES": {  # for fields with the same name and different values
         "EgressStateEnum": "egress.states.State",
         "EgressItemStatusEnum": "egress.models.StagedFile.Status",
         "EgressActionEnum": "egress.access.ACTIONS",
@@ -298,7 +300,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "config.schema.add_problem"],
 }
 
-# --- Background work: beat ticks, rows carry the state ---
+# --- Background work: beat sends ticks, and rows hold the state ---
 BROKER_URL = env.text("BROKER_URL", "filesystem://localhost")
 CELERY_BROKER_URL = BROKER_URL
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
@@ -315,7 +317,7 @@ if BROKER_URL.startswith("filesystem:"):
         "control_folder": str(HOME / "broker-control"),
     }
 
-# --- Logs: one JSON object a line on stderr; never a path, a filename, a token or a key ---
+# --- Logs: one JSON object per line on stderr, without paths, filenames, tokens or keys ---
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -323,11 +325,11 @@ LOGGING: dict[str, Any] = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
     "root": {"handlers": ["stderr"], "level": env.text("LOG_LEVEL", "INFO")},
     "loggers": {
-        # config.logs.RequestLog writes the request line; these would add the path, which may hold a filename.
+        # config.logs.RequestLog logs requests. These loggers would log the path, which can contain a filename.
         "django.request": {"level": "CRITICAL"},
         "django.security": {"level": "CRITICAL"},
         "botocore": {"level": "WARNING"},
-        "celery": {"level": "WARNING"},  # two lines for each tick otherwise
-        "celery.app.trace": {"level": "CRITICAL"},  # config.celery tells of failures, without the exception's arguments
+        "celery": {"level": "WARNING"},  # at INFO, two lines per tick
+        "celery.app.trace": {"level": "CRITICAL"},  # config.celery logs failures, without the arguments of the exception
     },
 }

@@ -7,7 +7,7 @@ from rest_framework.views import APIView
 
 
 class Root(APIView):
-    """Leads a browser to the API pages, and names the entry points to other clients. No write is answered by a redirect."""
+    """Redirects browsers to the API documentation, and lists the entry points for other clients."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)

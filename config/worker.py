@@ -1,17 +1,18 @@
-"""gunicorn's threaded worker, made fit for hour-long streams and for clients that are slow on purpose.
+"""A variant of gunicorn's threaded worker for transfers that take hours, and for clients that are slow on purpose.
 
-What `gthread` of gunicorn 27 does otherwise, and what is done about it here:
+It differs from `gthread` of gunicorn 27 in these points:
 
-* A thread waits for a head that dribbles in. Here the accept loop collects heads and small bodies; a thread gets whole requests.
-* A closing connection lingers in the accept loop, where everybody waits for it. Here nothing in that loop waits for a client.
-* A failed stream is counted out of `nr_conns` twice. Here `finish_request` is the one place that counts down.
-* A socket waits for ever, and any pace will do. Here a client that moves less than 1 KiB/s over a minute of waiting is cut off.
-* "100 Continue" goes out before the application has run, and bodies that it refused are drained. Here the client is invited
-  when the body is first read; a refusal costs it no upload, and says `Connection: close`.
-* A body of known length is read ahead by 1 MiB and the surplus copied at every read. Here it is received as it is asked for.
-* HEAD runs the whole body generator, and a generator that ends early leaves the client waiting. Here neither happens.
+* In gthread, a thread waits for a slow request head. Here, the accept loop collects the head and a small body before a thread
+  handles the request.
+* In gthread, the accept loop waits while it closes a connection. Here, it never waits for a client.
+* gthread subtracts a failed stream from `nr_conns` twice. Here, a connection is subtracted only when it is closed.
+* gthread has no timeout on sockets. Here, a client that transfers less than 1 KiB/s during a minute of waiting is disconnected.
+* gthread sends "100 Continue" before the application runs, and drains bodies that the application refuses. Here, "100 Continue"
+  is sent when the application first reads the body. A refused request gets `Connection: close`, and its body is not uploaded.
+* gthread reads 1 MiB ahead, and copies the surplus at each read. Here, a body of known length is read in the requested sizes.
+* gthread runs the whole body generator for HEAD, and a client waits if a generator ends early. Here, neither happens.
 
-TLS ends in front of this server; HTTP/2, the PROXY protocol and `max_requests` are not served.
+It does not support TLS, which a proxy terminates, nor HTTP/2, the PROXY protocol and `max_requests`.
 """
 
 import errno
@@ -36,66 +37,68 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
 
-SMALL_BODY = 64 * 1024  # bytes that the accept loop collects before a thread is spent on the request
-LARGEST_HEAD = 64 * 1024
-LEAST_PACE = 1024  # bytes a second
-UNSENT = 256 * 1024  # bytes that the kernel takes ahead of a slow reader; its default is megabytes for each of a thousand
-FAREWELL = 64 * 1024 * 1024  # bytes of a refused body that are read away, so that closing does not reset the answer
+MAX_SMALL_BODY = 64 * 1024  # bytes; the accept loop collects bodies up to this size
+MAX_HEAD = 64 * 1024  # bytes
+MIN_RATE = 1024  # bytes per second
+MAX_UNSENT = 256 * 1024  # bytes that the kernel buffers for a slow client; its default is megabytes for each connection
+MAX_DISCARDED = (
+    64 * 1024 * 1024
+)  # bytes of a refused body that are read and discarded, so that closing does not reset the response
 HEAD_END = re.compile(rb"\r?\n\r?\n")
 CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r?\n", re.IGNORECASE)
 EXPECTATION = re.compile(rb"\nexpect:[ \t]*100-continue", re.IGNORECASE)
-INVITATION = b"HTTP/1.1 100 Continue\r\n\r\n"
-ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: closing throws away what is unsent and resets the connection
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LINGER_ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards unsent data and resets the connection
 
 
 class ClientSocket(socket.socket):
-    """A connection whose peer has to keep moving.
+    """A socket with a minimum transfer rate.
 
-    Only time spent waiting for the peer counts, not what the application takes, and the pace is judged over `idle_timeout`
-    seconds of it. So a stall ends after one to two `idle_timeout`, and a pause in a fast transfer is forgiven.
+    The rate is measured over `idle_timeout` seconds of waiting for the client; the time of the application does not count. A
+    client that stalls is disconnected after one to two times `idle_timeout`. A short pause in a fast transfer has no effect.
     """
 
     def __init__(self, accepted: socket.socket, idle_timeout: float) -> None:
         super().__init__(fileno=accepted.detach())
         self.idle_timeout = idle_timeout
         self._waited = 0.0
-        self._moved = 0
+        self._transferred = 0
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         started = time.monotonic()
         data = super().recv(size, flags)
-        self._judge(len(data), started)
+        self._check_rate(len(data), started)
         return data
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        # socket.sendall() counts its timeout over the whole of `data`, which would demand a pace that grows with the piece.
-        left = memoryview(data)
-        while left:
+        # socket.sendall() applies its timeout to the whole of `data`, so the required rate would grow with the size.
+        remaining = memoryview(data)
+        while remaining:
             started = time.monotonic()
-            sent = self.send(left, flags)
-            self._judge(sent, started)
-            left = left[sent:]
+            sent = self.send(remaining, flags)
+            self._check_rate(sent, started)
+            remaining = remaining[sent:]
 
-    def _judge(self, moved: int, started: float) -> None:
+    def _check_rate(self, transferred: int, started: float) -> None:
         self._waited += time.monotonic() - started
-        self._moved += moved
+        self._transferred += transferred
         if self._waited >= self.idle_timeout:
-            if self._moved < LEAST_PACE * self._waited:
+            if self._transferred < MIN_RATE * self._waited:
                 raise TimeoutError("the client is too slow")
-            self._waited, self._moved = 0.0, 0
+            self._waited, self._transferred = 0.0, 0
 
 
-class InvitedBody(Body):  # type: ignore[misc]  # gunicorn has no type hints
-    """A body that is asked for when it is first wanted."""
+class LazyBody(Body):  # type: ignore[misc]  # gunicorn has no type hints
+    """A body that sends "100 Continue" when the application first reads it."""
 
-    def __init__(self, reader: Any, invite: Callable[[], None] | None) -> None:
+    def __init__(self, reader: Any, send_continue: Callable[[], None] | None) -> None:
         super().__init__(reader)
-        self.invite = invite
+        self.send_continue = send_continue
 
     def _read_reader(self, size: int) -> bytes:
-        if self.invite:
-            self.invite()
-            self.invite = None
+        if self.send_continue:
+            self.send_continue()
+            self.send_continue = None
         try:
             data: bytes = super()._read_reader(size)
         except errors.ParseException as error:  # applications expect OSError from `wsgi.input`
@@ -104,8 +107,11 @@ class InvitedBody(Body):  # type: ignore[misc]  # gunicorn has no type hints
 
 
 class ExactReader(LengthReader):  # type: ignore[misc]  # gunicorn has no type hints
-    """Receives what it is asked for. Reading ahead, as gunicorn does, copies the surplus at each read: 1.4 s of CPU for a GiB
-    that is read in pieces of 256 KiB, against 0.2 s."""
+    """Receives at most the requested size.
+
+    gunicorn reads ahead and copies the surplus at each read, which takes 1.4 s of CPU per GiB in pieces of 256 KiB instead of
+    0.2 s.
+    """
 
     def read(self, size: int) -> bytes:
         size = min(self.length, size)
@@ -124,23 +130,23 @@ class IncomingRequest(Request):  # type: ignore[misc]  # gunicorn has no type hi
         reader = self.body.reader
         if isinstance(reader, LengthReader):
             reader = ExactReader(self.unreader, reader.length)
-        self.body = InvitedBody(reader, self._invite if self._expected_100_continue else None)
-        self._expected_100_continue = False  # or gunicorn would invite at once
+        self.body = LazyBody(reader, self._send_continue if self._expected_100_continue else None)
+        self._expected_100_continue = False  # otherwise gunicorn sends "100 Continue" immediately
 
-    def _invite(self) -> None:
-        if not self.unreader.buf.getbuffer().nbytes:  # else the body is coming already
-            self.unreader.sock.sendall(INVITATION)
+    def _send_continue(self) -> None:
+        if not self.unreader.buf.getbuffer().nbytes:  # otherwise the client already sends the body
+            self.unreader.sock.sendall(CONTINUE)
 
     @property
-    def is_unread(self) -> bool:
-        """Whether some of the body is still with the client."""
+    def has_unread_body(self) -> bool:
+        """Whether the client has not sent all of the body yet."""
         reader = self.body.reader
         if isinstance(reader, ChunkedReader):
             return reader.parser is not None
         return bool(reader.length > self.unreader.buf.getbuffer().nbytes)
 
     def should_close(self) -> bool:
-        self.must_close = self.must_close or self.is_unread
+        self.must_close = self.must_close or self.has_unread_body
         return bool(super().should_close())
 
 
@@ -148,7 +154,7 @@ class IncomingParser(RequestParser):  # type: ignore[misc]  # gunicorn has no ty
     mesg_class = IncomingRequest
 
 
-class Connection(TConn):  # type: ignore[misc]  # gunicorn has no type hints
+class ClientConnection(TConn):  # type: ignore[misc]  # gunicorn has no type hints
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.parser = IncomingParser(self.cfg, self.sock, self.client)
@@ -156,73 +162,74 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no type hints
 
     def expect_request(self) -> None:
         self.searched = 0
-        self.needed = 0  # bytes of head and small body, once the head is here
+        self.needed = 0  # bytes of the head and a small body; 0 until the head has arrived
         self.discarded = 0
 
     def has_request(self) -> bool:
-        """Whether a thread can serve the next request without waiting for what the accept loop should have waited for."""
+        """Whether the head and a small body have arrived, so that a thread can handle the request."""
         with self.parser.unreader.buf.getbuffer() as received:
             if not self.needed:
                 head = HEAD_END.search(received, max(0, self.searched - 3))
                 self.searched = received.nbytes
                 if head is None:
-                    return bool(received.nbytes > LARGEST_HEAD)
+                    return bool(received.nbytes > MAX_HEAD)
                 length = CONTENT_LENGTH.search(received, 0, head.end())
-                body = int(length[1]) if length and int(length[1]) <= SMALL_BODY else 0
+                body = int(length[1]) if length and int(length[1]) <= MAX_SMALL_BODY else 0
                 self.needed = head.end() + body
                 if received.nbytes < self.needed and EXPECTATION.search(received, 0, head.end()):
-                    with suppress(OSError):  # a client that is gone shows when it is read from
-                        self.sock.send(INVITATION)
+                    with suppress(OSError):  # the next read detects a client that has disconnected
+                        self.sock.send(CONTINUE)
             return bool(received.nbytes >= self.needed)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
-    idle_timeout = 60.0  # seconds of waiting over which a client's pace is judged
-    head_timeout = 30.0  # seconds for a head and a small body
+    idle_timeout = 60.0  # seconds of waiting over which the transfer rate is measured
+    head_timeout = 30.0  # seconds for the head and a small body
 
-    # --- In the accept loop: nothing here waits ---
+    # --- In the accept loop: no method waits ---
 
     def accept(self, listener: Any) -> None:
         try:
             accepted, address = listener.accept()
         except OSError as error:
             if error.errno not in {errno.EAGAIN, errno.ECONNABORTED}:
-                # Out of descriptors or memory. The loop would spin on the waiting client; `run` enables it within a second.
+                # Out of descriptors or memory. Without this, the loop would spin on the pending connection. `run` accepts again
+                # within a second.
                 self.set_accept_enabled(False)
             return
         self.nr_conns += 1
         if accepted.family != socket.AF_UNIX:
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
         client = ClientSocket(accepted, self.idle_timeout)
-        self._await_request(Connection(self.cfg, client, address, listener.getsockname()))
+        self._await_request(ClientConnection(self.cfg, client, address, listener.getsockname()))
 
-    def on_client_socket_readable(self, conn: Connection, client: ClientSocket) -> None:
-        self._forget(self.keepalived_conns, conn)
+    def on_client_socket_readable(self, conn: ClientConnection, client: ClientSocket) -> None:
+        self._unregister(self.keepalived_conns, conn)
         self._await_request(conn)
 
-    def on_pending_socket_readable(self, conn: Connection, client: ClientSocket) -> None:
+    def on_pending_socket_readable(self, conn: ClientConnection, client: ClientSocket) -> None:
         data = self._receive(client)
         if data is None:
             return
         conn.parser.unreader.buf.seek(0, os.SEEK_END)
         conn.parser.unreader.buf.write(data)
         if not data:
-            self._forget(self.pending_conns, conn)
+            self._unregister(self.pending_conns, conn)
             self._close(conn)
         elif conn.has_request():
-            self._forget(self.pending_conns, conn)
+            self._unregister(self.pending_conns, conn)
             self.enqueue_req(conn)
 
-    def finish_request(self, conn: Connection, future: "Future[bool]") -> None:
+    def finish_request(self, conn: ClientConnection, future: "Future[bool]") -> None:
         if not future.cancelled() and future.exception() is None and future.result():
             if conn.parser.unreader.buf.getbuffer().nbytes:
                 self._await_request(conn)
             else:
                 super().finish_request(conn, future)
         else:
-            self._say_farewell(conn)
+            self._close_gracefully(conn)
 
-    def _await_request(self, conn: Connection) -> None:
+    def _await_request(self, conn: ClientConnection) -> None:
         conn.expect_request()
         conn.sock.settimeout(0.0)
         if conn.has_request():
@@ -232,60 +239,62 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
-    def _say_farewell(self, conn: Connection) -> None:
-        """Ends the answer and waits, parked, for the client's end: closing on bytes that it still sends would reset the
-        connection before the answer is read."""
+    def _close_gracefully(self, conn: ClientConnection) -> None:
+        """Ends the response, and keeps the connection until the client closes it.
+
+        To close it while the client still sends would reset the connection before the client has read the response.
+        """
         try:
             conn.sock.shutdown(socket.SHUT_WR)
-        except OSError:  # closed by its thread, or by the client
+        except OSError:  # closed by the thread or the client
             self._close(conn)
             return
         conn.sock.settimeout(0.0)
         conn.set_timeout()
-        self.keepalived_conns.append(conn)  # which expire in their order and are closed then
+        self.keepalived_conns.append(conn)  # gunicorn closes these when they expire
         if not self.alive:
             self._cap_keepalive(time.monotonic() + STOP_KEEPALIVE_LINGER)
         self.poller.register(conn.sock, EVENT_READ, partial(self._discard, conn))
 
-    def _discard(self, conn: Connection, client: ClientSocket) -> None:
+    def _discard(self, conn: ClientConnection, client: ClientSocket) -> None:
         data = self._receive(client)
         if data is None:
             return
         conn.discarded += len(data)
-        if not data or conn.discarded > FAREWELL:
-            self._forget(self.keepalived_conns, conn)
+        if not data or conn.discarded > MAX_DISCARDED:
+            self._unregister(self.keepalived_conns, conn)
             self._close(conn)
 
     def _receive(self, client: ClientSocket) -> bytes | None:
-        """What has arrived; b"" when the client is gone, None when nothing has."""
+        """Returns received bytes, b"" if the client has disconnected, or None if nothing has arrived."""
         try:
-            return client.recv(SMALL_BODY)
+            return client.recv(MAX_SMALL_BODY)
         except BlockingIOError:
             return None
         except OSError:
             return b""
 
-    def _forget(self, parked: Any, conn: Connection) -> None:
+    def _unregister(self, connections: Any, conn: ClientConnection) -> None:
         self.poller.unregister(conn.sock)
-        parked.remove(conn)
+        connections.remove(conn)
 
-    def _close(self, conn: Connection) -> None:
+    def _close(self, conn: ClientConnection) -> None:
         self.nr_conns -= 1
         conn.close()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """A stopping worker does not wait for requests that have not begun."""
+        """Also limits the wait for requests that have not arrived yet, so that the worker can stop."""
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
 
-    # --- In a thread of its own ---
+    # --- In a thread of the pool ---
 
-    def handle_request(self, request: IncomingRequest, conn: Connection) -> bool:
+    def handle_request(self, request: IncomingRequest, conn: ClientConnection) -> bool:
         conn.sock.settimeout(self.idle_timeout)
         response, environ = wsgi.create(request, conn.sock, conn.client, conn.server, self.cfg)
         environ["wsgi.multithread"] = True
-        del environ["wsgi.file_wrapper"]  # no file leaves without passing through the middleware that counts it
+        del environ["wsgi.file_wrapper"]  # sends files past the middleware that counts bytes
         if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
             response.force_close()
         try:
@@ -296,9 +305,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
                 return False
             self.log.info("response cut short", exc_info=not isinstance(error, OSError))
             if isinstance(error, TimeoutError) or (response.response_length is None and not response.chunked):
-                # A reader that stalled would keep the kernel's buffers; one that waits for the end of the connection would
-                # take an orderly end for the end of the body.
-                conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+                # A stalled client would keep the kernel's buffers. A client that reads until the end of the connection would
+                # take an orderly close for the end of the body.
+                conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ABORT)
                 conn.close()
             return False
         return not response.should_close()
@@ -316,7 +325,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
             if hasattr(body, "close"):
                 body.close()
 
-    def handle(self, conn: Connection) -> bool:
+    def handle(self, conn: ClientConnection) -> bool:
         if not conn.needed:
             self.handle_error(None, conn.sock, conn.client, errors.LimitRequestHeaders("head"))
             return False
@@ -324,7 +333,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         return bool(super().handle(conn))
 
     def handle_error(self, request: Any, client: socket.socket, address: Any, error: Exception) -> None:
-        """Answers what never reached the application in the form of its other errors, without echo or log of the request."""
+        """Answers a request that did not reach the application with a problem document. Does not echo or log the request."""
         status = _status_of(error)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.exception("request failed in the server")
@@ -339,7 +348,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         try:
             client.sendall(head.encode() + (b"" if request and request.method == "HEAD" else body))
         except OSError:
-            self.log.debug("the client did not wait for its refusal")
+            self.log.debug("the client disconnected before the error response")
 
 
 def _status_of(error: Exception) -> HTTPStatus:

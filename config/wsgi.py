@@ -13,5 +13,5 @@ django = get_wsgi_application()
 
 
 def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-    environ["strongroom.path"] = environ.get("PATH_INFO", "")  # as it came: Django writes its own reading of it over it
+    environ["strongroom.path"] = environ.get("PATH_INFO", "")  # the original; Django overwrites PATH_INFO
     return django(environ, start_response)

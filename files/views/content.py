@@ -34,7 +34,7 @@ def announced_digest(request: Request) -> bytes | None:
 
 
 class ContentView(APIView):
-    takes_chunks = True
+    accepts_chunked_bodies = True
 
     @extend_schema(operation_id="content_download", parameters=BYTE_REQUEST_HEADERS, responses=CONTENT_RESPONSES)
     def get(self, request: Request, slug: str, filename: str) -> HttpResponseBase:

@@ -53,7 +53,7 @@ def file_created(view: APIView, request: Request, file: StoredFile, *, is_new: b
 
 
 class CollectionFilesView(generics.GenericAPIView[StoredFile]):
-    takes_chunks = True
+    accepts_chunked_bodies = True
     filterset_class = FileFilter
     filter_backends = (DjangoFilterBackend, StrictOrdering)
     ordering_fields = ("created_at", "updated_at", "filename", "length")
@@ -80,7 +80,7 @@ class CollectionFilesView(generics.GenericAPIView[StoredFile]):
 
 
 class FilesView(APIView):
-    takes_chunks = True
+    accepts_chunked_bodies = True
 
     @extend_schema(
         operation_id="files_upload_by_name",

@@ -87,7 +87,7 @@ def test_refusal_of_the_admin_is_a_page(browser: Client, root: User) -> None:
     browser.force_login(root)
     page = browser.get("/admin/tenants/user/")
     assert page.status_code == 403
-    assert "This is not allowed." in page.content.decode()
+    assert "You are not allowed to do this." in page.content.decode()
 
 
 def test_form_without_its_token_is_a_page(db: None) -> None:

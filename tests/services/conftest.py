@@ -35,7 +35,7 @@ def own_buckets(settings: Settings, tmp_path: Path, db: None, buckets_of_world: 
 
 @pytest.fixture
 def mailbox(settings: Settings) -> Iterator[Mailbox]:
-    settings.EMAIL_BACKEND = "config.mail.Server"
+    settings.EMAIL_BACKEND = "config.mail.SMTPBackend"
     with Mailbox() as mailbox:
         settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mailbox.port
         yield mailbox

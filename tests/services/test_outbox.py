@@ -32,7 +32,7 @@ PAUSE = timedelta(minutes=6)
 
 
 def use(settings: Settings, port: int) -> None:
-    settings.EMAIL_BACKEND = "config.mail.Server"
+    settings.EMAIL_BACKEND = "config.mail.SMTPBackend"
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", port
 
 
@@ -178,7 +178,7 @@ def test_tokens_are_in_the_mail_alone(mailbox: Mailbox, alice: User, api: Api, c
 
 
 def test_mails_are_files_where_there_is_no_server(alice: User, api: Api, settings: Settings, tmp_path: Path) -> None:
-    settings.EMAIL_BACKEND, settings.EMAIL_FILE_PATH = "config.mail.PrivateFiles", str(tmp_path / "mail")
+    settings.EMAIL_BACKEND, settings.EMAIL_FILE_PATH = "config.mail.PrivateFileBackend", str(tmp_path / "mail")
     invite(api(alice))
     tasks.send_mail()
     (file,) = (tmp_path / "mail").iterdir()

@@ -7,7 +7,7 @@ import pytest
 from config import env
 
 
-SMTP = {"EMAIL_BACKEND": "config.mail.Server", "EMAIL_HOST": "mail.example.org"}
+SMTP = {"EMAIL_BACKEND": "config.mail.SMTPBackend", "EMAIL_HOST": "mail.example.org"}
 PERSON = {"EMAIL_HOST_USER": "files@example.org", "EMAIL_HOST_PASSWORD": "p@ss:word"}
 NOBODY = {"EMAIL_HOST_USER": None, "EMAIL_HOST_PASSWORD": None}
 
@@ -47,6 +47,6 @@ def test_mail_server(monkeypatch: pytest.MonkeyPatch, url: str, expected: dict[s
 def test_mail_server_that_is_none_stops_the_process(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """INV-15: the console's backend would log tokens."""
     monkeypatch.setenv("EMAIL_URL", url)
-    with pytest.raises(env.BadSetting, match="EMAIL_URL is no address of a mail server; use smtp://host") as error:
+    with pytest.raises(env.BadSetting, match="EMAIL_URL is not the URL of a mail server; use smtp://host") as error:
         env.mail_server("EMAIL_URL")
     assert "secret" not in str(error.value)

@@ -18,21 +18,21 @@ from config import demo
 from config.processes import fork, run_module
 
 
-STOPPING = 10.0  # seconds that the children have for what is going on; clients resume, uploads are tried again
-TICKS_AT_ONCE = 3  # beside packages, which take minutes: mails and deadlines do not wait for them
+STOP_TIMEOUT = 10.0  # seconds that the children have to finish their work; clients resume downloads and retry uploads
+TICKS_AT_ONCE = 3  # in addition to packages, which take minutes and must not delay mails and deadlines
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Command(BaseCommand):
     help = (
-        "Brings the database up to date and serves http://127.0.0.1:$PORT with a Celery worker and beat, as bin/run does. "
-        "The three are children of this process: when one of them ends, all end, with exit code 1."
+        "Migrates the database, and serves http://127.0.0.1:$PORT with a Celery worker and beat, as bin/run does. "
+        "If one of the three child processes ends, the command stops the others and exits with status 1."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        lock, listener = _hold_home(), _bind()
+        lock, listener = _lock_home(), _bind()
         url = settings.PUBLIC_URL or f"http://127.0.0.1:{settings.PORT}"
-        # In a child, because connections that this process had made would be those of its other children, too.
+        # In a child, because later children would share the connections of this process.
         preparing = fork("prepare", partial(_prepare, url), closed=[lock, listener.fileno()])
         preparing.join()
         sys.exit(preparing.exitcode or self._supervise(lock, listener, url))
@@ -49,13 +49,13 @@ class Command(BaseCommand):
                 return _stop(children, awaited)
             for name, child in children.items():
                 if child.exitcode is not None:
-                    # Not started again here: whoever started us does that, and a crash that repeats stays visible.
-                    self.stderr.write(f"strongroom: {name} ended with {child.exitcode}; stopping everything")
+                    # Do not restart it: that is the task of a supervisor, and a repeated crash must remain visible.
+                    self.stderr.write(f"strongroom: {name} ended with status {child.exitcode}; stopping the other processes")
                     _stop(children, awaited)
                     return 1
-            if not is_announced and _answers():
+            if not is_announced and _responds():
                 is_announced = True
-                self.stdout.write(f"\nStrongroom serves {url} with its API pages at /api/docs/. Ctrl-C stops it.")
+                self.stdout.write(f"\nStrongroom serves {url}. The API documentation is at /api/docs/. Ctrl-C stops the server.")
                 if demo.path().exists():
                     self.stdout.write(demo.first_steps(url=url))
                 self.stdout.flush()
@@ -66,36 +66,36 @@ def _prepare(url: str) -> None:
     demo.create(url=url, now=timezone.now())
 
 
-def _hold_home() -> int:
-    """One installation, one server: the lock goes with the descriptor that this returns, and so with this process."""
+def _lock_home() -> int:
+    """Locks the installation for one server. Returns the descriptor, whose lock ends with this process."""
     handle = os.open(settings.HOME, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise CommandError(f"another bin/run serves {settings.HOME}: stop it, or set another STRONGROOM_HOME") from None
+        raise CommandError(f"Another bin/run serves {settings.HOME}. Stop it, or set another STRONGROOM_HOME.") from None
     return handle
 
 
 def _bind() -> socket.socket:
-    """Bound here and listened on by the web server, so that nobody connects before it is there and nobody else gets the port."""
+    """Reserves the port. The web server listens on it, so that no client can connect before the server is ready."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", settings.PORT))
     except (OSError, OverflowError) as error:
         raise CommandError(
-            f"cannot serve on port {settings.PORT} ({error}): try PORT={settings.PORT % 60000 + 1} bin/run"
+            f"Cannot serve on port {settings.PORT} ({error}). Try: PORT={settings.PORT % 60000 + 1} bin/run"
         ) from None
     return listener
 
 
 def _start(lock: int, listener: socket.socket) -> dict[str, BaseProcess]:
-    """All have what this process has imported: to start another Python for each took most of the time of a start."""
+    """Forks the children, which share the imported modules. Starting a new interpreter for each would take much longer."""
     os.chdir(settings.BASE_DIR)
-    gc.freeze()  # memory that nothing collects stays shared
+    gc.freeze()  # so that garbage collection does not copy shared memory
     gunicorn = [
         *("--config", "config/gunicorn.conf.py", "--bind", f"fd://{listener.fileno()}"),
-        *("--graceful-timeout", str(int(STOPPING / 2)), "config.wsgi"),
+        *("--graceful-timeout", str(int(STOP_TIMEOUT / 2)), "config.wsgi"),
     ]
     celery = ["--app", "config.celery", "--quiet"]
     worker = [
@@ -110,7 +110,7 @@ def _start(lock: int, listener: socket.socket) -> dict[str, BaseProcess]:
     }
 
 
-def _answers() -> bool:
+def _responds() -> bool:
     server = http.client.HTTPConnection("127.0.0.1", settings.PORT, timeout=1)
     try:
         server.request("GET", "/healthz")
@@ -123,10 +123,10 @@ def _answers() -> bool:
 
 
 def _stop(children: dict[str, BaseProcess], awaited: set[signal.Signals]) -> int:
-    """Lets what is going on come to an end, unless it takes long or the signal comes again."""
+    """Lets the children finish their work, until `STOP_TIMEOUT` or a second signal, and then kills them."""
     for child in children.values():
         child.terminate()
-    deadline = time.monotonic() + STOPPING
+    deadline = time.monotonic() + STOP_TIMEOUT
     while any(child.exitcode is None for child in children.values()) and time.monotonic() < deadline:
         arrived = signal.sigtimedwait(awaited | {signal.SIGCHLD}, 0.5)
         if arrived and arrived.si_signo in awaited:
