@@ -41,7 +41,7 @@ def problem(code: int, *, name: str, detail: str, **members: Any) -> dict[str, A
 
 
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
-    """Handles the exceptions of DRF views. DRF rolls back and sets headers. Returns None for an unknown error, which becomes a 500."""
+    """Handles exceptions of DRF views. DRF rolls back and sets headers. Returns None for an unknown error: Django answers 500."""
     if isinstance(error, StoreError | StorageUnavailable | KeyUnavailable):
         # Only the log has the cause. The message of a store names the operation and the error code.
         log.warning(
