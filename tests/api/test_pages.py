@@ -93,7 +93,7 @@ def test_refusal_of_the_admin_is_a_page(browser: Client, root: User) -> None:
 def test_form_without_its_token_is_a_page(db: None) -> None:
     page = Client(enforce_csrf_checks=True, headers=HTML).post(LOGIN, {"username": "root", "password": PASSWORD})
     assert page.status_code == 403
-    assert "Reload the page and send it again." in page.content.decode()
+    assert "Reload the page and send the form again." in page.content.decode()
 
 
 def test_bug_is_a_page_that_tells_nothing(browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,4 +113,4 @@ def test_admin_sign_in_after_too_many_failures_is_429_with_a_page(browser: Clien
         assert browser.post(LOGIN, {"username": "root", "password": "wrong"}).status_code == 200
     page = browser.post(LOGIN, {"username": "root", "password": PASSWORD})
     assert (page.status_code, page["Retry-After"]) == (429, "180")
-    assert "Too many failed attempts" in page.content.decode()
+    assert "Too many failed sign-ins" in page.content.decode()

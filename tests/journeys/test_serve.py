@@ -148,7 +148,7 @@ def test_child_that_dies_brings_all_down(ready_server: NewServer, program: str, 
     (child,) = [child for child in psutil.Process(server.process.pid).children() if child.name() == program]
     child.kill()
     assert server.process.wait(LIMIT) == 1
-    assert f"strongroom: {name} ended with -9" in server.log
+    assert f"strongroom: {name} ended with status -9" in server.log
     assert server.processes() == []
 
 
@@ -166,13 +166,13 @@ def test_second_server_on_one_home_is_refused(server: Server, new_server: NewSer
         [sys.executable, "manage.py", "serve"], cwd=ROOT, env=second.environment, capture_output=True, check=False, timeout=LIMIT
     )
     assert result.returncode == 1
-    assert b"another bin/run" in result.stderr
+    assert b"Another bin/run" in result.stderr
 
 
 def test_lost_secrets_are_not_replaced(ready_server: NewServer) -> None:
     server = ready_server()
     (server.home / "secrets").rename(server.home / "elsewhere")
-    with pytest.raises(AssertionError, match="put back the backup"):
+    with pytest.raises(AssertionError, match="from a backup"):
         server.manage("-m", "config.install")
 
 
