@@ -239,7 +239,10 @@ def get_grant(user: User, grant_id: str, collection: Collection, file: StoredFil
 
 
 def tenant_grants(user: User, tenant: Tenant) -> QuerySet[Grant]:
-    """All grants in a tenant. For its admins and auditors."""
+    """All grants in a tenant. For its admins and auditors.
+
+    Raises: NotFound, Refused.
+    """
     people.check_can_audit(user, tenant)
     return Grant.objects.filter(tenant=tenant)
 
