@@ -210,7 +210,7 @@ def read_verified(
     corrupt: Callable[[Exception], None],
     etag_changed: Callable[[str], None],
 ) -> Generator[bytes, None, None]:
-    """Yields the plaintext bytes [start, stop) of a content. Translates errors of the store and of the cipher to API errors.
+    """Yields the plaintext bytes [start, stop) of the content. Translates errors of the store and of the cipher to API errors.
 
     `missing` and `corrupt` record the damage before the error is raised. `etag_changed` receives the current ETag of an object
     that was restored from a copy.

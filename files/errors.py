@@ -124,7 +124,7 @@ class ObjectMissing(APIException):
 
 
 class ObjectCorrupt(APIException):
-    """The store returned other bytes than those that were written."""
+    """The store did not return the bytes that were written."""
 
     status_code = status.HTTP_502_BAD_GATEWAY
     default_detail = "The stored content was altered or damaged. Contact the operator."

@@ -1,4 +1,4 @@
-"""Holds: they prevent changes and the deletion of a collection or one file. All operations lock the collection."""
+"""Holds: they prevent the modification and deletion of a collection or one file. All operations lock the collection."""
 
 from datetime import datetime
 

@@ -236,7 +236,7 @@ class Grant(models.Model):
 
 
 class Hold(models.Model):
-    """Prevents changes to a collection or to one of its files, and their deletion.
+    """Prevents the modification and deletion of a collection or of one of its files.
 
     New files can be added to a collection under a hold. The hold applies to them, too.
     """

@@ -46,7 +46,7 @@ class Unsatisfiable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The bytes [start, stop) of a content. Never empty."""
+    """The bytes [start, stop) of the content. Never empty."""
 
     start: int
     stop: int
@@ -62,7 +62,7 @@ RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,20})-([0-9]{0,20})|-([0-9]{1,20}))
 def parse_range(header: str | None, length: int) -> Range | None:
     """The requested range, or None if the field is ignored and the whole content must be sent (RFC 9110, section 14.2).
 
-    Ignores units other than bytes, several ranges, malformed values and suffix ranges of an empty content.
+    Ignores units other than bytes, several ranges, malformed values and suffix ranges of empty content.
 
     Raises: Unsatisfiable.
     """
