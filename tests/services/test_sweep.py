@@ -407,7 +407,7 @@ def test_counts_that_drifted_are_mended_and_told(
     assert quota.recount(now=timezone.now()) == 1
 
     invariants.check_counts()
-    assert "drifted" in caplog.text
+    assert "corrected the counts of a collection" in caplog.text
     event = AuditEvent.objects.get(action="collection.recount")
     assert event.target_id == str(november.uuid)
     assert audit.facts_of(event.body) == {"files": -4, "length": 1499}
