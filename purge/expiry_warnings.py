@@ -86,16 +86,16 @@ def _owners(collection: Collection) -> set[str]:
 
 
 @outbox.context_builder(COLLECTION)
-def _collection_letter(mail: Mail, now: datetime) -> outbox.Context | None:
+def _collection_context(mail: Mail, now: datetime) -> outbox.Context | None:
     purge_at = datetime.fromisoformat(mail.facts["at"])
     collection = _expiring(now).filter(uuid=mail.facts["collection"], purge_at=purge_at).select_related("tenant").first()
     if collection is None or not _still_counts(mail, collection, purge_at, now):
         return None
-    return _about(collection) | {"when": f"{purge_at:%-d %B %Y, %H:%M} UTC", "count": str(collection.file_count)}
+    return _common_context(collection) | {"when": f"{purge_at:%-d %B %Y, %H:%M} UTC", "count": str(collection.file_count)}
 
 
 @outbox.context_builder(FILES)
-def _files_letter(mail: Mail, now: datetime) -> outbox.Context | None:
+def _files_context(mail: Mail, now: datetime) -> outbox.Context | None:
     day = datetime.combine(date.fromisoformat(mail.facts["at"]), time(), UTC)
     files = _expiring_files(now).filter(
         collection__uuid=mail.facts["collection"], keep_until__gte=day, keep_until__lt=day + timedelta(days=1)
@@ -105,7 +105,7 @@ def _files_letter(mail: Mail, now: datetime) -> outbox.Context | None:
     if collection is None or not found["count"] or not _still_counts(mail, collection, found["first"], now):
         return None
     before = f"{day + timedelta(days=1):%Y-%m-%dT00:00:00Z}"
-    return _about(collection) | {"when": f"{day:%-d %B %Y}", "count": str(found["count"]), "before": before}
+    return _common_context(collection) | {"when": f"{day:%-d %B %Y}", "count": str(found["count"]), "before": before}
 
 
 def _still_counts(mail: Mail, collection: Collection, moment: datetime, now: datetime) -> bool:
@@ -113,7 +113,7 @@ def _still_counts(mail: Mail, collection: Collection, moment: datetime, now: dat
     return str(_days_left(moment, now)) == mail.facts["days"] and mail.recipient in _owners(collection)
 
 
-def _about(collection: Collection) -> outbox.Context:
+def _common_context(collection: Collection) -> outbox.Context:
     return {
         "id": collection.slug,
         "name": collection.display_name,
