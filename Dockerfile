@@ -1,6 +1,6 @@
 FROM python:3.11-slim-bookworm AS packages
 COPY requirements.lock .
-# The image installs nothing once it is built, so that it holds no installer: neither here nor beside the interpreter.
+# The image contains no installers, because it installs nothing at run time.
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements.lock \
     && /venv/bin/pip uninstall --yes setuptools pip
 
@@ -18,7 +18,7 @@ COPY files files
 COPY vault vault
 COPY tenants tenants
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 STRONGROOM_HOME=/var/lib/strongroom STATIC_ROOT=/app/static
-# Collecting static files reads the settings, which want secrets; these open nothing and are not kept.
+# collectstatic reads the settings, which need secrets. These values are not used again and not kept.
 RUN SECRET_KEY=none JWT_SIGNING_KEY=none KEYRING=none python manage.py collectstatic --no-input && python -m compileall -q .
 USER strongroom
 EXPOSE 8000

@@ -94,7 +94,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int
 def test_outdated_venv_is_replaced_once_after_an_interruption(made: tuple[Path, list[tuple[int, str]]]) -> None:
     checkout, answers = made
     assert [code for code, _ in answers] == [0, 0]
-    assert sorted(text.count("making .venv") for _, text in answers) == [0, 1]
+    assert sorted(text.count("into .venv") for _, text in answers) == [0, 1]
     assert not (checkout / ".venv" / "leftover").exists()
     assert installed(checkout) == {"thing": "999"}
     assert not list((checkout / ".venv/bin").glob("pip*"))
@@ -138,11 +138,11 @@ def test_old_python_prints_the_required_version(checkout: Path, tmp_path: Path) 
 
 @pytest.mark.long
 def test_venv_is_created_once_and_replaced_for_another_lock(checkout: Path) -> None:
-    assert "making .venv" in need_venv(checkout)[1]
+    assert "into .venv" in need_venv(checkout)[1]
     assert need_venv(checkout) == (0, "")
     (checkout / ".venv" / "leftover").touch()
     (checkout / "requirements.lock").write_text("# another\n")
-    assert "making .venv" in need_venv(checkout)[1]
+    assert "into .venv" in need_venv(checkout)[1]
     assert not (checkout / ".venv" / "leftover").exists()
     assert need_venv(checkout) == (0, "")
 
@@ -191,6 +191,6 @@ def test_venv_keeps_an_installer_in_the_lock(checkout: Path) -> None:
 @pytest.mark.long
 def test_parallel_commands_create_the_venv_once(checkout: Path) -> None:
     both = [start(checkout, "requirements.lock") for _ in range(2)]
-    said = sorted(process.communicate(timeout=100)[1].count(b"making .venv") for process in both)
+    said = sorted(process.communicate(timeout=100)[1].count(b"into .venv") for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert said == [0, 1]
