@@ -18,10 +18,10 @@ PROBLEM: dict[str, Any] = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
-        "code": {"type": "string", "description": "what programs should look at"},
+        "code": {"type": "string", "description": "identifies the error; programs should rely on it"},
         "errors": {
             "type": "object",
-            "description": "by field",
+            "description": "errors by field",
             "additionalProperties": {
                 "type": "array",
                 "items": {"type": "object", "properties": {"detail": {"type": "string"}, "code": {"type": "string"}}},
@@ -53,7 +53,7 @@ class Schema(AutoSchema):
         operation: dict[str, Any] | None = super().get_operation(*args, **kwargs)
         if operation is not None:
             operation["responses"]["default"] = {
-                "description": "a problem",
+                "description": "an error",
                 "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
             }
         return operation

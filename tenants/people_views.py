@@ -46,13 +46,13 @@ class TenantsView(generics.GenericAPIView[Tenant]):
 
     @extend_schema(operation_id="tenants_list", responses=TenantOutput(many=True))
     def get(self, request: Request) -> Response:
-        """Tenants that you belong to. A superuser sees all of them, suspended ones too."""
+        """Lists the tenants that you belong to. A superuser gets all tenants, including suspended ones."""
         page = self.paginate_queryset(access.visible_tenants(user_of(request)))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     @extend_schema(operation_id="tenants_create", request=CreateTenantInput, responses={201: TenantOutput})
     def post(self, request: Request) -> Response:
-        """A new tenant, without members. For superusers."""
+        """Creates a tenant without members. For superusers."""
         serializer = CreateTenantInput(data=request.data)
         serializer.is_valid(raise_exception=True)
         tenant = people.create_tenant(settings=serializer.validated_data, by=user_of(request), now=timezone.now())
@@ -65,14 +65,15 @@ class TenantView(APIView):
 
     @extend_schema(operation_id="tenants_retrieve", responses=TenantOutput)
     def get(self, request: Request, tenant: str) -> Response:
-        """A tenant that you belong to. A suspended one is there for superusers alone."""
+        """Returns a tenant that you belong to. Only superusers can see a suspended tenant."""
         return Response(tenant_output(request, access.get_tenant(user_of(request), tenant, suspended=True)))
 
     @extend_schema(operation_id="tenants_update", request=UpdateTenantInput, responses=TenantOutput)
     def patch(self, request: Request, tenant: str) -> Response:
-        """Changes settings. For its admins; `is_active`, `quota_bytes`, `quota_files` and `allowed_ciphers` for superusers.
+        """Changes settings of the tenant. For its admins and superusers.
 
-        A request that names one of these is refused as a whole to everybody else, with 403, even if it would change nothing.
+        Only superusers can set `is_active`, `quota_bytes`, `quota_files` and `allowed_ciphers`. For other users, a request with
+        one of these fields is refused as a whole with 403, even if the value does not change.
         """
         user = user_of(request)
         found = access.get_tenant(user, tenant, suspended=True)
@@ -93,17 +94,17 @@ class MembersView(generics.GenericAPIView[Membership]):
 
     @extend_schema(operation_id="members_list", responses=MemberOutput(many=True))
     def get(self, request: Request, tenant: str) -> Response:
-        """The people and service accounts of a tenant. For its admins and auditors, and superusers."""
+        """Lists the members of a tenant: people and service accounts. For its admins and auditors, and for superusers."""
         members = access.visible_members(user_of(request), tenant)
         page = self.paginate_queryset(self.filter_queryset(members))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     @extend_schema(operation_id="members_create", request=AddMemberInput, responses={201: MemberOutput, 202: InvitedOutput})
     def post(self, request: Request, tenant: str) -> Response:
-        """Adds a person by username, or invites one by e-mail. For admins of the tenant, and superusers.
+        """Adds a user by username, or invites a person by e-mail. For admins of the tenant and superusers.
 
-        A username has to be that of somebody in a tenant that you administer; a superuser may name anybody. An e-mail address may
-        be anybody's: whether somebody has it already is not told. Inviting it again renews the invitation and its roles.
+        An admin can add users of the tenants that they administer, a superuser any user. Any e-mail address can be invited. The
+        response does not show whether a user has the address. Inviting it again renews the invitation and its roles.
         """
         user = user_of(request)
         found = access.get_tenant(user, tenant)
@@ -121,7 +122,7 @@ class MemberView(APIView):
 
     @extend_schema(operation_id="members_update", request=SetRolesInput, responses=MemberOutput)
     def patch(self, request: Request, tenant: str, username: str) -> Response:
-        """Replaces a member's roles, one's own too. The last active admin stays one: 409."""
+        """Replaces the roles of a member, who can be yourself. Refuses to remove the last active admin of a tenant with 409."""
         user = user_of(request)
         membership = access.get_member(user, tenant, username)
         serializer = SetRolesInput(data=request.data)
@@ -132,7 +133,7 @@ class MemberView(APIView):
 
     @extend_schema(operation_id="members_delete", responses={204: None})
     def delete(self, request: Request, tenant: str, username: str) -> Response:
-        """Ends a membership. The next request of the person finds nothing of the tenant. The last active admin stays: 409."""
+        """Ends a membership with immediate effect. Refuses to remove the last active admin of a tenant with 409."""
         user = user_of(request)
         people.remove_member(access.get_member(user, tenant, username), by=user, now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
@@ -148,7 +149,7 @@ class InvitationsView(generics.GenericAPIView[Invitation]):
 
     @extend_schema(operation_id="invitations_list", responses=InvitationOutput(many=True))
     def get(self, request: Request, tenant: str) -> Response:
-        """Invitations that nobody has accepted, expired ones too. For admins and auditors of the tenant, and superusers."""
+        """Lists pending and expired invitations. For admins and auditors of the tenant, and for superusers."""
         page = self.paginate_queryset(access.visible_invitations(user_of(request), tenant))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
@@ -158,7 +159,7 @@ class InvitationView(APIView):
 
     @extend_schema(operation_id="invitations_delete", responses={204: None})
     def delete(self, request: Request, tenant: str, invitation: str) -> Response:
-        """Withdraws an invitation: its token opens nothing any more."""
+        """Withdraws an invitation, which makes its token invalid."""
         user = user_of(request)
         people.withdraw(access.get_invitation(user, tenant, invitation), by=user, now=timezone.now())
         return Response(status=status.HTTP_204_NO_CONTENT)
@@ -167,9 +168,9 @@ class InvitationView(APIView):
 class AcceptView(TokenView):
     @extend_schema(operation_id="invitations_accept", request=AcceptInput, responses={201: AcceptOutput}, tags=["auth"])
     def post(self, request: Request) -> Response:
-        """Makes a member of whoever has the token from the mail. It works once.
+        """Accepts an invitation with the token from the mail. The token works once.
 
-        If nobody has the e-mail address yet, an account is made: `username` and `password` are then required, else ignored.
+        If no user has the e-mail address, a user is created. `username` and `password` are then required, otherwise ignored.
         """
         serializer = AcceptInput(data=request.data)
         serializer.is_valid(raise_exception=True)

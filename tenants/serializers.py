@@ -28,7 +28,7 @@ class PlainTextField(serializers.CharField):
 
 
 class RolesField(serializers.ListField):
-    child = serializers.RegexField(r"^[a-z_]{1,40}$", help_text=f"{', '.join(Role.values)}, or a stage's role")
+    child = serializers.RegexField(r"^[a-z_]{1,40}$", help_text=f"{', '.join(Role.values)}, or the role of an egress stage")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_empty=False, max_length=50, **kwargs)
@@ -90,7 +90,7 @@ class MeOutput(serializers.Serializer[Any]):
 
 
 class UpdateTenantInput(serializers.Serializer[Any]):
-    """What is absent stays as it is."""
+    """Fields that are absent do not change."""
 
     name = PlainTextField(max_length=200, required=False)
     default_retention_days = serializers.IntegerField(
@@ -98,7 +98,7 @@ class UpdateTenantInput(serializers.Serializer[Any]):
     )
     new_collections = serializers.ChoiceField(choices=Tenant.NewCollections.choices, required=False)
     allow_external_sharing = serializers.BooleanField(required=False)
-    is_active = serializers.BooleanField(required=False, help_text="superusers only, as all that follow")
+    is_active = serializers.BooleanField(required=False, help_text="superusers only, like the fields below")
     quota_bytes = serializers.IntegerField(
         min_value=0, max_value=MAX_BIGINT, allow_null=True, required=False, help_text="null for no limit"
     )
@@ -111,7 +111,7 @@ class UpdateTenantInput(serializers.Serializer[Any]):
 
 
 class CreateTenantInput(UpdateTenantInput):
-    slug = serializers.RegexField(r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=50, help_text="for ever")
+    slug = serializers.RegexField(r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=50, help_text="cannot be changed")
     name = PlainTextField(max_length=200)
 
 
@@ -155,13 +155,15 @@ class TenantOutput(serializers.Serializer[Tenant]):
 class AddMemberInput(serializers.Serializer[Any]):
     """Either a username or an e-mail address."""
 
-    username = serializers.CharField(max_length=150, required=False, help_text="whom you know: added at once")
-    email = serializers.EmailField(max_length=254, required=False, help_text="anybody: invited by mail")
+    username = serializers.CharField(
+        max_length=150, required=False, help_text="of a user in one of your tenants, who is added immediately"
+    )
+    email = serializers.EmailField(max_length=254, required=False, help_text="of any person, who is invited by mail")
     roles = RolesField()
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if ("username" in attrs) == ("email" in attrs):
-            problem = ["Give a username or an e-mail address, and not both."]
+            problem = ["Give either a username or an e-mail address."]
             raise serializers.ValidationError({"username": problem, "email": problem})
         return attrs
 
@@ -197,9 +199,13 @@ class InvitationOutput(serializers.Serializer[Any]):
 
 class AcceptInput(serializers.Serializer[Any]):
     token = serializers.CharField(max_length=500)
-    username = serializers.CharField(max_length=150, required=False, help_text="for who has no account yet")
+    username = serializers.CharField(max_length=150, required=False, help_text="required if no user has the e-mail address")
     password = serializers.CharField(
-        max_length=1000, required=False, trim_whitespace=False, style={"input_type": "password"}, help_text="likewise"
+        max_length=1000,
+        required=False,
+        trim_whitespace=False,
+        style={"input_type": "password"},
+        help_text="required if no user has the e-mail address",
     )
 
 

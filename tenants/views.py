@@ -39,9 +39,9 @@ class TokenView(APIView):
 class SignIn(TokenView):
     @extend_schema(operation_id="token_create", request=TokenInput, responses=TokenOutput, tags=["auth"])
     def post(self, request: Request) -> Response:
-        """Exchanges a username and a password for an access token of 5 minutes and a refresh token.
+        """Exchanges a username and a password for an access token, which is valid for 5 minutes, and a refresh token.
 
-        After some failures in a row the answer is 429 with `Retry-After`, for a right password too.
+        After several failures, the response is 429 with `Retry-After`, even if the password is correct.
         """
         serializer = TokenInput(data=request.data)
         serializer.is_valid(raise_exception=True)
@@ -52,7 +52,7 @@ class SignIn(TokenView):
 class Refresh(TokenView):
     @extend_schema(operation_id="token_refresh", request=RefreshInput, responses=TokenOutput, tags=["auth"])
     def post(self, request: Request) -> Response:
-        """Exchanges a refresh token for a new pair. It works once: used again, it ends every session of the person."""
+        """Exchanges a refresh token for a new pair. A refresh token works once. Using it again ends all sessions of the user."""
         serializer = RefreshInput(data=request.data)
         serializer.is_valid(raise_exception=True)
         pair = tokens.refresh(serializer.validated_data["refresh"], now=timezone.now())
@@ -62,7 +62,7 @@ class Refresh(TokenView):
 class Revoke(TokenView):
     @extend_schema(operation_id="token_revoke", request=RefreshInput, responses={204: None}, tags=["auth"])
     def post(self, request: Request) -> Response:
-        """Logs out: the refresh token opens nothing any more. The access token beside it ends by itself within 5 minutes."""
+        """Signs out by revoking the refresh token. The access token expires within 5 minutes."""
         serializer = RefreshInput(data=request.data)
         serializer.is_valid(raise_exception=True)
         tokens.revoke(serializer.validated_data["refresh"], now=timezone.now())
@@ -74,9 +74,9 @@ class ChangePassword(APIView):
 
     @extend_schema(operation_id="password_change", request=ChangePasswordInput, responses=TokenOutput, tags=["auth"])
     def post(self, request: Request) -> Response:
-        """Sets your own password. Every session ends; the answer is a new one.
+        """Changes your own password. All your sessions end, and the response contains the tokens of a new one.
 
-        Wrong current passwords count as failed sign-ins: after some in a row the answer is 429 with `Retry-After`.
+        A wrong current password counts as a failed sign-in. After several failures, the response is 429 with `Retry-After`.
         """
         serializer = ChangePasswordInput(data=request.data)
         serializer.is_valid(raise_exception=True)
@@ -88,7 +88,10 @@ class ChangePassword(APIView):
 class ResetPassword(TokenView):
     @extend_schema(operation_id="password_reset", request=ResetPasswordInput, responses={202: None}, tags=["auth"])
     def post(self, request: Request) -> Response:
-        """Mails a token that sets a new password, once within an hour. Whether anybody has this address is not told."""
+        """Sends a mail with a token that sets a new password once within an hour.
+
+        The response does not show whether a user has this address.
+        """
         serializer = ResetPasswordInput(data=request.data)
         serializer.is_valid(raise_exception=True)
         passwords.request_reset(email=serializer.validated_data["email"], now=timezone.now())
@@ -98,7 +101,7 @@ class ResetPassword(TokenView):
 class ConfirmReset(TokenView):
     @extend_schema(operation_id="password_reset_confirm", request=ConfirmResetInput, responses={204: None}, tags=["auth"])
     def post(self, request: Request) -> Response:
-        """Sets a new password with the token from the mail. Every session ends."""
+        """Sets a new password with the token from the mail. All sessions of the user end."""
         serializer = ConfirmResetInput(data=request.data)
         serializer.is_valid(raise_exception=True)
         passwords.confirm_reset(**serializer.validated_data, now=timezone.now())
@@ -108,7 +111,7 @@ class ConfirmReset(TokenView):
 class Me(APIView):
     @extend_schema(operation_id="me", responses=MeOutput, tags=["auth"])
     def get(self, request: Request) -> Response:
-        """Who I am, and what I am in which tenants; of an API key, what it may be used for."""
+        """Returns the current user, with their tenants and roles, and the API key of the request, if any."""
         user = cast(User, request.user)  # the default permission accepts no other type
         tenants = access.memberships_of(user).order_by("tenant__slug")
         me = {

@@ -9,20 +9,20 @@ from tenants.serializers import UtcDateTimeField
 
 
 class AuditInput(serializers.Serializer[Any]):
-    """What a trail can be narrowed by."""
+    """The filters of an audit trail."""
 
     action = serializers.RegexField(
         r"\A[a-z_]+\.[a-z_]*\Z",
         required=False,
         max_length=100,
-        help_text="one action, such as file.download, or the beginning of several, such as file.",
-        error_messages={"invalid": "Name an action, such as file.download, or the beginning of several, such as file."},
+        help_text="an action such as file.download, or a prefix that ends in a dot, such as file.",
+        error_messages={"invalid": "Use an action such as file.download, or a prefix that ends in a dot, such as file."},
     )
-    actor = serializers.CharField(required=False, max_length=150, help_text="username, or system")
-    target = serializers.CharField(required=False, max_length=100, help_text="id of what it was done to")
+    actor = serializers.CharField(required=False, max_length=150, help_text="a username, or system")
+    target = serializers.CharField(required=False, max_length=100, help_text="the id of the changed object")
     request_id = serializers.CharField(required=False, max_length=100, help_text="the X-Request-ID of a response")
     since = UtcDateTimeField(required=False)
-    until = UtcDateTimeField(required=False, help_text="not included")
+    until = UtcDateTimeField(required=False, help_text="exclusive")
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if "since" in attrs and "until" in attrs and attrs["until"] < attrs["since"]:
@@ -31,7 +31,7 @@ class AuditInput(serializers.Serializer[Any]):
 
 
 class EventOutput(serializers.Serializer[AuditEvent]):
-    seq = serializers.IntegerField(help_text="1, 2, 3, ... without a gap")
+    seq = serializers.IntegerField(help_text="1, 2, 3, ... without gaps")
     at = UtcDateTimeField()
     action = serializers.CharField()
     actor = serializers.CharField()
@@ -40,7 +40,7 @@ class EventOutput(serializers.Serializer[AuditEvent]):
     target_id = serializers.CharField(allow_blank=True)
     request_id = serializers.CharField(allow_blank=True)
     facts = serializers.SerializerMethodField()
-    hash = serializers.CharField(help_text="hex of SHA-256 over `prev_hash` and the event")
+    hash = serializers.CharField(help_text="SHA-256 of `prev_hash` and the event, in hex")
     prev_hash = serializers.CharField()
 
     def get_facts(self, event: AuditEvent) -> dict[str, Any] | None:

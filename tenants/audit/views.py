@@ -31,7 +31,7 @@ class TenantAudit(Audit):
 
     @extend_schema(operation_id="audit_list", parameters=[AuditInput], responses=EventOutput(many=True))
     def get(self, request: Request, tenant: str) -> Response:
-        """What was done in a tenant, newest first. For its admins and auditors."""
+        """Lists the audit events of a tenant, newest first. For its admins and auditors."""
         user = user_of(request)
         found = access.get_tenant(user, tenant, suspended=True)
         access.check_can_audit(user, found)
@@ -43,6 +43,6 @@ class PlatformAudit(Audit):
 
     @extend_schema(operation_id="platform_audit_list", parameters=[AuditInput], responses=EventOutput(many=True))
     def get(self, request: Request) -> Response:
-        """What was done outside of every tenant: people, sessions, keys. For superusers."""
+        """Lists the audit events that belong to no tenant, such as those of users, sessions and keys. For superusers."""
         access.check_can_audit_platform(user_of(request))
         return self.list_events(request, None)

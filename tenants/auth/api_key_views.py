@@ -46,7 +46,7 @@ class ApiKeysView(generics.GenericAPIView[ApiKey]):
 
     @extend_schema(operation_id="api_keys_list", responses=ApiKeyOutput(many=True))
     def get(self, request: Request, tenant: str) -> Response:
-        """Your API keys in this tenant, revoked and expired ones too; to its admins and auditors, everybody's."""
+        """Lists your API keys in the tenant, including revoked and expired ones. Its admins and auditors get all keys."""
         user = user_of(request)
         keys = api_keys.visible_keys(user, access.get_tenant(user, tenant))
         page = self.paginate_queryset(self.filter_queryset(keys))
@@ -54,7 +54,7 @@ class ApiKeysView(generics.GenericAPIView[ApiKey]):
 
     @extend_schema(operation_id="api_keys_create", request=CreateApiKeyInput, responses={201: NewApiKeyOutput})
     def post(self, request: Request, tenant: str) -> Response:
-        """A new key for yourself, or for a service account of the tenant whose admin you are. It is shown this once."""
+        """Creates a key for yourself or, as an admin, for a service account of the tenant. Only this response has the key."""
         user = user_of(request)
         found = access.get_tenant(user, tenant)
         serializer = CreateApiKeyInput(data=request.data)
@@ -80,12 +80,13 @@ class ApiKeyView(APIView):
 
     @extend_schema(operation_id="api_keys_retrieve", responses=ApiKeyOutput)
     def get(self, request: Request, tenant: str, prefix: str) -> Response:
+        """Returns an API key, without its secret."""
         user = user_of(request)
         return Response(ApiKeyOutput(api_keys.get_key(user, access.get_tenant(user, tenant), prefix)).data)
 
     @extend_schema(operation_id="api_keys_revoke", responses={204: None})
     def delete(self, request: Request, tenant: str, prefix: str) -> Response:
-        """Revokes the key: it opens nothing any more, and what it started ends within seconds. It stays in the list."""
+        """Revokes an API key. Transfers that it started end within seconds. The key remains in the list."""
         user = user_of(request)
         key = api_keys.get_key(user, access.get_tenant(user, tenant), prefix)
         api_keys.revoke(key, by=user, now=timezone.now())
@@ -100,7 +101,7 @@ class ServiceAccountsView(generics.GenericAPIView[User]):
 
     @extend_schema(operation_id="service_accounts_list", responses=ServiceAccountOutput(many=True))
     def get(self, request: Request, tenant: str) -> Response:
-        """The tenant's service accounts, deactivated ones too, to its admins and auditors."""
+        """Lists the service accounts of the tenant, including deactivated ones. For its admins and auditors."""
         user = user_of(request)
         accounts = service_accounts.visible_accounts(user, access.get_tenant(user, tenant))
         page = self.paginate_queryset(accounts)
@@ -110,7 +111,7 @@ class ServiceAccountsView(generics.GenericAPIView[User]):
         operation_id="service_accounts_create", request=CreateServiceAccountInput, responses={201: ServiceAccountOutput}
     )
     def post(self, request: Request, tenant: str) -> Response:
-        """An account for a program. It cannot sign in: make it an API key."""
+        """Creates an account for a program. It cannot sign in. Create an API key for it."""
         user = user_of(request)
         found = access.get_tenant(user, tenant)
         serializer = CreateServiceAccountInput(data=request.data)
@@ -126,12 +127,13 @@ class ServiceAccountView(APIView):
 
     @extend_schema(operation_id="service_accounts_retrieve", responses=ServiceAccountOutput)
     def get(self, request: Request, tenant: str, account: str) -> Response:
+        """Returns a service account."""
         user = user_of(request)
         return Response(ServiceAccountOutput(service_accounts.get_account(user, access.get_tenant(user, tenant), account)).data)
 
     @extend_schema(operation_id="service_accounts_deactivate", responses={204: None})
     def delete(self, request: Request, tenant: str, account: str) -> Response:
-        """Deactivates the account and revokes its keys. It stays in the list."""
+        """Deactivates a service account and revokes its keys. The account remains in the list."""
         user = user_of(request)
         found = service_accounts.get_account(user, access.get_tenant(user, tenant), account)
         service_accounts.deactivate(found, by=user, now=timezone.now())
