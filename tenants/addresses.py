@@ -1,4 +1,4 @@
-"""Where a request comes from: the address of the client, and the network that limits count it by."""
+"""The address of the client, and the network by which limits count it."""
 
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
@@ -13,10 +13,10 @@ Address = IPv4Address | IPv6Address
 
 
 def client_address(request: HttpRequest) -> str:
-    """The address of the client as text, "" if the server is not reached over IP.
+    """Returns the address of the client, or "" if the connection does not use IP.
 
-    Each of the `BEHIND_PROXY` trusted proxies appends to X-Forwarded-For the address that it was contacted from. The entry that
-    the outermost of them appended is the client; entries before it were written by the client.
+    Each of the `BEHIND_PROXY` trusted proxies appends the address of its own client to X-Forwarded-For. The entry of the outermost
+    proxy is the client of the system. Entries before it were sent by that client and are not trusted.
     """
     peer = str(request.META.get("REMOTE_ADDR", ""))
     if settings.BEHIND_PROXY:
@@ -27,7 +27,7 @@ def client_address(request: HttpRequest) -> str:
 
 
 def parse(text: str) -> Address | None:
-    """An address, with or without a port. An IPv4 address that is mapped into IPv6 is an IPv4 address. None for anything else."""
+    """Parses an address with or without a port. Maps IPv4-mapped IPv6 to IPv4. Returns None for invalid text."""
     host = text.strip()
     if host.startswith("["):
         host = host[1:].partition("]")[0]
@@ -41,7 +41,7 @@ def parse(text: str) -> Address | None:
 
 
 def network_of(address: str) -> str:
-    """What the limits count a client by: an IPv4 address, or the /64 network of an IPv6 address."""
+    """Returns an IPv4 address itself, or the /64 network of an IPv6 address."""
     parsed = parse(address)
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((parsed, IPV6_SITE), strict=False))

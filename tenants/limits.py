@@ -1,7 +1,7 @@
-"""Rate limits that all processes share: one row for each limit and subject, changed in one statement.
+"""Rate limits that all processes share: one row for each limit and subject, updated in one statement.
 
-Each limit follows the generic cell rate algorithm (ITU-T I.371): `count` events are allowed at once, and the allowance refills
-evenly over `period`. The row holds the moment when the allowance will be complete again; an event moves it by `period / count`.
+Each limit follows the generic cell rate algorithm (ITU-T I.371): a burst of `count` events is allowed, and the allowance refills
+evenly over `period`. The row holds the time when the allowance will be full again. Each event moves it by `period / count`.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from tenants.models import RateLimit
 
 SECOND: Final = 1_000_000  # microseconds
 
-# No row is returned if the event would exceed the limit. A moment that is farther away than the period was written before the
-# clock was set back: it is ignored. GREATEST of PostgreSQL is MAX of SQLite.
+# Returns no row if the event would exceed the limit. Ignores a time that is farther away than the period, because it was written
+# before the clock was set back. GREATEST of PostgreSQL is MAX of SQLite.
 TAKE: Final = """
 INSERT INTO tenants_ratelimit AS used (key, full_at) VALUES (%(key)s, %(now)s + %(cost)s)
 ON CONFLICT (key) DO UPDATE SET full_at = %(cost)s +
@@ -60,7 +60,7 @@ class Limit:
             raise self.refusal(retry_after=1)  # the row was refilled between the two statements
 
     def check(self, subject: str, *, now: datetime) -> None:
-        """Whether one more event would be allowed, without counting one.
+        """Checks that one more event would be allowed, without counting it.
 
         Raises: TooManyRequests.
         """
@@ -70,11 +70,11 @@ class Limit:
             raise self.refusal(retry_after=ceil(excess / SECOND))
 
     def refund(self, subject: str) -> None:
-        """Takes back one event that turned out to be allowed without limit."""
+        """Removes one event from the count."""
         RateLimit.objects.filter(key=self._key(subject)).update(full_at=F("full_at") - self._cost)
 
     def reset(self, *subjects: str) -> None:
-        """Gives these subjects their whole allowance."""
+        """Restores the full allowance of these subjects."""
         RateLimit.objects.filter(key__in=[self._key(subject) for subject in subjects]).delete()
 
     @property
@@ -86,24 +86,24 @@ class Limit:
         return self._period // self.count
 
     def _key(self, subject: str) -> str:
-        """A keyed hash: subjects are addresses, and names that people type, among them passwords."""
+        """Hashes the subject with a key, because it can be an address, or a password that was typed as a username."""
         return f"{self.name}:{salted_hmac('tenants.limits', subject, algorithm='sha256').hexdigest()[:32]}"
 
 
-# By the network of the client: requests without credentials, and those whose credentials are wrong.
+# By the network of the client, for requests without credentials or with invalid ones
 REQUESTS: Final = Limit("requests", settings.ANONYMOUS_REQUESTS_PER_MINUTE, timedelta(minutes=1))
 BAD_TOKENS: Final = Limit("bad tokens", 300, timedelta(minutes=1))
 MAILED_TOKENS: Final = Limit("mailed tokens", 30, timedelta(minutes=15))
 RESETS: Final = Limit("resets", 20, timedelta(hours=1))
-# By tenant.
+# By tenant
 INVITATIONS: Final = Limit("invitations", 200, timedelta(hours=1))
 
 
 def delete_expired(*, now: datetime) -> int:
-    """Deletes the rows of subjects that have their whole allowance again. Returns how many."""
+    """Deletes the rows of subjects with a full allowance. Returns the number of rows."""
     return RateLimit.objects.filter(full_at__lt=_microseconds(now)).delete()[0]
 
 
 def _microseconds(moment: datetime) -> int:
-    """Unix time."""
+    """Returns Unix time in microseconds."""
     return ceil(moment.timestamp() * SECOND)

@@ -1,4 +1,4 @@
-"""Sign-in by name and password: the one way for the API, the admin site and a change of password."""
+"""Sign-in with username and password, for the API, the admin site and the change of a password."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class LimitedBackend(ModelBackend):
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **kwargs: Any
     ) -> User | None:
-        """The active person with this name and password; None if there is none.
+        """Returns the active user with this username and password, or None.
 
         Raises: TooManyAttempts, HashingFull.
         """

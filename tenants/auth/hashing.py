@@ -1,7 +1,7 @@
-"""Password hashing with bounded memory: each process computes few hashes at once, and takes turns between the networks that ask.
+"""Password hashing with bounded memory: each process computes a few hashes in parallel, in turn for the requesting networks.
 
-A flood of sign-ins from one network fills the queue of that network only. When the whole queue is full, the longest of its parts
-loses its last waiter, so that a new network always gets in.
+A flood of sign-ins from one network fills the queue of that network only. If all queues together are full, the last request in
+the longest one is refused, so that requests of other networks are still accepted.
 """
 
 import threading
@@ -18,7 +18,7 @@ from tenants import request_context
 from tenants.errors import HashingFull
 
 
-MAX_WAITING: Final = 64  # in a process; each of them occupies a thread
+MAX_WAITING: Final = 64  # in a process; each one occupies a thread
 TIMEOUT: Final = 10.0  # seconds in the queue
 
 
@@ -29,7 +29,7 @@ class _Waiter:
 
 
 class FairQueue:
-    """Admits `at_once` users at the same time. Those that wait are admitted in turn by network, and in order within one."""
+    """Admits `at_once` callers in parallel. Waiting callers are admitted in turn by network, and in order within a network."""
 
     def __init__(self, at_once: int, *, max_waiting: int = MAX_WAITING, timeout: float = TIMEOUT) -> None:
         self._at_once = at_once
@@ -37,7 +37,7 @@ class FairQueue:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._running = 0
-        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()  # the network that is next comes first
+        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()  # ordered by whose turn is next
 
     @property
     def waiting(self) -> int:
@@ -46,7 +46,7 @@ class FairQueue:
 
     @contextmanager
     def turn(self, network: str) -> Iterator[None]:
-        """Waits for a turn, and holds it for the body of the `with` statement.
+        """Waits for a turn, which lasts until the end of the `with` statement.
 
         Raises: HashingFull.
         """
@@ -108,7 +108,7 @@ _queue = SimpleLazyObject(lambda: FairQueue(settings.PASSWORD_HASHES_AT_ONCE))
 class Argon2PasswordHasher(hashers.Argon2PasswordHasher):
     """Argon2id with the parameters of OWASP (Password Storage Cheat Sheet): 19 MiB, two passes, one lane.
 
-    A hash with other parameters is verified with them, and is replaced when the person next signs in.
+    A hash with other parameters is verified with its own, and replaced at the next sign-in.
     """
 
     time_cost = 2

@@ -1,9 +1,10 @@
-"""Limits on failed sign-ins: by account, by network, and by account on a network that it is known on.
+"""Limits on failed sign-ins: by account, by network, and by account on a known network.
 
-An attempt from a network where the person has signed in within 30 days counts for that network alone: failures elsewhere do not
-lock the person out there, and a neighbour behind the same address needs more failures to do so. Any other attempt counts for the
-account, which stops guesses at one password, and for the network, which stops one password being tried on many accounts. Each
-attempt is counted before the password is checked, so that parallel attempts cannot exceed a limit; a success is taken back.
+A network is known if the user has signed in from it within 30 days. An attempt from a known network counts for the account on that
+network only. So failures elsewhere do not lock the user out there, and another user of the same address needs more failures to do
+so. Any other attempt counts for the account, which limits guesses of its password, and for the network, which limits tries of one
+password on many accounts. Each attempt is counted before the password is checked, so that parallel attempts cannot exceed a limit.
+The count of a successful attempt is refunded.
 """
 
 from datetime import datetime, timedelta
@@ -53,10 +54,10 @@ class Attempt:
             raise
 
     def succeed(self, user: User) -> None:
-        """Takes the failure back, and remembers the network."""
+        """Refunds the attempt, and records the network as known."""
         self._refund()
         for limit, subject in self._taken:
-            if limit is not NETWORK:  # or an attacker would sign in to an account of their own in between
+            if limit is not NETWORK:  # otherwise an attacker could reset the limit by signing in to an account of their own
                 limit.reset(subject)
         KnownNetwork.objects.update_or_create(user=user, network=self._network, defaults={"signed_in_at": self._now})
 
@@ -66,12 +67,12 @@ class Attempt:
 
 
 def unlock(user: User) -> None:
-    """Gives the account its whole allowance again, everywhere."""
+    """Resets the limits of the account on all networks."""
     account = user.username.casefold()
     ACCOUNT.reset(account)
     KNOWN.reset(*(f"{account} {network}" for network in user.known_networks.values_list("network", flat=True)))
 
 
 def delete_expired(*, now: datetime) -> int:
-    """Deletes networks where nobody has signed in for so long that they no longer count. Returns how many."""
+    """Deletes networks that are no longer known. Returns their number."""
     return KnownNetwork.objects.filter(signed_in_at__lt=now - KNOWN_FOR).delete()[0]
