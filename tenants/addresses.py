@@ -15,8 +15,8 @@ Address = IPv4Address | IPv6Address
 def client_address(request: HttpRequest) -> str:
     """Returns the address of the client, or "" if the connection does not use IP.
 
-    Each of the `BEHIND_PROXY` trusted proxies appends the address of its own client to X-Forwarded-For. The entry of the outermost
-    proxy is the client of the system. Entries before it were sent by that client and are not trusted.
+    Each of the `BEHIND_PROXY` trusted proxies appends the address of its own client to X-Forwarded-For. So the entry that the
+    outermost proxy appended is the client. Entries before it were sent by the client and are not trusted.
     """
     peer = str(request.META.get("REMOTE_ADDR", ""))
     if settings.BEHIND_PROXY:

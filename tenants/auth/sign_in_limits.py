@@ -1,10 +1,10 @@
 """Limits on failed sign-ins: by account, by network, and by account on a known network.
 
-A network is known if the user has signed in from it within 30 days. An attempt from a known network counts for the account on that
-network only. So failures elsewhere do not lock the user out there, and another user of the same address needs more failures to do
-so. Any other attempt counts for the account, which limits guesses of its password, and for the network, which limits tries of one
-password on many accounts. Each attempt is counted before the password is checked, so that parallel attempts cannot exceed a limit.
-The count of a successful attempt is refunded.
+A network is known if the user has signed in from it within 30 days. An attempt from a known network counts for the account on
+that network only. So failures elsewhere do not lock the user out there, and another user of the same address needs more failures
+to do so. Any other attempt counts for the account, which limits guesses of its password, and for the network, which limits tries
+of one password on many accounts. Each attempt is counted before the password is checked, so that parallel attempts cannot exceed
+a limit. A successful attempt is refunded.
 """
 
 from datetime import datetime, timedelta
