@@ -16,7 +16,7 @@ HOME = Path(env.text("STRONGROOM_HOME", str(BASE_DIR / "var"))).resolve()
 SECRETS = HOME / "secrets"  # created by the first bin/run; other installations set the environment variables
 
 # --- Secrets: each has one purpose, and none has a default ---
-SECRET_KEY = env.secret("SECRET_KEY", file=SECRETS / "secret_key") or token_hex()  # random for commands that never sign with it
+SECRET_KEY = env.secret("SECRET_KEY", file=SECRETS / "secret_key") or token_hex()  # env.OFFLINE_COMMANDS sign nothing with it
 JWT_SIGNING_KEY = env.secret("JWT_SIGNING_KEY", file=SECRETS / "jwt_signing_key")
 KEYRING = env.secret("KEYRING", file=SECRETS / "keyring")  # lines "name base64", the last is active; see vault.keyring
 
@@ -126,9 +126,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "/static/"
 STATIC_ROOT = Path(env.text("STATIC_ROOT", str(HOME / "static")))
-WHITENOISE_USE_FINDERS = env.flag(
-    "STATIC_FINDERS", default=False
-)  # bin/run turns it on, to serve static files without collectstatic
+WHITENOISE_USE_FINDERS = env.flag("STATIC_FINDERS", default=False)  # on in bin/run, which does not run collectstatic
 
 # --- Database ---
 DATABASE_URL = env.text("DATABASE_URL", f"sqlite:///{HOME / 'strongroom.sqlite3'}")

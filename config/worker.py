@@ -41,9 +41,8 @@ MAX_SMALL_BODY = 64 * 1024  # bytes; the accept loop collects bodies up to this 
 MAX_HEAD = 64 * 1024  # bytes
 MIN_RATE = 1024  # bytes per second
 MAX_UNSENT = 256 * 1024  # bytes that the kernel buffers for a slow client; its default is megabytes for each connection
-MAX_DISCARDED = (
-    64 * 1024 * 1024
-)  # bytes of a refused body that are read and discarded, so that closing does not reset the response
+# Of a refused body, which is read and discarded, so that closing does not reset the response
+MAX_DISCARDED = 64 * 1024 * 1024  # bytes
 HEAD_END = re.compile(rb"\r?\n\r?\n")
 CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r?\n", re.IGNORECASE)
 EXPECTATION = re.compile(rb"\nexpect:[ \t]*100-continue", re.IGNORECASE)
