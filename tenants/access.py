@@ -1,4 +1,4 @@
-"""Access rules of tenants and their members. All code loads tenants, members and invitations through this module.
+"""Access rules of tenants and their members. Views load tenants, members and invitations through this module.
 
 A suspended tenant is visible to superusers only, and its memberships grant no roles.
 """

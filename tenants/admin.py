@@ -92,13 +92,13 @@ class AccountAdmin(NoDeleteAdmin, UserAdmin):
     def end_sessions(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         for user in queryset:
             services.end_sessions(user=user, by=_actor(request), now=timezone.now())
-        self.message_user(request, f"Ended the API sessions of {len(queryset)} user(s).")
+        self.message_user(request, f"Users whose API sessions were ended: {len(queryset)}.")
 
     @admin.action(description="Unlock after failed sign-ins")
     def unlock(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         for user in queryset:
             services.unlock(user=user, by=_actor(request), now=timezone.now())
-        self.message_user(request, f"Unlocked {len(queryset)} user(s).")
+        self.message_user(request, f"Users unlocked: {len(queryset)}.")
 
 
 @admin.register(Tenant)
@@ -166,7 +166,7 @@ class ApiKeyAdmin(NoDeleteAdmin):
         keys = queryset.filter(revoked_at=None)
         for key in keys:
             api_keys.revoke(key, by=_actor(request), now=timezone.now())
-        self.message_user(request, f"Revoked {len(keys)} API key(s).")
+        self.message_user(request, f"API keys revoked: {len(keys)}.")
 
 
 @admin.register(Invitation)

@@ -53,7 +53,7 @@ def check_ciphers(ciphers: object) -> None:
         raise ValidationError(f"Enter a list of one or more of {', '.join(CIPHERS)}.")
 
 
-MAX_RETENTION_DAYS: Final = 36_500  # purge dates must stay within the range of dates
+MAX_RETENTION_DAYS: Final = 36_500  # keeps purge dates within the range of `datetime`
 
 
 class Scope(models.TextChoices):
@@ -257,7 +257,7 @@ class MailState(models.TextChoices):
     WAITING = "waiting"
     SENT = "sent"
     FAILED = "failed"  # all attempts failed
-    DROPPED = "dropped"  # not sent, because it had become pointless
+    DROPPED = "dropped"  # not sent, because it had become obsolete
 
 
 class Mail(Leased):
@@ -277,7 +277,7 @@ class Mail(Leased):
     due_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True)
     failed_at = models.DateTimeField(null=True, help_text="when the last attempt failed, or the mail was dropped")
-    is_dropped = models.BooleanField(default=False, db_default=False, help_text="not sent, because it had become pointless")
+    is_dropped = models.BooleanField(default=False, db_default=False, help_text="not sent, because it had become obsolete")
     problem = models.CharField(max_length=200, blank=True, help_text="error of the last attempt")
 
     class Meta:

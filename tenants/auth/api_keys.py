@@ -105,7 +105,7 @@ def create(
 ) -> tuple[ApiKey, str]:
     """Returns a new key and its text, which is not stored. Without `expires_at`, the key expires after a year.
 
-    If `API_KEY_MAX_DAYS` is less than a year, the key expires after that time.
+    `API_KEY_MAX_DAYS` limits the lifetime of a key.
 
     Raises: Conflict, Invalid, Refused, TooManyKeys.
     """
@@ -155,7 +155,7 @@ def create(
 
 @retry_on_deadlock
 def revoke(key: ApiKey, *, by: User | None, now: datetime) -> None:
-    """Revokes the key for its owner or an admin of the tenant. Transfers that the key started end within seconds.
+    """Revokes the key. `by` must be its owner or an admin of the tenant. Transfers that the key started end within seconds.
 
     Raises: Conflict, NotFound, Refused.
     """

@@ -259,7 +259,7 @@ class Migration(migrations.Migration):
                 ("failed_at", models.DateTimeField(help_text="when the last attempt failed, or the mail was dropped", null=True)),
                 (
                     "is_dropped",
-                    models.BooleanField(db_default=False, default=False, help_text="not sent, because it had become pointless"),
+                    models.BooleanField(db_default=False, default=False, help_text="not sent, because it had become obsolete"),
                 ),
                 ("problem", models.CharField(blank=True, help_text="error of the last attempt", max_length=200)),
             ],

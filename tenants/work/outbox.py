@@ -52,7 +52,7 @@ class Message(EmailMultiAlternatives):
 def context_builder(kind: str) -> Callable[[ContextBuilder], ContextBuilder]:
     """Registers the function that returns the context of the templates `mail/<kind>.txt` and `mail/<kind>.html`.
 
-    The function returns None if the mail has become pointless: `_drop` then takes it off the queue.
+    The function returns None if the mail has become obsolete: `_drop` then removes it from the queue.
     """
 
     def register(builder: ContextBuilder) -> ContextBuilder:
@@ -154,7 +154,7 @@ def _send(mail: Mail, now: datetime) -> bool:
 
 
 def _drop(mail: Mail, now: datetime) -> None:
-    """Marks a pointless mail as dropped, so that the object it is about shows this. Deletes a mail that is about no object.
+    """Marks an obsolete mail as dropped, so that the object it is about shows this. Deletes a mail that is about no object.
 
     An example of the latter is a password reset for an address that no user has.
     """

@@ -9,7 +9,7 @@ from tenants.models import User
 
 
 class Command(OperatorCommand):
-    help = "Lets a person sign in again immediately after too many failed attempts. Their password stays the same."
+    help = "Resets the limits on failed sign-ins, so that a user can sign in again immediately. Does not change the password."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("username")
