@@ -18,7 +18,20 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 # Files and folders that are clean and stay clean
-PARTS: Final = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", ".github", "docs", "purge", "vault"]
+PARTS: Final = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+    ".github",
+    "docs",
+    "purge",
+    "vault",
+    "tenants",
+    "config",
+    "bin",
+    ".ci",
+]
 TEXT: Final = {".html", ".md", ".txt", ".yml", ".yaml", ".toml", ".sh"}
 THESE_FILES: Final = {"tests/meta/prose.py", "tests/meta/test_prose.py"}  # they quote the phrases
 
