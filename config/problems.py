@@ -21,6 +21,7 @@ from rest_framework.utils.serializer_helpers import ReturnDict
 from rest_framework.views import exception_handler
 
 from files.errors import BadBody, BodyTimeout, TooLarge
+from files.http.bodies import announced_length
 from tenants.errors import TooManyRequests, Unavailable
 from vault.crypto import WrongKey
 from vault.errors import KeyUnavailable, StorageUnavailable
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 BODY_TOO_LARGE = "The request body is too large."
 DATABASE_UNAVAILABLE = "The database is not available at the moment. Try again later."
+MAX_ANONYMOUS_BODY = 16 * 1024  # bytes
 READ_ONLY = "25006"  # PostgreSQL: the server is a standby, or accepts no writes
 
 
@@ -208,9 +210,11 @@ class RefuseInvalidUrls:
         return self.get_response(request)
 
 
-class RefuseChunkedBodies:
-    """Refuses chunked bodies, which Django takes for empty ones (T-14), so that it would ignore the data of a write.
+class RefuseBody:
+    """Refuses bodies before anything reads them: large ones without authentication, and chunked ones that no view would read.
 
+    A view without authentication needs at most 16 KiB. Pages read their forms, for the CSRF token, before they look at the user;
+    DRF authenticates a request by its head. Django takes a chunked body for an empty one (T-14) and would ignore its data.
     Views that read the body themselves set `accepts_chunked_bodies`.
     """
 
@@ -221,7 +225,14 @@ class RefuseChunkedBodies:
         return self.get_response(request)
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponseBase | None:
-        is_accepted = getattr(getattr(view, "cls", None), "accepts_chunked_bodies", False)
-        if is_accepted or "Transfer-Encoding" not in request.headers or request.method not in {"POST", "PUT", "PATCH"}:
+        if request.method not in {"POST", "PUT", "PATCH"}:
             return None
-        return respond(411, name="length_required", detail="Send the body with a Content-Length instead of in chunks.")
+        view_class = getattr(view, "cls", None)
+        if "Transfer-Encoding" in request.headers and not getattr(view_class, "accepts_chunked_bodies", False):
+            return respond(411, name="length_required", detail="Send the body with a Content-Length instead of in chunks.")
+        is_authenticated = view_class.authentication_classes if view_class else request.user.is_authenticated
+        if (announced_length(request.META) or 0) > MAX_ANONYMOUS_BODY and not is_authenticated:
+            return respond(
+                413, name="body_too_large", detail=f"Without authentication, a body has at most {MAX_ANONYMOUS_BODY} bytes."
+            )
+        return None

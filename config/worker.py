@@ -1,28 +1,25 @@
-"""A variant of gunicorn's threaded worker for transfers that take hours, and for clients that are slow on purpose.
+"""gunicorn's threaded worker, made fit for hour-long streams and for clients that are slow on purpose.
 
-It differs from `gthread` of gunicorn 27 in these points:
+What `gthread` of gunicorn 27 does otherwise, and what is done about it here (`config.worker_connection` has the rest):
 
-* In gthread, a thread waits for a slow request head. Here, the accept loop collects the head and a small body before a thread
-  handles the request.
-* In gthread, the accept loop waits while it closes a connection. Here, it never waits for a client.
-* gthread subtracts a failed stream from `nr_conns` twice. Here, a connection is subtracted only when it is closed.
-* gthread has no timeout on sockets. Here, a client that transfers less than 1 KiB/s during a minute of waiting is disconnected.
-* gthread sends "100 Continue" before the application runs, and drains bodies that the application refuses. Here, "100 Continue"
-  is sent when the application first reads the body. A refused request gets `Connection: close`, and its body is not uploaded.
-* gthread reads 1 MiB ahead, and copies the surplus at each read. Here, a body of known length is read in the requested sizes.
-* gthread runs the whole body generator for HEAD, and a client waits if a generator ends early. Here, neither happens.
+* A thread waits for a slow head. Here the accept loop collects heads and small bodies; a thread gets complete requests. What is
+  collected is bounded for the process and for each network of clients.
+* A liveness probe needs a free thread. Here the accept loop answers /healthz.
+* A closing connection lingers in the accept loop and delays everybody. Here nothing in that loop waits for a client.
+* A failed stream is subtracted from `nr_conns` twice. Here `finish_request` is the only place that subtracts.
+* Bodies that the application refused are drained. Here a refusal says `Connection: close`.
+* HEAD runs the whole body generator, and a generator that ends early leaves the client waiting. Here neither happens.
 
-It does not support TLS, which a proxy terminates, nor HTTP/2, the PROXY protocol and `max_requests`.
+TLS ends in front of this server; HTTP/2, the PROXY protocol and `max_requests` are not served.
 """
 
 import errno
 import json
 import os
-import re
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -30,170 +27,38 @@ from http import HTTPStatus
 from selectors import EVENT_READ
 from typing import Any
 
+from django.conf import settings
 from gunicorn.http import errors, wsgi
-from gunicorn.http.body import Body, ChunkedReader, LengthReader
-from gunicorn.http.message import Request
-from gunicorn.http.parser import RequestParser
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
+
+from config.worker_connection import MAX_SMALL_BODY, ClientConnection, ClientSocket, IncomingRequest
 
 
-MAX_SMALL_BODY = 64 * 1024  # bytes; the accept loop collects bodies up to this size
-MAX_HEAD = 64 * 1024  # bytes
-MIN_RATE = 1024  # bytes per second
-MAX_UNSENT = 256 * 1024  # bytes that the kernel buffers for a slow client; its default is megabytes for each connection
-# Of a refused body, which is read and discarded, so that closing does not reset the response
-MAX_DISCARDED = 64 * 1024 * 1024  # bytes
-HEAD_END = re.compile(rb"\r?\n\r?\n")
-CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r?\n", re.IGNORECASE)
-EXPECTATION = re.compile(rb"\nexpect:[ \t]*100-continue", re.IGNORECASE)
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-LINGER_ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards unsent data and resets the connection
-
-
-class ClientSocket(socket.socket):
-    """A socket with a minimum transfer rate.
-
-    The rate is measured over `idle_timeout` seconds of waiting for the client; the time of the application does not count. A
-    client that stalls is disconnected after one to two times `idle_timeout`. A short pause in a fast transfer has no effect.
-    """
-
-    def __init__(self, accepted: socket.socket, idle_timeout: float) -> None:
-        super().__init__(fileno=accepted.detach())
-        self.idle_timeout = idle_timeout
-        self._waited = 0.0
-        self._transferred = 0
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        started = time.monotonic()
-        data = super().recv(size, flags)
-        self._check_rate(len(data), started)
-        return data
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        # socket.sendall() applies its timeout to the whole of `data`, so the required rate would grow with the size.
-        remaining = memoryview(data)
-        while remaining:
-            started = time.monotonic()
-            sent = self.send(remaining, flags)
-            self._check_rate(sent, started)
-            remaining = remaining[sent:]
-
-    def _check_rate(self, transferred: int, started: float) -> None:
-        self._waited += time.monotonic() - started
-        self._transferred += transferred
-        if self._waited >= self.idle_timeout:
-            if self._transferred < MIN_RATE * self._waited:
-                raise TimeoutError("the client is too slow")
-            self._waited, self._transferred = 0.0, 0
-
-
-class LazyBody(Body):  # type: ignore[misc]  # gunicorn has no type hints
-    """A body that sends "100 Continue" when the application first reads it."""
-
-    def __init__(self, reader: Any, send_continue: Callable[[], None] | None) -> None:
-        super().__init__(reader)
-        self.send_continue = send_continue
-
-    def _read_reader(self, size: int) -> bytes:
-        if self.send_continue:
-            self.send_continue()
-            self.send_continue = None
-        try:
-            data: bytes = super()._read_reader(size)
-        except errors.ParseException as error:  # applications expect OSError from `wsgi.input`
-            raise OSError(errno.EPROTO, "malformed chunk") from error
-        return data
-
-
-class ExactReader(LengthReader):  # type: ignore[misc]  # gunicorn has no type hints
-    """Receives at most the requested size.
-
-    gunicorn reads ahead and copies the surplus at each read, which takes 1.4 s of CPU per GiB in pieces of 256 KiB instead of
-    0.2 s.
-    """
-
-    def read(self, size: int) -> bytes:
-        size = min(self.length, size)
-        data: bytes = self.unreader.read(size)
-        self.length -= size
-        return data
-
-
-class IncomingRequest(Request):  # type: ignore[misc]  # gunicorn has no type hints
-    body: Any
-    must_close: bool
-    _expected_100_continue: bool
-
-    def set_body_reader(self) -> None:
-        super().set_body_reader()
-        reader = self.body.reader
-        if isinstance(reader, LengthReader):
-            reader = ExactReader(self.unreader, reader.length)
-        self.body = LazyBody(reader, self._send_continue if self._expected_100_continue else None)
-        self._expected_100_continue = False  # otherwise gunicorn sends "100 Continue" immediately
-
-    def _send_continue(self) -> None:
-        if not self.unreader.buf.getbuffer().nbytes:  # otherwise the client already sends the body
-            self.unreader.sock.sendall(CONTINUE)
-
-    @property
-    def has_unread_body(self) -> bool:
-        """Whether the client has not sent all of the body yet."""
-        reader = self.body.reader
-        if isinstance(reader, ChunkedReader):
-            return reader.parser is not None
-        return bool(reader.length > self.unreader.buf.getbuffer().nbytes)
-
-    def should_close(self) -> bool:
-        self.must_close = self.must_close or self.has_unread_body
-        return bool(super().should_close())
-
-
-class IncomingParser(RequestParser):  # type: ignore[misc]  # gunicorn has no type hints
-    mesg_class = IncomingRequest
-
-
-class ClientConnection(TConn):  # type: ignore[misc]  # gunicorn has no type hints
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.parser = IncomingParser(self.cfg, self.sock, self.client)
-        self.expect_request()
-
-    def expect_request(self) -> None:
-        self.searched = 0
-        self.needed = 0  # bytes of the head and a small body; 0 until the head has arrived
-        self.discarded = 0
-
-    def has_request(self) -> bool:
-        """Whether the head and a small body have arrived, so that a thread can handle the request."""
-        with self.parser.unreader.buf.getbuffer() as received:
-            if not self.needed:
-                head = HEAD_END.search(received, max(0, self.searched - 3))
-                self.searched = received.nbytes
-                if head is None:
-                    return bool(received.nbytes > MAX_HEAD)
-                length = CONTENT_LENGTH.search(received, 0, head.end())
-                body = int(length[1]) if length and int(length[1]) <= MAX_SMALL_BODY else 0
-                self.needed = head.end() + body
-                if received.nbytes < self.needed and EXPECTATION.search(received, 0, head.end()):
-                    with suppress(OSError):  # the next read detects a client that has disconnected
-                        self.sock.send(CONTINUE)
-            return bool(received.nbytes >= self.needed)
+MAX_UNSENT = 256 * 1024  # bytes that the kernel buffers for a slow reader; its default is megabytes for each of a thousand
+MAX_DISCARDED = 64 * 1024 * 1024  # bytes of a refused body that are read and dropped, so that closing does not reset the response
+LINGER_ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: closing drops unsent data and resets the connection
+HEALTHY = b'{"status": "ok"}'
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
-    idle_timeout = 60.0  # seconds of waiting over which the transfer rate is measured
-    head_timeout = 30.0  # seconds for the head and a small body
+    idle_timeout = 60.0  # seconds of waiting over which the rate of a client is measured
+    head_timeout = 30.0  # seconds for a head and a small body
+    body_timeout = 30.0  # seconds for a body that is no transfer
+    max_parked = 64 * 1024 * 1024  # bytes of incomplete requests in a process; a quarter for one network if there is no proxy
 
-    # --- In the accept loop: no method waits ---
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._parked = 0
+        self._parked_by_network: Counter[str] = Counter()
+
+    # --- In the accept loop: nothing here waits ---
 
     def accept(self, listener: Any) -> None:
         try:
             accepted, address = listener.accept()
         except OSError as error:
             if error.errno not in {errno.EAGAIN, errno.ECONNABORTED}:
-                # Out of descriptors or memory. Without this, the loop would spin on the pending connection. `run` accepts again
-                # within a second.
+                # Out of descriptors or memory. The loop would spin on the waiting client; `run` accepts again within a second.
                 self.set_accept_enabled(False)
             return
         self.nr_conns += 1
@@ -212,12 +77,41 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
             return
         conn.parser.unreader.buf.seek(0, os.SEEK_END)
         conn.parser.unreader.buf.write(data)
+        self._park(conn, len(data))
         if not data:
             self._unregister(self.pending_conns, conn)
             self._close(conn)
         elif conn.has_request():
             self._unregister(self.pending_conns, conn)
+            self._serve(conn)
+        elif self._is_full(conn):
+            self._unregister(self.pending_conns, conn)
+            self._answer(conn, *_refusal(HTTPStatus.SERVICE_UNAVAILABLE, retry_after=5))
+
+    def _serve(self, conn: ClientConnection) -> None:
+        """Gives a complete request to a thread, or answers it here."""
+        if method := conn.is_liveness_probe():
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+            self._answer(conn, head, HEALTHY, is_head=method == b"HEAD")
+        else:
             self.enqueue_req(conn)
+
+    def _answer(self, conn: ClientConnection, head: bytes, body: bytes, *, is_head: bool = False) -> None:
+        """Answers without waiting, and closes: the kernel has room for so little on a connection that was not written to."""
+        head += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with suppress(OSError):
+            conn.sock.send(head + (b"" if is_head else body))
+        self._close_gracefully(conn)
+
+    def _park(self, conn: ClientConnection, size: int) -> None:
+        """Counts bytes of an incomplete request, from when they arrive until a thread has the request."""
+        conn.parked += size
+        self._parked += size
+        self._parked_by_network[conn.network] += size
+
+    def _is_full(self, conn: ClientConnection) -> bool:
+        is_direct = not settings.BEHIND_PROXY
+        return self._parked > self.max_parked or (is_direct and self._parked_by_network[conn.network] > self.max_parked // 4)
 
     def finish_request(self, conn: ClientConnection, future: "Future[bool]") -> None:
         if not future.cancelled() and future.exception() is None and future.result():
@@ -230,27 +124,26 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
 
     def _await_request(self, conn: ClientConnection) -> None:
         conn.expect_request()
+        conn.sock.deadline = None
         conn.sock.settimeout(0.0)
         if conn.has_request():
-            self.enqueue_req(conn)
+            self._serve(conn)
             return
         conn.timeout = time.monotonic() + self.head_timeout
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def _close_gracefully(self, conn: ClientConnection) -> None:
-        """Ends the response, and keeps the connection until the client closes it.
-
-        To close it while the client still sends would reset the connection before the client has read the response.
-        """
+        """Ends the response and waits in the accept loop until the client closes: closing while it still sends would reset the
+        connection before it has read the response."""
         try:
             conn.sock.shutdown(socket.SHUT_WR)
-        except OSError:  # closed by the thread or the client
+        except OSError:  # closed by its thread, or by the client
             self._close(conn)
             return
         conn.sock.settimeout(0.0)
         conn.set_timeout()
-        self.keepalived_conns.append(conn)  # gunicorn closes these when they expire
+        self.keepalived_conns.append(conn)  # these expire in their order, and are closed then
         if not self.alive:
             self._cap_keepalive(time.monotonic() + STOP_KEEPALIVE_LINGER)
         self.poller.register(conn.sock, EVENT_READ, partial(self._discard, conn))
@@ -265,7 +158,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
             self._close(conn)
 
     def _receive(self, client: ClientSocket) -> bytes | None:
-        """Returns received bytes, b"" if the client has disconnected, or None if nothing has arrived."""
+        """The bytes that have arrived: b"" if the client is gone, None if there are none."""
         try:
             return client.recv(MAX_SMALL_BODY)
         except BlockingIOError:
@@ -273,27 +166,45 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         except OSError:
             return b""
 
-    def _unregister(self, connections: Any, conn: ClientConnection) -> None:
+    def _unregister(self, parked: Any, conn: ClientConnection) -> None:
         self.poller.unregister(conn.sock)
-        connections.remove(conn)
+        parked.remove(conn)
+        self._unpark(conn)
+
+    def murder_pending(self) -> None:
+        """Closes connections whose request has not arrived in time."""
+        now = time.monotonic()
+        while self.pending_conns and self.pending_conns[0].timeout <= now:
+            conn = self.pending_conns[0]
+            self._unregister(self.pending_conns, conn)
+            self._close(conn)
+
+    def _unpark(self, conn: ClientConnection) -> None:
+        self._parked -= conn.parked
+        self._parked_by_network[conn.network] -= conn.parked
+        if self._parked_by_network[conn.network] <= 0:
+            del self._parked_by_network[conn.network]
+        conn.parked = 0
 
     def _close(self, conn: ClientConnection) -> None:
         self.nr_conns -= 1
         conn.close()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Also limits the wait for requests that have not arrived yet, so that the worker can stop."""
+        """A stopping worker does not wait for requests that have not arrived."""
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
 
-    # --- In a thread of the pool ---
+    # --- In a thread of its own ---
 
     def handle_request(self, request: IncomingRequest, conn: ClientConnection) -> bool:
         conn.sock.settimeout(self.idle_timeout)
+        conn.sock.deadline = time.monotonic() + self.body_timeout
         response, environ = wsgi.create(request, conn.sock, conn.client, conn.server, self.cfg)
         environ["wsgi.multithread"] = True
-        del environ["wsgi.file_wrapper"]  # sends files past the middleware that counts bytes
+        environ["strongroom.begin_transfer"] = conn.sock.begin_transfer
+        del environ["wsgi.file_wrapper"]  # no file is sent without passing through the middleware that counts it
         if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
             response.force_close()
         try:
@@ -304,8 +215,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
                 return False
             self.log.info("response cut short", exc_info=not isinstance(error, OSError))
             if isinstance(error, TimeoutError) or (response.response_length is None and not response.chunked):
-                # A stalled client would keep the kernel's buffers. A client that reads until the end of the connection would
-                # take an orderly close for the end of the body.
+                # A stalled reader would keep the kernel's buffers, and a client that reads until the connection ends would take
+                # an orderly end for the end of the body.
                 conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ABORT)
                 conn.close()
             return False
@@ -332,22 +243,27 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         return bool(super().handle(conn))
 
     def handle_error(self, request: Any, client: socket.socket, address: Any, error: Exception) -> None:
-        """Answers a request that did not reach the application with a problem document. Does not echo or log the request."""
+        """Answers a request that never reached the application in the form of all errors. No part of it is repeated or logged."""
         status = _status_of(error)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.exception("request failed in the server")
         else:
             self.log.info("request refused by the server: %d %s", status, type(error).__name__)
-        problem = {"type": "about:blank", "title": status.phrase, "status": status, "detail": status.description or status.phrase}
-        body = json.dumps(problem | {"code": status.name.lower()}).encode()
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nCache-Control: no-store\r\n"
-            f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
+        head, body = _refusal(status)
+        head += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
         try:
-            client.sendall(head.encode() + (b"" if request and request.method == "HEAD" else body))
+            client.sendall(head + (b"" if request and request.method == "HEAD" else body))
         except OSError:
-            self.log.debug("the client disconnected before the error response")
+            self.log.debug("the client closed the connection before it was refused")
+
+
+def _refusal(status: HTTPStatus, *, retry_after: int | None = None) -> tuple[bytes, bytes]:
+    """Head (without the headers on connection and length) and body of a problem document."""
+    problem = {"type": "about:blank", "title": status.phrase, "status": status, "detail": status.description or status.phrase}
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nCache-Control: no-store\r\nContent-Type: application/problem+json\r\n"
+    if retry_after is not None:
+        head += f"Retry-After: {retry_after}\r\n"
+    return head.encode(), json.dumps(problem | {"code": status.name.lower()}).encode()
 
 
 def _status_of(error: Exception) -> HTTPStatus:

@@ -295,7 +295,7 @@ def set_policy(tenant: Tenant, *, by: User, now: datetime, version: int | None =
 
     The change is refused if `version` is given and is not the current version.
 
-    Raises: Invalid, PolicyChanged.
+    Raises: Invalid, NotFound, PolicyChanged, Refused.
     """
     with transaction.atomic():
         locked = Tenant.objects.select_for_update(no_key=True).get(pk=tenant.pk)

@@ -25,6 +25,8 @@ def read_body(environ: dict[str, Any]) -> Iterator[bytes]:
     """
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() not in {"", "identity"}:
         raise UnsupportedBody("Send the body without Content-Encoding.", code="content_encoding")
+    if begin_transfer := environ.get("strongroom.begin_transfer"):  # of config/worker.py
+        begin_transfer()
     stream, left = environ["wsgi.input"], announced_length(environ)
     if left is None and not environ.get("wsgi.input_terminated"):
         return  # neither Content-Length nor chunks, so there is no body

@@ -187,6 +187,65 @@ def test_200_clients_stalled_at_their_second_request_delay_no_other_client(serve
         assert server.responds_promptly(is_quiet=is_quiet)
 
 
+PROBE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_liveness_is_answered_while_all_threads_are_busy(server: Server) -> None:
+    """The accept loop answers: 200 requests for 8 threads are ahead of it in the queue."""
+    with server.crowd(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nhalf") as clients:
+        head, _, body = server.exchange(PROBE).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert json.loads(body) == {"status": "ok"}
+        clients[-1].settimeout(0)
+        with pytest.raises(BlockingIOError):
+            clients[-1].recv(1)
+
+
+def test_liveness_by_head_has_no_body(server: Server) -> None:
+    answer = server.exchange(b"HEAD /healthz?x HTTP/1.0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"Content-Length: 16\r\n\r\n")
+
+
+def test_incomplete_requests_are_bounded_in_bytes_by_network(server: Server) -> None:
+    """One network may fill a quarter. The others are answered, and the bytes are released with the connections."""
+    padding = b"X-Padding: " + b"x" * 60_000
+    flood = [b"GET /hello HTTP/1.1\r\n" + padding] * (ShortTimeoutWorker.max_parked // 4 // len(padding) + 1)
+    for _ in range(2):
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(server.connect(data)) for data in flood]
+            answers = [read_all(client) for client in clients[-1:]]
+            assert answers[0].startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"\r\nRetry-After: 5\r\n" in answers[0]
+        server.wait_for_stats(connections=1)
+    assert server.get("/hello") == b"hello"
+
+
+@within(3 * ShortTimeoutWorker.body_timeout)
+def test_body_that_is_no_transfer_has_a_deadline(server: Server, seconds: float) -> None:
+    """At a rate that a transfer may have for hours."""
+    started = time.monotonic()
+    with server.connect(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n") as client:
+        client.settimeout(0.01)
+        while time.monotonic() < started + seconds:
+            with contextlib.suppress(TimeoutError):
+                client.sendall(b"x" * 10_000)
+                if answer := client.recv(1000):
+                    assert answer.startswith(b"HTTP/1.1 408 ")
+                    return
+    pytest.fail("the body was read without a deadline")
+
+
+@QUIET  # a busy machine may send more slowly than the minimum rate
+def test_transfer_has_no_deadline(server: Server) -> None:
+    pieces = int(ShortTimeoutWorker.body_timeout / 0.05) * 2
+    with server.connect(f"POST /transfer HTTP/1.1\r\nHost: x\r\nContent-Length: {pieces * 10_000}\r\n\r\n".encode()) as client:
+        for _ in range(pieces):
+            client.sendall(b"x" * 10_000)
+            time.sleep(0.05)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
 @within(3 * ShortTimeoutWorker.head_timeout)
 def test_stalled_head_is_closed_without_a_response(server: Server, seconds: float) -> None:
     started = time.monotonic()

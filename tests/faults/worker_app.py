@@ -18,6 +18,8 @@ class ShortTimeoutWorker(Worker):
 
     idle_timeout = 1.0
     head_timeout = 3.0
+    body_timeout = 2.0
+    max_parked = 2 * MIB
 
     def init_process(self) -> None:
         global worker
@@ -60,7 +62,9 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
             return answer("403 Forbidden", b"no")
         case "/fail":
             raise RuntimeError("secret-plan.txt")
-        case "/read":
+        case "/read" | "/transfer":
+            if environ["PATH_INFO"] == "/transfer":
+                environ["strongroom.begin_transfer"]()
             length, digest = 0, hashlib.sha256()
             try:
                 while piece := environ["wsgi.input"].read(256 * 1024):

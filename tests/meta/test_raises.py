@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.meta.raises import Code, corrected, differences
+from tests.meta.raises import Code, corrected, differences, product
 
 
 SAMPLE = '''
@@ -150,3 +150,8 @@ def test_docstrings_are_compared(sample: ModuleType) -> None:
 )
 def test_docstring_is_corrected(docstring: str, names: set[str], expected: str) -> None:
     assert corrected(docstring, names, "    ") == expected
+
+
+def test_public_services_document_their_exceptions() -> None:
+    """To correct them: `.venv/bin/python -m tests.meta.raises --write`."""
+    assert differences(Code(product())) == {}
