@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import cycle, takewhile
 from threading import Event
 
@@ -18,6 +19,7 @@ from tests.contents import random_bytes
 from tests.faults.api_calls import Response, call_api, get, post, put
 from tests.faults.conftest import Site
 from tests.live.people import Person
+from tests.live.waiting import wait_for
 
 
 CONTENT = random_bytes(300_000, seed=37)
@@ -46,8 +48,8 @@ def database(site: Site) -> Iterator["psycopg.Connection"]:
         yield connection
 
 
-def work(member: Person, name: str, end: Event) -> list[Response]:
-    """Sends typical requests in a loop until `end` is set."""
+def work(member: Person, name: str, end: Event, responses: list[Response]) -> None:
+    """Sends typical requests in a loop until `end` is set, and appends each response."""
     requests: list[Callable[[], Response]] = [
         lambda: put(member, f"{name}.bin", CONTENT, If_Match="*"),
         lambda: put(member, f"{name}-{time.time_ns()}.bin", CONTENT[:1000]),
@@ -56,7 +58,12 @@ def work(member: Person, name: str, end: Event) -> list[Response]:
         lambda: post(member, f"{member.files}{name}.bin/download/", {}),
         lambda: post(member, "/api/v1/collections/", {"tenant": "demo", "display_name": f"{time.time_ns()}"}),
     ]
-    return [request() for request in takewhile(lambda _: not end.is_set(), cycle(requests))]
+    for request in takewhile(lambda _: not end.is_set(), cycle(requests)):
+        responses.append(request())
+
+
+def has_length(responses: list[Response], length: int) -> bool:
+    return len(responses) >= length
 
 
 def test_migration_causes_no_failed_request(site: Site, member: Person, database: "psycopg.Connection") -> None:
@@ -64,19 +71,19 @@ def test_migration_causes_no_failed_request(site: Site, member: Person, database
     names = ("one", "two", "three")
     for name in names:
         member.upload(f"{name}.bin", CONTENT)
-    end = Event()
+    end, responses = Event(), list[Response]()
     with ThreadPoolExecutor(len(names)) as pool:
-        clients = [pool.submit(work, member, name, end) for name in names]
+        clients = [pool.submit(work, member, name, end, responses) for name in names]
         try:
             for _ in range(3):
                 for statement in (*MIGRATION, *REVERSE_MIGRATION):
-                    time.sleep(0.1)  # so that requests come in between
+                    wait_for(partial(has_length, responses, len(responses) + len(names)))  # requests come in between
                     database.execute(statement)
         finally:
             end.set()
-    answers = [answer for client in clients for answer in client.result()]
-    assert len(answers) > 30
-    assert {answer.status for answer in answers} == {200, 201}
+    for client in clients:
+        client.result()
+    assert {response.status for response in responses} == {200, 201}
     for name in names:
         downloaded = get(member, f"{name}.bin")
         assert hashlib.sha256(downloaded.content).digest() == hashlib.sha256(CONTENT).digest()
