@@ -64,7 +64,7 @@ def test_sbom_of_an_outdated_environment_is_refused(checkout: Path) -> None:
     refused = run(checkout, "bin/sbom")
     assert refused.returncode == 1
     assert refused.stdout == ""
-    assert "the lock 4" in refused.stderr
+    assert "requirements.lock names 4" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_operator_revokes_and_says_why(site: Client, api: Api, bob: User, releas
 
 def test_operator_has_a_package_built_again(site: Client, api: Api, bob: User, failed: Any) -> None:
     assert 'value="build_again"' in site.get(url("egressrequest_change", failed["id"])).content.decode()
-    assert "Why?" in press(site, "build_again", failed).content.decode()
+    assert "Reason, recorded" in press(site, "build_again", failed).content.decode()
     assert said(press(site, "build_again", failed, reason="")) == [
         f"Build the package again: egress request {failed['id']}: done."
     ]

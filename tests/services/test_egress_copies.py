@@ -115,7 +115,7 @@ def test_lost_file_is_on_record_and_said_on_the_request(api: Api, bob: User, peo
     for minutes in (0, 6, 12):
         go_on(minutes)
     assert row(request).status == "submitted"
-    assert "lost a file" in see(api(bob), request)["problem"]
+    assert "is missing from the storage" in see(api(bob), request)["problem"]
     file.refresh_from_db()
     assert file.status == "missing"
     assert AuditEvent.objects.filter(action="file.missing", target_id=str(file.uuid)).count() == 1

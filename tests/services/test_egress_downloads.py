@@ -621,7 +621,7 @@ def test_package_is_not_closed_under_who_has_fetched_it_for_hours(
     asked_before_every_piece: None, api: Api, bob: User, released: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last download is over when nothing has left for a while, not a while after it began."""
-    monkeypatch.setattr(downloads, "TOUCH_SECONDS", -1)
+    monkeypatch.setattr(downloads, "TOUCH_INTERVAL_SECONDS", -1)
     received = 0
     with time_machine.travel(timezone.now(), tick=False) as clock:
         answer = get(api(bob), released)

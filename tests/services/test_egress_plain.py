@@ -97,7 +97,7 @@ def test_plain_package_is_refused_where_everything_is_encrypted(
     work_on()
 
     assert row(request).status == "failed"
-    assert "no files without encryption" in row(request).problem
+    assert "no longer allows unencrypted files" in row(request).problem
     assert not list(get_store("release").entries(""))
 
 

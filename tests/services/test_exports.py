@@ -220,7 +220,7 @@ def test_object_that_is_not_there_is_said_clearly(upload: Callable[[bytes], Stor
 
 
 def test_export_of_an_unknown_file_is_said_clearly(november: Collection) -> None:
-    with pytest.raises(CommandError, match="no such file"):
+    with pytest.raises(CommandError, match="has no file"):
         call_command("decrypt_object", "export", november.slug, "a.bin")
 
 

@@ -25,7 +25,7 @@ def database_from_before(db: None) -> None:
 def test_migrate_refuses_a_database_from_before_the_first_release(database_from_before: None, command: str) -> None:
     tables = connection.introspection.table_names()
 
-    with pytest.raises(CommandError, match="start with a new, empty database and empty buckets"):
+    with pytest.raises(CommandError, match="Use a new, empty database and empty buckets"):
         call_command(command)
 
     assert connection.introspection.table_names() == tables
