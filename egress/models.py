@@ -71,8 +71,8 @@ class EgressPolicy(models.Model):
     )
     downloaders = models.JSONField(default=default_downloaders, help_text="`requester`, or roles")
     release_format = models.CharField(max_length=10, choices=Format, default=Format.SEALED)
-    contact_email = models.EmailField(blank=True, help_text="From of its mails, and whom they name for questions")
-    app_url = models.URLField(blank=True, help_text="of the frontend that its mails link to; empty for the platform's")
+    contact_email = models.EmailField(blank=True, help_text="sender and contact address in mails about its requests")
+    app_url = models.URLField(blank=True, help_text="frontend that mails link to; empty: the frontend of the platform")
 
     class Meta:
         verbose_name_plural = "egress policies"

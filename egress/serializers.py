@@ -1,4 +1,4 @@
-"""Shapes of egress requests and policies, in and out."""
+"""Input and output of the egress API."""
 
 import json
 from collections import defaultdict
@@ -15,8 +15,8 @@ from tenants.models import SERVICE_ROLES, Mail, MailState, Role
 from tenants.serializers import MAX_BIGINT, UtcDateTimeField
 
 
-class Words(serializers.CharField):
-    """What somebody says, in as many lines as they like."""
+class FreeText(serializers.CharField):
+    """A text by a user, which may have several lines."""
 
     default_error_messages = {"control": "Control characters are not allowed."}
 
@@ -24,7 +24,7 @@ class Words(serializers.CharField):
         super().__init__(max_length=5000, **kwargs)
 
     def to_internal_value(self, data: Any) -> str:
-        if not isinstance(data, str):  # DRF takes a number for words, too
+        if not isinstance(data, str):  # DRF would accept a number.
             self.fail("invalid")
         value = str(super().to_internal_value(data))
         if not all(character.isprintable() or character in "\n\r\t" for character in value):
@@ -39,14 +39,14 @@ class Filenames(serializers.ListField):
         super().__init__(max_length=MAX_FILES, help_text="all that you can read, if left out", **kwargs)
 
 
-# --- In ---
+# --- Input ---
 
 
 class SubmitInput(serializers.Serializer[Any]):
     collection = serializers.CharField(max_length=200, help_text="id or display name")
     tenant = serializers.CharField(max_length=50, required=False, help_text="where a display name alone does not say which")
     files = Filenames(required=False)
-    justification = Words()
+    justification = FreeText()
 
 
 class ResubmitInput(serializers.Serializer[Any]):
@@ -56,18 +56,18 @@ class ResubmitInput(serializers.Serializer[Any]):
         required=False,
         help_text="those of the round before, if left out",
     )
-    justification = Words(required=False, help_text="that of the round before, if left out")
+    justification = FreeText(required=False, help_text="that of the round before, if left out")
 
 
 class DecisionInput(serializers.Serializer[Any]):
     verdict = serializers.ChoiceField(choices=Decision.Verdict.choices)
-    reason = Words()
+    reason = FreeText()
     round = serializers.IntegerField(min_value=1, required=False, help_text="that was read; refused if it is over by now")
     stage = serializers.IntegerField(min_value=1, required=False, help_text="from 1; refused if the request is at another by now")
 
 
 class ReasonInput(serializers.Serializer[Any]):
-    reason = Words()
+    reason = FreeText()
 
 
 class RoundInput(serializers.Serializer[Any]):
@@ -75,7 +75,7 @@ class RoundInput(serializers.Serializer[Any]):
 
 
 class OptionalReasonInput(serializers.Serializer[Any]):
-    reason = Words(required=False, allow_blank=True, default="")
+    reason = FreeText(required=False, allow_blank=True, default="")
 
 
 class ExtendInput(ReasonInput):
@@ -84,26 +84,26 @@ class ExtendInput(ReasonInput):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if not attrs["downloads"] and not attrs["days"]:
-            problem = ["Say how many more downloads or days."]
+            problem = ["Give a number of downloads or days greater than 0."]
             raise serializers.ValidationError({"downloads": problem, "days": problem})
         return attrs
 
 
 class Pattern(serializers.RegexField):
-    """A word of a policy, with what it should have been."""
+    """A string with a specific error message."""
 
     def __init__(self, pattern: str, expected: str) -> None:
         super().__init__(pattern, error_messages={"invalid": expected})
 
 
 class PolicyInput(serializers.Serializer[Any]):
-    """The whole policy: what is left out has its default, so that a name that is none of these is refused."""
+    """The whole policy. A missing field gets its default value, therefore unknown fields are refused."""
 
     version = serializers.IntegerField(
         min_value=0, required=False, help_text="of the policy that this replaces; refused if that is another by now"
     )
     stages = serializers.ListField(
-        child=Pattern(r"^[a-z_]{1,40}$", "A role has lower-case letters and underscores."),
+        child=Pattern(r"^[a-z_]{1,40}$", "A role consists of lower-case letters and underscores."),
         min_length=1,
         max_length=10,
         required=False,
@@ -114,7 +114,7 @@ class PolicyInput(serializers.Serializer[Any]):
     download_window_days = serializers.IntegerField(min_value=1, max_value=MAX_DAYS, default=7)
     request_expiry_days = serializers.IntegerField(min_value=1, max_value=MAX_DAYS, default=21)
     file_types = serializers.ListField(
-        child=Pattern(r"^[a-z0-9_+-]{1,20}$", "An extension is in lower case and without its dot, such as csv."),
+        child=Pattern(r"^[a-z0-9_+-]{1,20}$", "Give an extension in lower case without its dot, such as csv."),
         max_length=100,
         default=list,
         help_text="extensions; empty for any",
@@ -124,7 +124,7 @@ class PolicyInput(serializers.Serializer[Any]):
     max_total_bytes = serializers.IntegerField(min_value=1, max_value=MAX_BIGINT, allow_null=True, default=None)
     min_reason_length = serializers.IntegerField(min_value=1, max_value=1000, default=10)
     downloaders = serializers.ListField(
-        child=Pattern(r"^[a-z_]{1,40}$", "`requester`, or a role, in lower-case letters and underscores."),
+        child=Pattern(r"^[a-z_]{1,40}$", "Give `requester` or a role in lower-case letters and underscores."),
         min_length=1,
         max_length=10,
         required=False,
@@ -136,29 +136,31 @@ class PolicyInput(serializers.Serializer[Any]):
 
     def validate_stages(self, stages: list[str]) -> list[str]:
         if len(set(stages)) != len(stages):
-            raise serializers.ValidationError("A stage is named once.")
+            raise serializers.ValidationError("Give each stage once.")
         if set(stages) & set(SERVICE_ROLES):
-            raise serializers.ValidationError(f"A stage has a role of its own: not {', '.join(SERVICE_ROLES)}.")
+            raise serializers.ValidationError(f"These roles cannot be used for a stage: {', '.join(SERVICE_ROLES)}.")
         return stages
 
     def validate_downloaders(self, downloaders: list[str]) -> list[str]:
         if Role.AUDITOR in downloaders:
-            raise serializers.ValidationError("Auditors get no bytes.")
+            raise serializers.ValidationError("Auditors cannot download packages.")
         return downloaders
 
     def validate_contact_email(self, address: str) -> str:
-        if address and ('"' in address or not address.isprintable()):  # no mail could be from it
-            raise serializers.ValidationError("An address without quotes.")
+        if address and ('"' in address or not address.isprintable()):
+            raise serializers.ValidationError(
+                "Give an address without quotes and control characters, because mails are sent from it."
+            )
         return address
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         unknown = sorted(set(self.initial_data) - set(self.fields))
         if unknown:
-            raise serializers.ValidationError({name: ["A policy has no such field."] for name in unknown})
+            raise serializers.ValidationError({name: ["Unknown field."] for name in unknown})
         return attrs
 
 
-# --- Out ---
+# --- Output ---
 
 
 class PolicyOutput(serializers.Serializer[EgressPolicy]):
@@ -201,7 +203,7 @@ class RequestLinks(serializers.Serializer[Any]):
 
 
 class RequestOutput(serializers.Serializer[EgressRequest]):
-    """Its context has the reader's `viewer`."""
+    """Needs the `access.Actor` who reads it as `viewer` in its context."""
 
     id = serializers.UUIDField()
     tenant = serializers.CharField(source="tenant.slug")
@@ -249,7 +251,7 @@ class RequestOutput(serializers.Serializer[EgressRequest]):
 
     @extend_schema_field(RequestLinks)
     def get_links(self, request: EgressRequest) -> dict[str, str | None]:
-        """Those that open something for the reader."""
+        """Links that the reader may open."""
         http, actor, where = self.context["request"], self.context["viewer"], {"request_id": str(request.pk)}
         collection = request.collection_slug if access.can_see_collection(actor, request) else None
         package = access.can(access.check_can_fetch, actor, request)
@@ -267,7 +269,7 @@ class ReadReceiptOutput(serializers.Serializer[Any]):
 
 
 class StagedFileOutput(serializers.Serializer[StagedFile]):
-    """There may be ten thousand of them, for which this would take seconds: it says what `RequestDetail.get_items` makes."""
+    """Only for the schema. `RequestDetail.get_items` builds these objects itself, which is faster for thousands of files."""
 
     number = serializers.IntegerField()
     filename = serializers.CharField()

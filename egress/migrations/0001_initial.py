@@ -86,12 +86,12 @@ class Migration(migrations.Migration):
                 (
                     "contact_email",
                     models.EmailField(
-                        blank=True, help_text="From of its mails, and whom they name for questions", max_length=254
+                        blank=True, help_text="sender and contact address in mails about its requests", max_length=254
                     ),
                 ),
                 (
                     "app_url",
-                    models.URLField(blank=True, help_text="of the frontend that its mails link to; empty for the platform's"),
+                    models.URLField(blank=True, help_text="frontend that mails link to; empty: the frontend of the platform"),
                 ),
                 (
                     "tenant",
