@@ -35,7 +35,7 @@ class DestructionAdmin(ReadOnlyAdmin):
     show_full_result_count = False
     fields = (
         "id", "tenant", "slug", "display_name", "collection_uuid", "file_count", "total_length", "unencrypted_count", "reason",
-        "due_at", "started_at", "began_by", "status", "blocked_by", "erased", "completed_at", "certificate", "signature",
+        "due_at", "started_at", "started_by", "status", "blocked_by", "erased", "completed_at", "certificate", "signature",
     )  # fmt: skip
     readonly_fields = ("erased",)
     actions = ("retry_blocked",)

@@ -55,7 +55,7 @@ def make(destruction: Destruction, collection: Collection, *, now: datetime) -> 
             "reason": destruction.reason,
             "due_at": _text(destruction.due_at),
             "started_at": _text(destruction.started_at),
-            "began_by": destruction.began_by,
+            "started_by": destruction.started_by,
             "completed_at": _text(now),
             "total_length": destruction.total_length,
             "methods": [

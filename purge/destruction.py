@@ -122,7 +122,7 @@ def _shred(
         reason=reason,
         due_at=due_at,
         started_at=now,
-        began_by=by.username if by else "system",
+        started_by=by.username if by else "system",
     )
     Shard.objects.bulk_create(_shards(destruction, locked))
     keys.destroy(locked.key_id, now=now)

@@ -55,7 +55,7 @@ def remaining_collections(now: datetime) -> int:
 
     Destructions by `manage.py purge` do count: like those of the schedule, they are attributed to the system.
     """
-    started = Destruction.objects.filter(began_by="system", started_at__gt=now - LIMIT_PERIOD)
+    started = Destruction.objects.filter(started_by="system", started_at__gt=now - LIMIT_PERIOD)
     return max(0, settings.PURGE_DAILY_LIMIT - started.exclude(reason=Destruction.Reason.ENDED).count())
 
 

@@ -50,7 +50,7 @@ class Destruction(Leased):
     reason = models.CharField(max_length=10, choices=Reason, editable=False)
     due_at = models.DateTimeField(editable=False, help_text="when its purge date passed or its grace period ended")
     started_at = models.DateTimeField(editable=False, help_text="when its key was destroyed; its content is unreadable since")
-    began_by = models.CharField(max_length=150, editable=False, help_text="a username, or `system`")
+    started_by = models.CharField(max_length=150, editable=False, help_text="a username, or `system`")
     status = models.CharField(max_length=10, choices=Status, default=Status.RUNNING, editable=False)
     blocked_by = models.CharField(
         max_length=500, blank=True, editable=False, help_text="the store's reason for refusing a deletion"

@@ -30,7 +30,7 @@ class DestructionOutput(serializers.Serializer[Destruction]):
     reason = serializers.ChoiceField(choices=Destruction.Reason.choices)
     due_at = UtcDateTimeField()
     started_at = UtcDateTimeField(help_text="when its key was destroyed; its content is unreadable since")
-    began_by = serializers.CharField(help_text="a username, or `system`")
+    started_by = serializers.CharField(help_text="a username, or `system`")
     status = serializers.ChoiceField(choices=Destruction.Status.choices)
     blocked_by = serializers.CharField(
         help_text="the storage's reason for refusing a deletion, which is retried every day; empty if not blocked"

@@ -42,7 +42,7 @@ def make_key(owner: User, *scopes: str, tenant: Tenant | None = None) -> str:
     return text
 
 
-def make_destruction(tenant: Tenant, display_name: str, *, began_by: str = "system", pk: UUID | None = None) -> Destruction:
+def make_destruction(tenant: Tenant, display_name: str, *, started_by: str = "system", pk: UUID | None = None) -> Destruction:
     """Creates the record of a completed destruction, whose collection no longer exists."""
     now = datetime.now(UTC)
     return Destruction.objects.create(
@@ -59,7 +59,7 @@ def make_destruction(tenant: Tenant, display_name: str, *, began_by: str = "syst
         reason=Destruction.Reason.EXPIRED,
         due_at=now,
         started_at=now,
-        began_by=began_by,
+        started_by=started_by,
         status=Destruction.Status.DONE,
         completed_at=now,
         certificate='{"version":1}',

@@ -54,7 +54,7 @@ class Migration(migrations.Migration):
                     "started_at",
                     models.DateTimeField(editable=False, help_text="when its key was destroyed; its content is unreadable since"),
                 ),
-                ("began_by", models.CharField(editable=False, help_text="a username, or `system`", max_length=150)),
+                ("started_by", models.CharField(editable=False, help_text="a username, or `system`", max_length=150)),
                 (
                     "status",
                     models.CharField(

@@ -48,7 +48,8 @@ def test_destruction_shows_how_far_it_is_and_then_its_certificate(begun: Destruc
         shown = api(user).get(address).json()
         assert shown == shown | {
             "tenant": "acme", "collection": begun.slug, "display_name": "November 2012", "reason": "expired",
-            "began_by": "system", "status": "running", "blocked_by": "", "completed_at": None, "file_count": 2, "total_length": 6,
+            "started_by": "system", "status": "running", "blocked_by": "", "completed_at": None, "file_count": 2,
+            "total_length": 6,
             "progress": {"erased": 0, "parts": 3, "parts_verified": 0},
             "links": {"self": f"http://testserver{address}", "certificate": None},
         }  # fmt: skip

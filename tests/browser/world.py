@@ -47,7 +47,7 @@ def make() -> None:
     Upload.objects.create(store="vault", object_id=uuid4(), object_key="11/22", collection=collection, started_by=bob, **times)
     PendingDeletion.objects.create(store="vault", object_key="33/44", due_at=now + timedelta(hours=1), requested_at=now)
     EgressPolicy.objects.create(tenant=acme, contact_email="data-out@acme.example")
-    make_destruction(acme, "October", began_by="alice")
+    make_destruction(acme, "October", started_by="alice")
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def make_world() -> World:
     prefix = alices.post(f"{about}/api-keys/", {"name": "From the third ward", "scopes": ["read"]}).json()["prefix"]
     account = alices.post(f"{about}/service-accounts/", {"name": "importer", "roles": ["member"]}).json()["username"]
     invitation = invite(tenant=acme, email="newcomer@example.org", roles=["member"], by=alice, now=datetime.now(UTC))
-    destroyed = make_destruction(acme, "Third Ward Cohort", began_by="alice")
+    destroyed = make_destruction(acme, "Third Ward Cohort", started_by="alice")
     request = returned(clients, slug)
     keys.ensure_signing_key(Key.Purpose.EGRESS, now=datetime.now(UTC))
     User.objects.filter(username="ivan").update(is_active=False)

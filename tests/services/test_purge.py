@@ -141,7 +141,7 @@ def test_certificate_says_what_is_gone_and_is_signed(filled: Collection, alice: 
             "id": filled.slug, "uuid": str(filled.uuid), "display_name": "November", "key": str(filled.key_id),
         },
         "reason": "expired",
-        "began_by": "system",
+        "started_by": "system",
         "total_length": 1500,
         "methods": [{"files": 3, "method": certificates.SHREDDED}],
     }  # fmt: skip
