@@ -61,16 +61,16 @@ class TooManyRequests(APIException):
     """RFC 6585, 4."""
 
     status_code = status.HTTP_429_TOO_MANY_REQUESTS
-    default_detail = "Too many requests. Wait for the number of seconds in Retry-After, then try again."
+    default_detail = "Too many requests."
     default_code = "too_many_requests"
 
     def __init__(self, *, retry_after: int) -> None:
-        super().__init__()
+        super().__init__(f"{self.default_detail} Try again in {retry_after} seconds.")
         self.wait = retry_after  # seconds; DRF's handler sends it as Retry-After
 
 
 class TooManyAttempts(TooManyRequests):
-    default_detail = "Too many failed sign-ins. Wait for the number of seconds in Retry-After, then try again."
+    default_detail = "Too many failed sign-ins."
     default_code = "too_many_attempts"
 
 
