@@ -230,8 +230,8 @@ class RefuseBody:
         view_class = getattr(view, "cls", None)
         if "Transfer-Encoding" in request.headers and not getattr(view_class, "accepts_chunked_bodies", False):
             return respond(411, name="length_required", detail="Send the body with a Content-Length instead of in chunks.")
-        is_authenticated = view_class.authentication_classes if view_class else request.user.is_authenticated
-        if (announced_length(request.META) or 0) > MAX_ANONYMOUS_BODY and not is_authenticated:
+        is_anonymous = not (view_class.authentication_classes if view_class else request.user.is_authenticated)
+        if is_anonymous and (announced_length(request.META) or 0) > MAX_ANONYMOUS_BODY:
             return respond(
                 413, name="body_too_large", detail=f"Without authentication, a body has at most {MAX_ANONYMOUS_BODY} bytes."
             )

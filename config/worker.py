@@ -1,16 +1,16 @@
-"""gunicorn's threaded worker, made fit for hour-long streams and for clients that are slow on purpose.
+"""A variant of gunicorn's threaded worker for transfers that take hours, and for clients that are slow on purpose.
 
-What `gthread` of gunicorn 27 does otherwise, and what is done about it here (`config.worker_connection` has the rest):
+It differs from `gthread` of gunicorn 27 in these points, and in those of `config.worker_connection`:
 
-* A thread waits for a slow head. Here the accept loop collects heads and small bodies; a thread gets complete requests. What is
-  collected is bounded for the process and for each network of clients.
-* A liveness probe needs a free thread. Here the accept loop answers /healthz.
-* A closing connection lingers in the accept loop and delays everybody. Here nothing in that loop waits for a client.
-* A failed stream is subtracted from `nr_conns` twice. Here `finish_request` is the only place that subtracts.
-* Bodies that the application refused are drained. Here a refusal says `Connection: close`.
-* HEAD runs the whole body generator, and a generator that ends early leaves the client waiting. Here neither happens.
+* In gthread, a thread waits for a slow request head. Here, the accept loop collects the head and a small body before a thread
+  handles the request. The bytes of incomplete requests are limited for the process and for each network.
+* In gthread, a liveness probe needs a free thread. Here, the accept loop answers /healthz.
+* In gthread, the accept loop waits while it closes a connection. Here, it never waits for a client.
+* gthread subtracts a failed stream from `nr_conns` twice. Here, a connection is subtracted only when it is closed.
+* gthread drains bodies that the application refuses. Here, a refused request gets `Connection: close`.
+* gthread runs the whole body generator for HEAD, and a client waits if a generator ends early. Here, neither happens.
 
-TLS ends in front of this server; HTTP/2, the PROXY protocol and `max_requests` are not served.
+It does not support TLS, which a proxy terminates, nor HTTP/2, the PROXY protocol and `max_requests`.
 """
 
 import errno
@@ -34,15 +34,16 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 from config.worker_connection import MAX_SMALL_BODY, ClientConnection, ClientSocket, IncomingRequest
 
 
-MAX_UNSENT = 256 * 1024  # bytes that the kernel buffers for a slow reader; its default is megabytes for each of a thousand
-MAX_DISCARDED = 64 * 1024 * 1024  # bytes of a refused body that are read and dropped, so that closing does not reset the response
-LINGER_ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: closing drops unsent data and resets the connection
-HEALTHY = b'{"status": "ok"}'
+MAX_UNSENT = 256 * 1024  # bytes that the kernel buffers for a slow client; its default is megabytes for each connection
+# Of a refused body, which is read and discarded, so that closing does not reset the response
+MAX_DISCARDED = 64 * 1024 * 1024  # bytes
+LINGER_ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: closing discards unsent data and resets the connection
+HEALTHY = b'{"status": "ok"}'  # as config.probes answers where another server runs the application
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
-    idle_timeout = 60.0  # seconds of waiting over which the rate of a client is measured
-    head_timeout = 30.0  # seconds for a head and a small body
+    idle_timeout = 60.0  # seconds of waiting over which the transfer rate is measured
+    head_timeout = 30.0  # seconds for the head and a small body
     body_timeout = 30.0  # seconds for a body that is no transfer
     max_parked = 64 * 1024 * 1024  # bytes of incomplete requests in a process; a quarter for one network if there is no proxy
 
@@ -51,14 +52,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         self._parked = 0
         self._parked_by_network: Counter[str] = Counter()
 
-    # --- In the accept loop: nothing here waits ---
+    # --- In the accept loop: no method waits ---
 
     def accept(self, listener: Any) -> None:
         try:
             accepted, address = listener.accept()
         except OSError as error:
             if error.errno not in {errno.EAGAIN, errno.ECONNABORTED}:
-                # Out of descriptors or memory. The loop would spin on the waiting client; `run` accepts again within a second.
+                # Out of descriptors or memory. Without this, the loop would spin on the pending connection. `run` accepts again
+                # within a second.
                 self.set_accept_enabled(False)
             return
         self.nr_conns += 1
@@ -89,22 +91,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
             self._answer(conn, *_refusal(HTTPStatus.SERVICE_UNAVAILABLE, retry_after=5))
 
     def _serve(self, conn: ClientConnection) -> None:
-        """Gives a complete request to a thread, or answers it here."""
-        if method := conn.is_liveness_probe():
+        """Queues a complete request for a thread, or answers a liveness probe."""
+        if method := conn.probe_method():
             head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
             self._answer(conn, head, HEALTHY, is_head=method == b"HEAD")
         else:
             self.enqueue_req(conn)
 
     def _answer(self, conn: ClientConnection, head: bytes, body: bytes, *, is_head: bool = False) -> None:
-        """Answers without waiting, and closes: the kernel has room for so little on a connection that was not written to."""
+        """Responds without waiting, and closes the connection. A response this small fits into the send buffer of the kernel."""
         head += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
         with suppress(OSError):
             conn.sock.send(head + (b"" if is_head else body))
         self._close_gracefully(conn)
 
     def _park(self, conn: ClientConnection, size: int) -> None:
-        """Counts bytes of an incomplete request, from when they arrive until a thread has the request."""
+        """Counts bytes of an incomplete request, until it is complete or its connection is closed."""
         conn.parked += size
         self._parked += size
         self._parked_by_network[conn.network] += size
@@ -124,26 +126,28 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
 
     def _await_request(self, conn: ClientConnection) -> None:
         conn.expect_request()
-        conn.sock.deadline = None
-        conn.sock.settimeout(0.0)
+        conn.sock.stop_blocking()
         if conn.has_request():
             self._serve(conn)
             return
+        self._park(conn, conn.parser.unreader.buf.getbuffer().nbytes)
         conn.timeout = time.monotonic() + self.head_timeout
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def _close_gracefully(self, conn: ClientConnection) -> None:
-        """Ends the response and waits in the accept loop until the client closes: closing while it still sends would reset the
-        connection before it has read the response."""
+        """Ends the response, and keeps the connection until the client closes it.
+
+        To close it while the client still sends would reset the connection before the client has read the response.
+        """
         try:
             conn.sock.shutdown(socket.SHUT_WR)
-        except OSError:  # closed by its thread, or by the client
+        except OSError:  # closed by the thread or the client
             self._close(conn)
             return
-        conn.sock.settimeout(0.0)
+        conn.sock.stop_blocking()
         conn.set_timeout()
-        self.keepalived_conns.append(conn)  # these expire in their order, and are closed then
+        self.keepalived_conns.append(conn)  # gunicorn closes these when they expire
         if not self.alive:
             self._cap_keepalive(time.monotonic() + STOP_KEEPALIVE_LINGER)
         self.poller.register(conn.sock, EVENT_READ, partial(self._discard, conn))
@@ -158,7 +162,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
             self._close(conn)
 
     def _receive(self, client: ClientSocket) -> bytes | None:
-        """The bytes that have arrived: b"" if the client is gone, None if there are none."""
+        """Returns received bytes, b"" if the client has disconnected, or None if nothing has arrived."""
         try:
             return client.recv(MAX_SMALL_BODY)
         except BlockingIOError:
@@ -166,9 +170,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         except OSError:
             return b""
 
-    def _unregister(self, parked: Any, conn: ClientConnection) -> None:
+    def _unregister(self, connections: Any, conn: ClientConnection) -> None:
         self.poller.unregister(conn.sock)
-        parked.remove(conn)
+        connections.remove(conn)
         self._unpark(conn)
 
     def murder_pending(self) -> None:
@@ -191,20 +195,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         conn.close()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """A stopping worker does not wait for requests that have not arrived."""
+        """Also limits the wait for requests that have not arrived yet, so that the worker can stop."""
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
 
-    # --- In a thread of its own ---
+    # --- In a thread of the pool ---
 
     def handle_request(self, request: IncomingRequest, conn: ClientConnection) -> bool:
-        conn.sock.settimeout(self.idle_timeout)
-        conn.sock.deadline = time.monotonic() + self.body_timeout
+        conn.sock.start_blocking(self.body_timeout)
         response, environ = wsgi.create(request, conn.sock, conn.client, conn.server, self.cfg)
         environ["wsgi.multithread"] = True
         environ["strongroom.begin_transfer"] = conn.sock.begin_transfer
-        del environ["wsgi.file_wrapper"]  # no file is sent without passing through the middleware that counts it
+        del environ["wsgi.file_wrapper"]  # sends files past the middleware that counts bytes
         if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
             response.force_close()
         try:
@@ -215,8 +218,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
                 return False
             self.log.info("response cut short", exc_info=not isinstance(error, OSError))
             if isinstance(error, TimeoutError) or (response.response_length is None and not response.chunked):
-                # A stalled reader would keep the kernel's buffers, and a client that reads until the connection ends would take
-                # an orderly end for the end of the body.
+                # A stalled client would keep the kernel's buffers. A client that reads until the end of the connection would
+                # take an orderly close for the end of the body.
                 conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ABORT)
                 conn.close()
             return False
@@ -243,7 +246,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         return bool(super().handle(conn))
 
     def handle_error(self, request: Any, client: socket.socket, address: Any, error: Exception) -> None:
-        """Answers a request that never reached the application in the form of all errors. No part of it is repeated or logged."""
+        """Answers a request that did not reach the application with a problem document. Does not echo or log the request."""
         status = _status_of(error)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.exception("request failed in the server")
@@ -254,11 +257,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type hints
         try:
             client.sendall(head + (b"" if request and request.method == "HEAD" else body))
         except OSError:
-            self.log.debug("the client closed the connection before it was refused")
+            self.log.debug("the client disconnected before the error response")
 
 
 def _refusal(status: HTTPStatus, *, retry_after: int | None = None) -> tuple[bytes, bytes]:
-    """Head (without the headers on connection and length) and body of a problem document."""
+    """Returns the head, without Connection and Content-Length, and the body of a problem document."""
     problem = {"type": "about:blank", "title": status.phrase, "status": status, "detail": status.description or status.phrase}
     head = f"HTTP/1.1 {status.value} {status.phrase}\r\nCache-Control: no-store\r\nContent-Type: application/problem+json\r\n"
     if retry_after is not None:

@@ -1,12 +1,12 @@
-"""One client connection of the web server: its socket, its requests and their bodies. `config.worker` is the server.
+"""A client connection of `config.worker`: its socket, its requests and their bodies.
 
-What gunicorn 27 does otherwise, and what is done about it here:
+It differs from gunicorn 27 in these points:
 
-* A socket waits without limit, and any rate is enough. Here a client that moves less than 1 KiB/s over a minute of waiting is cut
-  off, and a body that is no transfer has 30 seconds.
-* "100 Continue" is sent before the application has run. Here the client is invited when the body is first read, so that a refused
-  upload is not sent.
-* A body of known length is read ahead by 1 MiB, and the surplus is copied at every read. Here it is received as it is requested.
+* gunicorn has no timeout on sockets. Here, a client that transfers less than 1 KiB/s during a minute of waiting is disconnected,
+  and a body that is no transfer has a deadline.
+* gunicorn sends "100 Continue" before the application runs. Here, it is sent when the application first reads the body, so that
+  a client does not send a body that is refused.
+* gunicorn reads 1 MiB ahead, and copies the surplus at each read. Here, a body of known length is read in the requested sizes.
 """
 
 import errno
@@ -26,9 +26,9 @@ from gunicorn.workers.gthread import TConn
 from tenants.addresses import network_of
 
 
-MAX_SMALL_BODY = 16 * 1024  # bytes that the accept loop collects before a thread is spent on the request
-MAX_HEAD = 64 * 1024
-MIN_RATE = 1024  # bytes a second
+MAX_SMALL_BODY = 16 * 1024  # bytes; the accept loop collects bodies up to this size
+MAX_HEAD = 64 * 1024  # bytes
+MIN_RATE = 1024  # bytes per second
 HEAD_END = re.compile(rb"\r?\n\r?\n")
 CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,5})[ \t]*\r?\n", re.IGNORECASE)
 EXPECTATION = re.compile(rb"\nexpect:[ \t]*100-continue", re.IGNORECASE)
@@ -37,11 +37,11 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class ClientSocket(socket.socket):
-    """A connection whose peer has to send or receive at a minimum rate.
+    """A socket with a minimum transfer rate.
 
-    Only time spent waiting for the peer counts, not the time of the application, and the rate is measured over `idle_timeout`
-    seconds of it. A stalled connection therefore ends after one to two `idle_timeout`, and a fast transfer may pause. If it has a
-    `deadline` (monotonic seconds), receiving ends then at the latest.
+    The rate is measured over `idle_timeout` seconds of waiting for the client; the time of the application does not count. A
+    client that stalls is disconnected after one to two times `idle_timeout`. A short pause in a fast transfer has no effect.
+    Receiving also ends at the `deadline` (monotonic seconds), if there is one.
     """
 
     def __init__(self, accepted: socket.socket, idle_timeout: float) -> None:
@@ -49,43 +49,57 @@ class ClientSocket(socket.socket):
         self.idle_timeout = idle_timeout
         self.deadline: float | None = None
         self._waited = 0.0
-        self._moved = 0
+        self._transferred = 0
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         started = time.monotonic()
-        if self.deadline is not None:
-            if started >= self.deadline:
-                raise TimeoutError("the body is too slow")
-            self.settimeout(min(self.idle_timeout, self.deadline - started))
-        data = super().recv(size, flags)
+        data = super().recv(size, flags) if self.deadline is None else self._recv_in_time(size, flags, self.deadline - started)
         self._check_rate(len(data), started)
         return data
 
-    def begin_transfer(self) -> None:
-        """Lifts the deadline: from here on only the minimum rate applies."""
-        self.deadline = None
+    def _recv_in_time(self, size: int, flags: int, seconds: float) -> bytes:
+        if seconds <= 0:
+            raise TimeoutError("the body is too slow")
+        self.settimeout(min(self.idle_timeout, seconds))
+        try:
+            return super().recv(size, flags)
+        finally:
+            self.settimeout(self.idle_timeout)  # sending has no deadline
+
+    def start_blocking(self, seconds: float) -> None:
+        """Lets a thread wait for the client, and gives the request body a deadline."""
+        self.deadline = time.monotonic() + seconds
         self.settimeout(self.idle_timeout)
 
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        # socket.sendall() applies its timeout to the whole of `data`: the required rate would grow with the size of the piece.
-        left = memoryview(data)
-        while left:
-            started = time.monotonic()
-            sent = self.send(left, flags)
-            self._check_rate(sent, started)
-            left = left[sent:]
+    def stop_blocking(self) -> None:
+        """Lets the accept loop use the socket."""
+        self.deadline = None
+        self.settimeout(0.0)
 
-    def _check_rate(self, moved: int, started: float) -> None:
+    def begin_transfer(self) -> None:
+        """Removes the deadline, so that only the minimum rate applies."""
+        self.deadline = None
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        # socket.sendall() applies its timeout to the whole of `data`, so the required rate would grow with the size.
+        remaining = memoryview(data)
+        while remaining:
+            started = time.monotonic()
+            sent = self.send(remaining, flags)
+            self._check_rate(sent, started)
+            remaining = remaining[sent:]
+
+    def _check_rate(self, transferred: int, started: float) -> None:
         self._waited += time.monotonic() - started
-        self._moved += moved
+        self._transferred += transferred
         if self._waited >= self.idle_timeout:
-            if self._moved < MIN_RATE * self._waited:
+            if self._transferred < MIN_RATE * self._waited:
                 raise TimeoutError("the client is too slow")
-            self._waited, self._moved = 0.0, 0
+            self._waited, self._transferred = 0.0, 0
 
 
 class LazyBody(Body):  # type: ignore[misc]  # gunicorn has no type hints
-    """A body that the client is invited to send when it is first read."""
+    """A body that sends "100 Continue" when the application first reads it."""
 
     def __init__(self, reader: Any, send_continue: Callable[[], None] | None) -> None:
         super().__init__(reader)
@@ -103,8 +117,11 @@ class LazyBody(Body):  # type: ignore[misc]  # gunicorn has no type hints
 
 
 class ExactReader(LengthReader):  # type: ignore[misc]  # gunicorn has no type hints
-    """Receives as many bytes as requested. gunicorn reads ahead and copies the surplus at each read: 1.4 s of CPU for a GiB that
-    is read in pieces of 256 KiB, against 0.2 s."""
+    """Receives at most the requested size.
+
+    gunicorn reads ahead and copies the surplus at each read, which takes 1.4 s of CPU per GiB in pieces of 256 KiB instead of
+    0.2 s.
+    """
 
     def read(self, size: int) -> bytes:
         size = min(self.length, size)
@@ -124,15 +141,15 @@ class IncomingRequest(Request):  # type: ignore[misc]  # gunicorn has no type hi
         if isinstance(reader, LengthReader):
             reader = ExactReader(self.unreader, reader.length)
         self.body = LazyBody(reader, self._send_continue if self._expected_100_continue else None)
-        self._expected_100_continue = False  # or gunicorn would send the invitation now
+        self._expected_100_continue = False  # otherwise gunicorn sends "100 Continue" immediately
 
     def _send_continue(self) -> None:
-        if not self.unreader.buf.getbuffer().nbytes:  # otherwise the body is already arriving
+        if not self.unreader.buf.getbuffer().nbytes:  # otherwise the client already sends the body
             self.unreader.sock.sendall(CONTINUE)
 
     @property
     def has_unread_body(self) -> bool:
-        """Whether the client has not yet sent the whole body."""
+        """Whether the client has not sent all of the body yet."""
         reader = self.body.reader
         if isinstance(reader, ChunkedReader):
             return reader.parser is not None
@@ -152,16 +169,16 @@ class ClientConnection(TConn):  # type: ignore[misc]  # gunicorn has no type hin
         super().__init__(*args)
         self.parser = IncomingParser(self.cfg, self.sock, self.client)
         self.network = network_of(self.client[0]) if isinstance(self.client, tuple) else ""
-        self.parked = 0  # bytes that its worker counts while the request is incomplete
+        self.parked = 0  # bytes that the worker counts for an incomplete request
         self.expect_request()
 
     def expect_request(self) -> None:
         self.searched = 0
-        self.needed = 0  # bytes of head and small body, known when the head is complete
+        self.needed = 0  # bytes of the head and a small body; 0 until the head has arrived
         self.discarded = 0
 
     def has_request(self) -> bool:
-        """Whether the head and a small body are complete, so that a thread need not wait for them."""
+        """Whether the head and a small body have arrived, so that a thread can handle the request."""
         with self.parser.unreader.buf.getbuffer() as received:
             if not self.needed:
                 head = HEAD_END.search(received, max(0, self.searched - 3))
@@ -172,12 +189,12 @@ class ClientConnection(TConn):  # type: ignore[misc]  # gunicorn has no type hin
                 body = int(length[1]) if length and int(length[1]) <= MAX_SMALL_BODY else 0
                 self.needed = head.end() + body
                 if received.nbytes < self.needed and EXPECTATION.search(received, 0, head.end()):
-                    with suppress(OSError):  # the next read shows that the client is gone
+                    with suppress(OSError):  # the next read detects a client that has disconnected
                         self.sock.send(CONTINUE)
             return bool(received.nbytes >= self.needed)
 
-    def is_liveness_probe(self) -> bytes:
-        """The method of a complete request of /healthz that the accept loop answers, b"" for any other request."""
+    def probe_method(self) -> bytes:
+        """Returns GET or HEAD if the request is a liveness probe, otherwise b""."""
         with self.parser.unreader.buf.getbuffer() as received:
             probe = PROBE.match(received)
             return probe[1] if probe and received.nbytes == self.needed else b""

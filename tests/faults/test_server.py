@@ -236,6 +236,31 @@ def test_body_that_is_no_transfer_has_a_deadline(server: Server, seconds: float)
     pytest.fail("the body was read without a deadline")
 
 
+@QUIET  # it takes most of the time of the body
+def test_deadline_of_the_body_does_not_limit_the_response(server: Server) -> None:
+    head = b"POST /read-and-stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n"
+    with server.connect(head, buffer=65536) as client:
+        for pause in (0.8, 0.8, 0.1):  # of two idle timeouts
+            time.sleep(pause * IDLE_TIMEOUT)
+            client.sendall(b"x" * (20_000 if pause > 0.1 else 60_000))
+        client.recv(1000)
+        time.sleep(0.8 * IDLE_TIMEOUT)  # more than the body had left
+        assert len(read_all(client)) > 63 * MIB
+
+
+def test_incomplete_requests_after_the_first_are_bounded_too(server: Server) -> None:
+    """Bytes that arrive together with a complete request, and belong to the next one."""
+    first = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+    begun = b"GET /hello HTTP/1.1\r\nX-Padding: " + b"x" * 15_000
+    count = ShortTimeoutWorker.max_parked // 4 // len(begun) + 2
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            client = stack.enter_context(server.connect(first + begun))
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"x")
+        assert b"HTTP/1.1 503 " in read_all(client)
+
+
 @QUIET  # a busy machine may send more slowly than the minimum rate
 def test_transfer_has_no_deadline(server: Server) -> None:
     pieces = int(ShortTimeoutWorker.body_timeout / 0.05) * 2

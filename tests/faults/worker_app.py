@@ -62,7 +62,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
             return answer("403 Forbidden", b"no")
         case "/fail":
             raise RuntimeError("secret-plan.txt")
-        case "/read" | "/transfer":
+        case "/read" | "/transfer" | "/read-and-stream":
             if environ["PATH_INFO"] == "/transfer":
                 environ["strongroom.begin_transfer"]()
             length, digest = 0, hashlib.sha256()
@@ -74,6 +74,8 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
                 return answer("408 Request Timeout", b"")
             except OSError:
                 return answer("400 Bad Request", b"")
+            if environ["PATH_INFO"] == "/read-and-stream":
+                return stream(64 * MIB, (b"x" * MIB for _ in range(64)))
             return answer("200 OK", f"{length} {digest.hexdigest()}".encode())
         case "/large-pieces":
             return stream(64 * MIB, (b"x" * (4 * MIB) for _ in range(16)))
