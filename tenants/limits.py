@@ -56,18 +56,9 @@ class Limit:
             cursor.execute(TAKE.format(greatest=greatest), given)
             is_allowed = cursor.fetchone() is not None
         if not is_allowed:
-            self.check(subject, now=now)
-            raise self.refusal(retry_after=1)  # the row was refilled between the two statements
-
-    def check(self, subject: str, *, now: datetime) -> None:
-        """Checks that one more event would be allowed, without counting it.
-
-        Raises: TooManyRequests.
-        """
-        full_at = RateLimit.objects.filter(key=self._key(subject)).values_list("full_at", flat=True).first() or 0
-        excess = max(full_at, _microseconds(now)) + self._cost - _microseconds(now) - self._period
-        if excess > 0:
-            raise self.refusal(retry_after=ceil(excess / SECOND))
+            full_at = RateLimit.objects.filter(key=given["key"]).values_list("full_at", flat=True).first() or 0
+            excess = full_at + self._cost - _microseconds(now) - self._period
+            raise self.refusal(retry_after=max(1, ceil(excess / SECOND)))
 
     def refund(self, subject: str) -> None:
         """Removes one event from the count."""

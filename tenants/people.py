@@ -150,17 +150,23 @@ def accept(*, token: str, username: str | None, password: str | None, now: datet
         pk = UUID(signing.loads(token, salt=INVITATION))
     except (signing.BadSignature, ValueError):
         raise BadToken from None
+    invitation = _find_valid(Invitation.objects.all(), pk, now)
+    if invitation is None:
+        raise BadToken
+    newcomer = None
+    if not User.objects.filter(email=invitation.email).exists():
+        newcomer = _prepare_invited_user(invitation.email, username, password)
     with transaction.atomic():
         # The other contenders are a second acceptance and a withdrawal. The transaction that deletes the row wins.
         invitation = _find_valid(Invitation.objects.select_for_update(of=("self",)), pk, now)
         if invitation is None:
             raise BadToken
         invitation.delete()
-        user = User.objects.filter(email=invitation.email).first()
-        if user is None:
-            user = _create_invited_user(invitation.email, username, password, now)
-        elif not user.is_active or user.service_of_id is not None:
+        user = User.objects.filter(email=invitation.email).first() or newcomer
+        if user is None or not user.is_active or user.service_of_id is not None:
             raise BadToken
+        if user is newcomer:
+            services.create(user, by=None, now=now)
         return services.add_member(tenant=invitation.tenant, user=user, roles=invitation.roles, by=user, now=now)
 
 
@@ -191,11 +197,11 @@ def _find_valid(invitations: QuerySet[Invitation], pk: UUID, now: datetime) -> I
     return found if access.can_administer(access.principal_of(found.invited_by), found.tenant) else None
 
 
-def _create_invited_user(email: str, username: str | None, password: str | None, now: datetime) -> User:
+def _prepare_invited_user(email: str, username: str | None, password: str | None) -> User:
     if not username or not password:
         missing = [name for name, value in (("username", username), ("password", password)) if not value]
         raise ValidationError({name: ["This field is required for a new account."] for name in missing}, code="required")
-    return services.create_user(username=username, email=email, password=password, by=None, now=now)
+    return services.prepare_user(username=username, email=email, password=password)
 
 
 def _addable_users(by: User, tenant: Tenant) -> QuerySet[User]:

@@ -49,11 +49,24 @@ def create_user(
 
     Raises: HashingFull, Invalid, ValidationError.
     """
+    user = prepare_user(username=username, email=email, password=password)
+    user.is_superuser = user.is_staff = is_superuser
+    create(user, by=by, now=now)
+    return user
+
+
+def prepare_user(*, username: str, email: str, password: str | None) -> User:
+    """Returns a new user who is not stored yet. Hashing waits for its turn, so it comes before the transaction that stores them.
+
+    Raises: HashingFull, Invalid, ValidationError.
+    """
     if username.casefold() in RESERVED_USERNAMES:
         raise Invalid("username", "This username is reserved. Choose another one.", code="reserved_name")
-    user = User(username=username, email=email, is_superuser=is_superuser, is_staff=is_superuser)
-    _set_password(user, password)
-    create(user, by=by, now=now)
+    user = User(username=username, email=email)
+    if password is None:
+        user.set_unusable_password()
+    else:
+        prepare_password(user=user, password=password, field="password")
     return user
 
 
@@ -100,7 +113,24 @@ def set_password(*, user: User, password: str, by: User | None, now: datetime, f
 
     Raises: HashingFull, ValidationError.
     """
-    _set_password(user, password, field=field)
+    prepare_password(user=user, password=password, field=field)
+    save_password(user=user, by=by, now=now)
+
+
+def prepare_password(*, user: User, password: str, field: str) -> None:
+    """Sets the hash on the instance, and stores nothing. Hashing waits for its turn, so it comes before a transaction.
+
+    Raises: HashingFull, ValidationError.
+    """
+    try:
+        validate_password(password, user)
+    except ModelValidationError as error:
+        raise ValidationError({field: error.messages}) from error
+    user.set_password(password)
+
+
+def save_password(*, user: User, by: User | None, now: datetime) -> None:
+    """Stores a prepared password, which revokes all tokens of the user."""
     with transaction.atomic():
         user.save(update_fields=["password"])
         audit.record("user.password", by=by, tenant=None, target=user, now=now)
@@ -280,15 +310,6 @@ def validate(instance: Tenant | User | Membership | Invitation) -> None:
         instance.full_clean()
     except ModelValidationError as error:
         raise ValidationError(get_error_detail(error)) from error
-
-
-def _set_password(user: User, password: str | None, *, field: str = "password") -> None:
-    if password is not None:
-        try:
-            validate_password(password, user)
-        except ModelValidationError as error:
-            raise ValidationError({field: error.messages}) from error
-    user.set_password(password)
 
 
 def _check_admin_remains(membership: Membership, roles: Sequence[str]) -> None:

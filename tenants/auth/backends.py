@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from tenants import request_context
 from tenants.auth import sign_in_limits
+from tenants.errors import HashingFull
 from tenants.models import User
 
 
@@ -22,7 +23,11 @@ class LimitedBackend(ModelBackend):
         if username is None or password is None:
             return None
         attempt = sign_in_limits.Attempt(username, request_context.network(), now=timezone.now())
-        user = super().authenticate(request, username=username, password=password, **kwargs)
+        try:
+            user = super().authenticate(request, username=username, password=password, **kwargs)
+        except HashingFull:
+            attempt.cancel()
+            raise
         if not isinstance(user, User):
             return None
         attempt.succeed(user)

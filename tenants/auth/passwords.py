@@ -61,12 +61,19 @@ def confirm_reset(*, token: str, new_password: str, now: datetime) -> None:
     user_id, _, secret = token.partition("-")
     if not re.fullmatch("[0-9]{1,18}", user_id):
         raise BadToken
+    user = _find_by_token(_users_with_password(), user_id, secret)
+    services.prepare_password(user=user, password=new_password, field="new_password")
     with transaction.atomic():
         # The other contender uses the same token. The new password makes it invalid.
-        user = _users_with_password().select_for_update().filter(pk=user_id).first()
-        if not _token_generator.check_token(user, secret) or user is None:
-            raise BadToken
-        services.set_password(user=user, password=new_password, by=user, now=now, field="new_password")
+        _find_by_token(_users_with_password().select_for_update(), user_id, secret)
+        services.save_password(user=user, by=user, now=now)
+
+
+def _find_by_token(users: QuerySet[User], user_id: str, secret: str) -> User:
+    user = users.filter(pk=user_id).first()
+    if not _token_generator.check_token(user, secret) or user is None:
+        raise BadToken
+    return user
 
 
 @outbox.context_builder(RESET)

@@ -50,18 +50,20 @@ class Attempt:
                 limit.take(subject, now=now)
                 self._taken.append((limit, subject))
         except TooManyAttempts:
-            self._refund()
+            self.cancel()
             raise
 
     def succeed(self, user: User) -> None:
-        """Refunds the attempt, and records the network as known."""
-        self._refund()
+        """Restores the account's allowance, and records the network as known."""
         for limit, subject in self._taken:
-            if limit is not NETWORK:  # otherwise an attacker could reset the limit by signing in to an account of their own
+            if limit is NETWORK:  # a reset would help an attacker who signs in to an account of their own in between
+                limit.refund(subject)
+            else:
                 limit.reset(subject)
         KnownNetwork.objects.update_or_create(user=user, network=self._network, defaults={"signed_in_at": self._now})
 
-    def _refund(self) -> None:
+    def cancel(self) -> None:
+        """Refunds an attempt whose password was not checked."""
         for limit, subject in self._taken:
             limit.refund(subject)
 

@@ -4,6 +4,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from rest_framework.exceptions import APIException
 
+from tenants.models import User
+
 
 class OperatorCommand(BaseCommand):
     """A command that calls a service. It prints an error of the service as one line on stderr, and exits with status 1."""
@@ -13,6 +15,13 @@ class OperatorCommand(BaseCommand):
             return super().execute(*args, **options)
         except APIException as error:
             raise CommandError(_sentences(error.detail)) from error
+
+
+def find_user(username: str) -> User:
+    user = User.objects.filter(username=username).first()
+    if user is None:
+        raise CommandError(f"There is no user {username}.")
+    return user
 
 
 def ask_password() -> str:

@@ -15,6 +15,7 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from tenants import limits, services
+from tenants.auth import hashing
 from tenants.errors import TooManyRequests
 from tenants.limits import Limit
 from tenants.models import AuditEvent, RateLimit, User
@@ -225,6 +226,21 @@ def test_token_limit_stores_no_name_that_was_typed(alice: User) -> None:
     """People type passwords there."""
     fail("correct horse battery staple", 1)
     assert "correct" not in str(list(RateLimit.objects.values()))
+
+
+def test_token_that_is_refused_because_hashing_is_busy_is_no_failure(
+    alice: User, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashers = settings.PASSWORD_HASHERS
+    settings.PASSWORD_HASHERS = ["tenants.auth.hashing.Argon2PasswordHasher", *hashers]
+    alice.set_password(PASSWORD)
+    alice.save()
+    with monkeypatch.context() as patch:
+        patch.setattr(hashing, "_queue", hashing.FairQueue(0, timeout=0.01))
+        for _ in range(LIMIT + 1):
+            response = sign_in("alice")
+            assert (response.status_code, response.json()["code"], response["Retry-After"]) == (503, "sign_in_busy", "5")
+    assert sign_in("alice").status_code == 200
 
 
 def test_unlock_gives_an_account_its_attempts_back(alice: User) -> None:

@@ -1,11 +1,10 @@
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandParser
 from django.utils import timezone
 
 from tenants import services
-from tenants.management.operator import OperatorCommand, ask_password
-from tenants.models import User
+from tenants.management.operator import OperatorCommand, ask_password, find_user
 
 
 class Command(OperatorCommand):
@@ -15,8 +14,6 @@ class Command(OperatorCommand):
         parser.add_argument("username")
 
     def handle(self, *, username: str, **options: Any) -> None:
-        user = User.objects.filter(username=username).first()
-        if user is None:
-            raise CommandError(f"There is no user {username}.")
+        user = find_user(username)
         services.set_password(user=user, password=ask_password(), by=None, now=timezone.now())
         self.stdout.write(f"Changed the password of {username}.")

@@ -7,8 +7,8 @@ from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from tenants.auth import api_keys
-from tenants.management.operator import OperatorCommand
-from tenants.models import Scope, Tenant, User
+from tenants.management.operator import OperatorCommand, find_user
+from tenants.models import Scope, Tenant
 
 
 def days(text: str) -> timedelta:
@@ -34,11 +34,10 @@ class Command(OperatorCommand):
         parser.add_argument("--days", type=days, dest="lifetime", metavar="N", help="days until it expires (default: a year)")
 
     def handle(self, *, tenant: str, user: str, name: str, scopes: list[str], lifetime: timedelta | None, **options: Any) -> None:
-        found, owner = Tenant.objects.filter(slug=tenant).first(), User.objects.filter(username=user).first()
+        found = Tenant.objects.filter(slug=tenant).first()
         if found is None:
             raise CommandError(f"There is no tenant {tenant}.")
-        if owner is None:
-            raise CommandError(f"There is no user {user}.")
+        owner = find_user(user)
         now = timezone.now()
         expires_at = None if lifetime is None else now + lifetime
         _, text = api_keys.create(tenant=found, owner=owner, name=name, scopes=scopes, expires_at=expires_at, by=None, now=now)
